@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""DreamBooth fine-tuning of Stable Diffusion v1.4 on ColossalAI's Booster with the TorchDDP plugin.
+
+torchrun --nproc_per_node 1 train_dreambooth_colossalai.py --pretrained_model_name_or_path DIR \
+    --instance_data_dir DIR --instance_prompt "a photo of my cat." --output_dir DIR
+"""
+
+import sys
+from argparse import Namespace
+
+from utils.arguments import parse_args
+from utils.errors import run_main
+from utils.preflight import BaseModel, check_base_model, check_output_dir, check_resolution, default_save_dtype
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Checks everything that can be checked without loading a model, then trains; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_args(argv)
+    base = check_base_model(args.pretrained_model_name_or_path)
+    check_resolution(args, base)
+    check_output_dir(args)
+    args.save_dtype = args.save_dtype or default_save_dtype(base.unet_weights)
+
+    # Imported only now, so that --help and the complaints above are instant.
+    import torch.distributed as dist
+
+    from utils.colossal import get_accelerator, launch
+    from utils.dataset import InstanceDataset
+
+    dataset = InstanceDataset(args.instance_data_dir, args.resolution, args.center_crop)
+    launch(args.seed)
+    try:
+        train(args, argv, base, dataset, get_accelerator().get_current_device())
+    finally:
+        dist.destroy_process_group()
+    return 0
+
+
+def train(args: Namespace, argv: list[str], base: BaseModel, dataset, device) -> None:
+    """Trains the UNet on the photos and writes the new pipeline to args.output_dir."""
+    import torch.distributed as dist
+
+    from utils import logs, pipeline, run_record
+    from utils.train_step import BatchSource, TrainStep
+
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    plan = run_record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
+    encoder_hidden_states, latents, noise_scheduler, scaling_factor = encode_inputs(args, base, dataset, plan, device)
+    unet, optimizer, booster = boost_unet(args, base, plan, device)
+    batches = BatchSource(
+        latents,
+        seed=args.seed,
+        rank=rank,
+        num_ranks=num_ranks,
+        batch_size=args.train_batch_size,
+        num_micro_batches=args.gradient_accumulation_steps,
+        num_train_timesteps=noise_scheduler.config.num_train_timesteps,
+        device=device,
+    )
+    train_step = TrainStep(
+        unet=unet,
+        optimizer=optimizer,
+        booster=booster,
+        noise_scheduler=noise_scheduler,
+        encoder_hidden_states=encoder_hidden_states,
+        scaling_factor=scaling_factor,
+    )
+
+    record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=rank == 0)
+    if rank == 0:
+        print(record.summary(), flush=True)
+    log = logs.TrainingLog(args, num_steps=plan.num_steps, is_main=rank == 0, device=device)
+    for step in range(plan.num_steps):
+        log.step(step + 1, train_step(batches.micro_batches(step)))
+    log.close()
+
+    if rank == 0:
+        pipeline.commit_pipeline(
+            args.output_dir,
+            base.folder,
+            lambda folder: pipeline.save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
+        )
+        print(record.finish(log), flush=True)
+    dist.barrier()
+
+
+def encode_inputs(args: Namespace, base: BaseModel, dataset, plan, device) -> tuple:
+    """What stays frozen: the prompt and the photos go through it once, then it is freed.
+
+    Returns encoder_hidden_states [1,77,C], the InstanceLatents, the noise scheduler and the VAE's scaling factor.
+    """
+    from utils import models
+    from utils.diffusion import encode_prompt
+    from utils.latents import InstanceLatents
+
+    tokenizer = models.load_tokenizer(base.folder, args.tokenizer_name)
+    text_encoder = models.load_text_encoder(base.folder, plan.weight_dtype, device)
+    input_ids = models.tokenize(tokenizer, args.instance_prompt).to(device)
+    vae = models.load_vae(base.folder, plan.weight_dtype, device)
+    latents = InstanceLatents(dataset, vae)
+    return (
+        encode_prompt(text_encoder, input_ids),
+        latents,
+        models.load_noise_scheduler(base.folder),
+        vae.config.scaling_factor,
+    )
+
+
+def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
+    """What is trained: fp32 masters from the file's own weights, the UNet itself in weight_dtype, boosted.
+
+    Returns the boosted UNet, the MasterWeightsOptimizer and the Booster.
+    """
+    from utils import models
+    from utils.colossal import boost
+    from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+
+    unet = models.load_unet(base.folder)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    flat = FlatParameters(unet, plan.weight_dtype, device)
+    optimizer = MasterWeightsOptimizer(
+        flat,
+        learning_rates=plan.learning_rates,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        weight_decay=args.adam_weight_decay,
+        max_grad_norm=args.max_grad_norm,
+    )
+    return boost(unet, optimizer)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

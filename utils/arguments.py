@@ -1,0 +1,175 @@
+"""Command line of train_dreambooth_colossalai.py. No torch import here, so that --help is instant."""
+
+import argparse
+import difflib
+import math
+from pathlib import Path
+
+from utils.errors import UserError
+
+LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose complaints are UserErrors that name the nearest flag."""
+
+    def __init__(self, **options):
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=119),
+            **options,
+        )
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ") if "unrecognized" in message else ""
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown.split()[0].split("=")[0], flags, n=1)
+            message += f"; did you mean {near[0]}?" if near else "; --help lists the flags"
+        raise UserError(message)
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    return _bounded(int, text, 1)
+
+
+def non_negative_int(text: str) -> int:
+    """An integer of at least 0."""
+    return _bounded(int, text, 0)
+
+
+def seed_int(text: str) -> int:
+    """An integer in [0, 2**32): what every generator takes."""
+    value = _bounded(int, text, 0)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not below 2**32")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """A finite number of at least 0."""
+    return _bounded(float, text, 0)
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    value = _bounded(float, text, 0)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def unit_float(text: str) -> float:
+    """A number in [0, 1)."""
+    value = _bounded(float, text, 0)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return value
+
+
+def _bounded(kind: type, text: str, least: int):
+    try:
+        value = kind(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+    if not math.isfinite(value) or value < least:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least {least}")
+    return value
+
+
+def training_parser() -> argparse.ArgumentParser:
+    """The parser; flag names and meanings are those of diffusers' DreamBooth script wherever it has them."""
+    parser = Parser(
+        prog="train_dreambooth_colossalai.py",
+        description="DreamBooth fine-tuning of Stable Diffusion v1.4 on ColossalAI: photos of one subject in, "
+        "a complete pipeline that draws it out.",
+    )
+    _add_files(parser.add_argument_group("files"))
+    _add_run(parser.add_argument_group("run"))
+    _add_optimization(parser.add_argument_group("optimization"))
+    _add_output(parser.add_argument_group("output and logs"))
+    return parser
+
+
+def _add_files(group) -> None:
+    add = group.add_argument
+    add("--pretrained_model_name_or_path", required=True, type=Path, metavar="DIR", help="folder of the base pipeline")
+    add("--tokenizer_name", type=Path, metavar="DIR", help="folder of another CLIPTokenizer (default: the base's own)")
+    add("--instance_data_dir", required=True, type=Path, metavar="DIR", help="folder with the photos of the subject")
+    add("--output_dir", type=Path, default=Path("output"), metavar="DIR", help="the new pipeline (default: output)")
+    add("--instance_prompt", required=True, metavar="TEXT", help='what the photos show, as in "a photo of my cat."')
+
+
+def _add_run(group) -> None:
+    add = group.add_argument
+    add("--seed", type=seed_int, default=0, help="fixes every random draw (default: 0)")
+    add("--resolution", type=positive_int, default=512, help="side of the training crops in pixels (default: 512)")
+    add("--center_crop", action="store_true", help="crop the middle of a photo that is not square, not a random place")
+    add("--train_batch_size", type=positive_int, default=4, help="photos per rank and forward pass (default: 4)")
+    add("--num_train_epochs", type=positive_int, default=1, help="passes over the photos (default: 1)")
+    add("--max_train_steps", type=positive_int, help="optimisation steps; overrides --num_train_epochs")
+    add(
+        "--gradient_accumulation_steps",
+        type=positive_int,
+        default=1,
+        help="forward passes per optimisation step (default: 1)",
+    )
+    add("--gradient_checkpointing", action="store_true", help="less memory, about a third more time")
+    add(
+        "--mixed_precision",
+        choices=["fp16", "bf16", "no"],
+        help="dtype of VAE, text encoder and UNet; master weights are fp32 always (default: fp16 on a GPU, no on a CPU)",
+    )
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _add_optimization(group) -> None:
+    add = group.add_argument
+    add("--learning_rate", type=positive_float, default=5e-6, help="AdamW's (default: 5e-6)")
+    add("--scale_lr", action="store_true", help="multiply the learning rate by ranks x accumulation x batch size")
+    add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="default: constant")
+    add("--lr_warmup_steps", type=non_negative_int, default=500, help="steps (default: 500; constant has none)")
+    add("--lr_num_cycles", type=positive_int, default=1, help="restarts of cosine_with_restarts (default: 1)")
+    add("--lr_power", type=positive_float, default=1.0, help="exponent of polynomial (default: 1.0)")
+    add("--adam_beta1", type=unit_float, default=0.9, help="default: 0.9")
+    add("--adam_beta2", type=unit_float, default=0.999, help="default: 0.999")
+    add("--adam_weight_decay", type=non_negative_float, default=1e-2, help="default: 1e-2")
+    add("--adam_epsilon", type=positive_float, default=1e-8, help="default: 1e-8")
+    add(
+        "--max_grad_norm",
+        type=non_negative_float,
+        default=1.0,
+        help="clip gradients to this norm; 0: off (default: 1)",
+    )
+
+
+def _add_output(group) -> None:
+    add = group.add_argument
+    add(
+        "--save_dtype",
+        choices=["fp32", "fp16"],
+        help="dtype of the saved UNet (default: that of the base's UNet file: fp16 rounds most small changes away)",
+    )
+    add(
+        "--save_format",
+        choices=["safetensors", "bin"],
+        default="safetensors",
+        help="file format of the saved UNet; bin is the recipe's (default: safetensors)",
+    )
+    add("--logging_dir", type=Path, default=Path("logs"), help="TensorBoard's, inside --output_dir (default: logs)")
+    add("--report_to", choices=["none", "tensorboard"], default="none", help="besides metrics.jsonl (default: none)")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parsed and checked arguments; raises UserError with one line naming the flag."""
+    args = training_parser().parse_args(argv)
+    if not args.instance_prompt.strip():
+        raise UserError("--instance_prompt is empty; say what the photos show, as in 'a photo of my cat.'")
+    return args
+
+
+def as_plain(args: argparse.Namespace) -> dict:
+    """The arguments as JSON values."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}

@@ -1,0 +1,48 @@
+"""The parts of ColossalAI this project uses, imported without the warnings its optional accelerators give."""
+
+import contextlib
+import logging
+import os
+import warnings
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Holds back Python warnings and log lines below ERROR: they are about apex, tensornvme and quantisation kernels."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+with _quiet():
+    import colossalai
+    from colossalai.accelerator import get_accelerator
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import TorchDDPPlugin
+    from colossalai.interface import OptimizerWrapper
+
+__all__ = ["OptimizerWrapper", "boost", "get_accelerator", "launch"]
+
+SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def launch(seed: int) -> None:
+    """colossalai.launch_from_torch; started without torchrun, it is one process of its own."""
+    if "RANK" not in os.environ:
+        os.environ.update(SINGLE_PROCESS)
+    with _quiet():
+        colossalai.launch_from_torch(seed=seed, verbose=False)
+
+
+def boost(model, optimizer: OptimizerWrapper) -> tuple:
+    """The model and the optimizer boosted by a Booster with the TorchDDP plugin, and that Booster."""
+    with _quiet():
+        booster = Booster(plugin=TorchDDPPlugin())
+        model, optimizer, *_ = booster.boost(model, optimizer)
+    return model, optimizer, booster

@@ -1,0 +1,147 @@
+"""The photo folder: which files are photos, and each photo as pixel_values."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from utils.errors import UserError
+
+# Photos that Pillow cannot read by itself: leaving them out silently would surprise their owner.
+UNSUPPORTED_PHOTO_SUFFIXES = {".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}
+
+
+class Photo(NamedTuple):
+    """A decoded photo: `pixels` uint8 [3,H,W], whose shorter side is the training resolution."""
+
+    path: Path
+    sha256: str
+    original_size: tuple[int, int]
+    pixels: torch.Tensor
+
+
+def find_photos(directory: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Sorted photo files of a folder, and what was skipped with the reason; a file is opened only to read its header.
+
+    Raises UserError where there is no such folder, no photo in it, or a file that should be a photo but is unreadable.
+    """
+    if not directory.is_dir():
+        raise UserError(f"--instance_data_dir: there is no folder {directory}; put 3 to 6 photos of the subject there")
+    photos, skipped = [], []
+    for path in sorted(directory.iterdir(), key=lambda entry: entry.name):
+        reason = _reason_to_skip(path)
+        if reason:
+            skipped.append((path, reason))
+        else:
+            photos.append(path)
+    if not photos:
+        found = f"; it holds only {', '.join(p.name for p, _ in skipped[:5])}" if skipped else ""
+        raise UserError(f"--instance_data_dir: no photo in {directory}{found}; JPEG, PNG and WebP files are read")
+    return photos, skipped
+
+
+def _reason_to_skip(path: Path) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_dir():
+        return "a folder"
+    if not path.is_file():
+        return "not a regular file"
+    suffix = path.suffix.lower()
+    if suffix in UNSUPPORTED_PHOTO_SUFFIXES:
+        raise UserError(f"{path} is a {suffix[1:].upper()} photo, which Pillow cannot read; convert it to JPEG or PNG")
+    try:
+        with Image.open(path):
+            return None
+    except UnidentifiedImageError:
+        if suffix in Image.registered_extensions():
+            raise UserError(f"{path} cannot be read as an image; replace it or remove it from the folder") from None
+        return "not an image"
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read: {error}; replace it or remove it from the folder") from error
+
+
+def decode(path: Path) -> Image.Image:
+    """The photo upright (EXIF orientation applied) in RGB, transparency composited on white; first frame if animated.
+
+    Raises UserError naming the file where it is truncated or corrupt.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be decoded: {error}; replace it or remove it from the folder") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16-bit and float greyscale: Pillow's own conversion would clip everything above 255 to white.
+        values = np.asarray(image).astype(np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0 if values.max(initial=0) > 1 else 1.0
+        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
+    """Bilinear, antialiased, aspect kept; the longer side is rounded down as in the recipe's transform."""
+    width, height = image.size
+    scale = resolution / min(width, height)
+    size = (
+        resolution if width <= height else int(width * scale),
+        resolution if height <= width else int(height * scale),
+    )
+    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+class InstanceDataset:
+    """The subject's photos, decoded once.
+
+    Args:
+        directory: folder of photos; anything else in it is skipped and listed in `skipped`.
+        resolution: side R of the square crops in pixels.
+        center_crop: crop the middle instead of a random place.
+
+    Raises:
+        UserError: no folder, no photo, or an unreadable one.
+    """
+
+    def __init__(self, directory: str | os.PathLike, resolution: int, center_crop: bool = False):
+        paths, self.skipped = find_photos(Path(directory))
+        self.resolution = resolution
+        self.center_crop = center_crop
+        self.photos = [self._read(path) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def _read(self, path: Path) -> Photo:
+        image = decode(path)
+        pixels = np.array(resize_shorter_side(image, self.resolution))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return Photo(path, digest, image.size, torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+    def crop_origin(self, photo: int, position: tuple[float, float]) -> tuple[int, int]:
+        """(top, left) in pixels of the crop of photo number `photo`; `position` is two numbers in [0,1)."""
+        spare = [side - self.resolution for side in self.photos[photo].pixels.shape[1:]]
+        if self.center_crop:
+            return int(round(spare[0] / 2)), int(round(spare[1] / 2))
+        return int(position[0] * (spare[0] + 1)), int(position[1] * (spare[1] + 1))
+
+    @property
+    def has_fixed_crops(self) -> bool:
+        """Whether every photo has one crop only: all are square, or the crop is centred."""
+        return self.center_crop or all(len(set(photo.pixels.shape[1:])) == 1 for photo in self.photos)
+
+    def pixel_values(self, photo: int, top: int, left: int) -> torch.Tensor:
+        """float32 [3,R,R] in [-1,1]."""
+        side = self.resolution
+        return self.photos[photo].pixels[:, top : top + side, left : left + side].float() / 127.5 - 1.0

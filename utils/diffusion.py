@@ -1,0 +1,47 @@
+"""The method itself as pure tensor functions: photo -> latents -> noisy latents -> target -> loss."""
+
+import torch
+import torch.nn.functional as F
+
+
+@torch.no_grad()
+def encode_images(vae: torch.nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the VAE's latent distribution, float32 [B,4,R/8,R/8] each.
+
+    `pixel_values` is [B,3,R,R] in [-1,1] in the VAE's dtype; the scaling factor is not applied.
+    """
+    latent_dist = vae.encode(pixel_values).latent_dist
+    return latent_dist.mean.float(), latent_dist.std.float()
+
+
+@torch.no_grad()
+def encode_prompt(text_encoder: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """`encoder_hidden_states` [B,77,C] of `input_ids` [B,77], in the text encoder's dtype."""
+    return text_encoder(input_ids)[0]
+
+
+def sample_latents(
+    mean: torch.Tensor, std: torch.Tensor, latent_noise: torch.Tensor, scaling_factor: float
+) -> torch.Tensor:
+    """Scaled latents drawn from N(mean, std^2), all [B,4,h,w] float32 (Kingma & Welling 2014; scaling: Rombach 2022)."""
+    return (mean + std * latent_noise) * scaling_factor
+
+
+def training_target(
+    noise_scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """What the UNet has to predict, by the scheduler's prediction_type: the noise, or the velocity (Salimans & Ho 2022).
+
+    Raises ValueError for any other prediction_type.
+    """
+    prediction_type = noise_scheduler.config.prediction_type
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        return noise_scheduler.get_velocity(latents, noise, timesteps)
+    raise ValueError(f"the scheduler's prediction_type is {prediction_type!r}, not 'epsilon' or 'v_prediction'")
+
+
+def denoising_loss(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error in float32, a scalar (Ho et al. 2020, eq. 14)."""
+    return F.mse_loss(model_pred.float(), target.float(), reduction="mean")

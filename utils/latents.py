@@ -1,0 +1,41 @@
+"""Photos as latent distributions: each crop goes through the VAE once, however often it is drawn."""
+
+import torch
+
+from utils.dataset import InstanceDataset
+from utils.diffusion import encode_images
+
+MAX_CACHED_BYTES = 1 << 30
+
+
+class InstanceLatents:
+    """Mean and standard deviation of the VAE's latent distribution for a photo's crop.
+
+    A photo with a fixed crop (square, or --center_crop) is encoded before training starts; crops of the others when they
+    are first drawn, and kept, up to MAX_CACHED_BYTES in all. Sampling anew from the kept distribution each step is
+    exactly what encoding anew each step would give.
+    """
+
+    def __init__(self, dataset: InstanceDataset, vae: torch.nn.Module):
+        self.dataset = dataset
+        self.vae = vae
+        self._moments: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._cached_bytes = 0
+        self.shape = tuple(self.moments(0, (0.0, 0.0)).shape[1:])
+        if dataset.has_fixed_crops:
+            for photo in range(len(dataset)):
+                self.moments(photo, (0.0, 0.0))
+            self.vae = None
+
+    def moments(self, photo: int, position: tuple[float, float]) -> torch.Tensor:
+        """float32 [2,4,h,w]: mean and standard deviation for the crop at `position`, two numbers in [0,1)."""
+        key = (photo, *self.dataset.crop_origin(photo, position))
+        if key in self._moments:
+            return self._moments[key]
+        weight = next(self.vae.parameters())
+        pixel_values = self.dataset.pixel_values(*key).unsqueeze(0).to(weight.device, dtype=weight.dtype)
+        moments = torch.cat(encode_images(self.vae, pixel_values))
+        if self._cached_bytes + moments.nbytes <= MAX_CACHED_BYTES:
+            self._moments[key] = moments
+            self._cached_bytes += moments.nbytes
+        return moments

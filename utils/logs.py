@@ -1,0 +1,104 @@
+"""What a run tells while it trains: progress bar, metrics.jsonl, TensorBoard."""
+
+import collections
+import json
+import math
+import sys
+import time
+from argparse import Namespace
+
+import torch
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+LOSS_SMOOTHING = 0.95
+MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for
+
+
+class TrainingLog:
+    """One rank's view of the training: rank 0 shows and writes, the others do neither.
+
+    Steps hand in device scalars; they are copied asynchronously and written when they have arrived, so that logging
+    does not make the GPU wait.
+    """
+
+    def __init__(self, args: Namespace, *, num_steps: int, is_main: bool, device: torch.device):
+        self.device = device
+        self.is_main = is_main
+        self.smoothed_loss: float | None = None
+        self.num_skipped = 0
+        self._pending: collections.deque = collections.deque()
+        self._last_time = time.perf_counter()
+        self._tensorboard = None
+        if not is_main:
+            return
+        self._file = (args.output_dir / METRICS_FILE).open("w", encoding="utf-8", buffering=1)
+        self._bar = tqdm(total=num_steps, desc="training", unit="step", dynamic_ncols=True, file=sys.stderr)
+        if args.report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(args.output_dir / args.logging_dir))
+
+    def step(self, global_step: int, metrics: dict[str, torch.Tensor]) -> None:
+        """Takes the metrics of step `global_step` (counted from 1)."""
+        if not self.is_main:
+            return
+        values = torch.stack([value.detach().double() for value in metrics.values()])
+        event = None
+        if self.device.type == "cuda":
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.append((global_step, list(metrics), values, event))
+        self._drain(MAX_STEPS_BEHIND)
+
+    def _drain(self, max_behind: int) -> None:
+        while self._pending:
+            global_step, names, values, event = self._pending[0]
+            if event is not None and not event.query():
+                if len(self._pending) <= max_behind:
+                    return
+                event.synchronize()
+            self._pending.popleft()
+            self._write(global_step, dict(zip(names, values.tolist(), strict=True)))
+
+    def _write(self, global_step: int, row: dict) -> None:
+        now = time.perf_counter()
+        row["step_time"], self._last_time = now - self._last_time, now
+        row["skipped"] = bool(row["skipped"])
+        self.num_skipped += row["skipped"]
+        self._smooth(row["loss"])
+        plain = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
+        self._file.write(json.dumps({"step": global_step, **plain}) + "\n")
+        if self._tensorboard is not None:
+            for name, value in row.items():
+                self._tensorboard.add_scalar(f"train/{name}", value, global_step)
+        self._bar.set_postfix(self._postfix(row), refresh=False)
+        self._bar.update(1)
+
+    def _smooth(self, loss: float) -> None:
+        if self.smoothed_loss is None:
+            self.smoothed_loss = loss if math.isfinite(loss) else None
+        elif math.isfinite(loss):
+            self.smoothed_loss = LOSS_SMOOTHING * self.smoothed_loss + (1 - LOSS_SMOOTHING) * loss
+
+    def _postfix(self, row: dict) -> dict[str, str]:
+        loss = self.smoothed_loss if math.isfinite(row["loss"]) and self.smoothed_loss is not None else math.nan
+        shown = {"loss": f"{loss:.4f}", "lr": f"{row['lr']:.1e}"}
+        if self.device.type == "cuda":
+            shown["peak"] = f"{torch.cuda.max_memory_allocated(self.device) / 1e9:.1f}GB"
+        if row["loss_scale"] != 1:
+            shown["scale"] = f"{row['loss_scale']:g}"
+        if self.num_skipped:
+            shown["skipped"] = str(self.num_skipped)
+        return shown
+
+    def close(self) -> None:
+        """Waits for the last steps' results and closes the files."""
+        if not self.is_main:
+            return
+        self._drain(0)
+        self._bar.close()
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()

@@ -1,0 +1,200 @@
+"""AdamW on fp32 master weights for fp16 (or bf16, or fp32) parameters, as one ColossalAI OptimizerWrapper.
+
+Why: docs/precision.md. Everything that one update decides (skip or apply, learning rate, loss scale) is held in tensors
+on the device, so that a step never waits for the GPU and can be captured in a CUDA graph.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from utils.colossal import OptimizerWrapper
+
+GROWTH_INTERVAL = 2000  # applied updates in a row before the loss scale doubles (torch.amp.GradScaler's figure)
+MIN_LOSS_SCALE = 2.0**-14
+CHUNK = 1 << 18  # elements: five float32 buffers of this size stay in a CPU's cache from one operation to the next
+
+
+def learning_rate_table(
+    lr: float, lr_scheduler: str, *, num_warmup_steps: int, num_training_steps: int, num_cycles: int, power: float
+) -> list[float]:
+    """The learning rate of each of `num_training_steps` updates, by diffusers' schedule of that name."""
+    from diffusers.optimization import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = get_scheduler(
+        lr_scheduler,
+        optimizer,
+        num_warmup_steps=num_warmup_steps,
+        num_training_steps=num_training_steps,
+        num_cycles=num_cycles,
+        power=power,
+    )
+    table = []
+    for _ in range(num_training_steps):
+        table.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return table
+
+
+class FlatParameters:
+    """A module's trainable parameters as views into one buffer each for weights and gradients.
+
+    Args:
+        module: its parameters must be float32 (the file's own values); they become `weight_dtype` views.
+        weight_dtype: dtype of the weights and gradients the network computes with.
+        device: where all buffers live.
+        memory_format: torch.channels_last lays out 4-D parameters so; others are contiguous.
+
+    `master` holds the float32 values as they were in the file, not their rounded cast; for float32 it is `weight`.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, weight_dtype: torch.dtype, device, memory_format=torch.contiguous_format
+    ):
+        self.parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self.memory_format = memory_format
+        num_elements = sum(p.numel() for _, p in self.parameters)
+        self.master = torch.empty(num_elements, dtype=torch.float32, device=device)
+        for (_, parameter), view in zip(self.parameters, self.views(self.master), strict=True):
+            view.copy_(parameter.detach())
+        self.weight = self.master if weight_dtype == torch.float32 else self.master.to(weight_dtype)
+        self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)
+        weights, grads = self.views(self.weight), self.views(self.grad)
+        for (_, parameter), weight, grad in zip(self.parameters, weights, grads, strict=True):
+            parameter.data = weight
+            parameter.grad = grad
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """`buffer` [num_elements] cut into tensors of the parameters' shapes and memory format, without copying."""
+        shaped, start = [], 0
+        for _, parameter in self.parameters:
+            flat = buffer[start : start + parameter.numel()]
+            start += parameter.numel()
+            if parameter.dim() == 4 and self.memory_format == torch.channels_last:
+                n, c, h, w = parameter.shape
+                shaped.append(flat.view(n, h, w, c).permute(0, 3, 1, 2))
+            else:
+                shaped.append(flat.view(parameter.shape))
+        return shaped
+
+    def state_dict(self, buffer: Tensor) -> dict[str, Tensor]:
+        """{parameter name: contiguous CPU copy of its part of `buffer`}."""
+        names = [name for name, _ in self.parameters]
+        return {n: v.detach().cpu().contiguous().clone() for n, v in zip(names, self.views(buffer), strict=True)}
+
+
+def adamw_(weight: Tensor, grad: Tensor, master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor) -> None:
+    """One AdamW update in place on flat buffers (Loshchilov & Hutter 2019, algorithm 2, in torch.optim.AdamW's form).
+
+    `scalars` is float32 [9]: grad_scale, lr, beta1, beta2, eps, weight_decay, bias_correction1,
+    sqrt(bias_correction2), apply. Where apply is 0 nothing changes, whatever the gradient holds.
+    """
+    grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply = scalars.unbind()
+    # An update that must not happen is one with decay factors 1 and gradient, learning rate 0.
+    applies = apply != 0
+    lr, grad_scale = torch.where(applies, lr, 0), torch.where(applies, grad_scale, 0)
+    beta1, beta2 = torch.where(applies, beta1, 1), torch.where(applies, beta2, 1)
+    step_size, decay = lr / correction1, 1 - lr * weight_decay
+    chunk = CHUNK if master.device.type == "cpu" else master.numel()
+    buffers = (b.split(chunk) for b in (weight, grad, master, exp_avg, exp_avg_sq))
+    for weight_, grad_, master_, exp_avg_, exp_avg_sq_ in zip(*buffers, strict=True):
+        g = torch.where(applies, grad_.float(), 0).mul_(grad_scale)
+        exp_avg_.mul_(beta1).add_(g * (1 - beta1))
+        exp_avg_sq_.mul_(beta2).add_(g.square_().mul_(1 - beta2))
+        denominator = exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
+        master_.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg_).mul_(step_size))
+        if weight_.data_ptr() != master_.data_ptr():
+            weight_.copy_(master_)
+
+
+class MasterWeightsOptimizer(OptimizerWrapper):
+    """AdamW with float32 master weights and moments, dynamic loss scale (float16 only) and gradient clipping.
+
+    Args:
+        parameters: the FlatParameters to train.
+        learning_rates: lr of the first, second, ... applied update; the last one holds from there on.
+        betas, eps, weight_decay: AdamW's.
+        max_grad_norm: clip the unscaled gradient's 2-norm to this; 0 switches clipping off.
+        initial_scale: first loss scale for float16 weights; other dtypes have none (it stays 1).
+
+    A gradient with an inf or NaN is not applied: it halves the scale, counts in `num_skipped`, and does not advance
+    the learning-rate schedule.
+    """
+
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        *,
+        learning_rates: Sequence[float],
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        max_grad_norm: float = 1.0,
+        initial_scale: float = 2.0**16,
+        growth_interval: int = GROWTH_INTERVAL,
+    ):
+        master = torch.nn.Parameter(parameters.master, requires_grad=False)
+        options = dict(lr=learning_rates[0], betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(torch.optim.AdamW([master], **options))
+        self.flat = parameters
+        device = parameters.master.device
+        self.scales_loss = parameters.weight.dtype == torch.float16
+        self.max_grad_norm = max_grad_norm
+        self.growth_interval = growth_interval
+        self.exp_avg = torch.zeros_like(parameters.master)
+        self.exp_avg_sq = torch.zeros_like(parameters.master)
+        self.learning_rates = torch.tensor(learning_rates, dtype=torch.float64, device=device)
+        self.loss_scale = torch.tensor(initial_scale if self.scales_loss else 1.0, device=device)
+        self.num_good = torch.zeros((), dtype=torch.int64, device=device)  # applied since the scale last changed
+        self.num_applied = torch.zeros((), dtype=torch.int64, device=device)
+        self.num_skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._betas = torch.tensor(betas, dtype=torch.float64, device=device)
+        self._constants = torch.tensor([*betas, eps, weight_decay], dtype=torch.float64, device=device)
+
+    def backward(self, loss: Tensor, inputs=None, retain_graph: bool = False, **kwargs) -> None:
+        """Adds the gradient of `loss` times the loss scale into the parameters' gradients."""
+        (loss * self.loss_scale).backward(inputs=inputs, retain_graph=retain_graph, **kwargs)
+
+    def zero_grad(self, *args, **kwargs) -> None:
+        """Fills the gradients with zeros; they stay views of one buffer."""
+        self.flat.grad.zero_()
+
+    @torch.no_grad()
+    def step(self, *args, **kwargs) -> dict[str, Tensor]:
+        """Unscales, checks, clips and applies the gradients, then adapts the loss scale.
+
+        Returns scalars on the device: `lr`, `grad_norm` (unscaled, before clipping), `loss_scale` (that this step's
+        gradient was made with) and `skipped` (1.0 where the gradient was not finite).
+        """
+        loss_scale = self.loss_scale.clone()
+        grad_norm = torch.linalg.vector_norm(self.flat.grad, dtype=torch.float32) / loss_scale
+        finite = torch.isfinite(grad_norm)
+        lr = self.learning_rates[self.num_applied.clamp(max=len(self.learning_rates) - 1)]
+        adamw_(*self._buffers(), self._scalars(lr, grad_norm, loss_scale, finite))
+        self._count(finite)
+        return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=(~finite).float())
+
+    def _buffers(self) -> tuple[Tensor, ...]:
+        return self.flat.weight, self.flat.grad, self.flat.master, self.exp_avg, self.exp_avg_sq
+
+    def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
+        """The `scalars` of adamw_: bias corrections in float64, because 1 - 0.999 loses four digits in float32."""
+        corrections = 1 - self._betas ** (self.num_applied + 1)
+        grad_scale = 1 / loss_scale
+        if self.max_grad_norm > 0:
+            grad_scale = grad_scale * (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
+        parts = [grad_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite]
+        return torch.cat([part.double().reshape(-1) for part in parts]).float()
+
+    def _count(self, finite: Tensor) -> None:
+        applied = finite.long()
+        self.num_applied += applied
+        self.num_skipped += 1 - applied
+        if self.scales_loss:
+            self.num_good.add_(1).mul_(applied)
+            grow = self.num_good >= self.growth_interval
+            self.loss_scale.mul_(torch.where(finite, torch.where(grow, 2.0, 1.0), 0.5)).clamp_(min=MIN_LOSS_SCALE)
+            self.num_good.mul_((~grow).long())

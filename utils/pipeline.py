@@ -1,0 +1,149 @@
+"""The output: a complete pipeline directory, assembled in a hidden folder and moved into place when it is whole."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE
+
+FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
+STAGING_PREFIX = ".assembling-"
+LINK_ABOVE_BYTES = 1 << 20  # smaller files are copied: people edit configurations in place
+UNET_STEM = "diffusion_pytorch_model"
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes beside, syncs and renames: a reader sees the old file or the whole new one."""
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flushes every file and directory below `folder` to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link to a large file where the file system allows it, else a copy; never a symbolic link."""
+    source = source.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.stat().st_size >= LINK_ABOVE_BYTES:
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass
+    shutil.copyfile(source, target)
+
+
+def assemble(staging: Path, base: Path) -> None:
+    """Puts everything of the base pipeline but the UNet's weights into the empty folder `staging`."""
+    index = json.loads((base / MODEL_INDEX).read_text(encoding="utf-8"))
+    for part in FROZEN_PARTS:
+        if (base / part).is_dir():
+            for source in sorted(path for path in (base / part).rglob("*") if path.is_file()):
+                if not source.name.startswith("."):
+                    link_or_copy(source, staging / source.relative_to(base))
+        elif part in index:
+            index[part] = [None, None]
+    link_or_copy(base / "unet" / "config.json", staging / "unet" / "config.json")
+    write_json(staging / MODEL_INDEX, index)
+
+
+def save_unet(booster, unet, optimizer, folder: Path, save_dtype: str, save_format: str) -> Path:
+    """Writes the UNet's weights: fp32 from the master weights, fp16 through booster.save_model. Returns the file."""
+    path = folder / f"{UNET_STEM}.{save_format}"
+    use_safetensors = save_format == "safetensors"
+    if save_dtype == "fp32":
+        state_dict = unet.unwrap().state_dict()
+        state_dict.update(optimizer.flat.state_dict(optimizer.flat.master))
+        _save_state_dict(state_dict, path, use_safetensors)
+        return path
+    hook = unet.unwrap()._register_state_dict_hook(_to_plain_half)
+    try:
+        booster.save_model(unet, str(path), use_safetensors=use_safetensors)
+    finally:
+        hook.remove()
+    return path
+
+
+def _to_plain_half(module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+    """The parameters are views into one buffer, perhaps channels_last: files hold each by itself, contiguous."""
+    for name, value in state_dict.items():
+        state_dict[name] = value.to("cpu", torch.float16, copy=True, memory_format=torch.contiguous_format)
+
+
+def _save_state_dict(state_dict: dict, path: Path, use_safetensors: bool) -> None:
+    if use_safetensors:
+        from safetensors.torch import save_file
+
+        save_file({name: value.cpu().contiguous() for name, value in state_dict.items()}, path, {"format": "pt"})
+    else:
+        torch.save({name: value.cpu() for name, value in state_dict.items()}, path)
+
+
+def start_output(output_dir: Path, run: dict) -> None:
+    """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):
+        shutil.rmtree(leftover)
+    write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
+
+
+def commit_pipeline(output_dir: Path, base: Path, write_unet) -> None:
+    """Assembles the pipeline in a hidden folder inside output_dir, then moves its parts into place.
+
+    `write_unet(folder)` writes the UNet's weights. model_index.json, without which nothing loads the folder, is taken
+    away first and put back last: a half-moved pipeline is never taken for a whole one.
+    """
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=output_dir))
+    try:
+        assemble(staging, base)
+        write_unet(staging / "unet")
+        _set_usual_mode(staging / "unet")
+        sync_tree(staging)
+        replaced = staging / "replaced"
+        replaced.mkdir()
+        index = output_dir / MODEL_INDEX
+        if index.exists():
+            os.replace(index, replaced / MODEL_INDEX)
+        for part in (*FROZEN_PARTS, "unet"):
+            if (output_dir / part).exists():
+                os.replace(output_dir / part, replaced / part)
+            if (staging / part).exists():
+                os.replace(staging / part, output_dir / part)
+        os.replace(staging / MODEL_INDEX, index)
+        sync_directory(output_dir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _set_usual_mode(folder: Path) -> None:
+    """Files get the mode that the umask asks for: safetensors makes its own readable by their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
+
+
+def sync_directory(folder: Path) -> None:
+    """Flushes a directory's own entries: the renames in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
