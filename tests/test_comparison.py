@@ -1,0 +1,150 @@
+"""utils/comparison.py: every image is where the layout says, whatever the photos and the prompt are like."""
+
+import pytest
+from PIL import Image, ImageFont
+
+from utils.comparison import BACKGROUND, BLANK, Row, ellipsise, fit, load_photos, make_comparison, plan, square, wrap
+
+RED, GREEN, BLUE, GRAY, PINK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (90, 90, 90), (250, 20, 200)
+FONT = ImageFont.load_default(size=20)
+
+
+def plain(color, size=(64, 64)):
+    return Image.new("RGB", size, color)
+
+
+def cell_color(sheet, layout, column, top):
+    """The colour of a cell of one colour; fails where it has two."""
+    left = layout.column_left[column]
+    cell = sheet.crop((left, top, left + layout.cell, top + layout.cell))
+    extrema = cell.getextrema()
+    assert all(low == high for low, high in extrema), extrema
+    return tuple(low for low, _ in extrema)
+
+
+def test_photos_are_on_top_then_one_row_a_model_and_one_column_a_seed():
+    rows = [Row("baseline", "sd", [plain(RED), plain(GREEN)]), Row("fine-tuned", "output", [plain(BLUE), plain(GRAY)])]
+    sheet = make_comparison("a cat", "", [7, 8], rows, [("a.jpg", plain(PINK, (300, 300)))])
+    layout = plan(2, 2, 1, with_photos=True)
+    assert sheet.size == (layout.width, layout.height)
+    assert layout.photo_top < layout.row_top[0] < layout.row_top[1]
+    assert cell_color(sheet, layout, 0, layout.photo_top) == PINK
+    assert cell_color(sheet, layout, 1, layout.photo_top) == BLANK  # fewer photos than columns
+    cells = [cell_color(sheet, layout, column, top) for top in layout.row_top for column in (0, 1)]
+    assert cells == [RED, GREEN, BLUE, GRAY]
+    assert sheet.getpixel((layout.column_left[0] - 1, layout.row_top[0])) == BACKGROUND
+    assert sheet.getpixel((layout.column_left[0], layout.row_top[1] - 1)) == BACKGROUND
+
+
+def test_without_photos_there_is_no_row_for_them():
+    layout = plan(1, 1, 1, with_photos=False)
+    sheet = make_comparison("a cat", "", [0], [Row("baseline", "", [plain(RED)])])
+    assert layout.photo_top is None
+    assert cell_color(sheet, layout, 0, layout.row_top[0]) == RED
+
+
+def test_more_photos_than_columns_show_the_first():
+    photos = [("a", plain(RED)), ("b", plain(GREEN)), ("c", plain(BLUE))]
+    sheet = make_comparison("a cat", "", [0], [Row("baseline", "", [plain(GRAY)])], photos)
+    layout = plan(1, 1, 1, with_photos=True)
+    assert cell_color(sheet, layout, 0, layout.photo_top) == RED
+
+
+def has_ink(sheet, box):
+    return any(low < 200 for low, _ in sheet.crop(box).getextrema())
+
+
+def test_labels_seeds_title_and_subtitle_are_written_beside_the_cells():
+    layout = plan(1, 1, 1, with_photos=True)
+    sheet = make_comparison("a cat", "steps", [0], [Row("baseline", "sd", [plain(RED)])], [("a.jpg", plain(RED))])
+    left = layout.column_left[0]
+    for top in (layout.photo_top, layout.row_top[0]):
+        assert has_ink(sheet, (0, top, left, top + layout.cell))
+        assert has_ink(sheet, (left, top - 34, left + layout.cell, top))
+    assert has_ink(sheet, (0, 0, layout.width, layout.photo_top - 34))
+
+
+def test_an_image_that_is_not_square_is_centred():
+    layout = plan(1, 1, 1, with_photos=False)
+    sheet = make_comparison("a cat", "", [0], [Row("baseline", "", [plain(RED, (64, 32))])])
+    left, top, cell = layout.column_left[0], layout.row_top[0], layout.cell
+    assert sheet.getpixel((left + cell // 2, top + cell // 2)) == RED
+    assert sheet.getpixel((left + cell // 2, top + 5)) == BLANK
+
+
+@pytest.mark.parametrize("num_columns", [1, 4, 8, 9, 40])
+def test_the_sheet_holds_its_columns_side_by_side(num_columns):
+    layout = plan(num_columns, 2, 1, with_photos=True)
+    steps = {b - a for a, b in zip(layout.column_left, layout.column_left[1:], strict=False)}
+    assert all(step > layout.cell for step in steps)
+    assert layout.column_left[-1] + layout.cell < layout.width
+    assert layout.cell >= 128
+
+
+def test_photos_are_sorted_and_what_is_no_photo_is_passed_over(tmp_path):
+    plain(BLUE).save(tmp_path / "b.png")
+    plain(RED).save(tmp_path / "a.png")
+    plain(RED).save(tmp_path / ".hidden.png")
+    (tmp_path / "notes.txt").write_text("no photo")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "folder.png").mkdir()
+    assert [name for name, _ in load_photos(tmp_path)] == ["a.png", "b.png"]
+
+
+def test_a_photo_is_turned_upright_by_its_exif_orientation(tmp_path):
+    photo = plain(RED, (80, 80))
+    photo.paste(BLUE, (0, 0, 80, 40))  # blue above red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: turn clockwise to view
+    photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    ((_, upright),) = load_photos(tmp_path)
+    assert upright.getpixel((40, 5)) == BLUE
+    assert upright.getpixel((40, 75)) == RED
+
+
+def test_the_centre_of_a_photo_is_shown():
+    photo = plain(RED, (300, 100))
+    photo.paste(GREEN, (100, 0, 200, 100))
+    assert square(photo).size == (100, 100)
+    assert square(photo).getextrema() == tuple((value, value) for value in GREEN)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "L", "1", "CMYK", "I;16", "F"])
+def test_photos_of_every_mode_are_shown_and_transparency_is_white(mode):
+    image = Image.new(mode, (20, 10)) if mode != "P" else Image.new("RGB", (20, 10)).quantize()
+    assert square(image).mode == "RGB"
+    if mode in ("RGBA", "LA"):
+        assert square(image).getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_a_small_image_is_enlarged_and_a_large_one_reduced():
+    assert fit(plain(RED), 256).size == (256, 256)
+    assert fit(plain(RED, (512, 1024)), 256).size == (128, 256)
+    assert fit(plain(RED, (2000, 1)), 100).size == (100, 1)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", " ", "фото кота", "猫の写真", "قطة", "🐈‍⬛", "a\nb\tc\0d\u202e", "e\u0301" * 200, "x" * 5000, "word " * 900],
+)
+def test_no_prompt_breaks_the_sheet(prompt):
+    sheet = make_comparison(prompt, prompt, [0], [Row(prompt, prompt, [plain(RED)])], [(prompt, plain(RED))])
+    assert sheet.width == plan(1, 1, 1, True).width
+
+
+def test_long_text_is_wrapped_at_spaces_then_cut_with_an_ellipsis():
+    text = "one two three four five six seven eight nine ten"
+    lines = wrap(text, FONT, 150, 10)
+    assert " ".join(lines) == text
+    assert all(FONT.getlength(line) <= 150 for line in lines)
+    short = wrap(text, FONT, 150, 2)
+    assert len(short) == 2 and short[-1].endswith("...")
+    assert all(FONT.getlength(line) <= 150 for line in wrap("x" * 400, FONT, 150, 3))
+    assert ellipsise("short", FONT, 150) == "short"
+    assert FONT.getlength(ellipsise("y" * 100, FONT, 150)) <= 150
+
+
+def test_an_accent_that_the_font_lacks_is_dropped_not_the_letter():
+    assert ellipsise("café", FONT, 500) in ("café", "cafe")
