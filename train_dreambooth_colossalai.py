@@ -27,11 +27,14 @@ def main(argv: list[str] | None = None) -> int:
 
     from utils.colossal import get_accelerator, launch
     from utils.dataset import InstanceDataset
+    from utils.train_step import training_stream
 
     dataset = InstanceDataset(args.instance_data_dir, args.resolution, args.center_crop)
     launch(args.seed)
+    device = get_accelerator().get_current_device()
     try:
-        train(args, argv, base, dataset, get_accelerator().get_current_device())
+        with training_stream(device):
+            train(args, argv, base, dataset, device)
     finally:
         dist.destroy_process_group()
     return 0
@@ -42,7 +45,7 @@ def train(args: Namespace, argv: list[str], base: BaseModel, dataset, device) ->
     import torch.distributed as dist
 
     from utils import logs, pipeline, run_record
-    from utils.train_step import BatchSource, TrainStep
+    from utils.train_step import BatchSource, CapturedStep, TrainStep
 
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     plan = run_record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
@@ -71,6 +74,8 @@ def train(args: Namespace, argv: list[str], base: BaseModel, dataset, device) ->
     if rank == 0:
         print(record.summary(), flush=True)
     log = logs.TrainingLog(args, num_steps=plan.num_steps, is_main=rank == 0, device=device)
+    if device.type == "cuda" and not args.no_cuda_graph:
+        train_step = CapturedStep(train_step, log.say)
     for step in range(plan.num_steps):
         log.step(step + 1, train_step(batches.micro_batches(step)))
     log.close()

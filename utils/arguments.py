@@ -122,6 +122,7 @@ def _add_run(group) -> None:
         choices=["fp16", "bf16", "no"],
         help="dtype of VAE, text encoder and UNet; master weights are fp32 always (default: fp16 on a GPU, no on a CPU)",
     )
+    add("--no_cuda_graph", action="store_true", help="launch every kernel by itself: slower, for debugging")
     add("--debug", action="store_true", help="show the traceback of an error")
 
 

@@ -10,6 +10,8 @@ from argparse import Namespace
 import torch
 from tqdm import tqdm
 
+from utils.train_step import METRICS
+
 METRICS_FILE = "metrics.jsonl"
 LOSS_SMOOTHING = 0.95
 MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for
@@ -39,28 +41,28 @@ class TrainingLog:
 
             self._tensorboard = SummaryWriter(str(args.output_dir / args.logging_dir))
 
-    def step(self, global_step: int, metrics: dict[str, torch.Tensor]) -> None:
-        """Takes the metrics of step `global_step` (counted from 1)."""
+    def step(self, global_step: int, metrics: torch.Tensor) -> None:
+        """Takes the metrics (train_step.METRICS) of step `global_step`, counted from 1."""
         if not self.is_main:
             return
-        values = torch.stack([value.detach().double() for value in metrics.values()])
         event = None
         if self.device.type == "cuda":
-            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            pinned = torch.empty(metrics.shape, dtype=metrics.dtype, pin_memory=True)
+            metrics = pinned.copy_(metrics, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._pending.append((global_step, list(metrics), values, event))
+        self._pending.append((global_step, metrics, event))
         self._drain(MAX_STEPS_BEHIND)
 
     def _drain(self, max_behind: int) -> None:
         while self._pending:
-            global_step, names, values, event = self._pending[0]
+            global_step, metrics, event = self._pending[0]
             if event is not None and not event.query():
                 if len(self._pending) <= max_behind:
                     return
                 event.synchronize()
             self._pending.popleft()
-            self._write(global_step, dict(zip(names, values.tolist(), strict=True)))
+            self._write(global_step, dict(zip(METRICS, metrics.tolist(), strict=True)))
 
     def _write(self, global_step: int, row: dict) -> None:
         now = time.perf_counter()
@@ -92,6 +94,11 @@ class TrainingLog:
         if self.num_skipped:
             shown["skipped"] = str(self.num_skipped)
         return shown
+
+    def say(self, line: str) -> None:
+        """A line that does not break the progress bar; rank 0 only."""
+        if self.is_main:
+            self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Waits for the last steps' results and closes the files."""

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 def plan_run(args: Namespace, *, num_photos: int, num_ranks: int, device: torch.device) -> Plan:
-    """Steps, dtype and learning rates; fills in args.mixed_precision and args.max_train_steps where they were left out."""
+    """Steps, dtype and learning rates; fills in args.mixed_precision and args.max_train_steps where left out."""
     args.mixed_precision = args.mixed_precision or ("fp16" if device.type == "cuda" else "no")
     samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
     args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
@@ -80,13 +80,15 @@ class RunRecord:
         """The run in a few lines, for its beginning."""
         args, plan = self.args, self.plan
         skipped = [f"skipped {path.name!r}: {reason}" for path, reason in self.dataset.skipped]
-        spread = f"{args.train_batch_size} a rank x {args.gradient_accumulation_steps} micro-batches x {plan.num_ranks} ranks"
+        spread = (args.train_batch_size, args.gradient_accumulation_steps, plan.num_ranks)
+        precision = "fp32" if args.mixed_precision == "no" else args.mixed_precision
         return "\n".join(
             [
                 f"{len(self.dataset)} photos at {args.resolution} px, prompt {args.instance_prompt!r}",
                 *skipped,
-                f"{plan.num_steps} steps of {plan.samples_per_step} samples ({spread}), lr {max(plan.learning_rates):g}, "
-                f"{args.mixed_precision if args.mixed_precision != 'no' else 'fp32'} on {device_name(self.device)}",
+                f"{plan.num_steps} steps of {plan.samples_per_step} samples "
+                "(batch {} x {} micro-batches x {} ranks)".format(*spread),
+                f"lr {max(plan.learning_rates):g} ({args.lr_scheduler}), {precision} on {device_name(self.device)}",
             ]
         )
 

@@ -1,5 +1,8 @@
-"""One optimisation step: what is drawn for it, and what is done with it."""
+"""One optimisation step: what is drawn for it, what is done with it, and the same captured in a CUDA graph."""
 
+import contextlib
+import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +12,10 @@ import torch.distributed as dist
 from utils.diffusion import denoising_loss, sample_latents, training_target
 from utils.latents import InstanceLatents
 from utils.randomness import draw_sample, sample_indices
+
+METRICS = ("loss", "lr", "grad_norm", "loss_scale", "skipped")
+WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose algorithms, kernels are compiled
+DDP_WARM_UP_STEPS = 12  # DistributedDataParallel rebuilds its buckets and takes times during its first eleven
 
 
 class MicroBatch(NamedTuple):
@@ -91,20 +98,22 @@ class TrainStep:
         self.noise_scheduler = noise_scheduler
         self.encoder_hidden_states = encoder_hidden_states
         self.scaling_factor = scaling_factor
+        self.num_ranks = dist.get_world_size()
 
-    def __call__(self, micro_batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """Trains on the micro-batches; returns scalars on the device: `loss` and what the optimizer's step reports."""
+    def __call__(self, micro_batches: list[MicroBatch]) -> torch.Tensor:
+        """Trains on the micro-batches; returns float64 [5] on the device: what METRICS names."""
         self.optimizer.zero_grad()
         losses = []
-        for micro_batch in micro_batches[:-1]:
-            with self.booster.no_sync(self.unet, self.optimizer):
+        for number, micro_batch in enumerate(micro_batches, 1):
+            reduces = self.num_ranks > 1 and number == len(micro_batches)
+            with contextlib.nullcontext() if reduces else self.booster.no_sync(self.unet, self.optimizer):
                 losses.append(self._forward_backward(micro_batch, len(micro_batches)))
-        losses.append(self._forward_backward(micro_batches[-1], len(micro_batches)))
         loss = torch.stack(losses).sum()
-        if dist.get_world_size() > 1:
+        if self.num_ranks > 1:
             dist.all_reduce(loss)
-            loss /= dist.get_world_size()
-        return dict(loss=loss, **self.optimizer.step())
+            loss /= self.num_ranks
+        metrics = dict(loss=loss, **self.optimizer.step())
+        return torch.stack([metrics[name].double() for name in METRICS])
 
     def _forward_backward(self, batch: MicroBatch, num_micro_batches: int) -> torch.Tensor:
         weight_dtype = self.encoder_hidden_states.dtype
@@ -116,3 +125,59 @@ class TrainStep:
         loss = denoising_loss(model_pred, target) / num_micro_batches
         self.booster.backward(loss, self.optimizer)
         return loss.detach()
+
+
+class CapturedStep:
+    """A TrainStep whose every operation is captured in one CUDA graph after a few eager steps, then replayed.
+
+    The eager step is the definition: the graph runs the same kernels on the same buffers, only without the host
+    launching each. Everything must run on one stream that is not the default one (see `training_stream`).
+
+    Args:
+        train_step: the eager step.
+        say: told, in one line, why steps go on eagerly where the capture fails.
+    """
+
+    def __init__(self, train_step: TrainStep, say: Callable[[str], None]):
+        self.train_step = train_step
+        self.say = say
+        self._num_eager = WARM_UP_STEPS if train_step.num_ranks == 1 else DDP_WARM_UP_STEPS
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[MicroBatch] = []
+        self._metrics: torch.Tensor | None = None
+
+    def __call__(self, micro_batches: list[MicroBatch]) -> torch.Tensor:
+        """As TrainStep's; the result is overwritten by the next call."""
+        if self._num_eager > 0:
+            self._num_eager -= 1
+            return self.train_step(micro_batches)
+        if self._graph is None:
+            try:
+                self._capture(micro_batches)
+            except RuntimeError as error:
+                self._num_eager, self._graph = sys.maxsize, None
+                self.say(f"the step could not be captured in a CUDA graph, so it runs eagerly: {first_line(error)}")
+                return self.train_step(micro_batches)
+        for static, fresh in zip(self._inputs, micro_batches, strict=True):
+            for target, source in zip(static, fresh, strict=True):
+                target.copy_(source, non_blocking=True)
+        self._graph.replay()
+        return self._metrics
+
+    def _capture(self, micro_batches: list[MicroBatch]) -> None:
+        self._inputs = [MicroBatch(*(value.clone() for value in batch)) for batch in micro_batches]
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            self._metrics = self.train_step(self._inputs)
+        self._graph = graph
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def training_stream(device: torch.device):
+    """A context in which all GPU work, ColossalAI's boosting included, goes to one stream that can be captured."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()

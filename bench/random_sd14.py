@@ -1,0 +1,75 @@
+"""Writes a pipeline folder of Stable Diffusion v1.4's exact shape with random weights: enough to time and to test with.
+
+python bench/random_sd14.py DIR [--device cuda]
+
+The tokenizer is the embedded model's (CLIP's own vocabulary). Weights are torch's default initialisation at seed 0,
+saved as float32 like the real folder's.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+UNET_CONFIG = dict(
+    sample_size=64,
+    block_out_channels=(320, 640, 1280, 1280),
+    layers_per_block=2,
+    cross_attention_dim=768,
+    attention_head_dim=8,
+    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+)
+VAE_CONFIG = dict(
+    sample_size=512,
+    latent_channels=4,
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+)
+TEXT_CONFIG = dict(
+    vocab_size=49408,
+    hidden_size=768,
+    intermediate_size=3072,
+    projection_dim=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    max_position_embeddings=77,
+    hidden_act="quick_gelu",
+    bos_token_id=0,
+    eos_token_id=2,
+    pad_token_id=1,
+)
+EMBEDDED = Path(__file__).resolve().parent.parent / "model" / "tiny-stable-diffusion"
+
+
+def write_pipeline(folder: Path, device: str = "cpu") -> None:
+    """Writes the folder: 4.2 GB."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        parts = dict(
+            unet=UNet2DConditionModel(**UNET_CONFIG),
+            vae=AutoencoderKL(**VAE_CONFIG),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG)),
+        )
+    for name, module in parts.items():
+        module.cpu().save_pretrained(folder / name)
+    for name in ("tokenizer", "scheduler"):
+        shutil.copytree(EMBEDDED / name, folder / name, dirs_exist_ok=True)
+    index = json.loads((EMBEDDED / "model_index.json").read_text())
+    index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    write_pipeline(arguments.folder, arguments.device)
