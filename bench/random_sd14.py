@@ -1,4 +1,4 @@
-"""Writes a pipeline folder of Stable Diffusion v1.4's exact shape with random weights: enough to time and to test with.
+"""Writes a pipeline folder of Stable Diffusion v1.4's exact shape with random weights: enough to time and to test.
 
 python bench/random_sd14.py DIR [--device cuda]
 
@@ -46,7 +46,7 @@ TEXT_CONFIG = dict(
 EMBEDDED = Path(__file__).resolve().parent.parent / "model" / "tiny-stable-diffusion"
 
 
-def write_pipeline(folder: Path, device: str = "cpu") -> None:
+def write_pipeline(folder: Path, device: str = "cpu", tokenizer_from: Path = EMBEDDED) -> None:
     """Writes the folder: 4.2 GB."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -61,8 +61,8 @@ def write_pipeline(folder: Path, device: str = "cpu") -> None:
     for name, module in parts.items():
         module.cpu().save_pretrained(folder / name)
     for name in ("tokenizer", "scheduler"):
-        shutil.copytree(EMBEDDED / name, folder / name, dirs_exist_ok=True)
-    index = json.loads((EMBEDDED / "model_index.json").read_text())
+        shutil.copytree(tokenizer_from / name, folder / name, dirs_exist_ok=True)
+    index = json.loads((tokenizer_from / "model_index.json").read_text())
     index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
@@ -71,5 +71,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tokenizer_from", type=Path, default=EMBEDDED, help="pipeline folder to take it from")
     arguments = parser.parse_args()
-    write_pipeline(arguments.folder, arguments.device)
+    write_pipeline(arguments.folder, arguments.device, arguments.tokenizer_from)

@@ -172,7 +172,8 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         loss_scale = self.loss_scale.clone()
         grad_norm = torch.linalg.vector_norm(self.flat.grad, dtype=torch.float32) / loss_scale
         finite = torch.isfinite(grad_norm)
-        lr = self.learning_rates[self.num_applied.clamp(max=len(self.learning_rates) - 1)]
+        # Not learning_rates[num_applied]: a tensor without dimensions as an index is read back by the host.
+        lr = self.learning_rates.take(self.num_applied.clamp(max=len(self.learning_rates) - 1))
         adamw_(*self._buffers(), self._scalars(lr, grad_norm, loss_scale, finite))
         self._count(finite)
         return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=(~finite).float())

@@ -1,0 +1,278 @@
+"""Times the fused operations, and the UNet's forward + backward with and without them, on one GPU in about a minute.
+
+python bench/kernels.py [unet] [optimizer] [operations] [attention]
+
+Device times by events around replays of CUDA graphs, medians, random data; operations rotate over buffers larger than
+the L2 cache. The UNet has Stable Diffusion v1.4's shape and random weights in one flat buffer, fp16, channels_last,
+64x64 latents.
+"""
+
+import collections
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench: libraries look for a package named `kernels`
+
+from bench.random_sd14 import UNET_CONFIG  # noqa: E402
+from utils import fused_unet, kernels  # noqa: E402
+
+START = time.time()
+ROTATED_BYTES = 256 << 20
+NUM_PARAMETERS = 859_520_964
+TOP = 25
+IMAGE_SHAPES = ((1, 320, 64), (1, 960, 64), (1, 1280, 32), (1, 1280, 16), (1, 2560, 8), (8, 320, 64), (8, 1920, 32))
+ATTENTION_SHAPES = (  # batch, queries, keys, width of a head
+    (1, 4096, 4096, 40),
+    (1, 1024, 1024, 80),
+    (1, 256, 256, 160),
+    (1, 4096, 77, 40),
+    (8, 4096, 4096, 40),
+    (8, 1024, 1024, 80),
+)
+
+
+def say(*words):
+    print(f"[{time.time() - START:4.0f} s]", *words, flush=True)
+
+
+def capture(function):
+    """A CUDA graph of function(), after two eager runs on a side stream."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph
+
+
+def milliseconds(run, repeats=9):
+    """Median device time of run()."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def operation_us(function, inputs):
+    """Microseconds of function(*inputs), forward and forward + backward, over rotating copies of the inputs."""
+    num_bytes = sum(t.numel() * t.element_size() for t in inputs)
+    copies = [
+        [t.detach().clone().requires_grad_() for t in inputs] for _ in range(min(24, 2 + ROTATED_BYTES // num_bytes))
+    ]
+    output_grad = [torch.randn_like(o) for o in as_tuple(function(*inputs))]
+
+    def forward():
+        with torch.no_grad():
+            for copy in copies:
+                function(*copy)
+
+    def forward_backward():
+        for copy in copies:
+            torch.autograd.grad(as_tuple(function(*copy)), copy, output_grad)
+
+    return [1e3 * milliseconds(capture(f).replay, 5) / len(copies) for f in (forward, forward_backward)]
+
+
+def as_tuple(outputs):
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def operations():
+    """Each fused operation against torch's own."""
+    half = dict(device="cuda", dtype=torch.float16)
+
+    def compare(name, plain, fused, inputs, num_tensors):
+        """num_tensors: of the first input's size, that a forward + backward must at least read or write."""
+        rows = [operation_us(function, inputs) for function in (plain, fused)]
+        traffic = num_tensors * inputs[0].numel() * 2 / rows[1][1] / 1e3
+        say(f"{name:34s} torch {rows[0][0]:7.1f} {rows[0][1]:7.1f}   fused {rows[1][0]:7.1f} {rows[1][1]:7.1f}"
+            f"   {rows[0][1] / rows[1][1]:4.1f}x {traffic:5.0f} GB/s")  # fmt: skip
+
+    say("microseconds: forward, forward + backward; how many times faster and what bandwidth the fused one's both are")
+    for batch, channels, size in IMAGE_SHAPES:
+        x = torch.randn(batch, size, size, channels, **half).permute(0, 3, 1, 2)
+        weight, bias = torch.randn(2, channels, **half)
+
+        def plain(x, weight, bias):
+            return F.silu(F.group_norm(x, 32, weight, bias, 1e-5)).contiguous(memory_format=torch.channels_last)
+
+        def fused(x, weight, bias):
+            return kernels.group_norm(x, weight, bias, 32, 1e-5, True)
+
+        compare(f"GroupNorm+SiLU {batch}x{channels}x{size}x{size}", plain, fused, (x, weight, bias), 8)
+    for rows, features in ((4096, 320), (256, 1280), (32768, 320)):
+        x, residual = torch.randn(2, 1, rows, features, **half)
+        weight, bias, x_bias = torch.randn(3, features, **half)
+
+        def plain_norm(x, residual, x_bias, weight, bias):
+            total = x + x_bias + residual
+            return total, F.layer_norm(total, weight.shape, weight, bias)
+
+        def fused_norm(x, residual, x_bias, weight, bias):
+            return kernels.add_layer_norm(x, weight, bias, 1e-5, residual, x_bias)
+
+        compare(f"add+LayerNorm {rows}x{features}", plain_norm, fused_norm, (x, residual, x_bias, weight, bias), 8)
+    for rows, width in ((4096, 1280), (256, 5120), (32768, 1280)):
+
+        def plain_geglu(x):
+            hidden, gate = x.chunk(2, dim=-1)
+            return hidden * F.gelu(gate)
+
+        compare(f"GEGLU {rows}x{2 * width}", plain_geglu, kernels.geglu, (torch.randn(1, rows, 2 * width, **half),), 4)
+
+
+def optimizer():
+    """AdamW and gradient norm over all parameters."""
+    n = NUM_PARAMETERS
+    source, target = torch.empty(2, n, device="cuda")
+    ms = milliseconds(lambda: target.copy_(source))
+    say(f"copy of {n * 4 / 1e9:.1f} GB: {ms:.2f} ms, {n * 8 / ms / 1e6:.0f} GB/s")
+    weight, grad = torch.randn(2, n, device="cuda", dtype=torch.float16)
+    master, exp_avg, exp_avg_sq = source.normal_(), target.zero_(), torch.zeros(n, device="cuda")
+    scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0], device="cuda")
+    buffers = weight, grad, master, exp_avg, exp_avg_sq, scalars
+    for block in (512, 1024, 2048, 4096):
+        ms = milliseconds(lambda b=block: kernels.kernels_optimizer.adamw_(*buffers, block=b))
+        say(f"adamw_ block {block}: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
+    ms = milliseconds(lambda: kernels.adamw_(*buffers, zero_grad=True))
+    say(f"adamw_ zeroing the gradient: {ms:.2f} ms, {30 * n / ms / 1e6:.0f} GB/s")
+    out = torch.zeros(1, device="cuda")
+    ms = milliseconds(lambda: kernels.grad_norm_(grad, out))
+    torch_ms = milliseconds(lambda: torch.linalg.vector_norm(grad, dtype=torch.float32))
+    say(f"grad_norm_: {ms:.2f} ms, {2 * n / ms / 1e6:.0f} GB/s; torch's vector_norm: {torch_ms:.2f} ms")
+
+
+def attention():
+    """Attention's backends at the UNet's shapes, 8 heads, forward and forward + backward."""
+    backends = dict(
+        flash=SDPBackend.FLASH_ATTENTION, cudnn=SDPBackend.CUDNN_ATTENTION, efficient=SDPBackend.EFFICIENT_ATTENTION
+    )
+    for batch, queries, keys, width in ATTENTION_SHAPES:
+        shapes = ((batch, length, 8, width) for length in (queries, keys, keys))
+        inputs = [torch.randn(shape, device="cuda", dtype=torch.float16) for shape in shapes]
+        line = []
+        for name, backend in backends.items():
+
+            def attend(q, k, v, backend=backend):
+                with sdpa_kernel(backend):
+                    return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+
+            try:
+                line.append("{} {:7.1f} {:7.1f}".format(name, *operation_us(attend, inputs)))
+            except RuntimeError as error:
+                line.append(f"{name}: {str(error).splitlines()[0][:40]}")
+        say(f"attention {batch}x8x{queries}x{keys}x{width}, microseconds:", "   ".join(line))
+
+
+def flat_unet():
+    """The UNet in training mode with its parameters as views into one buffer."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        unet = UNet2DConditionModel(**UNET_CONFIG).half().train()
+    point_into(torch.empty(unet.num_parameters(), device="cuda", dtype=torch.float16), unet, "data")
+    return unet
+
+
+def point_into(buffer, unet, attribute):
+    """Makes every parameter's `data` (keeping its values) or `grad` a channels_last view into the buffer."""
+    parameters = list(unet.parameters())
+    for parameter, flat in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
+        n, *shape = parameter.shape
+        view = (
+            flat.view(n, *shape[1:], shape[0]).permute(0, 3, 1, 2)
+            if parameter.dim() == 4
+            else flat.view(parameter.shape)
+        )
+        if attribute == "data":
+            view.copy_(parameter.data)
+        setattr(parameter, attribute, view)
+
+
+def unet_case(unet, batch, name, preallocates, profiles):
+    """Time, kernels and, if asked, the longest of them, of a captured forward + backward; returns the gradient."""
+    torch.manual_seed(1)
+    sample = torch.randn(batch, 4, 64, 64, device="cuda", dtype=torch.float16).contiguous(
+        memory_format=torch.channels_last
+    )
+    timesteps = torch.randint(0, 1000, (batch,), device="cuda")
+    prompt = torch.randn(batch, 77, 768, device="cuda", dtype=torch.float16)
+    noise = torch.randn(batch, 4, 64, 64, device="cuda")
+    grad = torch.zeros(unet.num_parameters(), device="cuda", dtype=torch.float16) if preallocates else None
+    if preallocates:
+        point_into(grad, unet, "grad")
+
+    def forward_backward():
+        if not preallocates:
+            unet.zero_grad(set_to_none=True)
+        loss = F.mse_loss(unet(sample, timesteps, prompt, return_dict=False)[0].float(), noise)
+        (loss * 1024).backward()
+
+    begin = time.time()
+    graph = capture(forward_backward)
+    torch.cuda.synchronize()
+    begin = time.time() - begin
+    ms = milliseconds(graph.replay, 20)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        graph.replay()
+        torch.cuda.synchronize()
+    totals = collections.defaultdict(lambda: [0.0, 0])
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            totals[event.name][0] += event.time_range.elapsed_us()
+            totals[event.name][1] += 1
+    count, busy = sum(c for _, c in totals.values()), sum(t for t, _ in totals.values()) / 1e3
+    kind = "preallocated" if preallocates else "made anew"
+    peak = torch.cuda.max_memory_allocated() >> 20
+    say(f"UNet {name}, batch {batch}, gradients {kind}: {ms:.2f} ms; {count} kernels, {busy:.2f} ms in all; peak "
+        f"{peak} MB; first runs and capture {begin:.0f} s")  # fmt: skip
+    if profiles:
+        for kernel, (us, calls) in sorted(totals.items(), key=lambda item: -item[1][0])[:TOP]:
+            print(f"    {us / 1e3:7.3f} ms {calls:5d}x  {kernel[:150]}")
+    if preallocates:
+        grad.zero_()
+        graph.replay()
+    del graph
+    torch.cuda.reset_peak_memory_stats()
+    return grad
+
+
+def unet():
+    model = flat_unet()
+    plain = unet_case(model, 1, "plain", True, True)
+    again = unet_case(model, 1, "plain", False, False)
+    counts = fused_unet.install(model)
+    fused = unet_case(model, 1, "fused", True, False)
+    difference = ((fused.float() - plain.float()).norm() / plain.float().norm()).item()
+    say(f"installed {counts}; gradient differs by {difference:.1e} of its norm {plain.float().norm().item():.3g}")
+    del plain, fused, again
+    unet_case(model, 1, "fused", False, True)
+    unet_case(model, 8, "fused", True, True)
+    unet_case(model, 8, "fused", False, False)
+    fused_unet.uninstall(model)
+    unet_case(model, 8, "plain", True, False)
+
+
+if __name__ == "__main__":
+    sections = dict(unet=unet, optimizer=optimizer, operations=operations, attention=attention)
+    say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    for section in sys.argv[1:] or sections:
+        sections[section]()
+        torch.cuda.empty_cache()

@@ -1,0 +1,206 @@
+"""Times the training script on Stable Diffusion v1.4's shape, beside a loop written the usual way.
+
+python bench/train_step.py [--model DIR] [--batch_sizes 1 8] [--steps 60] [--long_run 400] [--json FILE]
+
+Without --model: random weights of that shape on a GPU, the embedded model on a CPU. Method: the script runs as its
+users run it, in its own process; ms a step is the median over its metrics.jsonl after the first 20 steps; the reference
+waits for its loss each step, as such loops do, median after 10 steps. Floors: a large copy (bytes read plus written) and
+a large fp16 product on random data, measured in the same run. Unknown flags go to the training script.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+WARM_UP = 20
+BYTES_PER_PARAMETER = 28  # gradient 2, master 4+4, two moments 8+8, weight 2
+
+
+def run_script(
+    model: Path, photos: Path, output: Path, resolution: int, batch_size: int, steps: int, flags: list[str]
+):
+    """One run of the training script; returns its timings."""
+    command = [sys.executable, str(ROOT / "train_dreambooth_colossalai.py")]
+    command += [f"--pretrained_model_name_or_path={model}", f"--instance_data_dir={photos}", f"--output_dir={output}"]
+    command += ["--instance_prompt=a photo of my cat.", f"--resolution={resolution}", f"--max_train_steps={steps}"]
+    command += [f"--train_batch_size={batch_size}", "--learning_rate=1e-6", "--lr_scheduler=constant", *flags]
+    metrics = output / "metrics.jsonl"
+    metrics.unlink(missing_ok=True)
+    start, first_step = time.perf_counter(), None
+    with (output.parent / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+        while process.poll() is None:
+            if first_step is None and metrics.exists() and metrics.stat().st_size:
+                first_step = time.perf_counter() - start
+            time.sleep(0.02)
+    if process.returncode:
+        raise RuntimeError((output.parent / "log.txt").read_text()[-3000:])
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    result = json.loads((output / "run.json").read_text())["result"]
+    median = statistics.median(row["step_time"] for row in rows[min(WARM_UP, len(rows) // 2) :])
+    return dict(
+        batch_size=batch_size,
+        flags=flags,
+        ms_a_step=1e3 * median,
+        images_a_second=batch_size / median,
+        first_step_seconds=first_step,
+        whole_run_seconds=time.perf_counter() - start,
+        peak_gb=(result["peak_memory_bytes"] or 0) / 1e9,
+        num_skipped=result["num_skipped"],
+        losses=[row["loss"] for row in rows],
+        said=[line for line in (output.parent / "log.txt").read_text().splitlines() if "captured" in line],
+    )
+
+
+def reference_loop(model: Path, resolution: int, batch_size: int, steps: int, device: str):
+    """The usual way: fp32 weights, autocast, GradScaler, torch's AdamW, VAE and text encoder every step."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").to(device, dtype)
+    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder").to(device, dtype)
+    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet").float().to(device).train()
+    scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-6)
+    scaler = torch.amp.GradScaler(device, enabled=device == "cuda")
+    pixel_values = torch.rand(batch_size, 3, resolution, resolution, device=device, dtype=dtype) * 2 - 1
+    padded = tokenizer(["a photo of my cat."] * batch_size, padding="max_length", max_length=77, return_tensors="pt")
+    input_ids, seconds = padded.input_ids.to(device), []
+    for _ in range(steps):
+        start = time.perf_counter()
+        with torch.no_grad():
+            latents = vae.encode(pixel_values).latent_dist.sample() * vae.config.scaling_factor
+            hidden = text_encoder(input_ids)[0]
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, 1000, (batch_size,), device=device)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
+            model_pred = unet(noisy, timesteps, hidden).sample
+        loss = torch.nn.functional.mse_loss(model_pred.float(), noise.float())
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        loss.item()
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+    median = statistics.median(seconds[min(10, steps // 2) :])
+    return dict(batch_size=batch_size, ms_a_step=1e3 * median, images_a_second=batch_size / median, peak_gb=peak)
+
+
+def floors(device: str) -> dict:
+    """Measured copy bandwidth (bytes a second) and fp16 (CPU: fp32) matrix products (FLOP a second)."""
+    size, side, dtype = (1 << 30, 8192, torch.float16) if device == "cuda" else (1 << 26, 1024, torch.float32)
+    source, target = torch.randn(size // 4, device=device), torch.empty(size // 4, device=device)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    copy, product = (median_seconds(function, device) for function in (lambda: target.copy_(source), lambda: a @ b))
+    return dict(copy_bytes_a_second=2 * size / copy, product_flop_a_second=2 * side**3 / product)
+
+
+def median_seconds(function, device: str, repeats: int = 20) -> float:
+    """Median time of a call, by device events on a GPU."""
+    seconds = []
+    for number in range(repeats + 3):
+        if device == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function()
+            end.record()
+            torch.cuda.synchronize()
+            seconds.append(start.elapsed_time(end) / 1e3)
+        else:
+            begin = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - begin)
+        seconds = seconds if number >= 3 else []
+    return statistics.median(seconds)
+
+
+def flop_per_image(model: Path, resolution: int, device: str) -> tuple[float, int]:
+    """FLOP of the UNet's forward and backward for one image, and its number of parameters."""
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet"))
+        factor = resolution // unet.config.sample_size if resolution % unet.config.sample_size == 0 else 8
+        side = resolution // factor
+        inputs = torch.randn(1, 4, side, side), torch.ones(1), torch.randn(1, 77, unet.config.cross_attention_dim)
+    with FlopCounterMode(display=False) as counter:
+        unet(*inputs).sample.sum().backward()
+    return counter.get_total_flops(), sum(p.numel() for p in unet.parameters())
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Runs everything and prints the table; returns the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--long_run", type=int, default=0, help="steps of one more batch-1 run, timed as a whole")
+    parser.add_argument("--no_reference", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args, flags = parser.parse_known_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results = dict(torch=torch.__version__, floors=floors(device), ours=[], reference=[])
+    results["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    with tempfile.TemporaryDirectory() as scratch:
+        model = args.model or (make_model(Path(scratch)) if device == "cuda" else ROOT / "model/tiny-stable-diffusion")
+        resolution = 512 if device == "cuda" else 64
+        results["flop_per_image"], results["num_parameters"] = flop_per_image(model, resolution, device)
+        runs = [(batch_size, args.steps) for batch_size in args.batch_sizes]
+        runs += [(args.batch_sizes[0], args.long_run)] if args.long_run else []
+        for batch_size, steps in runs:
+            output = Path(scratch) / "output"
+            results["ours"].append(run_script(model, args.photos, output, resolution, batch_size, steps, flags))
+            print_row("ours", results["ours"][-1], results)
+        for batch_size in [] if args.no_reference else args.batch_sizes:
+            results["reference"].append(reference_loop(model, resolution, batch_size, min(args.steps, 40), device))
+            print_row("reference", results["reference"][-1], results)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+    return results
+
+
+def make_model(folder: Path) -> Path:
+    """Random weights of Stable Diffusion v1.4's shape."""
+    from bench.random_sd14 import write_pipeline
+
+    write_pipeline(folder / "sd14", "cuda")
+    return folder / "sd14"
+
+
+def print_row(name: str, row: dict, results: dict) -> None:
+    """One line: times, the floors' share, memory."""
+    floor = results["flop_per_image"] * row["batch_size"] / results["floors"]["product_flop_a_second"]
+    floor += results["num_parameters"] * BYTES_PER_PARAMETER / results["floors"]["copy_bytes_a_second"]
+    mfu = results["flop_per_image"] * row["images_a_second"] / results["floors"]["product_flop_a_second"]
+    parts = [
+        f"{name:9} batch {row['batch_size']}: {row['ms_a_step']:7.1f} ms/step, {row['images_a_second']:6.1f} images/s"
+    ]
+    parts += [
+        f"floor {1e3 * floor:.1f} ms, {100 * mfu:.0f}% of the measured product rate, peak {row['peak_gb']:.2f} GB"
+    ]
+    if "first_step_seconds" in row:
+        parts += [f"first step after {row['first_step_seconds']:.1f} s, whole run {row['whole_run_seconds']:.1f} s"]
+        parts += [f"skipped {row['num_skipped']}", *row["said"]]
+    print(", ".join(parts), flush=True)
+
+
+if __name__ == "__main__":
+    main()

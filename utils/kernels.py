@@ -1,0 +1,120 @@
+"""Fused operations of the UNet and the optimizer: Triton kernels on a GPU, the same in plain torch elsewhere.
+
+Images are [B, C, H, W] and run channels_last in and out; statistics and sums are fp32; nothing uses float atomics, so
+results are bit-reproducible; nothing syncs the host, so everything can be captured in a CUDA graph. Without Triton, on
+a CPU and for shapes the kernels are not made for, the plain torch definition runs.
+"""
+
+import os
+
+import torch
+import torch.nn.functional as F
+
+try:
+    import triton
+
+    from utils import kernels_elementwise, kernels_group_norm, kernels_layer_norm, kernels_optimizer
+
+    HAS_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)  # 3.0, 3.1: the compiler itself aborts
+except ImportError:
+    HAS_TRITON = False
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runs_triton(x: torch.Tensor) -> bool:
+    """Whether the kernels take this tensor: on a GPU, or anywhere under Triton's interpreter."""
+    return HAS_TRITON and (x.is_cuda or _INTERPRETED) and x.dtype in _DTYPES and x.numel() > 0
+
+
+def group_norm(x, weight, bias, num_groups, eps, silu, shift=None, shift_bias=None, fork=False):
+    """GroupNorm, then SiLU if `silu`, of x + shift + shift_bias.
+
+    Args:
+        x: [B, C, H, W]; anything but channels_last is copied once.
+        weight, bias: [C].
+        shift: [B, C] or None, e.g. a time embedding.
+        shift_bias: [C] or None, e.g. the bias of the convolution that made x.
+        fork: also return x, for its other use: the gradient of that use is then added inside the backward kernel.
+    """
+    if runs_triton(x) and x.shape[1] // num_groups <= kernels_group_norm.MAX_GROUP_CHANNELS:
+        x = x.contiguous(memory_format=torch.channels_last)
+        shift = None if shift is None else shift.contiguous()
+        return kernels_group_norm.GroupNorm.apply(x, weight, bias, shift, shift_bias, num_groups, eps, silu, fork)
+    shifted = x
+    for addend in (shift, shift_bias):
+        shifted = shifted if addend is None else shifted + addend[..., None, None]
+    y = F.group_norm(shifted, num_groups, weight, bias, eps)
+    y = F.silu(y) if silu else y
+    return (y, x) if fork else y
+
+
+def add_layer_norm(x, weight, bias, eps, residual=None, x_bias=None):
+    """Returns s = x + x_bias + residual and LayerNorm(s). x, residual: [..., D]; the others: [D]."""
+    if runs_triton(x) and x.shape[-1] <= kernels_layer_norm.MAX_FEATURES:
+        residual = None if residual is None else residual.contiguous()
+        return kernels_layer_norm.AddLayerNorm.apply(x.contiguous(), weight, bias, residual, x_bias, eps)
+    for addend in (x_bias, residual):
+        x = x if addend is None else x + addend
+    return x, F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def geglu(x):
+    """[..., 2D] -> [..., D]: the first half times gelu (exact, with erf) of the second."""
+    if runs_triton(x):
+        return kernels_elementwise.Geglu.apply(x.contiguous())
+    hidden, gate = x.chunk(2, dim=-1)
+    return hidden * F.gelu(gate)
+
+
+def add_bias_residual(x, residual, bias=None, residual_bias=None):
+    """x + bias + residual + residual_bias; x, residual: [B, C, H, W] of one dtype, biases: [C] or None."""
+    if runs_triton(x):
+        x, residual = (image.contiguous(memory_format=torch.channels_last) for image in (x, residual))
+        return kernels_elementwise.AddBiasResidual.apply(x, residual, bias, residual_bias)
+    for addend in (bias, residual_bias):
+        x = x if addend is None else x + addend[:, None, None]
+    return x + residual
+
+
+def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad=False):
+    """One AdamW step, as torch defines it, in place over flat [N] buffers: 28 bytes a parameter (zero_grad: 30).
+
+    Args:
+        weight: fp16 or bf16, receives the rounded master; None where the master is the weight.
+        grad: in the weight's dtype or fp32, multiplied by grad_scale.
+        master, exp_avg, exp_avg_sq: fp32.
+        scalars: fp32 [9]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply.
+            With apply 0 nothing changes, whatever the gradient holds (but `zero_grad` still zeroes it).
+    """
+    if runs_triton(master):
+        kernels_optimizer.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad)
+    else:
+        adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad)
+
+
+def grad_norm_(grad, out):
+    """out[0] = the fp32 Euclidean norm of the flat grad [N]; inf and NaN propagate."""
+    if runs_triton(grad):
+        kernels_optimizer.grad_norm_(grad, out)
+    else:
+        out[0] = torch.linalg.vector_norm(grad, dtype=torch.float32)
+
+
+@torch.no_grad()
+def adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad=False):
+    """adamw_ in plain torch: same arguments, same result to rounding, no host sync."""
+    grad_scale, lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2_sqrt, apply = scalars.unbind()
+    applied = apply != 0
+    scaled = grad.float() * grad_scale
+    new_exp_avg = beta1 * exp_avg + (1 - beta1) * scaled
+    new_exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * scaled * scaled
+    denominator = new_exp_avg_sq.sqrt() / bias_correction2_sqrt + eps
+    new_master = master * (1 - lr * weight_decay) - (lr / bias_correction1) * new_exp_avg / denominator
+    for old, new in ((exp_avg, new_exp_avg), (exp_avg_sq, new_exp_avg_sq), (master, new_master)):
+        torch.where(applied, new, old, out=old)
+    if weight is not None:
+        weight.copy_(torch.where(applied, new_master.to(weight.dtype), weight))
+    if zero_grad:
+        grad.zero_()

@@ -1,0 +1,84 @@
+"""Triton AdamW and gradient norm over flat buffers: memory-bound, deterministic, without a host sync."""
+
+import torch
+import triton
+import triton.language as tl
+
+_ADAMW_BLOCK = 1024
+_NORM_PROGRAMS = 2048  # fixed, so that the order of summation does not depend on the GPU
+_NORM_BLOCK = 4096
+
+
+@triton.jit
+def _adamw(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, first, n,
+           HAS_WEIGHT: tl.constexpr, ZERO_GRAD: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """One block of parameters. Only the last is masked: a mask of unknown alignment would forbid vector loads."""
+    index = (first + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < n if MASKED else None
+    if tl.load(scalars_ptr + 8) != 0.0:
+        grad_scale = tl.load(scalars_ptr)
+        lr = tl.load(scalars_ptr + 1)
+        beta1 = tl.load(scalars_ptr + 2)
+        beta2 = tl.load(scalars_ptr + 3)
+        eps = tl.load(scalars_ptr + 4)
+        decay = 1.0 - lr * tl.load(scalars_ptr + 5)
+        step_size = tl.div_rn(lr, tl.load(scalars_ptr + 6))
+        correction = tl.load(scalars_ptr + 7)
+        grad = tl.load(grad_ptr + index, mask=mask).to(tl.float32) * grad_scale
+        exp_avg = beta1 * tl.load(exp_avg_ptr + index, mask=mask) + (1.0 - beta1) * grad
+        exp_avg_sq = beta2 * tl.load(exp_avg_sq_ptr + index, mask=mask) + (1.0 - beta2) * grad * grad
+        denominator = tl.div_rn(tl.sqrt_rn(exp_avg_sq), correction) + eps
+        master = tl.load(master_ptr + index, mask=mask) * decay - tl.div_rn(step_size * exp_avg, denominator)
+        tl.store(exp_avg_ptr + index, exp_avg, mask=mask)
+        tl.store(exp_avg_sq_ptr + index, exp_avg_sq, mask=mask)
+        tl.store(master_ptr + index, master, mask=mask)
+        if HAS_WEIGHT:
+            tl.store(weight_ptr + index, master.to(weight_ptr.dtype.element_ty), mask=mask)
+    if ZERO_GRAD:
+        tl.store(grad_ptr + index, tl.zeros((BLOCK,), grad_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _sums_of_squares(grad_ptr, part_ptr, n, num_blocks, BLOCK: tl.constexpr):
+    """Each program sums every `num_programs`-th block; the first one also takes the incomplete block at the end."""
+    program = tl.program_id(0)
+    at = grad_ptr + program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(program, num_blocks, tl.num_programs(0)):
+        grad = tl.load(at).to(tl.float32)
+        total += grad * grad
+        at += tl.num_programs(0) * BLOCK
+    if program == 0:
+        index = n // BLOCK * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+        grad = tl.load(grad_ptr + index, mask=index < n, other=0.0).to(tl.float32)
+        total += grad * grad
+    tl.store(part_ptr + program, tl.sum(total, 0))
+
+
+@triton.jit
+def _root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
+    index = tl.arange(0, BLOCK)
+    tl.store(out_ptr, tl.sqrt_rn(tl.sum(tl.load(part_ptr + index, mask=index < num_parts, other=0.0), 0)))
+
+
+def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad=False, block=_ADAMW_BLOCK):
+    """See kernels.adamw_."""
+    n = master.numel()
+    num_full = n // block
+    constants = dict(
+        HAS_WEIGHT=weight is not None, ZERO_GRAD=zero_grad, BLOCK=block, num_warps=max(1, min(8, block // 256))
+    )
+    for first, count, masked in ((0, num_full, False), (num_full, int(n % block != 0), True)):
+        if count:
+            _adamw[(count,)](
+                weight, grad, master, exp_avg, exp_avg_sq, scalars, first, n, MASKED=masked, **constants
+            )  # fmt: skip
+
+
+def grad_norm_(grad, out):
+    """See kernels.grad_norm_."""
+    num_blocks = grad.numel() // _NORM_BLOCK
+    num_programs = max(1, min(_NORM_PROGRAMS, num_blocks))
+    part = torch.empty(num_programs, dtype=torch.float32, device=grad.device)
+    _sums_of_squares[(num_programs,)](grad, part, grad.numel(), num_blocks, BLOCK=_NORM_BLOCK, num_warps=8)
+    _root_of_sum[(1,)](part, out, num_programs, BLOCK=_NORM_PROGRAMS)
