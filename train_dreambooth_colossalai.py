@@ -45,6 +45,7 @@ def train(args: Namespace, argv: list[str], base: BaseModel, dataset, device) ->
     import torch.distributed as dist
 
     from utils import logs, pipeline, run_record
+    from utils.colossal import barrier
     from utils.train_step import BatchSource, CapturedStep, TrainStep
 
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
@@ -87,7 +88,7 @@ def train(args: Namespace, argv: list[str], base: BaseModel, dataset, device) ->
             lambda folder: pipeline.save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
         )
         print(record.finish(log), flush=True)
-    dist.barrier()
+    barrier(device)
 
 
 def encode_inputs(args: Namespace, base: BaseModel, dataset, plan, device) -> tuple:
@@ -117,14 +118,19 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
 
     Returns the boosted UNet, the MasterWeightsOptimizer and the Booster.
     """
-    from utils import models
+    import torch
+
+    from utils import fused_unet, models
     from utils.colossal import boost
     from utils.optimizer import FlatParameters, MasterWeightsOptimizer
 
     unet = models.load_unet(base.folder)
     if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    flat = FlatParameters(unet, plan.weight_dtype, device)
+        models.enable_gradient_checkpointing(unet)
+    on_gpu = device.type == "cuda"
+    flat = FlatParameters(unet, plan.weight_dtype, device, torch.channels_last if on_gpu else torch.contiguous_format)
+    if on_gpu:
+        fused_unet.install(unet)
     optimizer = MasterWeightsOptimizer(
         flat,
         learning_rates=plan.learning_rates,

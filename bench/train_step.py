@@ -3,9 +3,9 @@
 python bench/train_step.py [--model DIR] [--batch_sizes 1 8] [--steps 60] [--long_run 400] [--json FILE]
 
 Without --model: random weights of that shape on a GPU, the embedded model on a CPU. Method: the script runs as its
-users run it, in its own process; ms a step is the median over its metrics.jsonl after the first 20 steps; the reference
-waits for its loss each step, as such loops do, median after 10 steps. Floors: a large copy (bytes read plus written) and
-a large fp16 product on random data, measured in the same run. Unknown flags go to the training script.
+users run it, in its own process; ms a step is the median over its metrics.jsonl after the first 20 steps; the
+reference waits for its loss each step, as such loops do, median after 10 steps. Floors: a large copy (bytes read plus
+written) and a large fp16 product on random data, measured in the same run. Unknown flags go to the training script.
 """
 
 import argparse

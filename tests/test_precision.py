@@ -1,4 +1,4 @@
-"""fp16 and bf16 with fp32 master weights learn what fp32 learns; the recipe's literal method does not (docs/precision.md)."""
+"""fp16 and bf16 with fp32 masters learn what fp32 learns; the literal recipe does not (docs/precision.md)."""
 
 import copy
 import math

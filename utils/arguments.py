@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ") if "unrecognized" in message else ""
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown.split()[0].split("=")[0], flags, n=1)
+            near = difflib.get_close_matches(unknown.partition(" ")[0].partition("=")[0], flags, n=1, cutoff=0.7)
             message += f"; did you mean {near[0]}?" if near else "; --help lists the flags"
         raise UserError(message)
 
@@ -74,7 +74,7 @@ def _bounded(kind: type, text: str, least: int):
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-    if not math.isfinite(value) or value < least:
+    if not least <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least {least}")
     return value
 
@@ -120,7 +120,7 @@ def _add_run(group) -> None:
     add(
         "--mixed_precision",
         choices=["fp16", "bf16", "no"],
-        help="dtype of VAE, text encoder and UNet; master weights are fp32 always (default: fp16 on a GPU, no on a CPU)",
+        help="dtype of VAE, text encoder and UNet; master weights are fp32 always (default: fp16 on a GPU, else no)",
     )
     add("--no_cuda_graph", action="store_true", help="launch every kernel by itself: slower, for debugging")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -168,6 +168,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = training_parser().parse_args(argv)
     if not args.instance_prompt.strip():
         raise UserError("--instance_prompt is empty; say what the photos show, as in 'a photo of my cat.'")
+    if args.logging_dir.is_absolute() or ".." in args.logging_dir.parts:
+        raise UserError(
+            f"--logging_dir {args.logging_dir} is not inside --output_dir; give it a relative name like 'logs'"
+        )
     return args
 
 

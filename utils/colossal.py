@@ -8,7 +8,7 @@ import warnings
 
 @contextlib.contextmanager
 def _quiet():
-    """Holds back Python warnings and log lines below ERROR: they are about apex, tensornvme and quantisation kernels."""
+    """Holds back Python warnings and log lines below ERROR: about apex, tensornvme and quantisation kernels."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -22,12 +22,14 @@ def _quiet():
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 with _quiet():
     import colossalai
+    import torch
+    import torch.distributed as dist
     from colossalai.accelerator import get_accelerator
     from colossalai.booster import Booster
     from colossalai.booster.plugin import TorchDDPPlugin
     from colossalai.interface import OptimizerWrapper
 
-__all__ = ["OptimizerWrapper", "boost", "get_accelerator", "launch"]
+__all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch"]
 
 SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -46,3 +48,8 @@ def boost(model, optimizer: OptimizerWrapper) -> tuple:
         booster = Booster(plugin=TorchDDPPlugin())
         model, optimizer, *_ = booster.boost(model, optimizer)
     return model, optimizer, booster
+
+
+def barrier(device: torch.device) -> None:
+    """Waits for all ranks; NCCL is told the device, or it guesses one and warns."""
+    dist.barrier(device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None)

@@ -58,7 +58,7 @@ def _reason_to_skip(path: Path) -> str | None:
         with Image.open(path):
             return None
     except UnidentifiedImageError:
-        if suffix in Image.registered_extensions():
+        if Image.registered_extensions().get(suffix) in Image.OPEN:
             raise UserError(f"{path} cannot be read as an image; replace it or remove it from the folder") from None
         return "not an image"
     except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
@@ -94,11 +94,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
     """Bilinear, antialiased, aspect kept; the longer side is rounded down as in the recipe's transform."""
     width, height = image.size
-    scale = resolution / min(width, height)
-    size = (
-        resolution if width <= height else int(width * scale),
-        resolution if height <= width else int(height * scale),
-    )
+    shorter = min(width, height)
+    size = (resolution * width // shorter, resolution * height // shorter)
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
 
 

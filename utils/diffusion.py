@@ -23,14 +23,14 @@ def encode_prompt(text_encoder: torch.nn.Module, input_ids: torch.Tensor) -> tor
 def sample_latents(
     mean: torch.Tensor, std: torch.Tensor, latent_noise: torch.Tensor, scaling_factor: float
 ) -> torch.Tensor:
-    """Scaled latents drawn from N(mean, std^2), all [B,4,h,w] float32 (Kingma & Welling 2014; scaling: Rombach 2022)."""
+    """Scaled latents from N(mean, std^2), all [B,4,h,w] float32 (Kingma & Welling 2014; scaling: Rombach 2022)."""
     return (mean + std * latent_noise) * scaling_factor
 
 
 def training_target(
     noise_scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the UNet has to predict, by the scheduler's prediction_type: the noise, or the velocity (Salimans & Ho 2022).
+    """What the UNet has to predict, by the prediction_type: the noise, or the velocity (Salimans & Ho 2022).
 
     Raises ValueError for any other prediction_type.
     """

@@ -20,6 +20,7 @@ except ImportError:
     HAS_TRITON = False
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_CHUNK = 1 << 18  # elements of plain AdamW at a time: five fp32 buffers of this size stay in a CPU's cache
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -105,16 +106,20 @@ def grad_norm_(grad, out):
 @torch.no_grad()
 def adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad=False):
     """adamw_ in plain torch: same arguments, same result to rounding, no host sync."""
-    grad_scale, lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2_sqrt, apply = scalars.unbind()
-    applied = apply != 0
-    scaled = grad.float() * grad_scale
-    new_exp_avg = beta1 * exp_avg + (1 - beta1) * scaled
-    new_exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * scaled * scaled
-    denominator = new_exp_avg_sq.sqrt() / bias_correction2_sqrt + eps
-    new_master = master * (1 - lr * weight_decay) - (lr / bias_correction1) * new_exp_avg / denominator
-    for old, new in ((exp_avg, new_exp_avg), (exp_avg_sq, new_exp_avg_sq), (master, new_master)):
-        torch.where(applied, new, old, out=old)
-    if weight is not None:
-        weight.copy_(torch.where(applied, new_master.to(weight.dtype), weight))
+    grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply = scalars.unbind()
+    # An update that must not happen is one with decay factors 1, and gradient and learning rate 0.
+    applies = apply != 0
+    lr, grad_scale = torch.where(applies, lr, 0), torch.where(applies, grad_scale, 0)
+    beta1, beta2 = torch.where(applies, beta1, 1), torch.where(applies, beta2, 1)
+    step_size, decay = lr / correction1, 1 - lr * weight_decay
+    buffers = (b.split(_CHUNK) for b in (master if weight is None else weight, grad, master, exp_avg, exp_avg_sq))
+    for weight_, grad_, master_, exp_avg_, exp_avg_sq_ in zip(*buffers, strict=True):
+        scaled = torch.where(applies, grad_.float(), 0).mul_(grad_scale)
+        exp_avg_.mul_(beta1).add_(scaled * (1 - beta1))
+        exp_avg_sq_.mul_(beta2).add_(scaled.square_().mul_(1 - beta2))
+        denominator = exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
+        master_.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg_).mul_(step_size))
+        if weight is not None:
+            weight_.copy_(master_)
     if zero_grad:
         grad.zero_()

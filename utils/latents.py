@@ -11,9 +11,9 @@ MAX_CACHED_BYTES = 1 << 30
 class InstanceLatents:
     """Mean and standard deviation of the VAE's latent distribution for a photo's crop.
 
-    A photo with a fixed crop (square, or --center_crop) is encoded before training starts; crops of the others when they
-    are first drawn, and kept, up to MAX_CACHED_BYTES in all. Sampling anew from the kept distribution each step is
-    exactly what encoding anew each step would give.
+    A photo with a fixed crop (square, or --center_crop) is encoded before training starts; crops of the others when
+    they are first drawn, and kept, up to MAX_CACHED_BYTES in all. Sampling anew from the kept distribution each step
+    is exactly what encoding anew each step would give.
     """
 
     def __init__(self, dataset: InstanceDataset, vae: torch.nn.Module):
@@ -25,7 +25,8 @@ class InstanceLatents:
         if dataset.has_fixed_crops:
             for photo in range(len(dataset)):
                 self.moments(photo, (0.0, 0.0))
-            self.vae = None
+            if len(self._moments) == len(dataset):
+                self.vae = None
 
     def moments(self, photo: int, position: tuple[float, float]) -> torch.Tensor:
         """float32 [2,4,h,w]: mean and standard deviation for the crop at `position`, two numbers in [0,1)."""

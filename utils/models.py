@@ -1,11 +1,16 @@
 """The base pipeline's parts, loaded from a local folder and nowhere else."""
 
 import contextlib
+import functools
 import os
 import warnings
 from pathlib import Path
 
 import torch
+from torch.utils.checkpoint import checkpoint
+
+from utils.errors import UserError
+from utils.preflight import has_only_fp16_variants
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -14,7 +19,7 @@ WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.floa
 
 @contextlib.contextmanager
 def quiet_libraries():
-    """Only errors from diffusers and transformers: their loading notes are about options this program does not have."""
+    """Only errors from diffusers and transformers: their notes are about options that this program does not have."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -34,21 +39,36 @@ def quiet_libraries():
             transformers_logging.enable_progress_bar()
 
 
-def _load(cls, folder: Path, part: str, **options):
+def _load(cls, folder: Path, part: str = "", **options):
     with quiet_libraries():
-        return cls.from_pretrained(folder, subfolder=part, local_files_only=True, **options)
+        try:
+            return cls.from_pretrained(folder, subfolder=part, local_files_only=True, **options)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder / part} cannot be loaded as a {cls.__name__} ({reason})") from error
+
+
+def _load_weights(cls, folder: Path, part: str) -> torch.nn.Module:
+    """A part with weights; UserError where the file lacks some: the libraries would fill them in at random."""
+    module, loading = _load(cls, folder, part, output_loading_info=True, **_variant(folder, part))
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{folder / part}: the weight file lacks {len(missing)} of {cls.__name__}'s tensors, {missing[0]} first; "
+            f"copy or download the whole pipeline again"
+        )
+    return module
 
 
 def _load_frozen(cls, folder: Path, part: str, weight_dtype: torch.dtype, device) -> torch.nn.Module:
-    module = _load(cls, folder, part, **_variant(folder, part)).requires_grad_(False).eval()
+    module = _load_weights(cls, folder, part).requires_grad_(False).eval()
     with quiet_libraries():
         return module.to(device, dtype=weight_dtype)
 
 
 def _variant(folder: Path, part: str) -> dict:
     """Asks for the fp16 files where a part has no others."""
-    names = [path.name for path in (folder / part).glob("*") if path.suffix in (".safetensors", ".bin")]
-    return {"variant": "fp16"} if names and all(".fp16." in name for name in names) else {}
+    return {"variant": "fp16"} if has_only_fp16_variants(folder / part) else {}
 
 
 def load_tokenizer(folder: Path, tokenizer_name: str | None = None):
@@ -56,7 +76,11 @@ def load_tokenizer(folder: Path, tokenizer_name: str | None = None):
     from transformers import CLIPTokenizer
 
     if tokenizer_name:
-        return CLIPTokenizer.from_pretrained(tokenizer_name, local_files_only=True)
+        if not (Path(tokenizer_name) / "tokenizer_config.json").is_file():
+            raise UserError(
+                f"--tokenizer_name {tokenizer_name} is not a tokenizer's folder: no tokenizer_config.json in it"
+            )
+        return _load(CLIPTokenizer, Path(tokenizer_name))
     return _load(CLIPTokenizer, folder, "tokenizer")
 
 
@@ -84,7 +108,19 @@ def load_unet(folder: Path) -> torch.nn.Module:
     """UNet2DConditionModel in training mode, float32 on the CPU: FlatParameters takes it from there."""
     from diffusers import UNet2DConditionModel
 
-    return _load(UNet2DConditionModel, folder, "unet", **_variant(folder, "unet")).train()
+    return _load_weights(UNet2DConditionModel, folder, "unet").train()
+
+
+def enable_gradient_checkpointing(unet: torch.nn.Module) -> None:
+    """Recomputes activations in the backward pass.
+
+    The random state is not saved and restored, which a CUDA graph could not capture: the UNet draws nothing.
+    """
+    unet.enable_gradient_checkpointing()
+    recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    for module in unet.modules():
+        if hasattr(module, "_gradient_checkpointing_func"):
+            module._gradient_checkpointing_func = recompute
 
 
 def load_noise_scheduler(folder: Path):

@@ -1,7 +1,7 @@
 """AdamW on fp32 master weights for fp16 (or bf16, or fp32) parameters, as one ColossalAI OptimizerWrapper.
 
-Why: docs/precision.md. Everything that one update decides (skip or apply, learning rate, loss scale) is held in tensors
-on the device, so that a step never waits for the GPU and can be captured in a CUDA graph.
+Why: docs/precision.md. Everything that one update decides (skip or apply, learning rate, loss scale) is held in
+tensors on the device, so that a step never waits for the GPU and can be captured in a CUDA graph.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from utils import kernels
 from utils.colossal import OptimizerWrapper
 
 GROWTH_INTERVAL = 2000  # applied updates in a row before the loss scale doubles (torch.amp.GradScaler's figure)
 MIN_LOSS_SCALE = 2.0**-14
-CHUNK = 1 << 18  # elements: five float32 buffers of this size stay in a CPU's cache from one operation to the next
 
 
 def learning_rate_table(
@@ -81,33 +81,10 @@ class FlatParameters:
         return shaped
 
     def state_dict(self, buffer: Tensor) -> dict[str, Tensor]:
-        """{parameter name: contiguous CPU copy of its part of `buffer`}."""
-        names = [name for name, _ in self.parameters]
-        return {n: v.detach().cpu().contiguous().clone() for n, v in zip(names, self.views(buffer), strict=True)}
-
-
-def adamw_(weight: Tensor, grad: Tensor, master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor) -> None:
-    """One AdamW update in place on flat buffers (Loshchilov & Hutter 2019, algorithm 2, in torch.optim.AdamW's form).
-
-    `scalars` is float32 [9]: grad_scale, lr, beta1, beta2, eps, weight_decay, bias_correction1,
-    sqrt(bias_correction2), apply. Where apply is 0 nothing changes, whatever the gradient holds.
-    """
-    grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply = scalars.unbind()
-    # An update that must not happen is one with decay factors 1 and gradient, learning rate 0.
-    applies = apply != 0
-    lr, grad_scale = torch.where(applies, lr, 0), torch.where(applies, grad_scale, 0)
-    beta1, beta2 = torch.where(applies, beta1, 1), torch.where(applies, beta2, 1)
-    step_size, decay = lr / correction1, 1 - lr * weight_decay
-    chunk = CHUNK if master.device.type == "cpu" else master.numel()
-    buffers = (b.split(chunk) for b in (weight, grad, master, exp_avg, exp_avg_sq))
-    for weight_, grad_, master_, exp_avg_, exp_avg_sq_ in zip(*buffers, strict=True):
-        g = torch.where(applies, grad_.float(), 0).mul_(grad_scale)
-        exp_avg_.mul_(beta1).add_(g * (1 - beta1))
-        exp_avg_sq_.mul_(beta2).add_(g.square_().mul_(1 - beta2))
-        denominator = exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
-        master_.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg_).mul_(step_size))
-        if weight_.data_ptr() != master_.data_ptr():
-            weight_.copy_(master_)
+        """{parameter name: contiguous CPU copy of its part of `buffer`}, which leaves the device in one transfer."""
+        views = self.views(buffer.detach().cpu())
+        contiguous = dict(memory_format=torch.contiguous_format)
+        return {name: view.clone(**contiguous) for (name, _), view in zip(self.parameters, views, strict=True)}
 
 
 class MasterWeightsOptimizer(OptimizerWrapper):
@@ -151,6 +128,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self.num_good = torch.zeros((), dtype=torch.int64, device=device)  # applied since the scale last changed
         self.num_applied = torch.zeros((), dtype=torch.int64, device=device)
         self.num_skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._scaled_grad_norm = torch.zeros(1, device=device)
         self._betas = torch.tensor(betas, dtype=torch.float64, device=device)
         self._constants = torch.tensor([*betas, eps, weight_decay], dtype=torch.float64, device=device)
 
@@ -170,19 +148,19 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         gradient was made with) and `skipped` (1.0 where the gradient was not finite).
         """
         loss_scale = self.loss_scale.clone()
-        grad_norm = torch.linalg.vector_norm(self.flat.grad, dtype=torch.float32) / loss_scale
+        kernels.grad_norm_(self.flat.grad, self._scaled_grad_norm)
+        grad_norm = self._scaled_grad_norm[0] / loss_scale
         finite = torch.isfinite(grad_norm)
         # Not learning_rates[num_applied]: a tensor without dimensions as an index is read back by the host.
         lr = self.learning_rates.take(self.num_applied.clamp(max=len(self.learning_rates) - 1))
-        adamw_(*self._buffers(), self._scalars(lr, grad_norm, loss_scale, finite))
+        weight = None if self.flat.weight is self.flat.master else self.flat.weight
+        buffers = (weight, self.flat.grad, self.flat.master, self.exp_avg, self.exp_avg_sq)
+        kernels.adamw_(*buffers, self._scalars(lr, grad_norm, loss_scale, finite))
         self._count(finite)
         return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=(~finite).float())
 
-    def _buffers(self) -> tuple[Tensor, ...]:
-        return self.flat.weight, self.flat.grad, self.flat.master, self.exp_avg, self.exp_avg_sq
-
     def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
-        """The `scalars` of adamw_: bias corrections in float64, because 1 - 0.999 loses four digits in float32."""
+        """The `scalars` of kernels.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""
         corrections = 1 - self._betas ** (self.num_applied + 1)
         grad_scale = 1 / loss_scale
         if self.max_grad_norm > 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE
+from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE, has_only_fp16_variants
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
 STAGING_PREFIX = ".assembling-"
@@ -19,7 +19,8 @@ UNET_STEM = "diffusion_pytorch_model"
 def write_json(path: Path, value: dict) -> None:
     """Writes beside, syncs and renames: a reader sees the old file or the whole new one."""
     beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as file:
+    # backslashreplace: file names that are not UTF-8 hold lone surrogates, and \udcXX is how JSON writes those.
+    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()
@@ -51,13 +52,20 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def assemble(staging: Path, base: Path) -> None:
-    """Puts everything of the base pipeline but the UNet's weights into the empty folder `staging`."""
+    """Puts everything of the base pipeline but the UNet's weights into the empty folder `staging`.
+
+    Weights that the base has as fp16 variants only get plain names: the UNet's file beside them has one, and
+    from_pretrained takes one kind or the other.
+    """
     index = json.loads((base / MODEL_INDEX).read_text(encoding="utf-8"))
     for part in FROZEN_PARTS:
         if (base / part).is_dir():
+            only_variants = has_only_fp16_variants(base / part)
             for source in sorted(path for path in (base / part).rglob("*") if path.is_file()):
                 if not source.name.startswith("."):
-                    link_or_copy(source, staging / source.relative_to(base))
+                    target = staging / source.relative_to(base)
+                    name = target.name.replace(".fp16.", ".") if only_variants else target.name
+                    link_or_copy(source, target.with_name(name))
         elif part in index:
             index[part] = [None, None]
     link_or_copy(base / "unet" / "config.json", staging / "unet" / "config.json")
@@ -73,18 +81,20 @@ def save_unet(booster, unet, optimizer, folder: Path, save_dtype: str, save_form
         state_dict.update(optimizer.flat.state_dict(optimizer.flat.master))
         _save_state_dict(state_dict, path, use_safetensors)
         return path
-    hook = unet.unwrap()._register_state_dict_hook(_to_plain_half)
+
+    def to_plain_half(module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+        # From the master weights: a bf16 weight would reach the file with bf16's three digits. One contiguous tensor
+        # each, where the parameters are views into one buffer, perhaps channels_last.
+        state_dict.update(optimizer.flat.state_dict(optimizer.flat.master))
+        for name, value in state_dict.items():
+            state_dict[name] = value.to("cpu", torch.float16, copy=True, memory_format=torch.contiguous_format)
+
+    hook = unet.unwrap()._register_state_dict_hook(to_plain_half)
     try:
         booster.save_model(unet, str(path), use_safetensors=use_safetensors)
     finally:
         hook.remove()
     return path
-
-
-def _to_plain_half(module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
-    """The parameters are views into one buffer, perhaps channels_last: files hold each by itself, contiguous."""
-    for name, value in state_dict.items():
-        state_dict[name] = value.to("cpu", torch.float16, copy=True, memory_format=torch.contiguous_format)
 
 
 def _save_state_dict(state_dict: dict, path: Path, use_safetensors: bool) -> None:
@@ -100,7 +110,7 @@ def start_output(output_dir: Path, run: dict) -> None:
     """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable."""
     output_dir.mkdir(parents=True, exist_ok=True)
     for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
 
 
@@ -108,7 +118,8 @@ def commit_pipeline(output_dir: Path, base: Path, write_unet) -> None:
     """Assembles the pipeline in a hidden folder inside output_dir, then moves its parts into place.
 
     `write_unet(folder)` writes the UNet's weights. model_index.json, without which nothing loads the folder, is taken
-    away first and put back last: a half-moved pipeline is never taken for a whole one.
+    away first and put back last: a half-moved pipeline is never taken for a whole one. Where a move fails, those
+    before it are undone, so that an earlier pipeline in output_dir is whole again.
     """
     staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=output_dir))
     try:
@@ -116,20 +127,28 @@ def commit_pipeline(output_dir: Path, base: Path, write_unet) -> None:
         write_unet(staging / "unet")
         _set_usual_mode(staging / "unet")
         sync_tree(staging)
-        replaced = staging / "replaced"
-        replaced.mkdir()
-        index = output_dir / MODEL_INDEX
-        if index.exists():
-            os.replace(index, replaced / MODEL_INDEX)
-        for part in (*FROZEN_PARTS, "unet"):
-            if (output_dir / part).exists():
-                os.replace(output_dir / part, replaced / part)
-            if (staging / part).exists():
-                os.replace(staging / part, output_dir / part)
-        os.replace(staging / MODEL_INDEX, index)
+        _swap(staging, output_dir)
         sync_directory(output_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(staging: Path, output_dir: Path) -> None:
+    replaced = staging / "replaced"
+    replaced.mkdir()
+    parts = (*FROZEN_PARTS, "unet")
+    moves = [(output_dir / name, replaced / name) for name in (MODEL_INDEX, *parts)]
+    moves += [(staging / name, output_dir / name) for name in (*parts, MODEL_INDEX)]
+    done = []
+    try:
+        for source, target in moves:
+            if os.path.lexists(source):
+                os.replace(source, target)
+                done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.replace(target, source)
+        raise
 
 
 def _set_usual_mode(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be checked before a model is loaded: the base folder, the output folder, values that depend on the model."""
+"""What can be checked before a model is loaded: the base folder, the output folder, values that depend on both."""
 
 import json
 import os
@@ -15,6 +15,7 @@ PROGRAM = "train_dreambooth_colossalai"
 PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 WEIGHT_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 SAFETENSORS_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "fp32", "F64": "fp32"}
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -35,20 +36,18 @@ def check_base_model(folder: Path) -> BaseModel:
     index = read_json(folder / MODEL_INDEX)
     for part, expected in PART_CLASSES.items():
         _check_class(folder, index, part, expected)
-    for part in ("tokenizer", "scheduler"):
-        if not (folder / part).is_dir():
-            raise UserError(f"{folder} lacks {part}/; copy or download the whole pipeline again")
+    _check_tokenizer_and_scheduler(folder)
     unet, vae, text_encoder = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
     _check_shapes(folder, unet, vae, text_encoder)
     for part in ("vae", "text_encoder"):
         weight_files(folder, part)
-    return BaseModel(folder, 2 ** (len(vae["block_out_channels"]) - 1), weight_files(folder, "unet"))
+    return BaseModel(folder, 2 ** (len(vae.get("block_out_channels", [64])) - 1), weight_files(folder, "unet"))
 
 
 def _check_folder(folder: Path) -> None:
     if not folder.exists():
         name = str(folder)
-        if name.count("/") == 1 and not name.startswith((".", "/")):
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir():
             raise UserError(
                 f"--pretrained_model_name_or_path: there is no folder {name}, and nothing is downloaded at run time; "
                 f"if you mean the model of that name on the Hugging Face Hub, fetch it first, for example with "
@@ -73,6 +72,17 @@ def _check_class(folder: Path, index: dict, part: str, expected: str) -> None:
         )
     if not (folder / part / "config.json").is_file():
         raise UserError(f"{folder} lacks {part}/config.json; copy or download the whole pipeline again")
+
+
+def _check_tokenizer_and_scheduler(folder: Path) -> None:
+    if not any((folder / "tokenizer" / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+        raise UserError(f"{folder} lacks tokenizer/vocab.json; copy or download the whole pipeline again")
+    config = folder / "scheduler" / "scheduler_config.json"
+    prediction_type = read_json(config).get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise UserError(
+            f"{config}: prediction_type is {prediction_type!r}; this program trains {' and '.join(PREDICTION_TYPES)}"
+        )
 
 
 def _check_shapes(folder: Path, unet: dict, vae: dict, text_encoder: dict) -> None:
@@ -104,44 +114,78 @@ def read_json(path: Path) -> dict:
 
 
 def weight_files(folder: Path, part: str) -> list[Path]:
-    """The weight files of one part of a pipeline; raises UserError where there is none or one is a git-lfs pointer."""
+    """The weight files of one part of a pipeline.
+
+    Raises UserError where there is none, and where one is unreadable, cut short or a git-lfs pointer.
+    """
     stem = WEIGHT_STEMS[part]
     found = sorted(p for s in ("safetensors", "bin") for p in (folder / part).glob(f"{stem}*.{s}"))
     found += sorted((folder / part).glob("pytorch_model*.bin")) if part == "text_encoder" else []
     if not found:
         raise UserError(f"{folder / part} holds no weights ({stem}.safetensors); copy or download it again")
     for path in found:
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise UserError(
-                    f"{path} is a git-lfs pointer, not the weights; run 'git lfs install && git lfs pull' in {folder}"
-                )
+        try:
+            with path.open("rb") as file:
+                start = file.read(len(LFS_POINTER))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); copy or download it again") from None
+        if start == LFS_POINTER:
+            raise UserError(
+                f"{path} is a git-lfs pointer, not the weights; run 'git lfs install && git lfs pull' in {folder}"
+            )
+        if path.suffix == ".safetensors":
+            safetensors_dtype(path)
     return found
 
 
+def has_only_fp16_variants(part_folder: Path) -> bool:
+    """Whether every weight file of a part is an fp16 variant, as in diffusion_pytorch_model.fp16.safetensors."""
+    names = [path.name for path in part_folder.glob("*") if path.suffix in (".safetensors", ".bin")]
+    return bool(names) and all(".fp16." in name for name in names)
+
+
 def safetensors_dtype(path: Path) -> str | None:
-    """The dtype of the first tensor, as the header names it ("F32", "F16", ...); None where there is no tensor."""
+    """The dtype of the first tensor, as the header names it ("F32", "F16", ...); None where there is no tensor.
+
+    Raises UserError where the file is shorter or longer than its header says.
+    """
     try:
+        num_bytes = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
+            if length > num_bytes:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+        if expected != num_bytes:
+            raise ValueError(f"its header promises {expected} bytes, it has {num_bytes}")
+        return tensors[0]["dtype"] if tensors else None
     except (ValueError, struct.error) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
-    return next((entry["dtype"] for name, entry in header.items() if name != "__metadata__"), None)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise UserError(f"{path} is not a safetensors file (its header lists no tensors); download it again") from None
 
 
 def default_save_dtype(unet_weights: list[Path]) -> str:
-    """fp16 where the base's UNet file holds float16, else fp32."""
-    safetensors = [path for path in unet_weights if path.suffix == ".safetensors"]
-    plain = [path for path in safetensors if ".fp16." not in path.name]
-    if safetensors:
-        return SAFETENSORS_DTYPES.get(safetensors_dtype((plain or safetensors)[0]), "fp32")
+    """fp16 where the UNet file that is loaded holds float16, else fp32.
+
+    As diffusers chooses: fp16 variants only where there is nothing else, safetensors before .bin.
+    """
+    plain = [path for path in unet_weights if ".fp16." not in path.name] or unet_weights
+    path = next((path for path in plain if path.suffix == ".safetensors"), plain[0])
+    if path.suffix == ".safetensors":
+        return SAFETENSORS_DTYPES.get(safetensors_dtype(path), "fp32")
+    import pickle
+
     import torch
 
-    tensors = torch.load(unet_weights[0], map_location="meta", mmap=True, weights_only=True)
-    return "fp16" if next(iter(tensors.values())).dtype == torch.float16 else "fp32"
+    try:
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+        return "fp16" if next(iter(tensors.values())).dtype == torch.float16 else "fp32"
+    except (OSError, RuntimeError, EOFError, StopIteration, AttributeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0] or "there is none in it"
+        raise UserError(f"{path} is not a file of weights ({reason}); copy or download it again") from None
 
 
 def check_resolution(args: Namespace, base: BaseModel) -> None:
@@ -159,17 +203,19 @@ def check_output_dir(args: Namespace) -> None:
     Raises UserError otherwise, also where it overlaps the base model's or the photos' folder.
     """
     output = args.output_dir
-    for flag in ("pretrained_model_name_or_path", "instance_data_dir"):
+    for flag in ("pretrained_model_name_or_path", "instance_data_dir", "tokenizer_name"):
         other = getattr(args, flag)
-        if _overlap(output, other):
+        if other and _overlap(output, other):
             raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output_dir {output} is a file; name a folder")
+    if os.path.lexists(output) and not output.is_dir():
+        raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
     if output.is_dir() and any(output.iterdir()) and not is_own_output(output):
         raise UserError(
             f"--output_dir {output} holds files that this program did not write; name an empty or a new folder"
         )
     existing = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {output}: no permission to write in {existing}")
 

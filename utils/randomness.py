@@ -50,7 +50,8 @@ def draw_sample(
     """All draws of global sample `index`.
 
     Returns a Sample: `photo` in [0, num_photos); `crop` (vertical, horizontal) positions in [0, 1);
-    `latent_noise` and `noise` standard normal float32 of latent_shape [C, h, w]; `timestep` in [0, num_train_timesteps).
+    `latent_noise` and `noise` standard normal float32 of latent_shape [C, h, w]; `timestep` in
+    [0, num_train_timesteps).
     """
     crop = generator(seed, index, Purpose.CROP).random(2)
     return Sample(
@@ -63,7 +64,7 @@ def draw_sample(
 
 
 def sample_indices(step: int, micro_batch: int, rank: int, *, num_micro_batches: int, num_ranks: int, batch_size: int):
-    """Global sample indices of one rank's micro-batch: a range over the run's one stream of samples (docs/decisions.md).
+    """Global sample indices of one rank's micro-batch: a range of the run's one stream (docs/decisions.md).
 
     However the product num_micro_batches x num_ranks x batch_size is factored, one step covers the same samples.
     """

@@ -1,0 +1,228 @@
+"""The command line: its flags are frozen, its complaints are one line."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.arguments import LR_SCHEDULERS, as_plain, parse_args, training_parser
+from utils.errors import UserError, run_main
+
+REQUIRED = ["--pretrained_model_name_or_path", "base", "--instance_data_dir", "photos", "--instance_prompt", "a photo"]
+
+# Flags and their defaults are a promise to users: a new flag is added here and in the README; none is taken away.
+DEFAULTS = dict(
+    pretrained_model_name_or_path=Path("base"),
+    tokenizer_name=None,
+    instance_data_dir=Path("photos"),
+    output_dir=Path("output"),
+    instance_prompt="a photo",
+    seed=0,
+    resolution=512,
+    center_crop=False,
+    train_batch_size=4,
+    num_train_epochs=1,
+    max_train_steps=None,
+    gradient_accumulation_steps=1,
+    gradient_checkpointing=False,
+    mixed_precision=None,
+    no_cuda_graph=False,
+    debug=False,
+    learning_rate=5e-6,
+    scale_lr=False,
+    lr_scheduler="constant",
+    lr_warmup_steps=500,
+    lr_num_cycles=1,
+    lr_power=1.0,
+    adam_beta1=0.9,
+    adam_beta2=0.999,
+    adam_weight_decay=1e-2,
+    adam_epsilon=1e-8,
+    max_grad_norm=1.0,
+    save_dtype=None,
+    save_format="safetensors",
+    logging_dir=Path("logs"),
+    report_to="none",
+)
+
+
+def complaint(*argv: str) -> str:
+    with pytest.raises(UserError) as error:
+        parse_args([*REQUIRED, *argv])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_flags_and_their_defaults_are_frozen():
+    assert vars(parse_args(REQUIRED)) == DEFAULTS
+
+
+def test_the_recipes_arguments():
+    args = parse_args(
+        [
+            "--pretrained_model_name_or_path=./model/stable-diffusion-v1-4",
+            "--instance_data_dir=./instance",
+            "--output_dir=./output",
+            "--instance_prompt=a photo of my cat.",
+            "--resolution=512",
+            "--train_batch_size=1",
+            "--mixed_precision=fp16",
+            "--learning_rate=1.0e-6",
+            "--lr_scheduler=constant",
+            "--lr_warmup_steps=0",
+            "--max_train_steps=20",
+        ]
+    )
+    changed = {name: value for name, value in vars(args).items() if value != DEFAULTS[name]}
+    assert changed == dict(
+        pretrained_model_name_or_path=Path("model/stable-diffusion-v1-4"),
+        instance_data_dir=Path("instance"),
+        instance_prompt="a photo of my cat.",
+        train_batch_size=1,
+        mixed_precision="fp16",
+        learning_rate=1e-6,
+        lr_warmup_steps=0,
+        max_train_steps=20,
+    )
+
+
+@pytest.mark.parametrize("flag", ["--pretrained_model_name_or_path", "--instance_data_dir", "--instance_prompt"])
+def test_required_flags(flag):
+    place = REQUIRED.index(flag)
+    with pytest.raises(UserError, match=f"required: {flag}$"):
+        parse_args(REQUIRED[:place] + REQUIRED[place + 2 :])
+
+
+BAD_VALUES = [
+    ("--resolution", "0", "0 is not a finite number of at least 1"),
+    ("--resolution", "51.2", "'51.2' is not a whole number"),
+    ("--resolution", "big", "'big' is not a whole number"),
+    ("--resolution", "", "'' is not a whole number"),
+    ("--train_batch_size", "0", "at least 1"),
+    ("--train_batch_size", "-1", "-1 is not a finite number of at least 1"),
+    ("--num_train_epochs", "0", "at least 1"),
+    ("--max_train_steps", "0", "at least 1"),
+    ("--gradient_accumulation_steps", "0", "at least 1"),
+    ("--lr_warmup_steps", "-1", "at least 0"),
+    ("--lr_num_cycles", "0", "at least 1"),
+    ("--seed", "-1", "at least 0"),
+    ("--seed", "4294967296", "4294967296 is not below 2**32"),
+    ("--seed", "1" + "0" * 400, "is not below 2**32"),
+    ("--seed", "1.5", "'1.5' is not a whole number"),
+    ("--learning_rate", "0", "0 is not above 0"),
+    ("--learning_rate", "fast", "'fast' is not a number"),
+    ("--learning_rate", "nan", "nan is not a finite number"),
+    ("--learning_rate", "inf", "inf is not a finite number"),
+    ("--learning_rate", "1e999", "1e999 is not a finite number"),
+    ("--lr_power", "0", "0 is not above 0"),
+    ("--adam_beta1", "1", "1 is not below 1"),
+    ("--adam_beta2", "1.0", "1.0 is not below 1"),
+    ("--adam_beta2", "-0.1", "at least 0"),
+    ("--adam_weight_decay", "-1", "at least 0"),
+    ("--adam_epsilon", "0", "0 is not above 0"),
+    ("--max_grad_norm", "-1", "at least 0"),
+    ("--mixed_precision", "fp8", "invalid choice: 'fp8'"),
+    ("--lr_scheduler", "warm", "invalid choice: 'warm'"),
+    ("--save_dtype", "bf16", "invalid choice: 'bf16'"),
+    ("--save_format", "pth", "invalid choice: 'pth'"),
+    ("--report_to", "wandb", "invalid choice: 'wandb'"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value", "message"), BAD_VALUES)
+def test_a_bad_value_is_named_with_its_flag(flag, value, message):
+    said = complaint(f"{flag}={value}")
+    assert said.startswith(f"argument {flag}: ") and message in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--seed", "4294967295"), ("--adam_beta1", "0"), ("--max_grad_norm", "0"), ("--learning_rate", "1.0e-6")],
+)
+def test_the_bounds_themselves_are_good(flag, value):
+    args = parse_args([*REQUIRED, flag, value])
+    assert getattr(args, flag[2:]) == float(value)
+
+
+@pytest.mark.parametrize("name", LR_SCHEDULERS)
+def test_every_schedule_that_is_offered_exists(name):
+    from utils.optimizer import learning_rate_table
+
+    assert parse_args([*REQUIRED, "--lr_scheduler", name]).lr_scheduler == name
+    table = learning_rate_table(1.0, name, num_warmup_steps=0, num_training_steps=3, num_cycles=1, power=1.0)
+    assert len(table) == 3
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "\n\t"])
+def test_an_empty_prompt(prompt):
+    assert "--instance_prompt is empty" in complaint("--instance_prompt", prompt)
+
+
+@pytest.mark.parametrize("folder", ["/var/log", "..", "logs/../../base"])
+def test_the_logs_stay_inside_the_output(folder):
+    assert f"--logging_dir {folder} is not inside --output_dir" in complaint("--logging_dir", folder)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "near"),
+    [
+        ("--leraning_rate", "--learning_rate"),
+        ("--max_train_step", "--max_train_steps"),
+        ("--centre_crop", "--center_crop"),
+        ("--batch_size", "--train_batch_size"),
+        ("--output-dir", "--output_dir"),
+        ("--learning_rates=3", "--learning_rate"),
+    ],
+)
+def test_the_nearest_flag_is_suggested(unknown, near):
+    said = complaint(unknown)
+    assert said == f"unrecognized arguments: {unknown}; did you mean {near}?"
+
+
+@pytest.mark.parametrize("unknown", ["--push_to_hub", "stray", " ", "--plugin=gemini"])
+def test_a_flag_like_no_other(unknown):
+    assert complaint(unknown).endswith("; --help lists the flags")
+
+
+@pytest.mark.parametrize("short", ["--res=64", "--max_train=3", "--learning=1e-6", "--output=x"])
+def test_no_abbreviations(short):
+    assert complaint(short).startswith(f"unrecognized arguments: {short}")
+
+
+def test_a_flag_without_its_value():
+    assert complaint("--resolution") == "argument --resolution: expected one argument"
+
+
+def test_every_flag_has_its_line_of_help():
+    help_text = training_parser().format_help()
+    assert all(f"--{name}" in help_text for name in DEFAULTS)
+    assert all(action.help for action in training_parser()._actions)
+
+
+def test_arguments_as_plain_values():
+    import json
+
+    plain = as_plain(parse_args(REQUIRED))
+    assert plain["output_dir"] == "output" and plain["max_train_steps"] is None
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_a_user_error_is_one_line_from_rank_0(capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert run_main(parse_args, ["--resolution", "x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: argument --res")
+    monkeypatch.setenv("RANK", "1")
+    assert run_main(parse_args, ["--resolution", "x"]) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_debug_raises(monkeypatch):
+    with pytest.raises(UserError):
+        run_main(parse_args, ["--resolution", "x", "--debug"])
+
+
+def test_help_goes_to_stdout_with_exit_code_0(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_args(["--help"])
+    assert exit_.value.code == 0
+    assert "usage: train_dreambooth_colossalai.py" in capsys.readouterr().out

@@ -1,0 +1,354 @@
+"""The photo folder: what is read, what is skipped, what is refused, and which pixels come out."""
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import write_photos
+from utils.dataset import InstanceDataset, decode, find_photos, resize_shorter_side
+from utils.errors import UserError
+
+# Where the stored image's first row and first column are seen, by the EXIF standard's table of orientations.
+ORIENTATIONS = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+CORNERS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]  # top left, top right, bottom left, bottom right
+
+
+def upright_picture(height: int = 32, width: int = 64) -> np.ndarray:
+    """uint8 [H,W,3]: a quarter in each of CORNERS."""
+    picture = np.empty((height, width, 3), np.uint8)
+    quarters = [(rows, columns) for rows in (0, 1) for columns in (0, 1)]
+    for (row, column), colour in zip(quarters, CORNERS, strict=True):
+        rows = slice(row * height // 2, (row + 1) * height // 2)
+        picture[rows, column * width // 2 : (column + 1) * width // 2] = colour
+    return picture
+
+
+def as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """What a camera writes into the file for `upright` to be seen."""
+    first_row, first_column = ORIENTATIONS[orientation]
+    stored = upright if first_row in ("top", "bottom") else upright.transpose(1, 0, 2)
+    flips = [axis for axis, side in enumerate((first_row, first_column)) if side in ("bottom", "right")]
+    return np.flip(stored, flips) if flips else stored
+
+
+def corner_colours(image: Image.Image) -> list[tuple[int, ...]]:
+    right, bottom = image.width - 1, image.height - 1
+    return [image.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+
+
+def save(folder, name: str, image: Image.Image, **options):
+    folder.mkdir(exist_ok=True)
+    image.save(folder / name, **options)
+    return folder / name
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(as_stored(upright_picture(), orientation))
+    options = {"jpg": dict(quality=100, subsampling=0), "webp": dict(lossless=True)}.get(suffix, {})
+    image = decode(save(tmp_path, f"photo.{suffix}", stored, exif=exif, **options))
+    assert image.size == (64, 32)
+    np.testing.assert_allclose(corner_colours(image), CORNERS, atol=3)
+
+
+@pytest.mark.parametrize(("orientation", "expected"), [(0, 1), (9, 1), (6, 6)])
+def test_an_orientation_that_does_not_exist_is_ignored(tmp_path, orientation, expected):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = as_stored(upright_picture(), expected)
+    image = decode(save(tmp_path, "photo.png", Image.fromarray(stored), exif=exif))
+    assert corner_colours(image) == CORNERS
+
+
+def test_the_size_that_is_recorded_is_the_upright_one(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path, "photo.jpg", Image.fromarray(as_stored(upright_picture(), 6)), exif=exif)
+    dataset = InstanceDataset(tmp_path, 16)
+    assert dataset.photos[0].original_size == (64, 32)
+    assert dataset.photos[0].pixels.shape == (3, 16, 32)
+    assert dataset.photos[0].sha256 == hashlib.sha256((tmp_path / "photo.jpg").read_bytes()).hexdigest()
+
+
+def test_transparency_is_composited_on_white(tmp_path):
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0] = [(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 51)]
+    image = decode(save(tmp_path, "rgba.png", Image.fromarray(rgba)))
+    assert image.mode == "RGB"
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(200, 0, 0), (255, 255, 255), (204, 204, 204)]
+    grey = np.array([[(100, 255), (100, 0)]], np.uint8)
+    image = decode(save(tmp_path, "la.png", Image.fromarray(grey, "LA")))
+    assert [image.getpixel((x, 0)) for x in range(2)] == [(100, 100, 100), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0])])
+def test_a_transparent_palette_colour_becomes_white(tmp_path, transparency):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    decoded = decode(save(tmp_path, "palette.png", image, transparency=transparency))
+    assert [decoded.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 8, 9))])
+def test_a_colour_named_transparent_becomes_white(tmp_path, mode, colour):
+    image = Image.new(mode, (2, 1), colour)
+    image.putpixel((1, 0), 0 if mode == "L" else (0, 0, 0))
+    decoded = decode(save(tmp_path, "key.png", image, transparency=colour))
+    assert [decoded.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (0, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "values", "expected"),
+    [
+        ("1", "png", [0, 255], [(0, 0, 0), (255, 255, 255)]),
+        ("L", "png", [0, 77], [(0, 0, 0), (77, 77, 77)]),
+        ("RGB", "png", [(1, 2, 3), (255, 0, 9)], [(1, 2, 3), (255, 0, 9)]),
+        ("CMYK", "tiff", [(0, 0, 0, 0), (0, 255, 255, 0)], [(255, 255, 255), (255, 0, 0)]),
+        ("I;16", "png", [0, 65535], [(0, 0, 0), (255, 255, 255)]),
+        ("I;16", "tiff", [32768, 65535], [(128, 128, 128), (255, 255, 255)]),
+        ("I", "tiff", [0, 65535], [(0, 0, 0), (255, 255, 255)]),
+        ("I", "tiff", [-5, 200], [(0, 0, 0), (200, 200, 200)]),
+        ("F", "tiff", [0.0, 1.0], [(0, 0, 0), (255, 255, 255)]),
+        ("F", "tiff", [51.0, 255.0], [(51, 51, 51), (255, 255, 255)]),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, suffix, values, expected):
+    image = Image.new(mode, (2, 1))
+    for x, value in enumerate(values):
+        image.putpixel((x, 0), value)
+    decoded = decode(save(tmp_path, f"photo.{suffix}", image))
+    assert decoded.mode == "RGB"
+    assert [decoded.getpixel((x, 0)) for x in range(2)] == expected
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"])
+def test_formats(tmp_path, name):
+    picture = upright_picture()
+    save(tmp_path, name, Image.fromarray(picture))
+    photo = InstanceDataset(tmp_path, 32).photos[0]
+    assert np.abs(photo.pixels.permute(1, 2, 0).numpy().astype(int) - picture)[::31, ::63].max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_the_first_frame_of_an_animation_is_taken(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    options = dict(lossless=True) if suffix == "webp" else {}
+    path = save(tmp_path, f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], **options)
+    assert decode(path).getpixel((4, 4)) == (250, 0, 0)
+
+
+def test_what_is_no_photo_is_skipped_and_reported(tmp_path):
+    folder = write_photos(tmp_path / "photos", 1)
+    for name in (".DS_Store", ".hidden.jpg", "._photo-0.jpg", "Thumbs.db", "notes.txt", "licence.pdf", "empty"):
+        (folder / name).write_bytes(b"" if name == "empty" else b"no image")
+    (folder / "more.jpg").mkdir()
+    os.mkfifo(folder / "fifo.jpg")
+    (folder / "broken.jpg").symlink_to(tmp_path / "nowhere")
+    photos, skipped = find_photos(folder)
+    assert [path.name for path in photos] == ["photo-0.jpg"]
+    assert {path.name: reason for path, reason in skipped} == {
+        ".DS_Store": "hidden",
+        ".hidden.jpg": "hidden",
+        "._photo-0.jpg": "hidden",
+        "Thumbs.db": "not an image",
+        "notes.txt": "not an image",
+        "licence.pdf": "not an image",
+        "empty": "not an image",
+        "more.jpg": "a folder",
+        "fifo.jpg": "not a regular file",
+        "broken.jpg": "not a regular file",
+    }
+    assert InstanceDataset(folder, 16).skipped == skipped
+
+
+def test_a_photo_behind_a_link_is_read(tmp_path):
+    elsewhere = write_photos(tmp_path / "elsewhere", 1)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "link.jpg").symlink_to(elsewhere / "photo-0.jpg")
+    assert len(InstanceDataset(folder, 16)) == 1
+
+
+@pytest.mark.parametrize("name", ["photo", "a b\nc.png", "кот 🐈.jpeg", b"caf\xe9.png", "-rf.png", "photo.data"])
+def test_any_file_name_will_do(tmp_path, name):
+    image = Image.fromarray(upright_picture())
+    with open(os.path.join(os.fsencode(tmp_path), os.fsencode(name)), "wb") as file:
+        image.save(file, "png")
+    dataset = InstanceDataset(tmp_path, 16)
+    assert len(dataset) == 1 and dataset.skipped == []
+
+
+def test_photos_are_sorted_by_name(tmp_path):
+    for name in ("b.png", "a.png", "B.png", "10.png", "9.png"):
+        save(tmp_path, name, Image.new("RGB", (4, 4)))
+    assert [path.name for path in find_photos(tmp_path)[0]] == ["10.png", "9.png", "B.png", "a.png", "b.png"]
+
+
+def spoil(kind: str, whole: bytes) -> bytes:
+    middle = len(whole) // 2
+    return {"zero bytes": b"", "text": b"not a photo at all", "truncated": whole[:middle]}[kind]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
+@pytest.mark.parametrize("kind", ["zero bytes", "text", "truncated"])
+def test_a_damaged_photo_is_refused_by_name(tmp_path, suffix, kind):
+    folder = write_photos(tmp_path / "photos", 1)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    path = save(folder, f"damaged.{suffix}", Image.fromarray(noise))
+    path.write_bytes(spoil(kind, path.read_bytes()))
+    with pytest.raises(UserError, match="cannot be") as error:
+        InstanceDataset(folder, 16)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says about the damage
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "gif"])
+def test_random_damage_gives_a_picture_or_a_user_error(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    whole = save(tmp_path, f"a.{suffix}", Image.fromarray(noise), exif=exif).read_bytes()
+    random = np.random.default_rng(1)
+    for _ in range(60):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = random.integers(0, min(len(whole), 300), 4)
+        damaged[places] = random.integers(0, 256, len(places))
+        (tmp_path / f"a.{suffix}").write_bytes(damaged.tobytes())
+        try:
+            dataset = InstanceDataset(tmp_path, 8)
+        except UserError as error:
+            assert f"a.{suffix}" in str(error) or "no photo" in str(error)
+        else:
+            assert dataset.photos[0].pixels.shape[0] == 3
+
+
+def test_a_photo_without_read_permission_is_refused_by_name(tmp_path, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = save(tmp_path, "mine.png", Image.new("RGB", (4, 4)))
+    monkeypatch.setattr("utils.dataset.Image.open", refuse)
+    with pytest.raises(UserError, match="mine.png cannot be read: .*Permission denied"):
+        find_photos(tmp_path)
+    with pytest.raises(UserError, match="mine.png cannot be decoded: .*Permission denied"):
+        decode(path)
+
+
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "a.heif", "raw.CR2", "b.dng"])
+def test_photos_that_pillow_cannot_read_are_not_left_out_silently(tmp_path, name):
+    folder = write_photos(tmp_path / "photos", 1)
+    (folder / name).write_bytes(b"\0\0\0\x20ftypheic")
+    suffix = name.split(".")[1].upper()
+    with pytest.raises(UserError, match=f"{name} is a {suffix} photo, which Pillow cannot read; convert it"):
+        find_photos(folder)
+
+
+def test_no_folder_no_photo(tmp_path):
+    with pytest.raises(UserError, match="there is no folder .*missing"):
+        InstanceDataset(tmp_path / "missing", 16)
+    with pytest.raises(UserError, match="no photo in .*; JPEG"):
+        InstanceDataset(tmp_path, 16)
+    (tmp_path / "notes.txt").write_text("nothing here")
+    with pytest.raises(UserError, match="no photo in .*; it holds only notes.txt"):
+        InstanceDataset(tmp_path, 16)
+    with pytest.raises(UserError, match="there is no folder .*notes.txt"):
+        InstanceDataset(tmp_path / "notes.txt", 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "expected"),
+    [
+        ((640, 480), 512, (682, 512)),
+        ((480, 640), 512, (512, 682)),
+        ((1458, 729), 64, (128, 64)),  # 1458 * (64 / 729) is 127.99999999999999
+        ((4032, 3024), 512, (682, 512)),
+        ((10, 10), 64, (64, 64)),
+        ((5, 7), 64, (64, 89)),
+    ],
+)
+def test_the_shorter_side_becomes_the_resolution(size, resolution, expected):
+    assert resize_shorter_side(Image.new("RGB", size), resolution).size == expected
+
+
+def test_resizing_is_bilinear_and_antialiased():
+    values = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    resized = np.array(resize_shorter_side(Image.fromarray(values), 20)).astype(float)
+    tensor = torch.from_numpy(values).permute(2, 0, 1)[None].double()
+    reference = torch.nn.functional.interpolate(tensor, (20, 30), mode="bilinear", antialias=True, align_corners=False)
+    np.testing.assert_allclose(resized, reference[0].permute(1, 2, 0).numpy(), atol=1.01)
+
+
+def test_center_crop_takes_the_middle(tmp_path):
+    write_photos(tmp_path, 2, size=(90, 60))
+    dataset = InstanceDataset(tmp_path, 20, center_crop=True)
+    assert dataset.crop_origin(0, (0.9, 0.9)) == dataset.crop_origin(1, (0.0, 0.0)) == (0, 5)
+
+
+@pytest.mark.parametrize(("spare", "expected"), [(1, 0), (3, 2), (5, 2)])
+def test_an_odd_middle_is_rounded_as_in_the_recipes_transform(tmp_path, spare, expected):
+    save(tmp_path, "wide.png", Image.new("RGB", (16 + spare, 16)))
+    assert InstanceDataset(tmp_path, 16, center_crop=True).crop_origin(0, (0.0, 0.0)) == (0, expected)
+
+
+@pytest.mark.parametrize(("size", "axis"), [((24, 16), 1), ((16, 24), 0)])
+def test_random_crops_cover_every_place_evenly(tmp_path, size, axis):
+    save(tmp_path, "photo.png", Image.new("RGB", size))
+    dataset = InstanceDataset(tmp_path, 16)
+    positions = np.linspace(0, 1, 900, endpoint=False)
+    origins = [dataset.crop_origin(0, (p, p)) for p in positions]
+    assert {origin[1 - axis] for origin in origins} == {0}
+    assert np.bincount([origin[axis] for origin in origins]).tolist() == [100] * 9
+    assert dataset.crop_origin(0, (np.nextafter(1, 0),) * 2)[axis] == 8
+    assert [dataset.crop_origin(0, (p, p)) for p in positions] == origins
+
+
+def test_pixel_values(tmp_path):
+    picture = upright_picture(32, 64)
+    save(tmp_path, "photo.png", Image.fromarray(picture))
+    dataset = InstanceDataset(tmp_path, 32)
+    values = dataset.pixel_values(0, 0, 3)
+    assert values.dtype == torch.float32 and values.shape == (3, 32, 32)
+    expected = (torch.from_numpy(picture[:, 3:35]).permute(2, 0, 1) / 255 - 0.5) / 0.5
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-6)
+    assert values.min() == -1 and values.max() == 1
+
+
+def test_photos_are_decoded_once(tmp_path):
+    folder = write_photos(tmp_path / "photos", 1)
+    dataset = InstanceDataset(folder, 16)
+    (folder / "photo-0.jpg").unlink()
+    before = dataset.photos[0].pixels.clone()
+    dataset.pixel_values(0, 0, 0).zero_()
+    assert torch.equal(dataset.photos[0].pixels, before)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "center_crop", "expected"),
+    [
+        ([(20, 20), (40, 40)], False, True),
+        ([(20, 20), (24, 20)], False, False),
+        ([(20, 20), (24, 20)], True, True),
+        ([(4001, 4000)], False, True),  # 16 x 16 once resized
+    ],
+)
+def test_fixed_crops(tmp_path, sizes, center_crop, expected):
+    for number, size in enumerate(sizes):
+        save(tmp_path, f"{number}.png", Image.new("RGB", size))
+    assert InstanceDataset(tmp_path, 16, center_crop).has_fixed_crops is expected
