@@ -10,6 +10,7 @@ from argparse import Namespace
 import torch
 from tqdm import tqdm
 
+from utils.timing import mark
 from utils.train_step import METRICS
 
 METRICS_FILE = "metrics.jsonl"
@@ -66,6 +67,7 @@ class TrainingLog:
 
     def _write(self, global_step: int, row: dict) -> None:
         now = time.perf_counter()
+        mark("first step")
         row["step_time"], self._last_time = now - self._last_time, now
         row["skipped"] = bool(row["skipped"])
         self.num_skipped += row["skipped"]
