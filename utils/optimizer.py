@@ -49,7 +49,7 @@ class FlatParameters:
         device: where all buffers live.
         memory_format: torch.channels_last lays out 4-D parameters so; others are contiguous.
         scattered_grads: leave each gradient where autograd makes it (see kernels_scattered), instead of adding it into
-            a buffer of zeros. For gradients that nothing but the optimizer reads (one rank); without Triton the buffer.
+            a buffer of zeros. For gradients that only the optimizer reads (one rank); without Triton the buffer.
 
     `master` holds the float32 values as they were in the file, not their rounded cast; for float32 it is `weight`.
     """
