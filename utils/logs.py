@@ -36,7 +36,10 @@ class TrainingLog:
         if not is_main:
             return
         self._file = (args.output_dir / METRICS_FILE).open("w", encoding="utf-8", buffering=1)
-        self._bar = tqdm(total=num_steps, desc="training", unit="step", dynamic_ncols=True, file=sys.stderr)
+        interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
+        self._bar = tqdm(
+            total=num_steps, desc="training", unit="step", mininterval=interval, dynamic_ncols=True, file=sys.stderr
+        )
         if args.report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
