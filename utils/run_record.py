@@ -1,6 +1,5 @@
 """run.json: what was run, on what, with what result, and the command that repeats it."""
 
-import hashlib
 import math
 import platform
 import shlex
@@ -15,6 +14,7 @@ import torch
 
 from utils import timing
 from utils.arguments import as_plain
+from utils.hashing import sha256_of
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
 from utils.pipeline import start_output, write_json
@@ -118,15 +118,6 @@ def hash_files(base: BaseModel) -> dict:
     files = [base.folder / MODEL_INDEX]
     files += sorted(path for part in TRAINED_ON for path in (base.folder / part).glob("*") if path.is_file())
     return dict(folder=str(base.folder), sha256={str(p.relative_to(base.folder)): sha256_of(p) for p in files})
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
