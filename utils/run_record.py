@@ -7,7 +7,6 @@ import time
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
