@@ -9,6 +9,7 @@ import sys
 from argparse import Namespace
 
 from utils.arguments import parse_args
+from utils.concepts import Concept, load_photos, read_concepts
 from utils.errors import run_main
 from utils.preflight import BaseModel, check_base_model, check_output_dir, check_resolution, default_save_dtype
 
@@ -20,55 +21,57 @@ def main(argv: list[str] | None = None) -> int:
     base = check_base_model(args.pretrained_model_name_or_path)
     check_resolution(args, base)
     check_output_dir(args)
+    concepts = read_concepts(args)
     args.save_dtype = args.save_dtype or default_save_dtype(base.unet_weights)
 
     # Imported only now, so that --help and the complaints above are instant.
     import torch.distributed as dist
 
     from utils.colossal import get_accelerator, launch
-    from utils.dataset import InstanceDataset
     from utils.train_step import training_stream
 
-    dataset = InstanceDataset(args.instance_data_dir, args.resolution, args.center_crop)
+    dataset = load_photos(concepts, args.resolution, args.center_crop)
     launch(args.seed)
     device = get_accelerator().get_current_device()
     try:
         with training_stream(device):
-            train(args, argv, base, dataset, device)
+            train(args, argv, base, concepts, dataset, device)
     finally:
         dist.destroy_process_group()
     return 0
 
 
-def train(args: Namespace, argv: list[str], base: BaseModel, dataset, device) -> None:
-    """Trains the UNet on the photos and writes the new pipeline to args.output_dir."""
+def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Concept], dataset, device) -> None:
+    """Trains the UNet on the photos, and on class images if asked to; writes the new pipeline to args.output_dir."""
     import torch.distributed as dist
 
     from utils import logs, pipeline, run_record
+    from utils.class_generation import prepare_class_images
     from utils.colossal import barrier
+    from utils.inputs import encode_inputs
     from utils.train_step import BatchSource, CapturedStep, TrainStep
 
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     plan = run_record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
-    encoder_hidden_states, latents, noise_scheduler, scaling_factor = encode_inputs(args, base, dataset, plan, device)
+    class_dataset = prepare_class_images(args, concepts, base.folder, device)
+    inputs = encode_inputs(args, base.folder, dataset, class_dataset, plan, device)
     unet, optimizer, booster = boost_unet(args, base, plan, device)
     batches = BatchSource(
-        latents,
+        inputs,
         seed=args.seed,
         rank=rank,
         num_ranks=num_ranks,
         batch_size=args.train_batch_size,
         num_micro_batches=args.gradient_accumulation_steps,
-        num_train_timesteps=noise_scheduler.config.num_train_timesteps,
+        noise_offset=args.noise_offset,
         device=device,
     )
     train_step = TrainStep(
         unet=unet,
         optimizer=optimizer,
         booster=booster,
-        noise_scheduler=noise_scheduler,
-        encoder_hidden_states=encoder_hidden_states,
-        scaling_factor=scaling_factor,
+        inputs=inputs,
+        prior_loss_weight=args.prior_loss_weight,
     )
 
     record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=rank == 0)
@@ -89,28 +92,6 @@ def train(args: Namespace, argv: list[str], base: BaseModel, dataset, device) ->
         )
         print(record.finish(log), flush=True)
     barrier(device)
-
-
-def encode_inputs(args: Namespace, base: BaseModel, dataset, plan, device) -> tuple:
-    """What stays frozen: the prompt and the photos go through it once, then it is freed.
-
-    Returns encoder_hidden_states [1,77,C], the InstanceLatents, the noise scheduler and the VAE's scaling factor.
-    """
-    from utils import models
-    from utils.diffusion import encode_prompt
-    from utils.latents import InstanceLatents
-
-    tokenizer = models.load_tokenizer(base.folder, args.tokenizer_name)
-    text_encoder = models.load_text_encoder(base.folder, plan.weight_dtype, device)
-    input_ids = models.tokenize(tokenizer, args.instance_prompt).to(device)
-    vae = models.load_vae(base.folder, plan.weight_dtype, device)
-    latents = InstanceLatents(dataset, vae)
-    return (
-        encode_prompt(text_encoder, input_ids),
-        latents,
-        models.load_noise_scheduler(base.folder),
-        vae.config.scaling_factor,
-    )
 
 
 def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:

@@ -42,6 +42,16 @@ DEFAULTS = dict(
     save_format="safetensors",
     logging_dir=Path("logs"),
     report_to="none",
+    concepts_list=None,
+    with_prior_preservation=False,
+    class_data_dir=None,
+    class_prompt=None,
+    prior_loss_weight=1.0,
+    num_class_images=100,
+    sample_batch_size=4,
+    prior_generation_precision=None,
+    snr_gamma=None,
+    noise_offset=0.0,
 )
 
 
@@ -125,6 +135,12 @@ BAD_VALUES = [
     ("--save_dtype", "bf16", "invalid choice: 'bf16'"),
     ("--save_format", "pth", "invalid choice: 'pth'"),
     ("--report_to", "wandb", "invalid choice: 'wandb'"),
+    ("--num_class_images", "0", "at least 1"),
+    ("--sample_batch_size", "0", "at least 1"),
+    ("--prior_loss_weight", "-1", "at least 0"),
+    ("--prior_generation_precision", "int8", "invalid choice: 'int8'"),
+    ("--snr_gamma", "0", "0 is not above 0"),
+    ("--noise_offset", "-0.1", "at least 0"),
 ]
 
 
@@ -155,6 +171,27 @@ def test_every_schedule_that_is_offered_exists(name):
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t"])
 def test_an_empty_prompt(prompt):
     assert "--instance_prompt is empty" in complaint("--instance_prompt", prompt)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--with_prior_preservation"], "--with_prior_preservation needs --class_data_dir and --class_prompt"),
+        (["--with_prior_preservation", "--class_prompt=a cat"], "--with_prior_preservation needs --class_data_dir"),
+        (["--with_prior_preservation", "--class_data_dir=c"], "--with_prior_preservation needs --class_prompt"),
+        (["--class_prompt=a cat"], "--class_prompt has no effect without --with_prior_preservation"),
+        (["--class_data_dir=c"], "--class_data_dir has no effect without --with_prior_preservation"),
+        (["--with_prior_preservation", "--class_data_dir=c", "--class_prompt= "], "--class_prompt is empty"),
+        (["--concepts_list=c.json"], "--concepts_list and --instance_data_dir say the same twice"),
+    ],
+)
+def test_flags_of_subjects_and_classes_that_do_not_fit_together(flags, message):
+    assert complaint(*flags).startswith(message)
+
+
+def test_a_list_of_concepts_replaces_the_four_flags():
+    args = parse_args(["--pretrained_model_name_or_path=base", "--concepts_list=c.json"])
+    assert args.concepts_list == Path("c.json") and args.instance_prompt is None
 
 
 @pytest.mark.parametrize("folder", ["/var/log", "..", "logs/../../base"])

@@ -87,6 +87,7 @@ def training_parser() -> argparse.ArgumentParser:
         "a complete pipeline that draws it out.",
     )
     _add_files(parser.add_argument_group("files"))
+    _add_prior_preservation(parser.add_argument_group("prior preservation"))
     _add_run(parser.add_argument_group("run"))
     _add_optimization(parser.add_argument_group("optimization"))
     _add_output(parser.add_argument_group("output and logs"))
@@ -97,9 +98,36 @@ def _add_files(group) -> None:
     add = group.add_argument
     add("--pretrained_model_name_or_path", required=True, type=Path, metavar="DIR", help="folder of the base pipeline")
     add("--tokenizer_name", type=Path, metavar="DIR", help="folder of another CLIPTokenizer (default: the base's own)")
-    add("--instance_data_dir", required=True, type=Path, metavar="DIR", help="folder with the photos of the subject")
+    add(
+        "--instance_data_dir",
+        type=Path,
+        metavar="DIR",
+        help="folder with the photos of the subject; NAME.txt beside NAME.jpg replaces --instance_prompt for it",
+    )
     add("--output_dir", type=Path, default=Path("output"), metavar="DIR", help="the new pipeline (default: output)")
-    add("--instance_prompt", required=True, metavar="TEXT", help='what the photos show, as in "a photo of my cat."')
+    add("--instance_prompt", metavar="TEXT", help='what the photos show, as in "a photo of my cat."')
+    add(
+        "--concepts_list",
+        type=Path,
+        metavar="FILE",
+        help="several subjects at once: a JSON list of objects with instance_prompt, instance_data_dir, class_prompt, "
+        "class_data_dir; replaces those four flags",
+    )
+
+
+def _add_prior_preservation(group) -> None:
+    add = group.add_argument
+    add("--with_prior_preservation", action="store_true", help="train on images of the class too, so that it stays")
+    add("--class_data_dir", type=Path, metavar="DIR", help="the class images; missing ones are made there first")
+    add("--class_prompt", metavar="TEXT", help='what the class images show, as in "a photo of a cat."')
+    add("--prior_loss_weight", type=non_negative_float, default=1.0, help="of the class images' loss (default: 1.0)")
+    add("--num_class_images", type=positive_int, default=100, help="class images to use (default: 100)")
+    add("--sample_batch_size", type=positive_int, default=4, help="class images made at once per rank (default: 4)")
+    add(
+        "--prior_generation_precision",
+        choices=["no", "fp32", "fp16", "bf16"],
+        help="dtype in which class images are made; no is fp32 (default: fp16 on a GPU, else fp32)",
+    )
 
 
 def _add_run(group) -> None:
@@ -144,6 +172,13 @@ def _add_optimization(group) -> None:
         default=1.0,
         help="clip gradients to this norm; 0: off (default: 1)",
     )
+    add("--snr_gamma", type=positive_float, help="min-SNR loss weights with this gamma; 5 is usual (default: off)")
+    add(
+        "--noise_offset",
+        type=non_negative_float,
+        default=0.0,
+        help="noise common to a channel; 0.1 at most (default: 0)",
+    )
 
 
 def _add_output(group) -> None:
@@ -166,13 +201,36 @@ def _add_output(group) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parsed and checked arguments; raises UserError with one line naming the flag."""
     args = training_parser().parse_args(argv)
-    if not args.instance_prompt.strip():
-        raise UserError("--instance_prompt is empty; say what the photos show, as in 'a photo of my cat.'")
+    _check_concept_flags(args)
     if args.logging_dir.is_absolute() or ".." in args.logging_dir.parts:
         raise UserError(
             f"--logging_dir {args.logging_dir} is not inside --output_dir; give it a relative name like 'logs'"
         )
     return args
+
+
+def _check_concept_flags(args: argparse.Namespace) -> None:
+    """The flags that name subjects and classes are complete and do not contradict each other."""
+    subject = ["instance_data_dir", "instance_prompt"]
+    class_ = ["class_data_dir", "class_prompt"]
+    given = [name for name in subject + class_ if getattr(args, name) is not None]
+    if args.concepts_list:
+        if given:
+            raise UserError(f"--concepts_list and --{given[0]} say the same twice; leave --{given[0]} out")
+        return
+    missing = [name for name in subject if name not in given]
+    if missing:
+        raise UserError(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
+    missing = [f"--{name}" for name in class_ if name not in given]
+    if args.with_prior_preservation and missing:
+        raise UserError(f"--with_prior_preservation needs {' and '.join(missing)}")
+    if not args.with_prior_preservation and len(missing) < 2:
+        flag = next(f"--{name}" for name in class_ if name in given)
+        raise UserError(f"{flag} has no effect without --with_prior_preservation; add that flag, or leave {flag} out")
+    if not args.instance_prompt.strip():
+        raise UserError("--instance_prompt is empty; say what the photos show, as in 'a photo of my cat.'")
+    if args.class_prompt is not None and not args.class_prompt.strip():
+        raise UserError("--class_prompt is empty; say what the class images show, as in 'a photo of a cat.'")
 
 
 def as_plain(args: argparse.Namespace) -> dict:

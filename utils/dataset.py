@@ -14,6 +14,8 @@ from utils.errors import UserError
 # Photos that Pillow cannot read by itself: leaving them out silently would surprise their owner.
 UNSUPPORTED_PHOTO_SUFFIXES = {".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}
 
+CAPTION_SUFFIX = ".txt"
+
 
 class Photo(NamedTuple):
     """A decoded photo: `pixels` uint8 [3,H,W], whose shorter side is the training resolution."""
@@ -22,15 +24,18 @@ class Photo(NamedTuple):
     sha256: str
     original_size: tuple[int, int]
     pixels: torch.Tensor
+    prompt: str | None = None
 
 
-def find_photos(directory: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+def find_photos(
+    directory: Path, flag: str = "--instance_data_dir", *, may_be_empty: bool = False
+) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Sorted photo files of a folder, and what was skipped with the reason; a file is opened only to read its header.
 
     Raises UserError where there is no such folder, no photo in it, or a file that should be a photo but is unreadable.
     """
     if not directory.is_dir():
-        raise UserError(f"--instance_data_dir: there is no folder {directory}; put 3 to 6 photos of the subject there")
+        raise UserError(f"{flag}: there is no folder {directory}; put 3 to 6 photos of the subject there")
     photos, skipped = [], []
     for path in sorted(directory.iterdir(), key=lambda entry: entry.name):
         reason = _reason_to_skip(path)
@@ -38,10 +43,28 @@ def find_photos(directory: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
             skipped.append((path, reason))
         else:
             photos.append(path)
-    if not photos:
+    if not photos and not may_be_empty:
         found = f"; it holds only {', '.join(p.name for p, _ in skipped[:5])}" if skipped else ""
-        raise UserError(f"--instance_data_dir: no photo in {directory}{found}; JPEG, PNG and WebP files are read")
-    return photos, skipped
+        raise UserError(f"{flag}: no photo in {directory}{found}; JPEG, PNG and WebP files are read")
+    captions = {path.with_suffix(CAPTION_SUFFIX) for path in photos}
+    return photos, [(path, reason) for path, reason in skipped if path not in captions]
+
+
+def read_caption(photo: Path) -> str | None:
+    """The text of NAME.txt beside a photo NAME.jpg, on one line; None where there is none.
+
+    Raises UserError where it is empty or cannot be read as UTF-8 text.
+    """
+    path = photo.with_suffix(CAPTION_SUFFIX)
+    if not path.is_file():
+        return None
+    try:
+        caption = " ".join(path.read_text(encoding="utf-8-sig").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, the caption of {photo.name}, cannot be read as UTF-8 text: {error}") from error
+    if not caption:
+        raise UserError(f"{path}, the caption of {photo.name}, is empty; write what the photo shows, or remove it")
+    return caption
 
 
 def _reason_to_skip(path: Path) -> str | None:
@@ -99,6 +122,16 @@ def resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
 
 
+def crop_origin(
+    size: tuple[int, int], resolution: int, center_crop: bool, position: tuple[float, float]
+) -> tuple[int, int]:
+    """(top, left) of a square crop in an image of `size` (height, width) at `position`, two numbers in [0,1)."""
+    spare = [side - resolution for side in size]
+    if center_crop:
+        return int(round(spare[0] / 2)), int(round(spare[1] / 2))
+    return int(position[0] * (spare[0] + 1)), int(position[1] * (spare[1] + 1))
+
+
 class InstanceDataset:
     """The subject's photos, decoded once.
 
@@ -106,15 +139,19 @@ class InstanceDataset:
         directory: folder of photos; anything else in it is skipped and listed in `skipped`.
         resolution: side R of the square crops in pixels.
         center_crop: crop the middle instead of a random place.
+        prompt: what the photos show; a caption beside a photo replaces it for that photo.
 
     Raises:
         UserError: no folder, no photo, or an unreadable one.
     """
 
-    def __init__(self, directory: str | os.PathLike, resolution: int, center_crop: bool = False):
+    def __init__(
+        self, directory: str | os.PathLike, resolution: int, center_crop: bool = False, prompt: str | None = None
+    ):
         paths, self.skipped = find_photos(Path(directory))
         self.resolution = resolution
         self.center_crop = center_crop
+        self.instance_prompt = prompt
         self.photos = [self._read(path) for path in paths]
 
     def __len__(self) -> int:
@@ -124,14 +161,21 @@ class InstanceDataset:
         image = decode(path)
         pixels = np.array(resize_shorter_side(image, self.resolution))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return Photo(path, digest, image.size, torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+        prompt = read_caption(path) or self.instance_prompt
+        return Photo(path, digest, image.size, torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), prompt)
+
+    def extend(self, other: "InstanceDataset") -> None:
+        """Adds another subject's photos, of the same resolution and crop, after this one's."""
+        self.photos += other.photos
+        self.skipped += other.skipped
+
+    def prompt(self, photo: int) -> str:
+        """What photo number `photo` shows: its caption, or its subject's prompt."""
+        return self.photos[photo].prompt
 
     def crop_origin(self, photo: int, position: tuple[float, float]) -> tuple[int, int]:
         """(top, left) in pixels of the crop of photo number `photo`; `position` is two numbers in [0,1)."""
-        spare = [side - self.resolution for side in self.photos[photo].pixels.shape[1:]]
-        if self.center_crop:
-            return int(round(spare[0] / 2)), int(round(spare[1] / 2))
-        return int(position[0] * (spare[0] + 1)), int(position[1] * (spare[1] + 1))
+        return crop_origin(self.photos[photo].pixels.shape[1:], self.resolution, self.center_crop, position)
 
     @property
     def has_fixed_crops(self) -> bool:

@@ -42,6 +42,24 @@ def training_target(
     raise ValueError(f"the scheduler's prediction_type is {prediction_type!r}, not 'epsilon' or 'v_prediction'")
 
 
-def denoising_loss(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error in float32, a scalar (Ho et al. 2020, eq. 14)."""
-    return F.mse_loss(model_pred.float(), target.float(), reduction="mean")
+def min_snr_weights(noise_scheduler, snr_gamma: float) -> torch.Tensor:
+    """The loss weight of every timestep, float32 [num_train_timesteps] (Hang et al. 2023, arXiv 2303.09556).
+
+    min(SNR, gamma) is the weight of the squared error of the clean latents; an error of the noise is SNR times that,
+    an error of the velocity SNR + 1 times.
+    """
+    alphas_cumprod = noise_scheduler.alphas_cumprod.double()
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    if noise_scheduler.config.prediction_type == "v_prediction":
+        return (snr.clamp(max=snr_gamma) / (snr + 1)).float()
+    return (snr_gamma / snr).clamp(max=1).float()
+
+
+def denoising_loss(
+    model_pred: torch.Tensor, target: torch.Tensor, sample_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error in float32, a scalar (Ho et al. 2020, eq. 14); `sample_weights` [B] weigh each sample's."""
+    if sample_weights is None:
+        return F.mse_loss(model_pred.float(), target.float(), reduction="mean")
+    squared_errors = F.mse_loss(model_pred.float(), target.float(), reduction="none")
+    return (squared_errors.flatten(1).mean(1) * sample_weights).mean()

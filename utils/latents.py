@@ -1,8 +1,9 @@
 """Photos as latent distributions: each crop goes through the VAE once, however often it is drawn."""
 
+from collections.abc import Collection
+
 import torch
 
-from utils.dataset import InstanceDataset
 from utils.diffusion import encode_images
 from utils.timing import mark
 
@@ -15,18 +16,24 @@ class InstanceLatents:
     A photo with a fixed crop (square, or --center_crop) is encoded before training starts; crops of the others when
     they are first drawn, and kept, up to MAX_CACHED_BYTES in all. Sampling anew from the kept distribution each step
     is exactly what encoding anew each step would give.
+
+    Args:
+        dataset: an InstanceDataset or a ClassDataset.
+        vae: frozen; let go of where it is not needed again.
+        photos: the only ones that will be drawn; None: all.
     """
 
-    def __init__(self, dataset: InstanceDataset, vae: torch.nn.Module):
+    def __init__(self, dataset, vae: torch.nn.Module, photos: Collection[int] | None = None):
         self.dataset = dataset
         self.vae = vae
         self._moments: dict[tuple[int, int, int], torch.Tensor] = {}
         self._cached_bytes = 0
         self.shape = tuple(self.moments(0, (0.0, 0.0)).shape[1:])
         if dataset.has_fixed_crops:
-            for photo in range(len(dataset)):
+            photos = range(len(dataset)) if photos is None else sorted(photos)
+            for photo in photos:
                 self.moments(photo, (0.0, 0.0))
-            if len(self._moments) == len(dataset):
+            if len(self._moments) >= len({0, *photos}):
                 self.vae = None
         mark("photos encoded")
 

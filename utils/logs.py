@@ -28,6 +28,7 @@ class TrainingLog:
     def __init__(self, args: Namespace, *, num_steps: int, is_main: bool, device: torch.device):
         self.device = device
         self.is_main = is_main
+        self.with_prior_preservation = args.with_prior_preservation
         self.smoothed_loss: float | None = None
         self.num_skipped = 0
         self._pending: collections.deque = collections.deque()
@@ -71,6 +72,8 @@ class TrainingLog:
     def _write(self, global_step: int, row: dict) -> None:
         now = time.perf_counter()
         mark("first step")
+        if not self.with_prior_preservation:
+            del row["instance_loss"], row["class_loss"]
         row["step_time"], self._last_time = now - self._last_time, now
         row["skipped"] = bool(row["skipped"])
         self.num_skipped += row["skipped"]

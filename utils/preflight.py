@@ -205,7 +205,7 @@ def check_output_dir(args: Namespace) -> None:
     output = args.output_dir
     for flag in ("pretrained_model_name_or_path", "instance_data_dir", "tokenizer_name"):
         other = getattr(args, flag)
-        if other and _overlap(output, other):
+        if other and overlap(output, other):
             raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
@@ -220,7 +220,8 @@ def check_output_dir(args: Namespace) -> None:
         raise UserError(f"--output_dir {output}: no permission to write in {existing}")
 
 
-def _overlap(one: Path, other: Path) -> bool:
+def overlap(one: Path, other: Path) -> bool:
+    """Whether two folders are one, or one holds the other."""
     one, other = one.resolve(), other.resolve()
     return one == other or one in other.parents or other in one.parents
 

@@ -19,6 +19,38 @@ class Purpose(IntEnum):
     LATENT_NOISE = 3
     NOISE = 4
     TIMESTEP = 5
+    CLASS_IMAGE = 6
+    CLASS_CROP = 7
+    CLASS_LATENT_NOISE = 8
+    CLASS_NOISE = 9
+    CLASS_TIMESTEP = 10
+    NOISE_OFFSET = 11
+    CLASS_NOISE_OFFSET = 12
+    CLASS_SEED = 13
+
+
+class Stream(NamedTuple):
+    """The purposes of one kind of training samples, so that the draws of photos and class images are independent."""
+
+    photo: Purpose
+    crop: Purpose
+    latent_noise: Purpose
+    noise: Purpose
+    timestep: Purpose
+    noise_offset: Purpose
+
+
+INSTANCE = Stream(
+    Purpose.PHOTO, Purpose.CROP, Purpose.LATENT_NOISE, Purpose.NOISE, Purpose.TIMESTEP, Purpose.NOISE_OFFSET
+)
+CLASS = Stream(
+    Purpose.CLASS_IMAGE,
+    Purpose.CLASS_CROP,
+    Purpose.CLASS_LATENT_NOISE,
+    Purpose.CLASS_NOISE,
+    Purpose.CLASS_TIMESTEP,
+    Purpose.CLASS_NOISE_OFFSET,
+)
 
 
 class Sample(NamedTuple):
@@ -38,28 +70,39 @@ def generator(seed: int, index: int, purpose: Purpose) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def photo_index(seed: int, index: int, num_photos: int) -> int:
+def photo_index(seed: int, index: int, num_photos: int, purpose: Purpose = Purpose.PHOTO) -> int:
     """The photo of sample `index`: every epoch of num_photos samples shows each photo once, in an order of its own."""
     epoch, position = divmod(index, num_photos)
-    return int(generator(seed, epoch, Purpose.PHOTO).permutation(num_photos)[position])
+    return int(generator(seed, epoch, purpose).permutation(num_photos)[position])
 
 
 def draw_sample(
-    seed: int, index: int, *, num_photos: int, latent_shape: tuple[int, int, int], num_train_timesteps: int
+    seed: int,
+    index: int,
+    *,
+    num_photos: int,
+    latent_shape: tuple[int, int, int],
+    num_train_timesteps: int,
+    noise_offset: float = 0.0,
+    stream: Stream = INSTANCE,
 ) -> Sample:
-    """All draws of global sample `index`.
+    """All draws of global sample `index` of one stream, INSTANCE or CLASS.
 
     Returns a Sample: `photo` in [0, num_photos); `crop` (vertical, horizontal) positions in [0, 1);
-    `latent_noise` and `noise` standard normal float32 of latent_shape [C, h, w]; `timestep` in
-    [0, num_train_timesteps).
+    `latent_noise` and `noise` standard normal float32 of latent_shape [C, h, w], the latter plus noise_offset times
+    one standard normal number per channel; `timestep` in [0, num_train_timesteps).
     """
-    crop = generator(seed, index, Purpose.CROP).random(2)
+    crop = generator(seed, index, stream.crop).random(2)
+    noise = generator(seed, index, stream.noise).standard_normal(latent_shape, dtype=np.float32)
+    if noise_offset:
+        shift = generator(seed, index, stream.noise_offset).standard_normal((latent_shape[0], 1, 1), dtype=np.float32)
+        noise += np.float32(noise_offset) * shift
     return Sample(
-        photo=photo_index(seed, index, num_photos),
+        photo=photo_index(seed, index, num_photos, stream.photo),
         crop=(float(crop[0]), float(crop[1])),
-        latent_noise=generator(seed, index, Purpose.LATENT_NOISE).standard_normal(latent_shape, dtype=np.float32),
-        noise=generator(seed, index, Purpose.NOISE).standard_normal(latent_shape, dtype=np.float32),
-        timestep=int(generator(seed, index, Purpose.TIMESTEP).integers(num_train_timesteps)),
+        latent_noise=generator(seed, index, stream.latent_noise).standard_normal(latent_shape, dtype=np.float32),
+        noise=noise,
+        timestep=int(generator(seed, index, stream.timestep).integers(num_train_timesteps)),
     )
 
 

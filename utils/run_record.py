@@ -69,7 +69,7 @@ class RunRecord:
             num_ranks=plan.num_ranks,
             device=device_name(device),
             versions=versions(),
-            photos=[dict(file=p.path.name, size=p.original_size, sha256=p.sha256) for p in dataset.photos],
+            photos=[photo_entry(photo, args.instance_prompt) for photo in dataset.photos],
             skipped_files=[dict(file=path.name, reason=reason) for path, reason in dataset.skipped],
             started_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
@@ -84,13 +84,18 @@ class RunRecord:
         precision = "fp32" if args.mixed_precision == "no" else args.mixed_precision
         return "\n".join(
             [
-                f"{len(self.dataset)} photos at {args.resolution} px, prompt {args.instance_prompt!r}",
+                f"{len(self.dataset)} photos at {args.resolution} px, {self._prompts()}",
                 *skipped,
                 f"{plan.num_steps} steps of {plan.samples_per_step} samples "
                 "(batch {} x {} micro-batches x {} ranks)".format(*spread),
                 f"lr {max(plan.learning_rates):g} ({args.lr_scheduler}), {precision} on {device_name(self.device)}",
             ]
         )
+
+    def _prompts(self) -> str:
+        prompts = list(dict.fromkeys(photo.prompt for photo in self.dataset.photos))
+        shown = ", ".join(repr(prompt) for prompt in prompts[:4]) + (", ..." if len(prompts) > 4 else "")
+        return f"{'prompt' if len(prompts) == 1 else f'{len(prompts)} prompts'} {shown}"
 
     def finish(self, log) -> str:
         """Marks the run complete in run.json; returns the closing line."""
@@ -110,6 +115,14 @@ class RunRecord:
             f"{self.plan.num_steps} steps in {seconds:.1f} s{skipped}; the pipeline is in {self.args.output_dir} "
             f"(DiffusionPipeline.from_pretrained loads it, evaluate.py samples it)"
         )
+
+
+def photo_entry(photo, instance_prompt: str | None) -> dict:
+    """A photo in run.json; its prompt and folder are named where the flags do not say them."""
+    entry = dict(file=photo.path.name, size=photo.original_size, sha256=photo.sha256)
+    if photo.prompt != instance_prompt:
+        entry.update(folder=str(photo.path.parent), prompt=photo.prompt)
+    return entry
 
 
 def hash_files(base: BaseModel) -> dict:

@@ -10,22 +10,27 @@ import torch
 import torch.distributed as dist
 
 from utils.diffusion import denoising_loss, sample_latents, training_target
-from utils.latents import InstanceLatents
-from utils.randomness import draw_sample, sample_indices
+from utils.inputs import TrainingInputs
+from utils.randomness import CLASS, INSTANCE, draw_sample, sample_indices
 
-METRICS = ("loss", "lr", "grad_norm", "loss_scale", "skipped")
+METRICS = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "instance_loss", "class_loss")
 WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose algorithms, kernels are compiled
 DDP_WARM_UP_STEPS = 12  # DistributedDataParallel rebuilds its buckets and takes times during its first eleven
 
 
 class MicroBatch(NamedTuple):
-    """What one forward pass needs: float32 [B,4,h,w] each, but `timesteps` int64 [B]."""
+    """What one forward pass needs: float32 [B,4,h,w] each, but `timesteps` and `prompts` int64 [B].
+
+    With prior preservation the first half are photos, the second class images. `prompts` are rows of the table of
+    prompts.
+    """
 
     latent_mean: torch.Tensor
     latent_std: torch.Tensor
     latent_noise: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
+    prompts: torch.Tensor
 
 
 class BatchSource:
@@ -33,21 +38,24 @@ class BatchSource:
 
     def __init__(
         self,
-        latents: InstanceLatents,
+        inputs: TrainingInputs,
         *,
         seed: int,
         rank: int,
         num_ranks: int,
         batch_size: int,
         num_micro_batches: int,
-        num_train_timesteps: int,
+        noise_offset: float = 0.0,
         device,
     ):
-        self.latents = latents
+        self.inputs = inputs
+        self.streams = [(inputs.latents, INSTANCE)]
+        if inputs.class_latents is not None:
+            self.streams.append((inputs.class_latents, CLASS))
+        self.noise_offset = noise_offset
         self.seed = seed
         self.rank = rank
         self.spread = dict(num_micro_batches=num_micro_batches, num_ranks=num_ranks, batch_size=batch_size)
-        self.num_train_timesteps = num_train_timesteps
         self.device = device
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
@@ -56,20 +64,22 @@ class BatchSource:
 
     def _micro_batch(self, step: int, number: int) -> MicroBatch:
         indices = sample_indices(step, number, self.rank, **self.spread)
-        draw = dict(
-            num_photos=len(self.latents.dataset),
-            latent_shape=self.latents.shape,
-            num_train_timesteps=self.num_train_timesteps,
-        )
-        samples = [draw_sample(self.seed, index, **draw) for index in indices]
-        moments = torch.stack([self.latents.moments(sample.photo, sample.crop) for sample in samples])
+        samples, moments, prompts = [], [], []
+        for latents, stream in self.streams:
+            draw = dict(num_photos=len(latents.dataset), latent_shape=latents.shape, noise_offset=self.noise_offset)
+            draw |= dict(num_train_timesteps=self.inputs.num_train_timesteps, stream=stream)
+            drawn = [draw_sample(self.seed, index, **draw) for index in indices]
+            moments += [latents.moments(sample.photo, sample.crop) for sample in drawn]
+            prompts += [self.inputs.prompt_numbers[latents.dataset.prompt(sample.photo)] for sample in drawn]
+            samples += drawn
+        moments = torch.stack(moments)
         noise = torch.from_numpy(np.stack([(sample.latent_noise, sample.noise) for sample in samples], axis=1))
-        timesteps = torch.tensor([sample.timestep for sample in samples])
+        integers = torch.tensor([[sample.timestep for sample in samples], prompts])
         if self.device.type == "cuda":
-            noise, timesteps = noise.pin_memory(), timesteps.pin_memory()
+            noise, integers = noise.pin_memory(), integers.pin_memory()
         latent_noise, noise = noise.to(self.device, non_blocking=True)
-        timesteps = timesteps.to(self.device, non_blocking=True)
-        return MicroBatch(moments[:, 0], moments[:, 1], latent_noise, noise, timesteps)
+        timesteps, prompts = integers.to(self.device, non_blocking=True)
+        return MicroBatch(moments[:, 0], moments[:, 1], latent_noise, noise, timesteps, prompts)
 
 
 class TrainStep:
@@ -77,9 +87,8 @@ class TrainStep:
 
     Args:
         unet, optimizer, booster: as boosted; the optimizer is a MasterWeightsOptimizer.
-        noise_scheduler: DDPMScheduler of the base pipeline.
-        encoder_hidden_states: the instance prompt's, [1,77,C].
-        scaling_factor: the VAE's.
+        inputs: the prompts, the noise scheduler, the timesteps' weights and the VAE's scaling factor.
+        prior_loss_weight: of the class images' loss, where there are any.
     """
 
     def __init__(
@@ -88,43 +97,57 @@ class TrainStep:
         unet: torch.nn.Module,
         optimizer,
         booster,
-        noise_scheduler,
-        encoder_hidden_states: torch.Tensor,
-        scaling_factor: float,
+        inputs: TrainingInputs,
+        prior_loss_weight: float = 1.0,
     ):
         self.unet = unet
         self.optimizer = optimizer
         self.booster = booster
-        self.noise_scheduler = noise_scheduler
-        self.encoder_hidden_states = encoder_hidden_states
-        self.scaling_factor = scaling_factor
+        self.inputs = inputs
+        self.prior_loss_weight = prior_loss_weight
         self.num_ranks = dist.get_world_size()
 
     def __call__(self, micro_batches: list[MicroBatch]) -> torch.Tensor:
-        """Trains on the micro-batches; returns float64 [5] on the device: what METRICS names."""
+        """Trains on the micro-batches; returns float64 [7] on the device: what METRICS names."""
         self.optimizer.zero_grad()
         losses = []
         for number, micro_batch in enumerate(micro_batches, 1):
             reduces = self.num_ranks > 1 and number == len(micro_batches)
             with contextlib.nullcontext() if reduces else self.booster.no_sync(self.unet, self.optimizer):
                 losses.append(self._forward_backward(micro_batch, len(micro_batches)))
-        loss = torch.stack(losses).sum()
+        losses = torch.stack(losses).sum(0)
         if self.num_ranks > 1:
-            dist.all_reduce(loss)
-            loss /= self.num_ranks
-        metrics = dict(loss=loss, **self.optimizer.step())
+            dist.all_reduce(losses)
+            losses /= self.num_ranks
+        names = ("loss", "instance_loss", "class_loss")
+        metrics = dict(zip(names, losses.unbind(), strict=True), **self.optimizer.step())
         return torch.stack([metrics[name].double() for name in METRICS])
 
     def _forward_backward(self, batch: MicroBatch, num_micro_batches: int) -> torch.Tensor:
-        weight_dtype = self.encoder_hidden_states.dtype
-        latents = sample_latents(batch.latent_mean, batch.latent_std, batch.latent_noise, self.scaling_factor)
-        noisy_latents = self.noise_scheduler.add_noise(latents, batch.noise, batch.timesteps).to(weight_dtype)
-        encoder_hidden_states = self.encoder_hidden_states.expand(len(latents), -1, -1)
+        """Returns this micro-batch's share of the loss, the photos' loss and the class images' loss, [3]."""
+        noise_scheduler, prompts = self.inputs.noise_scheduler, self.inputs.encoder_hidden_states
+        latents = sample_latents(batch.latent_mean, batch.latent_std, batch.latent_noise, self.inputs.scaling_factor)
+        noisy_latents = noise_scheduler.add_noise(latents, batch.noise, batch.timesteps).to(prompts.dtype)
+        encoder_hidden_states = prompts.index_select(0, batch.prompts)
         model_pred = self.unet(noisy_latents, batch.timesteps, encoder_hidden_states, return_dict=False)[0]
-        target = training_target(self.noise_scheduler, latents, batch.noise, batch.timesteps)
-        loss = denoising_loss(model_pred, target) / num_micro_batches
-        self.booster.backward(loss, self.optimizer)
-        return loss.detach()
+        target = training_target(noise_scheduler, latents, batch.noise, batch.timesteps)
+        instance_loss, class_loss = self._losses(model_pred, target, batch.timesteps)
+        loss = instance_loss if class_loss is None else instance_loss + self.prior_loss_weight * class_loss
+        self.booster.backward(loss / num_micro_batches, self.optimizer)
+        class_loss = torch.zeros_like(loss) if class_loss is None else class_loss
+        return torch.stack([loss, instance_loss, class_loss]).detach() / num_micro_batches
+
+    def _losses(self, model_pred: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor) -> tuple:
+        """The photos' loss and the class images', or None; weights are applied to samples before either's mean."""
+        weights = self.inputs.timestep_weights
+        if weights is not None:
+            weights = weights.index_select(0, timesteps)
+        if self.inputs.class_latents is None:
+            return denoising_loss(model_pred, target, weights), None
+        weight_halves = (None, None) if weights is None else weights.chunk(2)
+        halves = zip(model_pred.chunk(2), target.chunk(2), weight_halves, strict=True)
+        instance_loss, class_loss = (denoising_loss(*half) for half in halves)
+        return instance_loss, class_loss
 
 
 class CapturedStep:

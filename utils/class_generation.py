@@ -1,0 +1,193 @@
+"""Making the class images that are missing: spread over the ranks, each written whole, black ones made again."""
+
+import contextlib
+import gc
+import json
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from utils import models
+from utils.class_images import (
+    METADATA_KEY,
+    ClassDataset,
+    ClassPlan,
+    check_used,
+    file_name,
+    generation_settings,
+    model_hash,
+    plan_class_images,
+    write_manifest,
+)
+from utils.concepts import Concept
+from utils.errors import UserError
+from utils.pipeline import sync_directory
+from utils.preflight import read_json
+from utils.randomness import Purpose, generator
+from utils.ranks import together
+
+DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as the model's fault
+
+
+def prepare_class_images(args: Namespace, concepts: list[Concept], base_folder: Path, device) -> ClassDataset | None:
+    """Says what there is and what is missing, makes that, and returns the images to use; None if none are asked for.
+
+    Every rank has to call it. Raises UserError on all of them.
+    """
+    if not args.with_prior_preservation:
+        return None
+    plans = together(lambda: _plan_all(args, concepts, base_folder), main_only=True)
+    if any(plan.missing for plan in plans):
+        together(lambda: make_missing(args, plans, base_folder, device))
+        if dist.get_rank() == 0:
+            for plan in plans:
+                if plan.missing:
+                    write_manifest(plan)
+    together(lambda: [check_used(plan) for plan in plans])
+    return ClassDataset(plans, args.resolution, args.center_crop)
+
+
+def _plan_all(args: Namespace, concepts: list[Concept], base_folder: Path) -> list[ClassPlan]:
+    model = model_hash(base_folder)
+    different = {concept.class_data_dir.resolve(): concept for concept in concepts}
+    plans = []
+    for concept in different.values():
+        settings = generation_settings(base_folder, model, concept.class_prompt)
+        plans.append(plan_class_images(concept, settings, args.num_class_images))
+    for plan in plans:
+        print(plan.summary(dist.get_world_size(), args.sample_batch_size), flush=True)
+    for plan in plans:
+        if plan.missing:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            write_manifest(plan)
+    return plans
+
+
+def make_missing(args: Namespace, plans: list[ClassPlan], base_folder: Path, device) -> None:
+    """Makes this rank's share of every plan's missing images, every num_ranks-th of them."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    shares = [(plan, plan.missing[rank::num_ranks]) for plan in plans]
+    precision = args.prior_generation_precision or ("fp16" if device.type == "cuda" else "fp32")
+    pipeline = load_class_pipeline(base_folder, DTYPES[precision], device)
+    total = sum(len(numbers) for _, numbers in shares)
+    with tqdm(total=total, desc="class images", unit="image", disable=rank != 0, file=sys.stderr) as bar:
+        for plan, numbers in shares:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            for start in range(0, len(numbers), args.sample_batch_size):
+                batch = numbers[start : start + args.sample_batch_size]
+                make_batch(pipeline, plan, batch, args.seed)
+                bar.update(len(batch))
+            sync_directory(plan.folder)
+    del pipeline
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def load_class_pipeline(folder: Path, weight_dtype: torch.dtype, device):
+    """The base pipeline with the scheduler it names, without safety checker: a black image would be trained on."""
+    import diffusers
+
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    with models.quiet_libraries():
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=models.load_vae(folder, weight_dtype, device),
+            text_encoder=models.load_text_encoder(folder, weight_dtype, device),
+            tokenizer=models.load_tokenizer(folder),
+            unet=models.load_unet(folder).requires_grad_(False).eval().to(device, dtype=weight_dtype),
+            scheduler=getattr(diffusers, config["_class_name"]).from_config(config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    if device.type == "cuda":
+        pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.vae.enable_slicing()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def image_seed(seed: int, number: int, attempt: int) -> int:
+    """The seed of class image `number` at its n-th attempt, a function of the run's seed."""
+    return int(generator(seed, number + (attempt << 32), Purpose.CLASS_SEED).integers(2**32))
+
+
+def make_batch(pipeline, plan: ClassPlan, numbers: list[int], seed: int) -> None:
+    """Makes and writes these images of a plan, blank ones again with another seed.
+
+    Raises UserError where one stays blank.
+    """
+    for attempt in range(MAX_ATTEMPTS):
+        seeds = [image_seed(seed, number, attempt) for number in numbers]
+        blank = []
+        for number, image_seed_, image in zip(numbers, seeds, draw(pipeline, plan.settings, seeds), strict=True):
+            if is_blank(image):
+                blank.append(number)
+            else:
+                metadata = dict(number=number, seed=image_seed_, settings=plan.settings)
+                write_image(plan.folder / file_name(number), image, metadata)
+        numbers = blank
+        if not numbers:
+            return
+    raise UserError(
+        f"the base model gave a blank or not-a-number image for {plan.prompt!r} {MAX_ATTEMPTS} times in a row; "
+        f"try --prior_generation_precision fp32"
+    )
+
+
+@torch.inference_mode()
+def draw(pipeline, settings: dict, seeds: list[int]) -> np.ndarray:
+    """Images float32 [N,H,W,3] in [0,1], one a seed; each has its own CPU generator, whatever the batch."""
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    factor = pipeline.vae_scale_factor
+    shape = (1, pipeline.unet.config.in_channels, settings["height"] // factor, settings["width"] // factor)
+    latents = torch.cat([torch.randn(shape, generator=each) for each in generators])
+    try:
+        with models.quiet_libraries():
+            return pipeline(
+                settings["prompt"],
+                num_images_per_prompt=len(seeds),
+                num_inference_steps=settings["num_inference_steps"],
+                guidance_scale=settings["guidance_scale"],
+                height=settings["height"],
+                width=settings["width"],
+                latents=latents.to(pipeline.unet.dtype),
+                generator=generators,
+                output_type="np",
+            ).images
+    except torch.cuda.OutOfMemoryError as error:
+        mend = f"--sample_batch_size {len(seeds) // 2}" if len(seeds) > 1 else "--prior_generation_precision fp16"
+        raise UserError(f"the GPU's memory is too small for {len(seeds)} class images at once: give {mend}") from error
+
+
+def is_blank(image: np.ndarray) -> bool:
+    """Whether an image [H,W,3] in [0,1] holds a not-a-number, or is of one colour as 8 bits show it."""
+    if not np.isfinite(image).all():
+        return True
+    levels = np.round(image * 255)
+    return bool((levels == levels[0, 0]).all())
+
+
+def write_image(path: Path, image: np.ndarray, metadata: dict) -> None:
+    """Writes a PNG beside, syncs and renames: a file of that name is whole, whenever the run is killed."""
+    text = PngInfo()
+    text.add_itxt(METADATA_KEY, json.dumps(metadata))
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            Image.fromarray((image * 255).round().astype(np.uint8)).save(file, "PNG", pnginfo=text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

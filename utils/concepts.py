@@ -1,0 +1,93 @@
+"""What a run is about: its subjects, each with photos and a prompt, and with a class where the prior is preserved."""
+
+import json
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import UserError
+from utils.preflight import overlap
+
+FIELDS = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
+
+
+class Concept(NamedTuple):
+    """One subject; class_prompt and class_data_dir are None without prior preservation."""
+
+    instance_prompt: str
+    instance_data_dir: Path
+    class_prompt: str | None
+    class_data_dir: Path | None
+
+
+def read_concepts(args: Namespace) -> list[Concept]:
+    """The subjects that the flags or --concepts_list name; class folders may be missing still.
+
+    Raises UserError where the list is malformed, or folders are shared that must not be.
+    """
+    if args.concepts_list:
+        entries = _read_list(args.concepts_list)
+        concepts = [_concept(entry, number, args) for number, entry in enumerate(entries, 1)]
+    else:
+        concepts = [Concept(*(getattr(args, field) for field in FIELDS))]
+    _check_folders(concepts, args.output_dir)
+    return concepts
+
+
+def _read_list(path: Path) -> list[dict]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--concepts_list {path} cannot be read as JSON: {error}") from None
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"--concepts_list {path} is not a list of objects with {', '.join(FIELDS)}")
+    return entries
+
+
+def _concept(entry: dict, number: int, args: Namespace) -> Concept:
+    where = f"--concepts_list {args.concepts_list}, concept {number}"
+    unknown = sorted(entry.keys() - set(FIELDS))
+    if unknown:
+        raise UserError(f"{where}: there is no field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
+    for field in FIELDS if args.with_prior_preservation else FIELDS[:2]:
+        if not isinstance(entry.get(field), str) or not entry[field].strip():
+            why = ", which --with_prior_preservation needs" if field in FIELDS[2:] else ""
+            raise UserError(f"{where}: {field!r} is missing or empty{why}")
+    if not args.with_prior_preservation:
+        return Concept(entry["instance_prompt"], Path(entry["instance_data_dir"]), None, None)
+    texts = [entry[field] for field in FIELDS]
+    return Concept(texts[0], Path(texts[1]), texts[2], Path(texts[3]))
+
+
+def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
+    class_prompts: dict[Path, str] = {}
+    for concept in concepts:
+        if overlap(concept.instance_data_dir, output_dir):
+            raise UserError(f"--output_dir {output_dir} overlaps the photos' folder {concept.instance_data_dir}")
+        folder = concept.class_data_dir
+        if folder is None:
+            continue
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"--class_data_dir {folder} is not a folder")
+        for other in (output_dir, *(each.instance_data_dir for each in concepts)):
+            if overlap(folder, other):
+                raise UserError(f"--class_data_dir {folder} overlaps {other}; give the class images their own folder")
+        if class_prompts.setdefault(folder.resolve(), concept.class_prompt) != concept.class_prompt:
+            raise UserError(
+                f"--class_data_dir {folder} is given for two class prompts, {class_prompts[folder.resolve()]!r} and "
+                f"{concept.class_prompt!r}; give each a folder of its own"
+            )
+
+
+def load_photos(concepts: list[Concept], resolution: int, center_crop: bool):
+    """One InstanceDataset of all subjects' photos."""
+    from utils.dataset import InstanceDataset
+
+    dataset, *others = [
+        InstanceDataset(concept.instance_data_dir, resolution, center_crop, concept.instance_prompt)
+        for concept in concepts
+    ]
+    for other in others:
+        dataset.extend(other)
+    return dataset

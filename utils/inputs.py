@@ -1,0 +1,73 @@
+"""What training reads and never changes: prompts and images after the frozen text encoder and VAE."""
+
+from argparse import Namespace
+from typing import NamedTuple
+
+import torch
+
+from utils import models
+from utils.diffusion import encode_prompt, min_snr_weights
+from utils.latents import InstanceLatents
+from utils.randomness import CLASS, photo_index
+
+
+class TrainingInputs(NamedTuple):
+    """The frozen side of a run.
+
+    `encoder_hidden_states` [P,77,C] in weight_dtype is the table of prompts, `prompt_numbers` each prompt's row in it;
+    `class_latents` is None without prior preservation; `timestep_weights` [num_train_timesteps] None where all are 1.
+    """
+
+    encoder_hidden_states: torch.Tensor
+    prompt_numbers: dict[str, int]
+    latents: InstanceLatents
+    class_latents: InstanceLatents | None
+    noise_scheduler: object
+    scaling_factor: float
+    timestep_weights: torch.Tensor | None = None
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Timesteps of the noise schedule."""
+        return self.noise_scheduler.config.num_train_timesteps
+
+
+def encode_inputs(args: Namespace, folder, dataset, class_dataset, plan, device) -> TrainingInputs:
+    """Each prompt goes through the text encoder once, which is then freed; images through the VAE as they are needed.
+
+    Args:
+        folder: the base pipeline's.
+        dataset, class_dataset: an InstanceDataset, and a ClassDataset or None.
+        plan: the run's steps and dtype.
+    """
+    datasets = [dataset] if class_dataset is None else [dataset, class_dataset]
+    prompts = list(dict.fromkeys(each.prompt(number) for each in datasets for number in range(len(each))))
+    vae = models.load_vae(folder, plan.weight_dtype, device)
+    noise_scheduler = models.load_noise_scheduler(folder)
+    class_latents = None
+    if class_dataset is not None:
+        class_latents = InstanceLatents(class_dataset, vae, drawn_class_images(args.seed, plan, len(class_dataset)))
+    return TrainingInputs(
+        encode_prompts(args, folder, prompts, plan.weight_dtype, device),
+        {prompt: number for number, prompt in enumerate(prompts)},
+        InstanceLatents(dataset, vae),
+        class_latents,
+        noise_scheduler,
+        vae.config.scaling_factor,
+        min_snr_weights(noise_scheduler, args.snr_gamma).to(device) if args.snr_gamma else None,
+    )
+
+
+def encode_prompts(args: Namespace, folder, prompts: list[str], weight_dtype: torch.dtype, device) -> torch.Tensor:
+    """[P,77,C]; one by one, so that a prompt's encoding does not depend on the others."""
+    tokenizer = models.load_tokenizer(folder, args.tokenizer_name)
+    text_encoder = models.load_text_encoder(folder, weight_dtype, device)
+    return torch.cat([encode_prompt(text_encoder, models.tokenize(tokenizer, text).to(device)) for text in prompts])
+
+
+def drawn_class_images(seed: int, plan, num_class_images: int) -> set[int]:
+    """The class images that a run of this plan draws: others are never decoded."""
+    num_samples = plan.num_steps * plan.samples_per_step
+    if num_samples >= num_class_images:
+        return set(range(num_class_images))
+    return {photo_index(seed, index, num_class_images, CLASS.photo) for index in range(num_samples)}
