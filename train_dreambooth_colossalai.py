@@ -128,7 +128,9 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
     if args.gradient_checkpointing:
         models.enable_gradient_checkpointing(unet)
     on_gpu = device.type == "cuda"
-    flat = FlatParameters(unet, plan.weight_dtype, device, torch.channels_last if on_gpu else torch.contiguous_format)
+    memory_format = torch.channels_last if on_gpu else torch.contiguous_format
+    one_gpu = on_gpu and plan.num_ranks == 1
+    flat = FlatParameters(unet, plan.weight_dtype, device, memory_format, scattered_grads=one_gpu)
     if on_gpu:
         fused_unet.install(unet)
     optimizer = MasterWeightsOptimizer(

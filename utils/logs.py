@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from utils.timing import mark
 from utils.train_step import METRICS
 
 METRICS_FILE = "metrics.jsonl"
@@ -98,6 +99,7 @@ class TrainingLog:
 
     def _write(self, global_step: int, row: dict) -> None:
         now = time.perf_counter()
+        mark("first step")
         row["step_time"], self._last_time = now - self._last_time, now
         row["skipped"] = bool(row["skipped"])
         self._count(row["loss"], row["skipped"])

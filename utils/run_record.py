@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from utils import timing
 from utils.arguments import as_plain
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
@@ -101,6 +102,7 @@ class RunRecord:
             num_skipped=log.num_skipped,
             final_loss=log.smoothed_loss,
             seconds=round(seconds, 2),
+            seconds_after_start=timing.marks,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
         )
         write_json(self.args.output_dir / RUN_FILE, {"program": PROGRAM, "status": "complete", **self.entries})
