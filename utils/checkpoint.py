@@ -249,7 +249,9 @@ def _read_tensors(file: Path, flat, places: list[tuple[str, torch.Tensor]]) -> N
                 for (name, _), view in zip(flat.parameters, flat.views(buffer), strict=True):
                     value = stored.get_tensor(prefix + name)
                     if value.shape != view.shape or value.dtype != torch.float32:
-                        raise UserError(f"{file}: {prefix + name} is not of this model; resume from another checkpoint")
+                        raise UserError(
+                            f"{file}: {prefix + name} is not of this model; resume from another checkpoint"
+                        )
                     view.copy_(value)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); resume from another checkpoint") from error

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from utils.pipeline import METRICS_FILE
 from utils.timing import mark
 from utils.train_step import METRICS
 
-METRICS_FILE = "metrics.jsonl"
 LOSS_SMOOTHING = 0.95
 MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for
 
@@ -49,9 +49,7 @@ class TrainingLog:
     does not make the GPU wait.
     """
 
-    def __init__(
-        self, args: Namespace, *, num_steps: int, is_main: bool, device: torch.device, first_step: int = 0
-    ):
+    def __init__(self, args: Namespace, *, num_steps: int, is_main: bool, device: torch.device, first_step: int = 0):
         self.device = device
         self.is_main = is_main
         self.smoothed_loss: float | None = None

@@ -6,11 +6,13 @@ import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.arguments import as_plain
 from utils.checkpoint import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
 from utils.errors import UserError
-from utils.preflight import RUN_FILE, read_json, safetensors_dtype
+from utils.pipeline import FROZEN_PARTS
+from utils.preflight import MODEL_INDEX, RUN_FILE, BaseModel, read_json, safetensors_dtype
 
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
 NOT_COMPARED = {
@@ -37,6 +39,42 @@ NOT_COMPARED = {
 }
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
+
+
+class Start(NamedTuple):
+    """From where a run starts: a checkpoint or None, and the base's files as they were, {path: (size, mtime)}."""
+
+    checkpoint: Checkpoint | None
+    base_files: dict[Path, tuple[int, int]]
+
+
+def base_files(base: BaseModel) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file of the base that the run reads or copies."""
+    parts = (*FROZEN_PARTS, "unet")
+    found = [base.folder / MODEL_INDEX, *(path for part in parts for path in (base.folder / part).rglob("*"))]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found if path.is_file()}
+
+
+def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
+    """Finds the checkpoint to go on from and, on rank 0, compares the run it is of with this one.
+
+    Fills in args.mixed_precision and args.max_train_steps. Raises UserError where the run cannot go on.
+    """
+    import torch
+
+    from utils.run_record import determinants, fill_in_defaults, hash_files
+
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=torch.cuda.is_available())
+    start = Start(find_checkpoint(args), base_files(base))
+    check_steps(args, start.checkpoint)
+    if start.checkpoint is not None and os.environ.get("RANK", "0") == "0":
+        found = determinants(args, num_ranks, dataset, hash_files(base))
+        for change in check_same_run(args, start.checkpoint, found):
+            print(f"changed since the checkpoint: {change}", flush=True)
+    elif start.checkpoint is None and args.resume_from_checkpoint and os.environ.get("RANK", "0") == "0":
+        print(f"no checkpoint in {args.output_dir} yet: starting anew", flush=True)
+    return start
 
 
 def find_checkpoint(args: Namespace) -> Checkpoint | None:
@@ -87,9 +125,7 @@ def what_determines(args: Namespace, *, num_ranks: int, photos: dict, base_model
     compared = {name: value for name, value in as_plain(args).items() if name not in NOT_COMPARED}
     if args.lr_scheduler not in SCHEDULES_WITHOUT_END:
         compared["max_train_steps"] = args.max_train_steps
-    return dict(
-        arguments=compared, num_ranks=num_ranks, photos=photos, base_model=base_model, tokenizer=tokenizer
-    )
+    return dict(arguments=compared, num_ranks=num_ranks, photos=photos, base_model=base_model, tokenizer=tokenizer)
 
 
 def differences(old: dict, new: dict) -> list[str]:

@@ -77,7 +77,7 @@ class StopRequest:
     def agreed_at_last(self, own_code: int = 0) -> int:
         """As `agreed`, but with what the ranks know now; waits for all of them."""
         self.agreed(own_code)
-        return self._settle()  if self._group is not None else max(self._code, own_code)
+        return self._settle() if self._group is not None else max(self._code, own_code)
 
     def wait_for_all(self) -> None:
         """Waits, outside of the GPU's queue, until every rank is here."""
