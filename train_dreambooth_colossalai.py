@@ -28,13 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     import torch.distributed as dist
 
     from utils.colossal import get_accelerator, launch
+    from utils.ranks import lost_rank_in_one_line
     from utils.train_step import training_stream
 
     dataset = load_photos(concepts, args.resolution, args.center_crop)
     launch(args.seed)
     device = get_accelerator().get_current_device()
     try:
-        with training_stream(device):
+        with lost_rank_in_one_line(), training_stream(device):
             train(args, argv, base, concepts, dataset, device)
     finally:
         dist.destroy_process_group()

@@ -1,10 +1,17 @@
 """What ranks have to agree on: a mistake that one of them finds is everyone's."""
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable
 
 import torch.distributed as dist
 
 from utils.errors import UserError
+
+EXIT_LOST_RANK = 3
+# How gloo and NCCL report that the other end of a connection is gone.
+LOST_RANK_SIGNS = ("closed by peer", "reset by peer", "remote process exited", "Connection refused", "Broken pipe")
 
 
 def together(function: Callable[[], object], *, main_only: bool = False):
@@ -30,3 +37,23 @@ def together(function: Callable[[], object], *, main_only: bool = False):
         if complaint is not None:
             raise UserError(complaint)
     return result
+
+
+@contextlib.contextmanager
+def lost_rank_in_one_line():
+    """What a rank says when another one has died under it: one line and exit code 3, not a traceback of its own.
+
+    torchrun ends the others and names the one that died first; this is for what is in between.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in LOST_RANK_SIGNS):
+            raise
+        print(
+            f"error: rank {os.environ.get('RANK', '0')}: another process of this run has ended, so this one ends too; "
+            f"the cause is what that one said, and torchrun's 'Root Cause' below names it",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(EXIT_LOST_RANK) from None
