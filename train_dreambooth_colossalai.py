@@ -75,7 +75,9 @@ def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Conc
         prior_loss_weight=args.prior_loss_weight,
     )
 
-    record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=rank == 0)
+    record = run_record.RunRecord(
+        args, argv, plan, dataset, base, device, is_main=rank == 0, class_dataset=class_dataset
+    )
     if rank == 0:
         print(record.summary(), flush=True)
     log = logs.TrainingLog(args, num_steps=plan.num_steps, is_main=rank == 0, device=device)

@@ -3,7 +3,8 @@
 python bench/prior_preservation.py --clip model/tiny-clip --instance_data_dir instance --output_dir DIR NAME=FOLDER ...
 
 Every pipeline draws the same prompts with the same seeds. CLIP-T is the mean cosine of an image and its prompt, CLIP-I
-the mean cosine of an image and the photos. Writes scores.json and grid.png (a row a prompt, two images a pipeline).
+the mean cosine of an image and the photos. Writes scores.json, grid.png (a row a prompt, three images a pipeline) and
+DIR/NAME/*.png; images that are there already are scored, not drawn again.
 """
 
 import argparse
@@ -70,8 +71,21 @@ class Clip:
         return torch.nn.functional.normalize(self.model.text_projection(pooled), dim=1)
 
 
+def load_or_sample(folder: Path, kept: Path, args) -> dict[str, list[Image.Image]]:
+    """Images by prompt, from `kept` where they are there."""
+    names = {
+        prompt: [f"{row}-{n}.png" for n in range(args.num_images)] for row, prompt in enumerate((SUBJECT, *OTHERS))
+    }
+    if not all((kept / name).is_file() for row in names.values() for name in row):
+        kept.mkdir(parents=True, exist_ok=True)
+        for prompt, images in sample(folder, args).items():
+            for name, image in zip(names[prompt], images, strict=True):
+                image.save(kept / name)
+    return {prompt: [Image.open(kept / name).convert("RGB") for name in row] for prompt, row in names.items()}
+
+
 def sample(folder: Path, args) -> dict[str, list[Image.Image]]:
-    """Images by prompt, 8 at a time, seeds 0, 1, 2, ..."""
+    """Images by prompt, seeds 0, 1, 2, ..."""
     pipeline = load_class_pipeline(folder, torch.float32, torch.device("cpu"))
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     settings = dict(height=side, width=side, num_inference_steps=args.num_inference_steps, guidance_scale=7.5)
@@ -117,7 +131,7 @@ def main() -> None:
     sampled, table = {}, {}
     for entry in args.pipelines:
         name, _, folder = entry.partition("=")
-        sampled[name] = sample(Path(folder), args)
+        sampled[name] = load_or_sample(Path(folder), args.output_dir / name, args)
         table[name] = scores(clip, sampled[name], photos)
         print(name, {prompt: {k: round(v, 3) for k, v in s.items()} for prompt, s in table[name].items()}, flush=True)
     (args.output_dir / "scores.json").write_text(json.dumps(table, indent=2))

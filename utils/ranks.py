@@ -17,13 +17,14 @@ LOST_RANK_SIGNS = ("closed by peer", "reset by peer", "remote process exited", "
 def together(function: Callable[[], object], *, main_only: bool = False):
     """Runs `function` on every rank, or on rank 0 for all; a UserError on any rank is raised on all of them.
 
-    It also keeps ranks in step: none returns before all have called it. Returns the rank's own result, or rank 0's.
+    So is an OSError (a full disk, no permission), as a UserError. It also keeps ranks in step: none returns before all
+    have called it. Returns the rank's own result, or rank 0's.
     """
     result, complaint = None, None
     if not main_only or dist.get_rank() == 0:
         try:
             result = function()
-        except UserError as error:
+        except (UserError, OSError) as error:
             complaint = str(error)
     if main_only:
         shared = [(result, complaint)]

@@ -54,9 +54,19 @@ class RunRecord:
     """Writes run.json at the start ("running") and at the end ("complete"); the base's files are hashed meanwhile."""
 
     def __init__(
-        self, args: Namespace, argv: list[str], plan: Plan, dataset, base: BaseModel, device, *, is_main: bool
+        self,
+        args: Namespace,
+        argv: list[str],
+        plan: Plan,
+        dataset,
+        base: BaseModel,
+        device,
+        *,
+        is_main: bool,
+        class_dataset=None,
     ):
         self.args, self.plan, self.dataset, self.device = args, plan, dataset, device
+        self.class_dataset = class_dataset
         self.started = time.perf_counter()
         if not is_main:
             return
@@ -70,6 +80,7 @@ class RunRecord:
             device=device_name(device),
             versions=versions(),
             photos=[photo_entry(photo, args.instance_prompt) for photo in dataset.photos],
+            class_images=[] if class_dataset is None else class_dataset.record(),
             skipped_files=[dict(file=path.name, reason=reason) for path, reason in dataset.skipped],
             started_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
@@ -85,6 +96,7 @@ class RunRecord:
         return "\n".join(
             [
                 f"{len(self.dataset)} photos at {args.resolution} px, {self._prompts()}",
+                *self._class_images(),
                 *skipped,
                 f"{plan.num_steps} steps of {plan.samples_per_step} samples "
                 "(batch {} x {} micro-batches x {} ranks)".format(*spread),
@@ -96,6 +108,12 @@ class RunRecord:
         prompts = list(dict.fromkeys(photo.prompt for photo in self.dataset.photos))
         shown = ", ".join(repr(prompt) for prompt in prompts[:4]) + (", ..." if len(prompts) > 4 else "")
         return f"{'prompt' if len(prompts) == 1 else f'{len(prompts)} prompts'} {shown}"
+
+    def _class_images(self) -> list[str]:
+        if self.class_dataset is None:
+            return []
+        weight = self.args.prior_loss_weight
+        return [f"{len(self.class_dataset)} class images, one beside each photo, their loss times {weight:g}"]
 
     def finish(self, log) -> str:
         """Marks the run complete in run.json; returns the closing line."""
