@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch.distributed as dist
 
     from utils.colossal import get_accelerator, launch
+    from utils.ranks import lost_rank_in_one_line
     from utils.resume import prepare_start
     from utils.train_step import training_stream
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     launch(args.seed)
     device = get_accelerator().get_current_device()
     try:
-        with training_stream(device):
+        with lost_rank_in_one_line(), training_stream(device):
             train(args, argv, base, concepts, dataset, start, device)
     finally:
         dist.destroy_process_group()
@@ -78,7 +79,8 @@ def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Conc
     )
 
     is_main, first = rank == 0, start.checkpoint
-    record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=is_main, checkpoint=first)
+    kept = dict(checkpoint=first, class_dataset=class_dataset)
+    record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=is_main, **kept)
     if is_main:
         print(record.summary(), flush=True)
     first_step = first.step if first else 0

@@ -48,6 +48,20 @@ def test_graph_and_eager_agree(tiny_pipeline_dir, photos_dir, tmp_path, capsys, 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_prior_preservation_in_the_graph(tiny_pipeline_dir, tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos")
+    (photos / "photo-1.txt").write_text("my cat asleep")
+    flags = ["--mixed_precision=no", "--with_prior_preservation", f"--class_data_dir={tmp_path / 'class'}"]
+    flags += ["--class_prompt=a photo of a cat.", "--num_class_images=5", "--snr_gamma=5", "--noise_offset=0.1"]
+    graph_rows, _ = train(tiny_pipeline_dir, photos, tmp_path / "graph", *flags)
+    assert "could not be captured" not in capsys.readouterr().err
+    eager_rows, _ = train(tiny_pipeline_dir, photos, tmp_path / "eager", "--no_cuda_graph", *flags)
+    for name in ("instance_loss", "class_loss"):
+        assert [row[name] for row in graph_rows] == pytest.approx([row[name] for row in eager_rows], rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_an_overflow_inside_the_graph_is_skipped(tiny_pipeline_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.optimizer.GROWTH_INTERVAL", 1)
     from utils.optimizer import MasterWeightsOptimizer

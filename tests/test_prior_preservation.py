@@ -134,6 +134,8 @@ def test_class_images_are_made_once(prior, capsys):
     assert [entry["file"] for entry in manifest["images"]] == [f"class-{n:05d}.png" for n in range(5)]
     assert manifest["settings"]["prompt"] == "a photo of a cat." and len(manifest["settings"]["model"]) == 64
     assert len({entry["seed"] for entry in manifest["images"]}) == 5
+    recorded = dict(folder=str(folder), prompt="a photo of a cat.", num_used=5)
+    assert run_json(prior["output_dir"])["class_images"] == [recorded]
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     run(prior)
     assert "have 5, need 5, will make 0, will use 5" in capsys.readouterr().out
@@ -170,6 +172,16 @@ def test_captions_replace_the_prompt_photo_by_photo(flags, tmp_path):  # noqa: F
     record = run_json(tmp_path / "b")
     assert [photo.get("prompt") for photo in record["photos"]] == [None, "my cat asleep", None, None]
     assert record["skipped_files"] == []
+
+
+def test_a_class_folder_that_cannot_be_written(prior, tmp_path, capsys, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device", "class-00000.png")
+
+    monkeypatch.setattr("utils.class_generation.write_image", full_disk)
+    assert run_main(main, as_argv(prior)) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device: 'class-00000.png'" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(("content", "message"), [(b" \n", "is empty"), (b"\xff\xfe\x00", "cannot be read as UTF-8")])

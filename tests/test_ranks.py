@@ -72,7 +72,7 @@ def one_process(spread_flags, tmp_path):
     return found, weight_change(spread_flags["pretrained_model_name_or_path"], tmp_path / "output")
 
 
-@pytest.mark.parametrize(("num_ranks", "batch", "micro"), [(2, 3, 1), (3, 1, 2)])
+@pytest.mark.parametrize(("num_ranks", "batch", "micro"), [(2, 3, 1), pytest.param(3, 1, 2, marks=pytest.mark.slow)])
 def test_a_run_does_not_depend_on_how_it_is_spread(spread_flags, one_process, tmp_path, num_ranks, batch, micro):
     expected, expected_change = one_process
     spread = dict(train_batch_size=batch, gradient_accumulation_steps=micro, output_dir=tmp_path / "ranks")
@@ -108,11 +108,14 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(flags, tmp_path):  # noqa
     assert first["synchronised"] == second["synchronised"] == [False, True] * 4
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_all(flags, tmp_path):  # noqa: F811
     started = time.monotonic()
     result = launch(2, ["die", tmp_path, *as_argv(flags | dict(max_train_steps=50))], PROGRAM)
     assert result.returncode != 0 and time.monotonic() - started < 90
     assert "exitcode: -9" in result.stderr or "exitcode  : -9" in result.stderr
+    assert "error: rank 0: another process of this run has ended" in result.stderr or "Signal 15" in result.stderr
+    assert "Connection closed by peer" not in result.stderr
     assert not (tmp_path / "output/model_index.json").exists()
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
 
@@ -123,12 +126,12 @@ def class_flags(flags: dict, tmp_path: Path, count: int) -> dict:  # noqa: F811
 
 
 def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):  # noqa: F811
-    count = 14
+    count = 10
     argv = as_argv(class_flags(flags, tmp_path, count))
     process = start(["--standalone", "--nproc_per_node", 2], TRAIN, argv)
     folder = tmp_path / "class"
     deadline = time.monotonic() + 120
-    while len(list(folder.glob("class-*.png"))) < 5 and time.monotonic() < deadline:
+    while len(list(folder.glob("class-*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:
@@ -136,7 +139,7 @@ def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):
     process.communicate()
     psutil.wait_procs(family, timeout=10)
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("class-*.png")}
-    assert 5 <= len(before) < count, "the kill has to come half-way"
+    assert 3 <= len(before) < count, "the kill has to come half-way"
     for name in before:
         assert read_metadata(folder / name) is not None, "an image that is there is whole"
 
@@ -153,6 +156,7 @@ def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_mistake_that_rank_0_finds_is_one_line_and_ends_all(flags, tmp_path):  # noqa: F811
     write_photos(tmp_path / "class", 3)
     result = launch(2, as_argv(class_flags(flags, tmp_path, 4)))

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,9 @@ from PIL import Image
 from utils.concepts import Concept
 from utils.dataset import crop_origin, decode, find_photos, resize_shorter_side
 from utils.errors import UserError
+from utils.hashing import sha256_of
 from utils.pipeline import write_json
 from utils.preflight import PROGRAM, read_json
-from utils.run_record import sha256_of
 
 MANIFEST = "manifest.json"
 METADATA_KEY = "dreambooth_class_image"
@@ -199,6 +200,11 @@ class ClassDataset:
                 width, height = height, width
         shorter = min(width, height)
         return self.resolution * height // shorter, self.resolution * width // shorter
+
+    def record(self) -> list[dict]:
+        """For run.json: each class's folder, prompt and number of images."""
+        counts = Counter((path.parent, prompt) for path, prompt in self.images)
+        return [dict(folder=str(folder), prompt=prompt, num_used=n) for (folder, prompt), n in counts.items()]
 
     def prompt(self, photo: int) -> str:
         """The class prompt of image number `photo`."""

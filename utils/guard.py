@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -12,11 +11,11 @@ import torch.distributed as dist
 
 from utils.checkpoint import Checkpointer, list_checkpoints, restore
 from utils.errors import RunFailed
+from utils.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
 from utils.resume import Start, base_files, resume_command
 from utils.signals import StopRequest
 
 NONFINITE = 1  # as an exit code
-OF_A_DEAD_RANK = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 
 
 class Guard:
@@ -64,8 +63,7 @@ class Guard:
                 "the GPU's memory is full; try a smaller --train_batch_size with more "
                 "--gradient_accumulation_steps, --gradient_checkpointing or a smaller --resolution"
             ) from error
-        lost = isinstance(error, RuntimeError) and OF_A_DEAD_RANK.search(str(error))
-        if lost and dist.get_world_size() > 1 and not isinstance(error, RunFailed):
+        if is_lost_rank(error) and not isinstance(error, RunFailed):
             self._end_without_the_others()
 
     def _end_without_the_others(self) -> None:
@@ -74,8 +72,8 @@ class Guard:
             with contextlib.suppress(Exception):
                 self.checkpointer.wait()
             kept = self._how_to_go_on()
-            print(f"\nerror: another rank has died, see its own message. {kept}", file=sys.stderr, flush=True)
-        os._exit(1)
+            print(f"\n{lost_rank_line()}. {kept}", file=sys.stderr, flush=True)
+        os._exit(EXIT_LOST_RANK)
 
     def after_step(self, step: int) -> None:
         """To be called on every rank after step `step`, counted from 1; raises RunFailed where the run shall end."""

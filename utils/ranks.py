@@ -1,22 +1,31 @@
 """What ranks have to agree on: a mistake that one of them finds is everyone's."""
 
+import contextlib
+import os
+import re
+import sys
 from collections.abc import Callable
 
 import torch.distributed as dist
 
 from utils.errors import UserError
 
+EXIT_LOST_RANK = 3
+# How gloo and NCCL report that the other end of a connection is gone.
+LOST_RANK_SIGN = re.compile(r"gloo|nccl|connection (closed|reset|refused)|remote process exited|broken pipe", re.I)
+
 
 def together(function: Callable[[], object], *, main_only: bool = False):
     """Runs `function` on every rank, or on rank 0 for all; a UserError on any rank is raised on all of them.
 
-    It also keeps ranks in step: none returns before all have called it. Returns the rank's own result, or rank 0's.
+    So is an OSError (a full disk, no permission), as a UserError. It also keeps ranks in step: none returns before all
+    have called it. Returns the rank's own result, or rank 0's.
     """
     result, complaint = None, None
     if not main_only or dist.get_rank() == 0:
         try:
             result = function()
-        except UserError as error:
+        except (UserError, OSError) as error:
             complaint = str(error)
     if main_only:
         shared = [(result, complaint)]
@@ -30,3 +39,31 @@ def together(function: Callable[[], object], *, main_only: bool = False):
         if complaint is not None:
             raise UserError(complaint)
     return result
+
+
+def is_lost_rank(error: BaseException | None) -> bool:
+    """Whether an error says that another rank is gone."""
+    return isinstance(error, RuntimeError) and dist.get_world_size() > 1 and bool(LOST_RANK_SIGN.search(str(error)))
+
+
+def lost_rank_line() -> str:
+    """What a rank says then."""
+    return (
+        f"error: rank {os.environ.get('RANK', '0')}: another process of this run has ended, so this one ends too; "
+        f"the cause is what that one said, and torchrun's 'Root Cause' below names it"
+    )
+
+
+@contextlib.contextmanager
+def lost_rank_in_one_line():
+    """What a rank says when another one has died under it: one line and exit code 3, not a traceback of its own.
+
+    torchrun ends the others and names the one that died first; this is for what is in between.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        print(lost_rank_line(), file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_LOST_RANK) from None

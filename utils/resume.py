@@ -19,6 +19,10 @@ NOT_COMPARED = {
     "pretrained_model_name_or_path",  # its files are compared by their hashes, as are the tokenizer's and the photos
     "tokenizer_name",
     "instance_data_dir",
+    "concepts_list",
+    "class_data_dir",
+    "sample_batch_size",
+    "prior_generation_precision",
     "output_dir",
     "num_train_epochs",  # becomes max_train_steps
     "max_train_steps",  # compared where the learning rate depends on it
@@ -120,12 +124,15 @@ def _named(output_dir: Path, wanted: str) -> Checkpoint:
     return checkpoint
 
 
-def what_determines(args: Namespace, *, num_ranks: int, photos: dict, base_model: dict, tokenizer: dict) -> dict:
-    """Everything that the weights after a given step depend on, as {name: JSON value}; the rest is hashes of files."""
+def what_determines(args: Namespace, *, num_ranks: int, **hashes: dict[str, str]) -> dict:
+    """Everything that the weights after a given step depend on, as {name: JSON value}.
+
+    `hashes` are of files, {kind: {name: hash}}: photos, class images, the base model; captions are the words.
+    """
     compared = {name: value for name, value in as_plain(args).items() if name not in NOT_COMPARED}
     if args.lr_scheduler not in SCHEDULES_WITHOUT_END:
         compared["max_train_steps"] = args.max_train_steps
-    return dict(arguments=compared, num_ranks=num_ranks, photos=photos, base_model=base_model, tokenizer=tokenizer)
+    return dict(arguments=compared, num_ranks=num_ranks, **hashes)
 
 
 def differences(old: dict, new: dict) -> list[str]:

@@ -15,6 +15,8 @@ import torch
 from utils import timing
 from utils.arguments import as_plain
 from utils.checkpoint import Checkpoint, discard, list_checkpoints
+from utils.class_images import MANIFEST
+from utils.concepts import read_concepts
 from utils.hashing import sha256_of
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
@@ -45,11 +47,21 @@ def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu
 
 def determinants(args: Namespace, num_ranks: int, dataset, base_hashes: dict) -> dict:
     """resume.what_determines of a run whose base files were hashed by hash_files."""
-    photos = {photo.path.name: photo.sha256 for photo in dataset.photos}
+    many = len({photo.path.parent for photo in dataset.photos}) > 1
+    photos = {str(photo.path) if many else photo.path.name: photo for photo in dataset.photos}
+    captions = {name: photo.prompt for name, photo in photos.items() if photo.prompt != args.instance_prompt}
+    class_folders = [concept.class_data_dir for concept in read_concepts(args) if concept.class_data_dir]
+    images = [path for folder in class_folders for path in sorted(folder.glob("[!.]*")) if path.name != MANIFEST]
     folder = args.tokenizer_name
     tokenizer = {p.name: sha256_of(p) for p in sorted(folder.glob("*")) if p.is_file()} if folder else {}
     return what_determines(
-        args, num_ranks=num_ranks, photos=photos, base_model=base_hashes["sha256"], tokenizer=tokenizer
+        args,
+        num_ranks=num_ranks,
+        photos={name: photo.sha256 for name, photo in photos.items()},
+        captions=captions,
+        class_images={str(path): sha256_of(path) for path in images if path.is_file()},
+        base_model=base_hashes["sha256"],
+        tokenizer=tokenizer,
     )
 
 
@@ -83,8 +95,10 @@ class RunRecord:
         *,
         is_main: bool,
         checkpoint: Checkpoint | None = None,
+        class_dataset=None,
     ):
         self.args, self.plan, self.dataset, self.device = args, plan, dataset, device
+        self.class_dataset = class_dataset
         self.started = time.perf_counter()
         self.run_id = checkpoint.state["run_id"] if checkpoint else uuid.uuid4().hex
         if not is_main:
@@ -101,6 +115,7 @@ class RunRecord:
             device=device_name(device),
             versions=versions(),
             photos=[photo_entry(photo, args.instance_prompt) for photo in dataset.photos],
+            class_images=[] if class_dataset is None else class_dataset.record(),
             skipped_files=[dict(file=path.name, reason=reason) for path, reason in dataset.skipped],
             started_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
@@ -130,6 +145,7 @@ class RunRecord:
         return "\n".join(
             [
                 f"{len(self.dataset)} photos at {args.resolution} px, {self._prompts()}",
+                *self._class_images(),
                 *skipped,
                 f"{plan.num_steps} steps of {plan.samples_per_step} samples "
                 "(batch {} x {} micro-batches x {} ranks)".format(*spread),
@@ -141,6 +157,12 @@ class RunRecord:
         prompts = list(dict.fromkeys(photo.prompt for photo in self.dataset.photos))
         shown = ", ".join(repr(prompt) for prompt in prompts[:4]) + (", ..." if len(prompts) > 4 else "")
         return f"{'prompt' if len(prompts) == 1 else f'{len(prompts)} prompts'} {shown}"
+
+    def _class_images(self) -> list[str]:
+        if self.class_dataset is None:
+            return []
+        weight = self.args.prior_loss_weight
+        return [f"{len(self.class_dataset)} class images, one beside each photo, their loss times {weight:g}"]
 
     def finish(self, log) -> str:
         """Marks the run complete in run.json; returns the closing line."""
