@@ -54,6 +54,7 @@ def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Conc
     from utils.guard import Guard
     from utils.inputs import encode_inputs
     from utils.train_step import BatchSource, CapturedStep, TrainStep
+    from utils.validation import Validation
 
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     plan = run_record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
@@ -87,9 +88,13 @@ def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Conc
     log = logs.TrainingLog(args, num_steps=plan.num_steps, is_main=is_main, device=device, first_step=first_step)
     if device.type == "cuda" and not args.no_cuda_graph:
         train_step = CapturedStep(train_step, log.say)
+    if is_main:
+        validation = Validation(args, inputs, unet.unwrap(), log, first_step=first_step)
     with Guard(args, argv, base, start, optimizer, record, log, plan.num_steps) as guard:
         for step in range(guard.first_step, plan.num_steps):
             log.step(step + 1, train_step(batches.micro_batches(step)))
+            if is_main:
+                validation.after_step(step + 1)
             guard.after_step(step + 1)
         guard.finish(lambda: commit(args, base, booster, unet, optimizer, record, log))
     barrier(device)

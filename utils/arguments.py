@@ -214,6 +214,18 @@ def _add_output(group) -> None:
     )
     add("--allow_changes", action="store_true", help="resume also with other photos, base model or arguments")
     add("--overwrite_output_dir", action="store_true", help="start over where an unfinished run's checkpoints are")
+    add(
+        "--validation_prompt",
+        metavar="TEXT",
+        help="draw this with fixed seeds while training, into OUTPUT/validation/",
+    )
+    add(
+        "--validation_steps",
+        type=positive_int,
+        help="steps between validations: the loss on the photos with fixed noise, and --validation_prompt's images "
+        "(default: 100 with --validation_prompt, else none)",
+    )
+    add("--num_validation_images", type=positive_int, default=4, help="images a validation (default: 4)")
     add("--report_to", choices=["none", "tensorboard"], default="none", help="besides metrics.jsonl (default: none)")
 
 

@@ -9,13 +9,15 @@ from utils import models
 from utils.diffusion import encode_prompt, min_snr_weights
 from utils.latents import InstanceLatents
 from utils.randomness import CLASS, photo_index
+from utils.sampler import Sampler
 
 
 class TrainingInputs(NamedTuple):
     """The frozen side of a run.
 
     `encoder_hidden_states` [P,77,C] in weight_dtype is the table of prompts, `prompt_numbers` each prompt's row in it;
-    `class_latents` is None without prior preservation; `timestep_weights` [num_train_timesteps] None where all are 1.
+    `class_latents` is None without prior preservation; `timestep_weights` [num_train_timesteps] None where all are 1;
+    `sampler` draws the validation prompt, None without one.
     """
 
     encoder_hidden_states: torch.Tensor
@@ -25,6 +27,7 @@ class TrainingInputs(NamedTuple):
     noise_scheduler: object
     scaling_factor: float
     timestep_weights: torch.Tensor | None = None
+    sampler: object | None = None
 
     @property
     def num_train_timesteps(self) -> int:
@@ -47,14 +50,18 @@ def encode_inputs(args: Namespace, folder, dataset, class_dataset, plan, device)
     class_latents = None
     if class_dataset is not None:
         class_latents = InstanceLatents(class_dataset, vae, drawn_class_images(args.seed, plan, len(class_dataset)))
+    latents = InstanceLatents(dataset, vae)
+    shown = [args.validation_prompt, ""] if args.validation_prompt else []
+    encoder_hidden_states = encode_prompts(args, folder, prompts + shown, plan.weight_dtype, device)
     return TrainingInputs(
-        encode_prompts(args, folder, prompts, plan.weight_dtype, device),
+        encoder_hidden_states[: len(prompts)].clone(),
         {prompt: number for number, prompt in enumerate(prompts)},
-        InstanceLatents(dataset, vae),
+        latents,
         class_latents,
         noise_scheduler,
         vae.config.scaling_factor,
         min_snr_weights(noise_scheduler, args.snr_gamma).to(device) if args.snr_gamma else None,
+        Sampler(folder, vae, *encoder_hidden_states[len(prompts) :].split(1)) if shown else None,
     )
 
 

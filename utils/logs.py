@@ -10,6 +10,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -21,8 +22,8 @@ LOSS_SMOOTHING = 0.95
 MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for
 
 
-def keep_rows(path: Path, last_step: int) -> list[dict]:
-    """Cuts a metrics.jsonl down to the rows up to `last_step`, whole lines only; returns them."""
+def keep_rows(path: Path, last_step: int, names: frozenset[str] = frozenset({"loss", "skipped"})) -> list[dict]:
+    """Cuts a metrics.jsonl down to the rows up to `last_step` that have `names`, whole lines only; returns them."""
     rows = []
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if last_step else []
@@ -31,7 +32,7 @@ def keep_rows(path: Path, last_step: int) -> list[dict]:
     for line in lines:
         try:
             row = json.loads(line)
-            if (rows[-1]["step"] if rows else 0) < row["step"] <= last_step and {"loss", "skipped"} <= row.keys():
+            if (rows[-1]["step"] if rows else -1) < row["step"] <= last_step and names <= row.keys():
                 rows.append(row)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
@@ -136,6 +137,14 @@ class TrainingLog:
         if self.num_skipped:
             shown["skipped"] = str(self.num_skipped)
         return shown
+
+    def validation(self, step: int, loss: float, images: list) -> None:
+        """A validation's loss and PIL images; rank 0 only."""
+        self.say(f"step {step}: validation loss {loss:.4f}")
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalar("validation/loss", loss, step)
+            for number, image in enumerate(images):
+                self._tensorboard.add_image(f"validation/{number}", np.asarray(image), step, dataformats="HWC")
 
     def say(self, line: str) -> None:
         """A line that does not break the progress bar; rank 0 only."""

@@ -123,6 +123,13 @@ def enable_gradient_checkpointing(unet: torch.nn.Module) -> None:
             module._gradient_checkpointing_func = recompute
 
 
+def load_sampling_scheduler(folder: Path):
+    """PNDMScheduler, Stable Diffusion v1's own, with the noise schedule of the pipeline's scheduler."""
+    from diffusers import PNDMScheduler
+
+    return _load(PNDMScheduler, folder, "scheduler")
+
+
 def load_noise_scheduler(folder: Path):
     """DDPMScheduler with the noise schedule of the pipeline's own scheduler."""
     from diffusers import DDPMScheduler
