@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tunes on the photos in INSTANCE_DIR, then samples the result beside the baseline.
+# Fine-tunes on the photos in INSTANCE_DIR, then samples the result beside the baseline, scores it, writes report.html.
 # Every value can be overridden from the environment; extra arguments go to the training script:
 #   MAX_TRAIN_STEPS=400 LEARNING_RATE=5e-6 INSTANCE_PROMPT="a photo of sks cat" bash run.sh --train_batch_size=2
 set -euo pipefail
@@ -44,4 +44,6 @@ fi
   --output_dir="$RESULT_DIR" \
   --prompt="${INSTANCE_PROMPT:-a photo of my cat.}" \
   --num_images="${NUM_IMAGES:-4}" \
+  --num_drift_images="${NUM_DRIFT_IMAGES:-2}" \
+  ${CHECKPOINT:+--checkpoint="$CHECKPOINT"} \
   --num_inference_steps="${NUM_INFERENCE_STEPS:-50}"

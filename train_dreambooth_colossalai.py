@@ -29,26 +29,29 @@ def main(argv: list[str] | None = None) -> int:
 
     from utils.colossal import get_accelerator, launch
     from utils.ranks import lost_rank_in_one_line
+    from utils.resume import prepare_start
     from utils.train_step import training_stream
 
     dataset = load_photos(concepts, args.resolution, args.center_crop)
+    start = prepare_start(args, base, dataset)
     launch(args.seed)
     device = get_accelerator().get_current_device()
     try:
         with lost_rank_in_one_line(), training_stream(device):
-            train(args, argv, base, concepts, dataset, device)
+            train(args, argv, base, concepts, dataset, start, device)
     finally:
         dist.destroy_process_group()
     return 0
 
 
-def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Concept], dataset, device) -> None:
+def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Concept], dataset, start, device) -> None:
     """Trains the UNet on the photos, and on class images if asked to; writes the new pipeline to args.output_dir."""
     import torch.distributed as dist
 
-    from utils import logs, pipeline, run_record
+    from utils import logs, run_record
     from utils.class_generation import prepare_class_images
     from utils.colossal import barrier
+    from utils.guard import Guard
     from utils.inputs import encode_inputs
     from utils.train_step import BatchSource, CapturedStep, TrainStep
 
@@ -75,26 +78,34 @@ def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Conc
         prior_loss_weight=args.prior_loss_weight,
     )
 
+    is_main, first = rank == 0, start.checkpoint
     record = run_record.RunRecord(
-        args, argv, plan, dataset, base, device, is_main=rank == 0, class_dataset=class_dataset
+        args, argv, plan, dataset, base, device, is_main=is_main, checkpoint=first, class_dataset=class_dataset
     )
-    if rank == 0:
+    if is_main:
         print(record.summary(), flush=True)
-    log = logs.TrainingLog(args, num_steps=plan.num_steps, is_main=rank == 0, device=device)
+    first_step = first.step if first else 0
+    log = logs.TrainingLog(args, num_steps=plan.num_steps, is_main=is_main, device=device, first_step=first_step)
     if device.type == "cuda" and not args.no_cuda_graph:
         train_step = CapturedStep(train_step, log.say)
-    for step in range(plan.num_steps):
-        log.step(step + 1, train_step(batches.micro_batches(step)))
-    log.close()
-
-    if rank == 0:
-        pipeline.commit_pipeline(
-            args.output_dir,
-            base.folder,
-            lambda folder: pipeline.save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
-        )
-        print(record.finish(log), flush=True)
+    with Guard(args, argv, base, start, optimizer, record, log, plan.num_steps) as guard:
+        for step in range(guard.first_step, plan.num_steps):
+            log.step(step + 1, train_step(batches.micro_batches(step)))
+            guard.after_step(step + 1)
+        guard.finish(lambda: commit(args, base, booster, unet, optimizer, record, log))
     barrier(device)
+
+
+def commit(args: Namespace, base: BaseModel, booster, unet, optimizer, record, log) -> None:
+    """The trained pipeline takes its place in args.output_dir, and run.json says that it is complete."""
+    from utils import pipeline
+
+    pipeline.commit_pipeline(
+        args.output_dir,
+        base.folder,
+        lambda folder: pipeline.save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
+    )
+    print(record.finish(log), flush=True)
 
 
 def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
@@ -112,7 +123,9 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
     if args.gradient_checkpointing:
         models.enable_gradient_checkpointing(unet)
     on_gpu = device.type == "cuda"
-    flat = FlatParameters(unet, plan.weight_dtype, device, torch.channels_last if on_gpu else torch.contiguous_format)
+    memory_format = torch.channels_last if on_gpu else torch.contiguous_format
+    one_gpu = on_gpu and plan.num_ranks == 1
+    flat = FlatParameters(unet, plan.weight_dtype, device, memory_format, scattered_grads=one_gpu)
     if on_gpu:
         fused_unet.install(unet)
     optimizer = MasterWeightsOptimizer(

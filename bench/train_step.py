@@ -56,6 +56,7 @@ def run_script(
         first_step_seconds=first_step,
         whole_run_seconds=time.perf_counter() - start,
         peak_gb=(result["peak_memory_bytes"] or 0) / 1e9,
+        seconds_after_start=result["seconds_after_start"],
         num_skipped=result["num_skipped"],
         losses=[row["loss"] for row in rows],
         said=[line for line in (output.parent / "log.txt").read_text().splitlines() if "captured" in line],
@@ -198,6 +199,7 @@ def print_row(name: str, row: dict, results: dict) -> None:
     ]
     if "first_step_seconds" in row:
         parts += [f"first step after {row['first_step_seconds']:.1f} s, whole run {row['whole_run_seconds']:.1f} s"]
+        parts += [", ".join(f"{name} {seconds:.1f}" for name, seconds in row["seconds_after_start"].items())]
         parts += [f"skipped {row['num_skipped']}", *row["said"]]
     print(", ".join(parts), flush=True)
 

@@ -25,6 +25,8 @@ DEFAULTS = dict(
     gradient_accumulation_steps=1,
     gradient_checkpointing=False,
     mixed_precision=None,
+    dry_run=False,
+    max_nonfinite_steps=20,
     no_cuda_graph=False,
     debug=False,
     learning_rate=5e-6,
@@ -41,6 +43,11 @@ DEFAULTS = dict(
     save_dtype=None,
     save_format="safetensors",
     logging_dir=Path("logs"),
+    checkpointing_steps=500,
+    checkpoints_total_limit=None,
+    resume_from_checkpoint=None,
+    allow_changes=False,
+    overwrite_output_dir=False,
     report_to="none",
     concepts_list=None,
     with_prior_preservation=False,
@@ -130,6 +137,9 @@ BAD_VALUES = [
     ("--adam_weight_decay", "-1", "at least 0"),
     ("--adam_epsilon", "0", "0 is not above 0"),
     ("--max_grad_norm", "-1", "at least 0"),
+    ("--checkpointing_steps", "0", "at least 1"),
+    ("--checkpoints_total_limit", "0", "at least 1"),
+    ("--max_nonfinite_steps", "0", "at least 1"),
     ("--mixed_precision", "fp8", "invalid choice: 'fp8'"),
     ("--lr_scheduler", "warm", "invalid choice: 'warm'"),
     ("--save_dtype", "bf16", "invalid choice: 'bf16'"),
@@ -199,6 +209,16 @@ def test_the_logs_stay_inside_the_output(folder):
     assert f"--logging_dir {folder} is not inside --output_dir" in complaint("--logging_dir", folder)
 
 
+@pytest.mark.parametrize("folder", ["unet", "vae/logs", "checkpoint-5", "metrics.jsonl", "run.json"])
+def test_the_logs_do_not_take_the_place_of_the_result(folder):
+    assert f"--logging_dir {folder} is a part of the result" in complaint("--logging_dir", folder)
+
+
+def test_resuming_and_starting_over_exclude_each_other():
+    said = complaint("--resume_from_checkpoint", "latest", "--overwrite_output_dir")
+    assert "--resume_from_checkpoint goes on with a run, --overwrite_output_dir starts over" in said
+
+
 @pytest.mark.parametrize(
     ("unknown", "near"),
     [
@@ -249,6 +269,7 @@ def test_a_user_error_is_one_line_from_rank_0(capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: argument --res")
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("utils.errors.SECONDS_FOR_RANK_0", 0)
     assert run_main(parse_args, ["--resolution", "x"]) == 2
     assert capsys.readouterr() == ("", "")
 

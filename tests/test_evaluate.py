@@ -23,6 +23,8 @@ torch.set_num_threads(1)  # models this small are slower on more threads, much s
 PROMPT = "a photo of my cat."
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 PICTURES = [f"{stem}-{number}.png" for stem in ("baseline", "output") for number in (1, 2)] + ["comparison.png"]
+OTHER_FILES = ["samples.json", "metrics.json", "metrics.csv", "report.html"]
+DRIFT_PROMPTS = ["a photo of a cat", "a photo of a dog", "a photo of a house"]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def first_result(trained_dir, tmp_path_factory) -> Path:
 
 
 def test_the_recipes_files_are_written(first_result):
-    assert sorted(path.name for path in first_result.iterdir()) == sorted([*PICTURES, "samples.json"])
+    assert sorted(path.name for path in first_result.iterdir()) == sorted([*PICTURES, *OTHER_FILES, "images"])
     assert pixels(first_result / "output-1.png").shape == (32, 32, 3)
 
 
@@ -109,16 +111,26 @@ def test_both_rows_have_the_same_seeds_and_each_its_own_model(first_result, trai
 
 def test_samples_json_records_all_that_makes_the_images(first_result, trained_dir, tiny_pipeline_dir):
     samples = json.loads((first_result / "samples.json").read_text())
-    expected = dict(written_by="evaluate.py", complete=True, prompt=PROMPT, num_inference_steps=2, guidance_scale=7.5)
-    expected |= dict(height=32, width=32, negative_prompt=None, batch_size=None, safety_checker=False, files=PICTURES)
+    expected = dict(written_by="evaluate.py", complete=True, num_inference_steps=2, guidance_scale=7.5)
+    expected |= dict(height=32, width=32, negative_prompt=None, batch_size=None, safety_checker=False)
+    expected |= dict(identifier="my", class_name="cat", num_images=2, num_drift_images=2)
     assert {name: samples[name] for name in expected} == expected
-    assert samples["images"] == [
-        dict(file="baseline-1.png", model="baseline", seed=0),
-        dict(file="baseline-2.png", model="baseline", seed=1),
-        dict(file="output-1.png", model="finetuned", seed=0),
-        dict(file="output-2.png", model="finetuned", seed=1),
+    assert [prompt["text"] for prompt in samples["prompts"]] == [PROMPT, *DRIFT_PROMPTS]
+    assert [prompt["role"] for prompt in samples["prompts"]] == ["subject", "class", "other", "other"]
+    subject = [entry for entry in samples["images"] if entry["role"] == "subject"]
+    assert [(entry["file"], entry["model"], entry["seed"]) for entry in subject] == [
+        ("baseline-1.png", "baseline", 0),
+        ("baseline-2.png", "baseline", 1),
+        ("output-1.png", "finetuned", 0),
+        ("output-2.png", "finetuned", 1),
     ]
-    assert samples["models"]["baseline"] == dict(path=str(tiny_pipeline_dir), scheduler="PNDMScheduler")
+    assert len(samples["images"]) == 2 * 2 * 4
+    assert samples["images"][3]["file"] == "images/baseline/002-a-photo-of-a-cat/seed-1.png"
+    assert sorted(samples["files"]) == sorted([*(entry["file"] for entry in samples["images"]), "comparison.png"])
+    baseline = samples["models"]["baseline"]
+    assert (baseline["path"], baseline["scheduler"]) == (str(tiny_pipeline_dir), "PNDMScheduler")
+    assert baseline["sha256"]["vae"] == samples["models"]["finetuned"]["sha256"]["vae"]
+    assert baseline["sha256"]["unet"] != samples["models"]["finetuned"]["sha256"]["unet"]
     assert samples["models"]["finetuned"]["path"] == str(trained_dir)
     assert samples["models"]["finetuned"]["shared_with_baseline"] == ["vae", "text_encoder", "tokenizer"]
     assert samples["versions"]["torch"] == torch.__version__
@@ -126,6 +138,8 @@ def test_samples_json_records_all_that_makes_the_images(first_result, trained_di
 
 def test_each_image_carries_its_settings(first_result, tiny_pipeline_dir):
     with Image.open(first_result / "baseline-2.png") as image:
+        digest = image.text.pop("settings_sha256")
+        assert len(digest) == 64
         assert image.text == dict(
             prompt=PROMPT, num_inference_steps="2", guidance_scale="7.5", seed="1", model=str(tiny_pipeline_dir)
         )
@@ -152,7 +166,7 @@ def test_it_says_what_it_took_from_run_json_and_where_to_look(trained_dir, resul
     for flag in ("--pretrained_model_name_or_path", "--prompt", "--instance_data_dir"):
         assert f"from {trained_dir / 'run.json'}: {flag}" in stdout
     assert "images per second" in stdout
-    assert stdout.endswith(f"Look at {result / 'comparison.png'}\n")
+    assert stdout.endswith(f"Look at {result / 'comparison.png'}\nLook at {result / 'report.html'}\n")
 
 
 def test_flags_win_over_run_json(trained_dir, result, tiny_pipeline_dir):
@@ -160,8 +174,8 @@ def test_flags_win_over_run_json(trained_dir, result, tiny_pipeline_dir):
     more = ["--prompt", "a dog", "--pretrained_model_name_or_path", str(folder), "--seed", "5", "--height", "40"]
     assert run(trained_dir, result, *more, "--width", "64", "--batch_size", "1", "--negative_prompt", "x") == 0
     samples = json.loads((result / "samples.json").read_text())
-    assert (samples["prompt"], samples["models"]["baseline"]["path"]) == ("a dog", str(folder))
-    assert [entry["seed"] for entry in samples["images"]] == [5, 6, 5, 6]
+    assert (samples["prompts"][0]["text"], samples["models"]["baseline"]["path"]) == ("a dog", str(folder))
+    assert [entry["seed"] for entry in samples["images"] if entry["role"] == "subject"] == [5, 6, 5, 6]
     assert pixels(result / "output-1.png").shape == (40, 64, 3)
 
 
@@ -184,12 +198,12 @@ def test_a_second_run_replaces_its_own_files_and_keeps_the_others(trained_dir, r
     assert run(trained_dir, result, "--num_images", "1", "--seed", "9") == 0
     assert not np.array_equal(first, pixels(result / "output-1.png"))
     kept = ["notes.txt", "output-3.png"]
-    written = ["baseline-1.png", "comparison.png", "output-1.png", "samples.json"]
+    written = ["baseline-1.png", "comparison.png", "output-1.png", "images", *OTHER_FILES]
     assert sorted(path.name for path in result.iterdir()) == sorted(kept + written)
     assert (result / "output-3.png").read_text() == "foreign, and in nobody's way"
 
 
-@pytest.mark.parametrize("name", ["output-2.png", "baseline-1.png", "comparison.png", "samples.json"])
+@pytest.mark.parametrize("name", ["output-2.png", "baseline-1.png", "comparison.png", *OTHER_FILES])
 def test_a_foreign_file_is_not_overwritten(capsys, monkeypatch, trained_dir, result, name):
     result.mkdir()
     (result / name).write_text('{"mine": true}')
@@ -408,12 +422,23 @@ def test_the_flags_are_these():
         "--width",
         "--mixed_precision",
         "--safety_checker",
+        "--prompts_file",
+        "--dreambench",
+        "--identifier",
+        "--class_name",
+        "--drift_prompt",
+        "--num_drift_images",
+        "--checkpoint",
+        "--only",
+        "--clip_model",
+        "--dino_model",
         "--debug",
     }
 
 
 def test_defaults_are_the_recipes():
     args = build_parser().parse_args([])
+    assert args.only is None and args.prompt is None
     assert (args.num_images, args.num_inference_steps, args.guidance_scale) == (4, 50, 7.5)
     assert (str(args.finetuned_model_name_or_path), str(args.output_dir)) == ("output", "result")
     assert not args.safety_checker

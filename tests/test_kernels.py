@@ -224,6 +224,34 @@ def test_adamw_skips_whatever_the_gradient_holds(device, update):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weight_dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("numels", [(2048, 1024, 3000, 8, 512), (8, 1024, 2051)])
+def test_scattered_gradients_give_what_flat_ones_give(device, weight_dtype, numels):
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("says something about Triton only")
+    torch.manual_seed(0)
+    table = kernels.gradient_table(list(numels), device)
+    assert kernels.gradient_table([5, 1024, 2048], device) is None
+    flat_state = adamw_state(sum(numels), weight_dtype, device)
+    scattered_state = [None if buffer is None else buffer.clone() for buffer in flat_state]
+    dtype = weight_dtype or torch.float32
+    norms = torch.zeros(2, 1, device=device)
+    for step, applies in ((1, True), (2, False), (3, True)):
+        grad = torch.randn(sum(numels), device=device).to(dtype)
+        grad = grad if applies else torch.full_like(grad, torch.nan)
+        pieces = [piece.clone() for piece in grad.split(list(numels))]
+        table.set_addresses(pieces)
+        kernels.grad_norm_(grad, norms[0])
+        table.grad_norm_(dtype, norms[1])
+        assert relative_error(*norms) < 1e-5 if applies else norms.isnan().all()
+        scalars = adamw_scalars(step, 0.25, applies, device)
+        kernels.adamw_(flat_state[0], grad, *flat_state[1:], scalars)
+        table.adamw_(scattered_state[0], dtype, *scattered_state[1:], scalars)
+        for flat, scattered in zip(flat_state, scattered_state, strict=True):
+            assert flat is None or torch.equal(flat, scattered)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("num", [1, 4097, 100_003])
 def test_grad_norm(device, num):
     torch.manual_seed(0)

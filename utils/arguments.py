@@ -8,6 +8,9 @@ from pathlib import Path
 from utils.errors import UserError
 
 LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+# What the output folder holds besides the logs.
+RESERVED_NAMES = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
+RESERVED_NAMES += ("model_index.json", "run.json", "metrics.jsonl", "run.json.previous", "metrics.jsonl.previous")
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,6 +153,13 @@ def _add_run(group) -> None:
         choices=["fp16", "bf16", "no"],
         help="dtype of VAE, text encoder and UNet; master weights are fp32 always (default: fp16 on a GPU, else no)",
     )
+    add("--dry_run", action="store_true", help="check everything that can be checked without training, then stop")
+    add(
+        "--max_nonfinite_steps",
+        type=positive_int,
+        default=20,
+        help="stop after so many steps in a row without a finite gradient (default: 20)",
+    )
     add("--no_cuda_graph", action="store_true", help="launch every kernel by itself: slower, for debugging")
     add("--debug", action="store_true", help="show the traceback of an error")
 
@@ -195,6 +205,15 @@ def _add_output(group) -> None:
         help="file format of the saved UNet; bin is the recipe's (default: safetensors)",
     )
     add("--logging_dir", type=Path, default=Path("logs"), help="TensorBoard's, inside --output_dir (default: logs)")
+    add("--checkpointing_steps", type=positive_int, default=500, metavar="N", help="a checkpoint every N steps")
+    add("--checkpoints_total_limit", type=positive_int, metavar="K", help="keep the newest K of them (default: all)")
+    add(
+        "--resume_from_checkpoint",
+        metavar="NAME",
+        help="go on from a checkpoint's folder, from 'checkpoint-N' in --output_dir, or from the 'latest' there",
+    )
+    add("--allow_changes", action="store_true", help="resume also with other photos, base model or arguments")
+    add("--overwrite_output_dir", action="store_true", help="start over where an unfinished run's checkpoints are")
     add("--report_to", choices=["none", "tensorboard"], default="none", help="besides metrics.jsonl (default: none)")
 
 
@@ -206,6 +225,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(
             f"--logging_dir {args.logging_dir} is not inside --output_dir; give it a relative name like 'logs'"
         )
+    if args.logging_dir.parts and _is_reserved(args.logging_dir.parts[0]):
+        raise UserError(f"--logging_dir {args.logging_dir} is a part of the result; give it a name like 'logs'")
+    if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
+        raise UserError("--resume_from_checkpoint goes on with a run, --overwrite_output_dir starts over: give one")
     return args
 
 
@@ -231,6 +254,11 @@ def _check_concept_flags(args: argparse.Namespace) -> None:
         raise UserError("--instance_prompt is empty; say what the photos show, as in 'a photo of my cat.'")
     if args.class_prompt is not None and not args.class_prompt.strip():
         raise UserError("--class_prompt is empty; say what the class images show, as in 'a photo of a cat.'")
+
+
+def _is_reserved(name: str) -> bool:
+    """Whether the output folder holds something of the program's own under that name."""
+    return name in RESERVED_NAMES or name.startswith("checkpoint-")
 
 
 def as_plain(args: argparse.Namespace) -> dict:

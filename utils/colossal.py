@@ -5,6 +5,8 @@ import logging
 import os
 import warnings
 
+from utils.timing import mark
+
 
 @contextlib.contextmanager
 def _quiet():
@@ -28,6 +30,7 @@ with _quiet():
     from colossalai.booster import Booster
     from colossalai.booster.plugin import TorchDDPPlugin
     from colossalai.interface import OptimizerWrapper
+    from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch"]
 
@@ -38,15 +41,22 @@ def launch(seed: int) -> None:
     """colossalai.launch_from_torch; started without torchrun, it is one process of its own."""
     if "RANK" not in os.environ:
         os.environ.update(SINGLE_PROCESS)
+    mark("imported")
     with _quiet():
         colossalai.launch_from_torch(seed=seed, verbose=False)
+    mark("launched")
 
 
 def boost(model, optimizer: OptimizerWrapper) -> tuple:
     """The model and the optimizer boosted by a Booster with the TorchDDP plugin, and that Booster."""
+    if dist.get_world_size() == 1:
+        # Nothing to reduce, but DDP allocates buckets for all the gradients it manages: let it manage the last one.
+        names = [name for name, _ in model.named_parameters()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names[:-1])
     with _quiet():
         booster = Booster(plugin=TorchDDPPlugin())
         model, optimizer, *_ = booster.boost(model, optimizer)
+    mark("boosted")
     return model, optimizer, booster
 
 

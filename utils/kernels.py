@@ -13,7 +13,7 @@ import torch.nn.functional as F
 try:
     import triton
 
-    from utils import kernels_elementwise, kernels_group_norm, kernels_layer_norm, kernels_optimizer
+    from utils import kernels_elementwise, kernels_group_norm, kernels_layer_norm, kernels_optimizer, kernels_scattered
 
     HAS_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)  # 3.0, 3.1: the compiler itself aborts
 except ImportError:
@@ -22,6 +22,13 @@ except ImportError:
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHUNK = 1 << 18  # elements of plain AdamW at a time: five fp32 buffers of this size stay in a CPU's cache
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def gradient_table(numels, device):
+    """A kernels_scattered.GradientTable for parameters of `numels` elements each, or None: Triton and alignment."""
+    if not HAS_TRITON or not kernels_scattered.is_aligned(numels):
+        return None
+    return kernels_scattered.GradientTable(numels, device)
 
 
 def runs_triton(x: torch.Tensor) -> bool:

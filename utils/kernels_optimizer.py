@@ -10,30 +10,35 @@ _NORM_BLOCK = 4096
 
 
 @triton.jit
+def apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr,
+                HAS_WEIGHT: tl.constexpr):  # fmt: skip
+    """The update of the parameters at `index` of the flat buffers by `grad`, in fp32; scalars as in kernels.adamw_."""
+    beta1 = tl.load(scalars_ptr + 2)
+    beta2 = tl.load(scalars_ptr + 3)
+    lr = tl.load(scalars_ptr + 1)
+    decay = 1.0 - lr * tl.load(scalars_ptr + 5)
+    step_size = tl.div_rn(lr, tl.load(scalars_ptr + 6))
+    grad = grad.to(tl.float32) * tl.load(scalars_ptr)
+    exp_avg = beta1 * tl.load(exp_avg_ptr + index, mask=mask) + (1.0 - beta1) * grad
+    exp_avg_sq = beta2 * tl.load(exp_avg_sq_ptr + index, mask=mask) + (1.0 - beta2) * grad * grad
+    denominator = tl.div_rn(tl.sqrt_rn(exp_avg_sq), tl.load(scalars_ptr + 7)) + tl.load(scalars_ptr + 4)
+    master = tl.load(master_ptr + index, mask=mask) * decay - tl.div_rn(step_size * exp_avg, denominator)
+    tl.store(exp_avg_ptr + index, exp_avg, mask=mask)
+    tl.store(exp_avg_sq_ptr + index, exp_avg_sq, mask=mask)
+    tl.store(master_ptr + index, master, mask=mask)
+    if HAS_WEIGHT:
+        tl.store(weight_ptr + index, master.to(weight_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _adamw(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, first, n,
            HAS_WEIGHT: tl.constexpr, ZERO_GRAD: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """One block of parameters. Only the last is masked: a mask of unknown alignment would forbid vector loads."""
     index = (first + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n if MASKED else None
     if tl.load(scalars_ptr + 8) != 0.0:
-        grad_scale = tl.load(scalars_ptr)
-        lr = tl.load(scalars_ptr + 1)
-        beta1 = tl.load(scalars_ptr + 2)
-        beta2 = tl.load(scalars_ptr + 3)
-        eps = tl.load(scalars_ptr + 4)
-        decay = 1.0 - lr * tl.load(scalars_ptr + 5)
-        step_size = tl.div_rn(lr, tl.load(scalars_ptr + 6))
-        correction = tl.load(scalars_ptr + 7)
-        grad = tl.load(grad_ptr + index, mask=mask).to(tl.float32) * grad_scale
-        exp_avg = beta1 * tl.load(exp_avg_ptr + index, mask=mask) + (1.0 - beta1) * grad
-        exp_avg_sq = beta2 * tl.load(exp_avg_sq_ptr + index, mask=mask) + (1.0 - beta2) * grad * grad
-        denominator = tl.div_rn(tl.sqrt_rn(exp_avg_sq), correction) + eps
-        master = tl.load(master_ptr + index, mask=mask) * decay - tl.div_rn(step_size * exp_avg, denominator)
-        tl.store(exp_avg_ptr + index, exp_avg, mask=mask)
-        tl.store(exp_avg_sq_ptr + index, exp_avg_sq, mask=mask)
-        tl.store(master_ptr + index, master, mask=mask)
-        if HAS_WEIGHT:
-            tl.store(weight_ptr + index, master.to(weight_ptr.dtype.element_ty), mask=mask)
+        grad = tl.load(grad_ptr + index, mask=mask)
+        apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, HAS_WEIGHT)
     if ZERO_GRAD:
         tl.store(grad_ptr + index, tl.zeros((BLOCK,), grad_ptr.dtype.element_ty), mask=mask)
 
@@ -56,7 +61,7 @@ def _sums_of_squares(grad_ptr, part_ptr, n, num_blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
+def root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
     index = tl.arange(0, BLOCK)
     tl.store(out_ptr, tl.sqrt_rn(tl.sum(tl.load(part_ptr + index, mask=index < num_parts, other=0.0), 0)))
 
@@ -81,4 +86,4 @@ def grad_norm_(grad, out):
     num_programs = max(1, min(_NORM_PROGRAMS, num_blocks))
     part = torch.empty(num_programs, dtype=torch.float32, device=grad.device)
     _sums_of_squares[(num_programs,)](grad, part, grad.numel(), num_blocks, BLOCK=_NORM_BLOCK, num_warps=8)
-    _root_of_sum[(1,)](part, out, num_programs, BLOCK=_NORM_PROGRAMS)
+    root_of_sum[(1,)](part, out, num_programs, BLOCK=_NORM_PROGRAMS)

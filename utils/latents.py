@@ -5,6 +5,7 @@ from collections.abc import Collection
 import torch
 
 from utils.diffusion import encode_images
+from utils.timing import mark
 
 MAX_CACHED_BYTES = 1 << 30
 
@@ -34,6 +35,7 @@ class InstanceLatents:
                 self.moments(photo, (0.0, 0.0))
             if len(self._moments) >= len({0, *photos}):
                 self.vae = None
+        mark("photos encoded")
 
     def moments(self, photo: int, position: tuple[float, float]) -> torch.Tensor:
         """float32 [2,4,h,w]: mean and standard deviation for the crop at `position`, two numbers in [0,1)."""

@@ -1,20 +1,45 @@
 """What a run tells while it trains: progress bar, metrics.jsonl, TensorBoard."""
 
 import collections
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from utils.pipeline import METRICS_FILE
+from utils.timing import mark
 from utils.train_step import METRICS
 
-METRICS_FILE = "metrics.jsonl"
 LOSS_SMOOTHING = 0.95
 MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for
+
+
+def keep_rows(path: Path, last_step: int) -> list[dict]:
+    """Cuts a metrics.jsonl down to the rows up to `last_step`, whole lines only; returns them."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if last_step else []
+    except FileNotFoundError:
+        lines = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            if (rows[-1]["step"] if rows else 0) < row["step"] <= last_step and {"loss", "skipped"} <= row.keys():
+                rows.append(row)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    os.replace(beside, path)
+    return rows
 
 
 class TrainingLog:
@@ -24,23 +49,30 @@ class TrainingLog:
     does not make the GPU wait.
     """
 
-    def __init__(self, args: Namespace, *, num_steps: int, is_main: bool, device: torch.device):
+    def __init__(self, args: Namespace, *, num_steps: int, is_main: bool, device: torch.device, first_step: int = 0):
         self.device = device
         self.is_main = is_main
         self.with_prior_preservation = args.with_prior_preservation
         self.smoothed_loss: float | None = None
         self.num_skipped = 0
+        self.nonfinite_streak = 0  # steps in a row that were not applied, as far as results have arrived
         self._pending: collections.deque = collections.deque()
         self._last_time = time.perf_counter()
         self._tensorboard = None
+        self._has_gaps = False
         if not is_main:
             return
-        self._file = (args.output_dir / METRICS_FILE).open("w", encoding="utf-8", buffering=1)
-        self._bar = tqdm(total=num_steps, desc="training", unit="step", dynamic_ncols=True, file=sys.stderr)
+        path = args.output_dir / METRICS_FILE
+        for row in keep_rows(path, first_step):
+            self._count(float(row["loss"]), row["skipped"])
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
+        bar = dict(total=num_steps, initial=first_step, desc="training", unit="step", mininterval=interval)
+        self._bar = tqdm(**bar, dynamic_ncols=True, file=sys.stderr)
         if args.report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(args.output_dir / args.logging_dir))
+            self._tensorboard = SummaryWriter(str(args.output_dir / args.logging_dir), purge_step=first_step + 1)
 
     def step(self, global_step: int, metrics: torch.Tensor) -> None:
         """Takes the metrics (train_step.METRICS) of step `global_step`, counted from 1."""
@@ -67,21 +99,28 @@ class TrainingLog:
 
     def _write(self, global_step: int, row: dict) -> None:
         now = time.perf_counter()
+        mark("first step")
         if not self.with_prior_preservation:
             del row["instance_loss"], row["class_loss"]
         row["step_time"], self._last_time = now - self._last_time, now
         row["skipped"] = bool(row["skipped"])
-        self.num_skipped += row["skipped"]
-        self._smooth(row["loss"])
+        self._count(row["loss"], row["skipped"])
         plain = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
-        self._file.write(json.dumps({"step": global_step, **plain}) + "\n")
-        if self._tensorboard is not None:
-            for name, value in row.items():
-                self._tensorboard.add_scalar(f"train/{name}", value, global_step)
+        try:
+            self._file.write(json.dumps({"step": global_step, **plain}) + "\n")
+            if self._tensorboard is not None:
+                for name, value in row.items():
+                    self._tensorboard.add_scalar(f"train/{name}", value, global_step)
+        except OSError as error:  # a full disk does not end the training: only its record has gaps
+            if not self._has_gaps:
+                self.say(f"{self._file.name} could not be written ({error.strerror}); the training goes on")
+            self._has_gaps = True
         self._bar.set_postfix(self._postfix(row), refresh=False)
         self._bar.update(1)
 
-    def _smooth(self, loss: float) -> None:
+    def _count(self, loss: float, skipped: bool) -> None:
+        self.num_skipped += skipped
+        self.nonfinite_streak = self.nonfinite_streak + 1 if skipped or not math.isfinite(loss) else 0
         if self.smoothed_loss is None:
             self.smoothed_loss = loss if math.isfinite(loss) else None
         elif math.isfinite(loss):
@@ -103,12 +142,21 @@ class TrainingLog:
         if self.is_main:
             self._bar.write(line, file=sys.stderr)
 
+    def flush(self) -> None:
+        """Waits for the results of all steps so far and brings metrics.jsonl to the disk."""
+        if not self.is_main:
+            return
+        self._drain(0)
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Waits for the last steps' results and closes the files."""
         if not self.is_main:
             return
         self._drain(0)
         self._bar.close()
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()

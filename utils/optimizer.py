@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils import kernels
 from utils.colossal import OptimizerWrapper
+from utils.timing import mark
 
 GROWTH_INTERVAL = 2000  # applied updates in a row before the loss scale doubles (torch.amp.GradScaler's figure)
 MIN_LOSS_SCALE = 2.0**-14
@@ -47,12 +48,19 @@ class FlatParameters:
         weight_dtype: dtype of the weights and gradients the network computes with.
         device: where all buffers live.
         memory_format: torch.channels_last lays out 4-D parameters so; others are contiguous.
+        scattered_grads: leave each gradient where autograd makes it (see kernels_scattered), instead of adding it into
+            a buffer of zeros. For gradients that only the optimizer reads (one rank); without Triton the buffer.
 
     `master` holds the float32 values as they were in the file, not their rounded cast; for float32 it is `weight`.
     """
 
     def __init__(
-        self, module: torch.nn.Module, weight_dtype: torch.dtype, device, memory_format=torch.contiguous_format
+        self,
+        module: torch.nn.Module,
+        weight_dtype: torch.dtype,
+        device,
+        memory_format=torch.contiguous_format,
+        scattered_grads: bool = False,
     ):
         self.parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.memory_format = memory_format
@@ -61,11 +69,28 @@ class FlatParameters:
         for (_, parameter), view in zip(self.parameters, self.views(self.master), strict=True):
             view.copy_(parameter.detach())
         self.weight = self.master if weight_dtype == torch.float32 else self.master.to(weight_dtype)
-        self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)
-        weights, grads = self.views(self.weight), self.views(self.grad)
-        for (_, parameter), weight, grad in zip(self.parameters, weights, grads, strict=True):
+        for (_, parameter), weight in zip(self.parameters, self.views(self.weight), strict=True):
             parameter.data = weight
+        mark("weights placed")
+        numels = [parameter.numel() for _, parameter in self.parameters]
+        self.grad, self.grad_table = None, kernels.gradient_table(numels, device) if scattered_grads else None
+        if self.grad_table is not None:
+            return
+        self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)
+        for (_, parameter), grad in zip(self.parameters, self.views(self.grad), strict=True):
             parameter.grad = grad
+
+    def clear_grads(self) -> None:
+        """No gradient: zeros in the buffer, or none at all where autograd makes them anew."""
+        if self.grad is not None:
+            self.grad.zero_()
+        else:
+            for _, parameter in self.parameters:
+                parameter.grad = None
+
+    def bind_grads(self) -> None:
+        """Tells the table where the gradients lie; after a capture once, for all replays. Not part of a graph."""
+        self.grad_table.set_addresses([parameter.grad for _, parameter in self.parameters])
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """`buffer` [num_elements] cut into tensors of the parameters' shapes and memory format, without copying."""
@@ -137,8 +162,8 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         (loss * self.loss_scale).backward(inputs=inputs, retain_graph=retain_graph, **kwargs)
 
     def zero_grad(self, *args, **kwargs) -> None:
-        """Fills the gradients with zeros; they stay views of one buffer."""
-        self.flat.grad.zero_()
+        """See FlatParameters.clear_grads."""
+        self.flat.clear_grads()
 
     @torch.no_grad()
     def step(self, *args, **kwargs) -> dict[str, Tensor]:
@@ -148,16 +173,30 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         gradient was made with) and `skipped` (1.0 where the gradient was not finite).
         """
         loss_scale = self.loss_scale.clone()
-        kernels.grad_norm_(self.flat.grad, self._scaled_grad_norm)
+        self._measure_grad_norm()
         grad_norm = self._scaled_grad_norm[0] / loss_scale
         finite = torch.isfinite(grad_norm)
         # Not learning_rates[num_applied]: a tensor without dimensions as an index is read back by the host.
         lr = self.learning_rates.take(self.num_applied.clamp(max=len(self.learning_rates) - 1))
-        weight = None if self.flat.weight is self.flat.master else self.flat.weight
-        buffers = (weight, self.flat.grad, self.flat.master, self.exp_avg, self.exp_avg_sq)
-        kernels.adamw_(*buffers, self._scalars(lr, grad_norm, loss_scale, finite))
+        self._update(self._scalars(lr, grad_norm, loss_scale, finite))
         self._count(finite)
         return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=(~finite).float())
+
+    def _measure_grad_norm(self) -> None:
+        if self.flat.grad_table is None:
+            kernels.grad_norm_(self.flat.grad, self._scaled_grad_norm)
+            return
+        if not torch.cuda.is_current_stream_capturing():
+            self.flat.bind_grads()
+        self.flat.grad_table.grad_norm_(self.flat.weight.dtype, self._scaled_grad_norm)
+
+    def _update(self, scalars: Tensor) -> None:
+        weight = None if self.flat.weight is self.flat.master else self.flat.weight
+        state = (self.flat.master, self.exp_avg, self.exp_avg_sq, scalars)
+        if self.flat.grad_table is None:
+            kernels.adamw_(weight, self.flat.grad, *state)
+        else:
+            self.flat.grad_table.adamw_(weight, self.flat.weight.dtype, *state)
 
     def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
         """The `scalars` of kernels.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""

@@ -11,6 +11,9 @@ import torch
 from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE, has_only_fp16_variants
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
+METRICS_FILE = "metrics.jsonl"
+PREVIOUS_SUFFIX = ".previous"
+PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
 STAGING_PREFIX = ".assembling-"
 LINK_ABOVE_BYTES = 1 << 20  # smaller files are copied: people edit configurations in place
 UNET_STEM = "diffusion_pytorch_model"
@@ -111,7 +114,24 @@ def start_output(output_dir: Path, run: dict) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    _set_aside(output_dir, run.get("run_id"))
     write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
+
+
+def _set_aside(output_dir: Path, run_id: str | None) -> None:
+    """Keeps a finished run's run.json and metrics.jsonl under other names until its result is replaced."""
+    try:
+        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if record.get("run_id") == run_id:
+        return
+    if record.get("status") == "complete":
+        shutil.copyfile(output_dir / RUN_FILE, output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}")
+        if (output_dir / METRICS_FILE).exists():
+            os.replace(output_dir / METRICS_FILE, output_dir / f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
+    else:
+        (output_dir / METRICS_FILE).unlink(missing_ok=True)
 
 
 def commit_pipeline(output_dir: Path, base: Path, write_unet) -> None:

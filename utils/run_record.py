@@ -1,23 +1,26 @@
 """run.json: what was run, on what, with what result, and the command that repeats it."""
 
-import hashlib
 import math
 import platform
 import shlex
 import time
+import uuid
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from utils import timing
 from utils.arguments import as_plain
+from utils.checkpoint import Checkpoint, discard, list_checkpoints
+from utils.hashing import sha256_of
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
-from utils.pipeline import start_output, write_json
+from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, start_output, write_json
 from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE, BaseModel
+from utils.resume import what_determines
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 TRAINED_ON = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -33,11 +36,37 @@ class Plan(NamedTuple):
     learning_rates: list[float]
 
 
-def plan_run(args: Namespace, *, num_photos: int, num_ranks: int, device: torch.device) -> Plan:
-    """Steps, dtype and learning rates; fills in args.mixed_precision and args.max_train_steps where left out."""
-    args.mixed_precision = args.mixed_precision or ("fp16" if device.type == "cuda" else "no")
+def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool) -> None:
+    """args.mixed_precision and args.max_train_steps, where they were left out."""
+    args.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
     samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
     args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
+
+
+def photo_hashes(photos, instance_prompt: str | None) -> dict[str, str]:
+    """{file: SHA-256}, with the prompt where the flags do not say it; whole paths where there are several folders."""
+    several = len({photo.path.parent for photo in photos}) > 1
+    hashes = {}
+    for photo in photos:
+        said = "" if photo.prompt == instance_prompt else f" {photo.prompt!r}"
+        hashes[str(photo.path) if several else photo.path.name] = photo.sha256 + said
+    return hashes
+
+
+def determinants(args: Namespace, num_ranks: int, dataset, base_hashes: dict) -> dict:
+    """resume.what_determines of a run whose base files were hashed by hash_files."""
+    photos = photo_hashes(dataset.photos, args.instance_prompt)
+    folder = args.tokenizer_name
+    tokenizer = {p.name: sha256_of(p) for p in sorted(folder.glob("*")) if p.is_file()} if folder else {}
+    return what_determines(
+        args, num_ranks=num_ranks, photos=photos, base_model=base_hashes["sha256"], tokenizer=tokenizer
+    )
+
+
+def plan_run(args: Namespace, *, num_photos: int, num_ranks: int, device: torch.device) -> Plan:
+    """Steps, dtype and learning rates; fills in args.mixed_precision and args.max_train_steps where left out."""
+    fill_in_defaults(args, num_photos=num_photos, num_ranks=num_ranks, on_gpu=device.type == "cuda")
+    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
     learning_rates = learning_rate_table(
         args.learning_rate * (samples_per_step if args.scale_lr else 1),
         args.lr_scheduler,
@@ -64,15 +93,19 @@ class RunRecord:
         *,
         is_main: bool,
         class_dataset=None,
+        checkpoint: Checkpoint | None = None,
     ):
         self.args, self.plan, self.dataset, self.device = args, plan, dataset, device
         self.class_dataset = class_dataset
         self.started = time.perf_counter()
+        self.run_id = checkpoint.state["run_id"] if checkpoint else uuid.uuid4().hex
         if not is_main:
             return
         script = "train_dreambooth_colossalai.py"
         command = ["torchrun", "--nproc_per_node", str(plan.num_ranks), script, *argv]
         self.entries = dict(
+            run_id=self.run_id,
+            resumed_from=str(checkpoint.path) if checkpoint else None,
             command=shlex.join(command),
             arguments=as_plain(args),
             seed=args.seed,
@@ -84,8 +117,22 @@ class RunRecord:
             skipped_files=[dict(file=path.name, reason=reason) for path, reason in dataset.skipped],
             started_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
-        start_output(args.output_dir, self.entries)
+        start_output(args.output_dir, self.entries)  # an earlier run's record and metrics are set aside
         self._base_hashes = ThreadPoolExecutor(1).submit(hash_files, base)
+
+    def describe(self) -> dict:
+        """What a checkpoint of this run says about it; waits for the base's hashes."""
+        return dict(
+            determines=determinants(self.args, self.plan.num_ranks, self.dataset, self._base_hashes.result()),
+            arguments=self.entries["arguments"],
+            device=self.entries["device"],
+            versions=self.entries["versions"],
+            written_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        )
+
+    def write_status(self, status: str) -> None:
+        """Brings run.json up to date."""
+        write_json(self.args.output_dir / RUN_FILE, {"program": PROGRAM, "status": status, **self.entries})
 
     def summary(self) -> str:
         """The run in a few lines, for its beginning."""
@@ -124,14 +171,25 @@ class RunRecord:
             num_skipped=log.num_skipped,
             final_loss=log.smoothed_loss,
             seconds=round(seconds, 2),
+            seconds_after_start=timing.marks,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
         )
-        write_json(self.args.output_dir / RUN_FILE, {"program": PROGRAM, "status": "complete", **self.entries})
+        self.write_status("complete")
+        self._remove_earlier_runs()
         skipped = f", {log.num_skipped} skipped for overflow" if log.num_skipped else ""
         return (
             f"{self.plan.num_steps} steps in {seconds:.1f} s{skipped}; the pipeline is in {self.args.output_dir} "
             f"(DiffusionPipeline.from_pretrained loads it, evaluate.py samples it)"
         )
+
+    def _remove_earlier_runs(self) -> None:
+        """What was kept of an earlier run in this folder until its result was replaced."""
+        for path in self.args.output_dir.glob(f"*{PREVIOUS_SUFFIX}"):
+            if path.name in PREVIOUS_NAMES:
+                path.unlink()
+        for checkpoint in list_checkpoints(self.args.output_dir):
+            if checkpoint.state.get("run_id") != self.run_id:
+                discard(checkpoint.path)
 
 
 def photo_entry(photo, instance_prompt: str | None) -> dict:
@@ -147,15 +205,6 @@ def hash_files(base: BaseModel) -> dict:
     files = [base.folder / MODEL_INDEX]
     files += sorted(path for part in TRAINED_ON for path in (base.folder / part).glob("*") if path.is_file())
     return dict(folder=str(base.folder), sha256={str(p.relative_to(base.folder)): sha256_of(p) for p in files})
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from utils.models import quiet_libraries
 logging.disable(logging.WARNING)  # what is imported here advises on optional packages that are not used
 import diffusers  # noqa: E402
 import transformers  # noqa: E402
-from diffusers import StableDiffusionPipeline  # noqa: E402
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
@@ -83,14 +83,51 @@ def same_component(folder: Path, other_folder: Path, name: str) -> bool:
     """Whether the files of component `name` that are loaded are the same, byte for byte, in both folders."""
     if _component_class(folder, name) != _component_class(other_folder, name):
         return False
-    names = _loaded_files(folder / name)
-    if names != _loaded_files(other_folder / name):
+    names = loaded_files(folder / name)
+    if names != loaded_files(other_folder / name):
         return False
     pairs = [(folder / name / file, other_folder / name / file) for file in names]
     if any(ours.stat().st_size != theirs.stat().st_size for ours, theirs in pairs):
         return False
     # Bytes rather than digests: it stops at the first difference, which two UNets have early.
     return all(ours.samefile(theirs) or filecmp.cmp(ours, theirs, shallow=False) for ours, theirs in pairs)
+
+
+def with_unet(pipeline: StableDiffusionPipeline, unet_folder: Path) -> StableDiffusionPipeline:
+    """`pipeline` with the UNet of a checkpoint; every other module is the same object."""
+    try:
+        with quiet_libraries():
+            unet = UNet2DConditionModel.from_pretrained(
+                unet_folder, torch_dtype=pipeline.unet.dtype, local_files_only=True
+            )
+    except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
+        raise UserError(f"{unet_folder} could not be loaded: {_first_line(error)} (--debug shows more)") from error
+    memory_format = torch.channels_last if pipeline.device.type == "cuda" else torch.preserve_format
+    unet.to(pipeline.device).to(memory_format=memory_format)
+    components = pipeline.components | dict(unet=unet)
+    with quiet_libraries():
+        other = StableDiffusionPipeline(**components, requires_safety_checker=pipeline.safety_checker is not None)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+class PromptEmbeddings:
+    """Text to `encoder_hidden_states`, once for each text and text encoder."""
+
+    def __init__(self, negative_prompt: str | None, guidance_scale: float):
+        self.negative_prompt = negative_prompt
+        self.is_guided = guidance_scale > 1
+        self._known: dict = {}
+
+    def __call__(self, pipeline: StableDiffusionPipeline, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(prompt_embeds, negative_prompt_embeds) [1,77,D] each; the second is None without guidance."""
+        key = (id(pipeline.text_encoder), prompt)
+        if key not in self._known:
+            with quiet_libraries():
+                self._known[key] = pipeline.encode_prompt(
+                    prompt, pipeline.device, 1, self.is_guided, negative_prompt=self.negative_prompt
+                )
+        return self._known[key]
 
 
 def num_denoising_steps(
@@ -122,6 +159,7 @@ def sample(
     batch_size: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    embeddings: "PromptEmbeddings | None" = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Image.Image]:
     """One image a seed. Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
@@ -129,6 +167,7 @@ def sample(
     Args:
         batch_size: images at once; all of them when None.
         height, width: pixels; the model's own when None.
+        embeddings: shared between calls, and made with the same negative prompt and guidance: encodes no text twice.
         on_step: called after every denoising step of every batch.
     """
     own_size = pipeline.unet.config.sample_size
@@ -136,6 +175,8 @@ def sample(
     height = height or own_height * pipeline.vae_scale_factor
     width = width or own_width * pipeline.vae_scale_factor
     batch_size = batch_size or len(seeds)
+    embeddings = embeddings or PromptEmbeddings(negative_prompt, guidance_scale)
+    prompt_embeds, negative_prompt_embeds = embeddings(pipeline, prompt)
 
     def step_end(_pipeline, _step, _timestep, callback_kwargs):
         on_step()
@@ -148,8 +189,8 @@ def sample(
         try:
             with quiet_libraries():
                 images += pipeline(
-                    prompt,
-                    negative_prompt=negative_prompt,
+                    prompt_embeds=prompt_embeds,
+                    negative_prompt_embeds=negative_prompt_embeds,
                     num_images_per_prompt=len(generators),
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
@@ -218,7 +259,7 @@ def _variant(folder: Path) -> str | None:
     return None
 
 
-def _loaded_files(folder: Path) -> list[str]:
+def loaded_files(folder: Path) -> list[str]:
     """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
     files = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     plain = [name for name in files if not any(variant in name for variant in VARIANTS)]

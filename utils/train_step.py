@@ -193,6 +193,8 @@ class CapturedStep:
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
             self._metrics = self.train_step(self._inputs)
+        if self.train_step.optimizer.flat.grad_table is not None:
+            self.train_step.optimizer.flat.bind_grads()
         self._graph = graph
 
 

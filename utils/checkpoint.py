@@ -1,0 +1,257 @@
+"""Checkpoints: a whole training state beside the UNet that diffusers loads, written while training goes on.
+
+checkpoint-N/unet/                        config.json, diffusion_pytorch_model.safetensors in --save_dtype
+checkpoint-N/training_state.safetensors   exp_avg.*, exp_avg_sq.* and, unless unet/ holds them in float32, master.*
+checkpoint-N/state.json                   the step, the loss scale and its counters, what the run was made from
+
+Tensors are stored by parameter name, contiguous: a checkpoint of one memory layout or device resumes on another.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils.errors import RunFailed, UserError
+from utils.pipeline import STAGING_PREFIX, UNET_STEM, sync_directory, sync_tree, write_json
+from utils.preflight import PROGRAM, safetensors_dtype
+
+STATE_FILE = "state.json"
+TENSORS_FILE = "training_state.safetensors"
+UNET_FILE = f"unet/{UNET_STEM}.safetensors"
+FORMAT = 1
+NAME = re.compile(r"checkpoint-([0-9]{1,12})")
+SCALARS = ("loss_scale", "num_good", "num_applied", "num_skipped")
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16"}
+
+
+class Checkpoint(NamedTuple):
+    """A committed checkpoint folder and its state.json."""
+
+    path: Path
+    step: int
+    state: dict
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint in a folder; None where it is not one that this program committed."""
+    try:
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        ours = state["program"] == PROGRAM and state["format"] == FORMAT
+        return Checkpoint(path, int(state["step"]), state) if ours else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def list_checkpoints(output_dir: Path, run_id: str | None = None) -> list[Checkpoint]:
+    """This program's checkpoints in a folder, oldest step first; of one run only where run_id is given."""
+    found = []
+    for path in output_dir.glob("checkpoint-*"):
+        match = NAME.fullmatch(path.name)
+        checkpoint = read_checkpoint(path) if match and path.is_dir() and not path.is_symlink() else None
+        if checkpoint and checkpoint.step == int(match[1]) and run_id in (None, checkpoint.state.get("run_id")):
+            found.append(checkpoint)
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def discard(path: Path) -> None:
+    """Deletes one of our folders; hidden first, so that what a kill leaves is not taken for a whole one."""
+    hidden = path.with_name(f"{STAGING_PREFIX}discarded-{path.name}-{os.getpid()}")
+    os.rename(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def write_safetensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
+    """Writes CPU tensors as `dtype`, one at a time: no second copy of the whole state is ever in memory."""
+    tensors = list(tensors)
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors:
+        start, end = end, end + tensor.numel() * dtype.itemsize
+        header[name] = dict(dtype=DTYPE_NAMES[dtype], shape=list(tensor.shape), data_offsets=[start, end])
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for _, tensor in tensors:
+            values = tensor.to(dtype, memory_format=torch.contiguous_format).contiguous()
+            file.write(values.reshape(-1).view(torch.uint8).numpy())
+
+
+class Checkpointer:
+    """Writes checkpoints of an optimizer's state: a snapshot is taken at once, a thread brings it to the disk.
+
+    Args:
+        output_dir: where checkpoint-N goes.
+        optimizer: the MasterWeightsOptimizer.
+        unet_config: the bytes of the UNet's config.json.
+        describe: what state.json says besides step and counters; called in the thread.
+        save_dtype: "fp32" or "fp16", of the UNet's file.
+        run_id: of the run whose older checkpoints may be removed.
+        total_limit: how many of them are kept; None: all.
+        say: told one line about each checkpoint, in the thread that trains.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        optimizer,
+        *,
+        unet_config: bytes,
+        describe: Callable[[], dict],
+        save_dtype: str,
+        run_id: str,
+        total_limit: int | None,
+        say: Callable[[str], None],
+    ):
+        self.output_dir, self.optimizer, self.flat = output_dir, optimizer, optimizer.flat
+        self.unet_config, self.describe, self.save_dtype = unet_config, describe, save_dtype
+        self.run_id, self.total_limit, self.say = run_id, total_limit, say
+        self._thread: threading.Thread | None = None
+        self._outcome: tuple[str, BaseException | None] | None = None
+        self._host: dict[str, torch.Tensor] = {}
+
+    def save(self, step: int) -> None:
+        """Takes the state after `step` steps and starts writing it; waits only for the checkpoint before."""
+        self.wait()
+        arrived = self._snapshot()
+        self._thread = threading.Thread(target=self._write, args=(step, arrived), name=f"checkpoint-{step}")
+        self._thread.start()
+
+    def report(self) -> None:
+        """Says how the last write went, if it is over."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> bool:
+        """Waits for the write under way and says how it went; False where it failed."""
+        if self._thread is None:
+            return True
+        self._thread.join()
+        self._thread = None
+        line, error = self._outcome
+        if error is not None and not isinstance(error, (OSError, UserError)):
+            raise error
+        self.say(line)
+        return error is None
+
+    def save_or_fail(self, step: int) -> None:
+        """Writes the state after `step` steps before it returns; RunFailed where that cannot be done."""
+        self.save(step)
+        said, self.say = self.say, lambda line: None
+        written = self.wait()
+        self.say = said
+        if not written:
+            raise RunFailed(self._outcome[0])
+        self.say(self._outcome[0])
+
+    def _snapshot(self) -> Callable[[], None]:
+        """Copies the state to the host; the function returned waits until it is there."""
+        on_gpu = self.flat.master.device.type == "cuda"
+        optimizer = self.optimizer
+        state = dict(master=self.flat.master, exp_avg=optimizer.exp_avg, exp_avg_sq=optimizer.exp_avg_sq)
+        state |= {name: getattr(optimizer, name) for name in SCALARS}
+        for name, tensor in state.items():
+            if name not in self._host:
+                self._host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+            self._host[name].copy_(tensor.detach(), non_blocking=True)
+        if not on_gpu:
+            return lambda: None
+        event = torch.cuda.Event()  # later updates of the same stream run after the copies
+        event.record()
+        return event.synchronize
+
+    def _write(self, step: int, arrived: Callable[[], None]) -> None:
+        name, error, started = f"checkpoint-{step}", None, time.perf_counter()
+        try:
+            arrived()
+            num_bytes = self._commit(step)
+            line = f"{name}: {num_bytes / 1e9:.3g} GB written in {time.perf_counter() - started:.1f} s"
+        except BaseException as caught:
+            error = caught
+            line = f"{name} could not be written to {self.output_dir}: {getattr(caught, 'strerror', None) or caught}"
+        self._outcome = line, error
+
+    def _commit(self, step: int) -> int:
+        """Assembles the checkpoint in a hidden folder, moves it into place, then removes those beyond the limit."""
+        target = self.output_dir / f"checkpoint-{step}"
+        staging = self.output_dir / f"{STAGING_PREFIX}{target.name}-{os.getpid()}"
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            (staging / "unet").mkdir(parents=True)
+            self._fill(staging, step)
+            sync_tree(staging)
+            if os.path.lexists(target):
+                if target.is_symlink() or read_checkpoint(target) is None:
+                    raise UserError(f"{target} exists and is not this program's; move it away")
+                discard(target)
+            os.rename(staging, target)
+            sync_directory(self.output_dir)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        self._remove_oldest(keep=step)
+        return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+
+    def _fill(self, folder: Path, step: int) -> None:
+        names = [name for name, _ in self.flat.parameters]
+        views = {key: self.flat.views(self._host[key]) for key in ("master", "exp_avg", "exp_avg_sq")}
+        in_unet = self.save_dtype == "fp32"
+        (folder / "unet" / "config.json").write_bytes(self.unet_config)
+        dtype = torch.float32 if in_unet else torch.float16
+        write_safetensors(folder / UNET_FILE, zip(names, views["master"], strict=True), dtype)
+        kept = [(f"{k}.{n}", v) for k in views if k != "master" or not in_unet for n, v in zip(names, views[k])]  # noqa: B905
+        write_safetensors(folder / TENSORS_FILE, kept, torch.float32)
+        state = dict(program=PROGRAM, format=FORMAT, step=step, run_id=self.run_id)
+        state["optimizer"] = {name: self._host[name].item() for name in SCALARS}
+        write_json(folder / STATE_FILE, state | self.describe())
+
+    def _remove_oldest(self, keep: int) -> None:
+        if self.total_limit is None:
+            return
+        others = [found for found in list_checkpoints(self.output_dir, self.run_id) if found.step != keep]
+        for checkpoint in others[: max(0, len(others) + 1 - self.total_limit)]:
+            discard(checkpoint.path)
+
+
+@torch.no_grad()
+def restore(checkpoint: Checkpoint, optimizer) -> None:
+    """Copies a checkpoint's state into the optimizer's own tensors, which a CUDA graph may refer to.
+
+    Raises UserError where the files are damaged or of another model.
+    """
+    flat, path = optimizer.flat, checkpoint.path
+    master_file = UNET_FILE if safetensors_dtype(path / UNET_FILE) == "F32" else TENSORS_FILE
+    places = [("", flat.master)] if master_file == UNET_FILE else [("master.", flat.master)]
+    _read_tensors(path / master_file, flat, places)
+    _read_tensors(path / TENSORS_FILE, flat, [("exp_avg.", optimizer.exp_avg), ("exp_avg_sq.", optimizer.exp_avg_sq)])
+    if flat.weight is not flat.master:
+        flat.weight.copy_(flat.master)
+    for name in SCALARS:
+        value = checkpoint.state.get("optimizer", {}).get(name)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise UserError(f"{path / STATE_FILE}: {name} is {value!r}; resume from another checkpoint")
+        getattr(optimizer, name).fill_(value)
+
+
+def _read_tensors(file: Path, flat, places: list[tuple[str, torch.Tensor]]) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as stored:
+            for prefix, buffer in places:
+                for (name, _), view in zip(flat.parameters, flat.views(buffer), strict=True):
+                    value = stored.get_tensor(prefix + name)
+                    if value.shape != view.shape or value.dtype != torch.float32:
+                        raise UserError(
+                            f"{file}: {prefix + name} is not of this model; resume from another checkpoint"
+                        )
+                    view.copy_(value)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}); resume from another checkpoint") from error

@@ -1,0 +1,223 @@
+"""Feature extractors for the metrics: images and texts to unit vectors, by transforms that are fixed here."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from utils.errors import UserError
+from utils.hashing import sha256_of
+from utils.metrics import unit_rows
+from utils.models import quiet_libraries
+from utils.preflight import read_json
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DINO_RESIZE_OVER_CROP = 256 / 224
+BATCH_SIZE = 16
+
+
+class Transform(NamedTuple):
+    """Shorter side to `resize` pixels (bicubic, antialiased, 8 bits), centre `crop`, then (x / 255 - mean) / std."""
+
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """[3,crop,crop] float32 of an RGB image."""
+        width, height = image.size
+        shorter = min(width, height)
+        size = (width * self.resize // shorter, height * self.resize // shorter)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
+        image = image.crop((left, top, left + self.crop, top + self.crop))
+        values = np.asarray(image, np.float32) / np.float32(255)
+        values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+    def description(self) -> dict:
+        """What metrics.json records."""
+        return dict(
+            resize_shorter_side=self.resize,
+            interpolation="bicubic, antialiased (Pillow)",
+            centre_crop=self.crop,
+            mean=list(self.mean),
+            std=list(self.std),
+        )
+
+
+class Encoder(NamedTuple):
+    """A model that turns images into vectors, and texts too where it has a text tower."""
+
+    name: str
+    folder: Path
+    sha256: dict[str, str]  # of the weight files
+    transform: Transform
+    image_features: Callable[[torch.Tensor], torch.Tensor]
+    text_features: Callable[[list[str]], torch.Tensor] | None = None
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Unit vectors [N,D] of RGB images."""
+        rows = []
+        for start in range(0, len(images), BATCH_SIZE):
+            pixels = [self.transform(image) for image in images[start : start + BATCH_SIZE]]
+            rows.append(self.image_features(torch.from_numpy(np.stack(pixels))).double().cpu().numpy())
+        return unit_rows(np.concatenate(rows))
+
+    @torch.inference_mode()
+    def texts(self, texts: list[str]) -> np.ndarray:
+        """Unit vectors [N,D] of texts."""
+        return unit_rows(self.text_features(texts).double().cpu().numpy())
+
+    def description(self) -> dict:
+        """What metrics.json records."""
+        return dict(
+            name=self.name, folder=str(self.folder), sha256=self.sha256, transform=self.transform.description()
+        )
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """An image file as RGB, upright by its EXIF orientation, transparency on white."""
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+
+
+def load_clip(folder: Path, device: torch.device) -> Encoder:
+    """A CLIPModel folder (openai/clip-vit-base-patch32, say): both towers with their projections."""
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+    _check_kind(folder, "--clip_model", "clip", "a CLIP model such as openai/clip-vit-base-patch32")
+    vision = _load(CLIPVisionModelWithProjection, folder, device)
+    text = _load(CLIPTextModelWithProjection, folder, device)
+    tokenizer = _load_tokenizer(CLIPTokenizer, folder)
+    size = vision.config.image_size
+
+    def text_features(texts: list[str]) -> torch.Tensor:
+        length = text.config.max_position_embeddings
+        tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return text(input_ids=tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device)).text_embeds
+
+    return Encoder(
+        name=f"CLIP ({folder.resolve().name})",
+        folder=folder,
+        sha256=_weight_hashes(folder),
+        transform=Transform(size, size, CLIP_MEAN, CLIP_STD),
+        image_features=lambda pixels: vision(pixel_values=pixels.to(device)).image_embeds,
+        text_features=text_features,
+    )
+
+
+def load_safety_checker(pipeline_folder: Path, device: torch.device) -> Encoder:
+    """The image tower in a pipeline's safety_checker/: CLIP ViT-L/14's in Stable Diffusion v1.4. It knows no text."""
+    module = importlib.import_module("diffusers.pipelines.stable_diffusion.safety_checker")
+    folder = pipeline_folder / "safety_checker"
+    checker = _load(module.StableDiffusionSafetyChecker, folder, device)
+    size = checker.config.vision_config.image_size
+    processor = pipeline_folder / "feature_extractor" / "preprocessor_config.json"
+    resize = _processor_size(read_json(processor)) if processor.is_file() else None
+
+    def image_features(pixels: torch.Tensor) -> torch.Tensor:
+        return checker.visual_projection(checker.vision_model(pixels.to(device))[1])
+
+    return Encoder(
+        name=f"CLIP image tower of {pipeline_folder.resolve().name}/safety_checker",
+        folder=folder,
+        sha256=_weight_hashes(folder),
+        transform=Transform(max(resize or size, size), size, CLIP_MEAN, CLIP_STD),
+        image_features=image_features,
+    )
+
+
+def load_dino(folder: Path, device: torch.device) -> Encoder:
+    """A ViTModel folder (facebook/dino-vits16): the class token after the last layer norm."""
+    from transformers import ViTModel
+
+    _check_kind(folder, "--dino_model", "vit", "a DINO model such as facebook/dino-vits16")
+    model = _load(ViTModel, folder, device, add_pooling_layer=False)
+    crop = model.config.image_size
+    return Encoder(
+        name=f"DINO ({folder.resolve().name})",
+        folder=folder,
+        sha256=_weight_hashes(folder),
+        transform=Transform(round(crop * DINO_RESIZE_OVER_CROP), crop, IMAGENET_MEAN, IMAGENET_STD),
+        image_features=lambda pixels: model(pixel_values=pixels.to(device)).last_hidden_state[:, 0],
+    )
+
+
+def load_lpips() -> tuple[Callable[[Image.Image, Image.Image], float] | None, str]:
+    """(the LPIPS distance of two images, "") or (None, why not). Nothing is downloaded."""
+    try:
+        lpips = importlib.import_module("lpips")
+    except ImportError:
+        return None, "needs the lpips package: pip install lpips"
+    backbone = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    if not backbone.is_file():
+        return None, f"needs AlexNet's weights at {backbone} (torchvision's, and nothing is downloaded)"
+    network = lpips.LPIPS(net="alex", verbose=False).eval()
+
+    @torch.inference_mode()
+    def distance(first: Image.Image, second: Image.Image) -> float:
+        pixels = [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1 for image in (first, second)]
+        return float(network(*map(torch.from_numpy, pixels)))
+
+    return distance, ""
+
+
+def _load(cls, folder: Path, device: torch.device, **options) -> torch.nn.Module:
+    """The model in fp32, frozen. UserError where weights are lacking: the library would fill them in at random."""
+    try:
+        with quiet_libraries():
+            model, loading = cls.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32, **options
+            )
+    except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder} cannot be loaded as a {cls.__name__} ({reason}): copy the folder again") from error
+    missing = sorted(name for name in loading["missing_keys"] if "position_ids" not in name)
+    if missing:
+        raise UserError(f"{folder}: the weights lack {len(missing)} tensors of a {cls.__name__}, {missing[0]} first")
+    return model.requires_grad_(False).eval().to(device)
+
+
+def _load_tokenizer(cls, folder: Path):
+    try:
+        with quiet_libraries():
+            return cls.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise UserError(f"{folder} holds no {cls.__name__}: copy vocab.json and merges.txt into it") from error
+
+
+def _check_kind(folder: Path, flag: str, model_type: str, wanted: str) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"{flag} {folder} has no config.json: name the folder of {wanted}")
+    found = read_json(config).get("model_type")
+    if found != model_type:
+        raise UserError(f"{flag} {folder} is a {found} model: name the folder of {wanted}")
+
+
+def _processor_size(config: dict) -> int | None:
+    size = config.get("size")
+    if isinstance(size, dict):
+        size = size.get("shortest_edge") or size.get("height")
+    return size if isinstance(size, int) else None
+
+
+def _weight_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the weight files: .safetensors where there are any, else .bin."""
+    for pattern in ("*.safetensors", "*.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return {path.name: sha256_of(path) for path in files}
+    return {}

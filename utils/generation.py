@@ -1,0 +1,253 @@
+"""The first stage of an evaluation: images of every model, prompt and seed, and the comparison sheet."""
+
+import os
+import sys
+import time
+from argparse import Namespace
+from itertools import groupby
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from utils import comparison, sampling
+from utils.errors import UserError
+from utils.hashing import sha256_of
+from utils.models import WEIGHT_DTYPES
+from utils.pipeline import write_json
+from utils.prompts import SUBJECT, Prompt
+from utils.samples import (
+    BASELINE,
+    COMPARISON_FILE,
+    FINETUNED,
+    SAMPLES_FILE,
+    SETTINGS_KEY,
+    WRITTEN_BY,
+    Sample,
+    own_files,
+    plan_samples,
+    samples_id,
+    settings_sha256,
+)
+
+RECORDED = ("num_images", "num_drift_images", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
+RECORDED += ("batch_size", "height", "width", "mixed_precision", "safety_checker", "identifier", "class_name")
+
+
+def generate(args: Namespace, prompts: list[Prompt]) -> None:
+    """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
+    device = sampling.pick_device()
+    args.mixed_precision = args.mixed_precision or ("fp16" if device.type == "cuda" else "no")
+    if device.type == "cpu" and args.mixed_precision == "fp16":
+        warn("--mixed_precision fp16 on a CPU is about 25 times slower than `no`")
+    photos = comparison.load_photos(args.instance_data_dir) if args.instance_data_dir is not None else []
+    if args.instance_data_dir is not None and not photos:
+        warn(f"--instance_data_dir {args.instance_data_dir} holds no readable photo: {COMPARISON_FILE} shows none")
+    pipelines = load_pipelines(args, device)
+    for prompt in prompts:
+        if unseen := sampling.truncated_text(pipelines[BASELINE], prompt.text):
+            warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
+
+    samples = plan_samples(args, prompts)
+    models = describe_models(args, pipelines)
+    try:
+        claim(args.output_dir, [sample.file for sample in samples])
+        entries = sample_all(args, samples, pipelines, models)
+        write_comparison(args, prompts, samples, photos)
+        record = describe(args, prompts, entries, models, device)
+        finish(args.output_dir, record)
+    except OSError as error:
+        mend = "make room there, or name another folder"
+        raise UserError(f"--output_dir {args.output_dir}: {error.strerror or error}: {mend}") from error
+
+
+def load_pipelines(args: Namespace, device) -> dict:
+    """Baseline and fine-tuned; what is the same in both is loaded once. Checkpoints are loaded in their turn."""
+    options = dict(weight_dtype=WEIGHT_DTYPES[args.mixed_precision], device=device, safety_checker=args.safety_checker)
+    baseline = sampling.load_pipeline(args.pretrained_model_name_or_path, **options)
+    finetuned = sampling.load_pipeline(args.finetuned_model_name_or_path, shared_with=baseline, **options)
+    if {"unet", "text_encoder", "vae"} <= set(sampling.shared_components(finetuned, baseline)):
+        warn("the fine-tuned weights equal the baseline's: both rows will be the same")
+    return {BASELINE: baseline, FINETUNED: finetuned}
+
+
+def describe_models(args: Namespace, pipelines: dict) -> dict[str, dict]:
+    """Path, scheduler and SHA-256 of the files of every model."""
+    known: dict = {}
+    folders = {BASELINE: args.pretrained_model_name_or_path, FINETUNED: args.finetuned_model_name_or_path}
+    models = {}
+    for name in (BASELINE, FINETUNED, *args.checkpoint):
+        folder = folders.get(name, args.finetuned_model_name_or_path)
+        unet = folder / name / "unet" if name in args.checkpoint else folder / "unet"
+        scheduler = pipelines[BASELINE if name == BASELINE else FINETUNED].scheduler
+        models[name] = dict(
+            path=str(folder if name in folders else unet),
+            scheduler=type(scheduler).__name__,
+            sha256=hash_parts(folder, unet, known),
+        )
+    models[FINETUNED]["shared_with_baseline"] = sampling.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
+    return models
+
+
+def hash_parts(folder: Path, unet: Path, known: dict) -> dict[str, str]:
+    """One SHA-256 a component, over the names and digests of the files that are loaded; `known` is by inode."""
+    digests = {}
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        directory = unet if part == "unet" else folder / part
+        files = {}
+        for name in sampling.loaded_files(directory):
+            status = (directory / name).stat()
+            inode = (status.st_dev, status.st_ino)
+            files[name] = known.get(inode) or known.setdefault(inode, sha256_of(directory / name))
+        digests[part] = settings_sha256(files)
+    return digests
+
+
+def image_settings(args: Namespace, sample: Sample, model: dict, device_type: str) -> dict:
+    """All that decides an image's pixels: an image with equal settings need not be made again."""
+    names = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "mixed_precision")
+    settings = {name: getattr(args, name) for name in (*names, "safety_checker")}
+    made_with = dict(prompt=sample.prompt, seed=sample.seed, model=model["sha256"], device=device_type)
+    return settings | made_with | dict(versions=sampling.versions())
+
+
+def sample_all(args: Namespace, samples: list[Sample], pipelines: dict, models: dict) -> list[dict]:
+    """Makes and writes the images whose settings differ from what lies there; returns samples.json's entries."""
+    device_type = pipelines[BASELINE].device.type
+    digests = {s.file: settings_sha256(image_settings(args, s, models[s.model], device_type)) for s in samples}
+    wanted = [s for s in samples if recorded_settings(args.output_dir / s.file) != digests[s.file]]
+    if len(wanted) < len(samples):
+        print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
+    blank, start = [], time.monotonic()
+    for group, images in sample_groups(args, wanted, pipelines, models):
+        for sample, image in zip(group, images, strict=True):
+            save_sample(args, sample, image, models[sample.model]["path"], digests[sample.file])
+            blank += [sample.file] * sampling.is_blank(image)
+    warn_of_blank_images(blank, args.safety_checker)
+    if wanted:
+        seconds = time.monotonic() - start
+        rate = f"{len(wanted) / seconds:.2f} images per second ({device_type})"
+        print(f"{len(wanted)} images in {seconds:.1f} s: {rate}")
+    return [sample._asdict() | {SETTINGS_KEY: digests[sample.file]} for sample in samples]
+
+
+def sample_groups(args: Namespace, wanted: list[Sample], pipelines: dict, models: dict):
+    """Yields (samples, images) for every model and prompt, behind one progress bar; holds one checkpoint at a time."""
+    groups = [list(group) for _, group in groupby(wanted, key=lambda sample: (sample.model, sample.prompt))]
+    pipeline_of = {name: pipelines[BASELINE if name == BASELINE else FINETUNED] for name in models}
+    num_steps = sum(
+        sampling.num_denoising_steps(pipeline_of[g[0].model], len(g), args.num_inference_steps, args.batch_size)
+        for g in groups
+    )
+    embeddings = sampling.PromptEmbeddings(args.negative_prompt, args.guidance_scale)
+    options = dict(num_inference_steps=args.num_inference_steps, height=args.height, width=args.width)
+    options |= dict(guidance_scale=args.guidance_scale, batch_size=args.batch_size, embeddings=embeddings)
+    interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
+    bar_options = dict(unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups)
+    with tqdm(total=num_steps, **bar_options) as progress_bar:
+        loaded, name = None, None
+        for group in groups:
+            if group[0].model != name:
+                name, loaded = group[0].model, None
+                loaded = pipelines.get(name) or sampling.with_unet(pipelines[FINETUNED], Path(models[name]["path"]))
+                progress_bar.set_description("fine-tuned" if name == FINETUNED else name)
+            seeds = [sample.seed for sample in group]
+            yield group, sampling.sample(loaded, group[0].prompt, seeds, on_step=progress_bar.update, **options)
+
+
+def save_sample(args: Namespace, sample: Sample, image: Image.Image, model_path: str, digest: str) -> None:
+    texts = dict(prompt=sample.prompt, negative_prompt=args.negative_prompt, seed=sample.seed, model=model_path)
+    texts |= dict(num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale)
+    path = args.output_dir / sample.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sampling.save_png(path, image, texts | {SETTINGS_KEY: digest})
+
+
+def recorded_settings(path: Path) -> str | None:
+    """The settings digest in a PNG's text, None where there is no such file or it is not whole."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return getattr(image, "text", {}).get(SETTINGS_KEY)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def claim(output_dir: Path, files: list[str]) -> None:
+    """Says first which files are going to be ours, so that a run cut off while writing can be repeated."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    before = own_files(output_dir)
+    names = sorted({*before, *files, COMPARISON_FILE})
+    write_json(output_dir / SAMPLES_FILE, dict(written_by=WRITTEN_BY, complete=False, files=names))
+
+
+def finish(output_dir: Path, record: dict) -> None:
+    """Removes an earlier run's images that this one does not have, then writes the whole samples.json."""
+    for name in own_files(output_dir).difference(record["files"]):
+        path = output_dir / name
+        path.unlink(missing_ok=True)
+        for folder in list(path.relative_to(output_dir).parents)[:-1]:
+            if not any((output_dir / folder).iterdir()):
+                os.rmdir(output_dir / folder)
+    write_json(output_dir / SAMPLES_FILE, record)
+
+
+def describe(args: Namespace, prompts: list[Prompt], entries: list[dict], models: dict, device) -> dict:
+    """samples.json: all that it takes to make the images again, and all that scoring and report need to know."""
+    photos = args.instance_data_dir
+    return dict(
+        written_by=WRITTEN_BY,
+        complete=True,
+        samples_id=samples_id(entries),
+        command=args.command,
+        files=[*(entry["file"] for entry in entries), COMPARISON_FILE],
+        prompts=[dict(text=prompt.text, role=prompt.role) for prompt in prompts],
+        **{name: getattr(args, name) for name in RECORDED},
+        instance_data_dir=str(photos) if photos is not None else None,
+        device=str(device),
+        versions=sampling.versions(),
+        models=models,
+        images=entries,
+    )
+
+
+def write_comparison(args: Namespace, prompts: list[Prompt], samples: list[Sample], photos: list) -> None:
+    """comparison.png: the photos, then the baseline's and the fine-tuned images of the first prompt."""
+    first = prompts[0].text
+    num_subject = sum(prompt.role == SUBJECT for prompt in prompts)
+    rows = []
+    for model, label, folder in (
+        (BASELINE, "baseline", args.pretrained_model_name_or_path),
+        (FINETUNED, "fine-tuned", args.finetuned_model_name_or_path),
+    ):
+        files = [
+            args.output_dir / sample.file for sample in samples if (sample.model, sample.prompt) == (model, first)
+        ]
+        rows.append(comparison.Row(label, folder.resolve().name, [open_image(file) for file in files]))
+    seeds = [args.seed + number for number in range(args.num_images)]
+    sheet = comparison.make_comparison(first, sheet_subtitle(args, num_subject), seeds, rows, photos or None)
+    texts = dict(prompt=first, negative_prompt=args.negative_prompt, num_inference_steps=args.num_inference_steps)
+    texts |= dict(guidance_scale=args.guidance_scale)
+    sampling.save_png(args.output_dir / COMPARISON_FILE, sheet, texts)
+
+
+def open_image(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def sheet_subtitle(args: Namespace, num_prompts: int) -> str:
+    text = f"{args.num_inference_steps} steps, guidance {args.guidance_scale:g}, {args.width} x {args.height} pixels"
+    text += f", steered away from: {args.negative_prompt}" if args.negative_prompt else ""
+    return f"the first of {num_prompts} prompts, {text}" if num_prompts > 1 else text
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def warn_of_blank_images(names: list[str], safety_checker: bool) -> None:
+    cause = "the safety checker blacked it out, or " if safety_checker else ""
+    cause += "fp16 overflowed in the VAE, or training diverged: try --mixed_precision no"
+    if names:
+        warn(f"one colour only: {', '.join(names)} ({cause})")

@@ -1,0 +1,143 @@
+"""What surrounds the steps: checkpoints, the wish to stop, steps that are not finite, and what is said then."""
+
+import contextlib
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from utils.checkpoint import Checkpointer, list_checkpoints, restore
+from utils.errors import RunFailed
+from utils.resume import Start, base_files, resume_command
+from utils.signals import StopRequest
+
+NONFINITE = 1  # as an exit code
+OF_A_DEAD_RANK = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+
+
+class Guard:
+    """A context around the training loop: resumes before it, checkpoints in it, and ends it early with a clear line.
+
+    Args:
+        args, argv, base: the arguments, as parsed and as given, and the BaseModel.
+        start: from which checkpoint, if any.
+        optimizer: the MasterWeightsOptimizer, whose state is restored here, in place.
+        record, log: the RunRecord and the TrainingLog.
+        num_steps: of the whole run.
+    """
+
+    def __init__(self, args: Namespace, argv: list[str], base, start: Start, optimizer, record, log, num_steps: int):
+        self.args, self.base, self.start, self.record, self.log = args, base, start, record, log
+        self.num_steps = num_steps
+        self.first_step = start.checkpoint.step if start.checkpoint else 0
+        self.is_main = dist.get_rank() == 0
+        self.resume_command = resume_command(argv, dist.get_world_size())
+        if start.checkpoint is not None:
+            restore(start.checkpoint, optimizer)
+            log.say(f"going on from {start.checkpoint.path}")
+        self.stop = StopRequest(self.is_main)
+        self.checkpointer = self._checkpointer(optimizer) if self.is_main else None
+
+    def _checkpointer(self, optimizer) -> Checkpointer:
+        return Checkpointer(
+            self.args.output_dir,
+            optimizer,
+            unet_config=(self.base.folder / "unet" / "config.json").read_bytes(),
+            describe=self.record.describe,
+            save_dtype=self.args.save_dtype,
+            run_id=self.record.run_id,
+            total_limit=self.args.checkpoints_total_limit,
+            say=self.log.say,
+        )
+
+    def __enter__(self) -> "Guard":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.stop.close()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunFailed(
+                "the GPU's memory is full; try a smaller --train_batch_size with more "
+                "--gradient_accumulation_steps, --gradient_checkpointing or a smaller --resolution"
+            ) from error
+        lost = isinstance(error, RuntimeError) and OF_A_DEAD_RANK.search(str(error))
+        if lost and dist.get_world_size() > 1 and not isinstance(error, RunFailed):
+            self._end_without_the_others()
+
+    def _end_without_the_others(self) -> None:
+        """Another rank has died: no collective can end any more, so neither can an orderly shutdown."""
+        if self.is_main:
+            with contextlib.suppress(Exception):
+                self.checkpointer.wait()
+            kept = self._how_to_go_on()
+            print(f"\nerror: another rank has died, see its own message. {kept}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def after_step(self, step: int) -> None:
+        """To be called on every rank after step `step`, counted from 1; raises RunFailed where the run shall end."""
+        code = self.stop.agreed(self._own_code())
+        if code and step < self.num_steps:
+            self._end(step, code)
+        if self.checkpointer is None:
+            return
+        self.checkpointer.report()
+        if step % self.args.checkpointing_steps == 0:
+            self.log.flush()
+            self.checkpointer.save(step)
+
+    def _own_code(self) -> int:
+        return NONFINITE if self.log.nonfinite_streak >= self.args.max_nonfinite_steps else 0
+
+    def _end(self, step: int, code: int) -> None:
+        """Keeps the state after step `step`, then raises RunFailed."""
+        if self.is_main:
+            self.log.flush()
+            self.checkpointer.save_or_fail(step)
+            self.log.close()
+            self.record.write_status("stopped")
+        self.stop.wait_for_all()
+        if code != NONFINITE:
+            raise RunFailed(f"stopped after step {step} of {self.num_steps}. {self._how_to_go_on()}", code)
+        raise RunFailed(
+            f"{self.args.max_nonfinite_steps} steps in a row had no finite gradient, up to step {step}; none of them "
+            f"changed the weights, which are in {self.args.output_dir}/checkpoint-{step}. Try a smaller "
+            f"--learning_rate, or --mixed_precision bf16 or no, with --resume_from_checkpoint and --allow_changes"
+        )
+
+    def _how_to_go_on(self) -> str:
+        found = list_checkpoints(self.args.output_dir, self.record.run_id)
+        if not found:
+            return "There is no checkpoint yet: start the run again"
+        return (
+            f"The state after step {found[-1].step} is in {found[-1].path}; go on from it with:\n{self.resume_command}"
+        )
+
+    def finish(self, commit: Callable[[], None]) -> None:
+        """Writes the result by `commit()` on rank 0; RunFailed where that cannot be done, with the state kept."""
+        self.log.flush()
+        if self.stop.agreed_at_last(self._own_code()) == NONFINITE:
+            self._end(self.num_steps, NONFINITE)
+        if not self.is_main:
+            self.stop.close()
+            return
+        self.checkpointer.wait()
+        self.log.close()
+        self.checkpointer.say = lambda line: print(line, file=sys.stderr)
+        changed = [str(path) for path, now in base_files(self.base).items() if self.start.base_files.get(path) != now]
+        changed += [str(path) for path in self.start.base_files if not path.exists()]
+        if changed:
+            self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
+        self.args.output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            commit()
+        except OSError as error:
+            self._fail(f"the pipeline could not be written to {self.args.output_dir}: {error.strerror or error}")
+
+    def _fail(self, reason: str) -> None:
+        with contextlib.suppress(RunFailed):
+            self.checkpointer.save_or_fail(self.num_steps)
+        raise RunFailed(f"{reason}. Mend that first. {self._how_to_go_on()}")

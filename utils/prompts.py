@@ -1,0 +1,128 @@
+"""The prompts an evaluation draws: the user's, the DreamBooth paper's 25, and some without the subject."""
+
+import re
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import UserError
+
+SUBJECT, CLASS, OTHER = "subject", "class", "other"
+ARTICLES = ("a", "an", "the")
+PREPOSITIONS = ("of", "with", "in", "on", "at", "by", "and", "for", "from", "near", "like")
+NO_IDENTIFIER = (*ARTICLES, *PREPOSITIONS, "one", "photo", "picture", "image", "painting", "drawing")
+OTHER_THINGS = ("dog", "house", "car")  # what "other" prompts show, less the subject's own class
+
+# The prompt list of the DreamBooth data set (Google, github.com/google/dreambooth, CC BY 4.0); only the placeholders
+# are written differently.
+DREAMBENCH_SHARED = (
+    *("a {} {} in the jungle", "a {} {} in the snow", "a {} {} on the beach", "a {} {} on a cobblestone street"),
+    *("a {} {} on top of pink fabric", "a {} {} on top of a wooden floor", "a {} {} with a city in the background"),
+    *("a {} {} with a mountain in the background", "a {} {} with a blue house in the background"),
+    "a {} {} on top of a purple rug in a forest",
+)
+DREAMBENCH_OBJECT = (
+    *("a {} {} with a wheat field in the background", "a {} {} with a tree and autumn leaves in the background"),
+    *("a {} {} with the Eiffel Tower in the background", "a {} {} floating on top of water"),
+    *("a {} {} floating in an ocean of milk", "a {} {} on top of green grass with sunflowers around it"),
+    *("a {} {} on top of a mirror", "a {} {} on top of the sidewalk in a crowded street"),
+    *("a {} {} on top of a dirt road", "a {} {} on top of a white rug"),
+)
+DREAMBENCH_LIVE = (
+    *("a {} {} wearing a red hat", "a {} {} wearing a santa hat", "a {} {} wearing a rainbow scarf"),
+    *("a {} {} wearing a black top hat and a monocle", "a {} {} in a chef outfit", "a {} {} in a firefighter outfit"),
+    *("a {} {} in a police outfit", "a {} {} wearing pink glasses", "a {} {} wearing a yellow shirt"),
+    "a {} {} in a purple wizard outfit",
+)
+DREAMBENCH_LOOKS = ("a red {} {}", "a purple {} {}", "a shiny {} {}", "a wet {} {}", "a cube shaped {} {}")
+DREAMBENCH = {
+    "object": DREAMBENCH_SHARED + DREAMBENCH_OBJECT + DREAMBENCH_LOOKS,
+    "live": DREAMBENCH_SHARED + DREAMBENCH_LIVE + DREAMBENCH_LOOKS,
+}
+
+
+class Prompt(NamedTuple):
+    """A prompt and its part in the evaluation: of the subject, of its class, or of other things."""
+
+    text: str
+    role: str
+    folder: str  # its images' folder below images/<model>/
+
+
+def dreambench_prompts(kind: str, identifier: str, class_name: str) -> list[str]:
+    """The paper's 25 prompts of `kind` (live or object) with the identifier and the class filled in."""
+    return [template.format(identifier, class_name) for template in DREAMBENCH[kind]]
+
+
+def read_prompts_file(path: Path) -> list[str]:
+    """One prompt a line; empty lines and lines that begin with # are passed over. Raises UserError."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts_file {path} cannot be read: {error}") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UserError(f"--prompts_file {path} holds no prompt: write one a line")
+    return prompts
+
+
+def number_prompts(subject: list[str], class_name: str | None, other: list[str]) -> list[Prompt]:
+    """All prompts of an evaluation, in order, each text once; the class prompt comes where the class is known."""
+    roles = [(text, SUBJECT) for text in subject]
+    if class_name:
+        roles.append((class_prompt(class_name), CLASS))
+    roles += [(text, OTHER) for text in other]
+    first = {}
+    for text, role in roles:
+        first.setdefault(text, role)
+    return [Prompt(text, role, f"{number:03d}-{slug(text)}") for number, (text, role) in enumerate(first.items(), 1)]
+
+
+def class_prompt(class_name: str) -> str:
+    return f"a photo of {article(class_name)} {class_name}"
+
+
+def other_prompts(class_name: str) -> list[str]:
+    """Two prompts of things that the subject is not."""
+    things = [thing for thing in OTHER_THINGS if thing != class_name.lower()]
+    return [class_prompt(thing) for thing in things[:2]]
+
+
+def slug(text: str) -> str:
+    """Lower-case ASCII letters, digits and hyphens, 40 at most: a folder name on every file system."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:40].rstrip("-") or "prompt"
+
+
+def guess_subject(instance_prompt: str) -> tuple[str | None, str | None]:
+    """(class name, identifier) by the usual form of an instance prompt: '... <identifier> <class>', else None each."""
+    words = re.findall(r"[^\s.,;:!?]+", instance_prompt)
+    if not words or not words[-1].isalpha():
+        return None, None
+    if len(words) > 1 and words[-2].lower() in PREPOSITIONS:
+        return None, None  # 'a photo of sks': no class in it
+    identifier = words[-2] if len(words) > 1 and words[-2].lower() not in NO_IDENTIFIER else None
+    return words[-1], identifier
+
+
+def without_identifier(text: str, identifier: str | None) -> str:
+    """The prompt as of any such thing: 'a photo of sks cat' and 'a photo of my cat' become 'a photo of a cat'."""
+    pattern = re.compile(rf"(?<!\w){re.escape(identifier or '')}(?!\w)\s*", re.IGNORECASE)
+    match = pattern.search(text) if identifier else None
+    if match is None:
+        return text
+    before, after = text[: match.start()].split(), text[match.end() :]
+    has_article = False
+    for word in reversed(before):  # the words of the same noun phrase
+        has_article = word.lower() in ARTICLES
+        if has_article or word.lower() in PREPOSITIONS:
+            break
+    if has_article and before[-1].lower() in ("a", "an"):
+        before[-1] = before[-1][0] + article(after)[1:]
+    elif not has_article and after[:1].isalpha():
+        before.append(article(after))
+    return without_identifier(" ".join([*before, after]).strip(), identifier)
+
+
+def article(noun: str) -> str:
+    return "an" if noun[:1].lower() in ("a", "e", "i", "o", "u") else "a"

@@ -1,0 +1,190 @@
+"""From which checkpoint a run goes on, and whether it would still be the same run."""
+
+import os
+import shlex
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.arguments import as_plain
+from utils.checkpoint import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
+from utils.errors import UserError
+from utils.pipeline import FROZEN_PARTS
+from utils.preflight import MODEL_INDEX, RUN_FILE, BaseModel, read_json, safetensors_dtype
+
+# Every other argument changes what is trained: a new flag is compared unless it is named here.
+NOT_COMPARED = {
+    "pretrained_model_name_or_path",  # its files are compared by their hashes, as are the tokenizer's and the photos
+    "tokenizer_name",
+    "instance_data_dir",
+    "output_dir",
+    "num_train_epochs",  # becomes max_train_steps
+    "max_train_steps",  # compared where the learning rate depends on it
+    "gradient_checkpointing",
+    "no_cuda_graph",
+    "debug",
+    "dry_run",
+    "sample_batch_size",
+    "save_dtype",
+    "save_format",
+    "logging_dir",
+    "report_to",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "allow_changes",
+    "overwrite_output_dir",
+    "max_nonfinite_steps",
+}
+SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
+FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
+
+
+class Start(NamedTuple):
+    """From where a run starts: a checkpoint or None, and the base's files as they were, {path: (size, mtime)}."""
+
+    checkpoint: Checkpoint | None
+    base_files: dict[Path, tuple[int, int]]
+
+
+def base_files(base: BaseModel) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file of the base that the run reads or copies."""
+    parts = (*FROZEN_PARTS, "unet")
+    found = [base.folder / MODEL_INDEX, *(path for part in parts for path in (base.folder / part).rglob("*"))]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found if path.is_file()}
+
+
+def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
+    """Finds the checkpoint to go on from and, on rank 0, compares the run it is of with this one.
+
+    Fills in args.mixed_precision and args.max_train_steps. Raises UserError where the run cannot go on.
+    """
+    import torch
+
+    from utils.run_record import determinants, fill_in_defaults, hash_files
+
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=torch.cuda.is_available())
+    start = Start(find_checkpoint(args), base_files(base))
+    check_steps(args, start.checkpoint)
+    if start.checkpoint is not None and os.environ.get("RANK", "0") == "0":
+        found = determinants(args, num_ranks, dataset, hash_files(base))
+        for change in check_same_run(args, start.checkpoint, found):
+            print(f"changed since the checkpoint: {change}", flush=True)
+    elif start.checkpoint is None and args.resume_from_checkpoint and os.environ.get("RANK", "0") == "0":
+        print(f"no checkpoint in {args.output_dir} yet: starting anew", flush=True)
+    return start
+
+
+def find_checkpoint(args: Namespace) -> Checkpoint | None:
+    """The checkpoint to go on from: --resume_from_checkpoint's, or the latest where torchrun restarts the run.
+
+    None: the run starts anew. Raises UserError where there is no such checkpoint, where it is damaged, and where a
+    fresh start would leave an unfinished run's checkpoints behind.
+    """
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    run = _run_of(args.output_dir)
+    own = list_checkpoints(args.output_dir, run.get("run_id")) if run.get("run_id") else []
+    wanted = args.resume_from_checkpoint
+    if wanted == "latest" or (restarted and own):
+        checkpoint = own[-1] if own else None
+    elif wanted is not None:
+        checkpoint = _named(args.output_dir, wanted)
+    else:
+        checkpoint = None
+        if own and run.get("status") != "complete" and not args.overwrite_output_dir:
+            raise UserError(
+                f"--output_dir {args.output_dir} holds an unfinished run with {own[-1].path.name}: go on from it with "
+                f"--resume_from_checkpoint latest, or start over with --overwrite_output_dir"
+            )
+    if checkpoint is not None:
+        safetensors_dtype(checkpoint.path / UNET_FILE)
+        safetensors_dtype(checkpoint.path / TENSORS_FILE)
+    return checkpoint
+
+
+def _run_of(output_dir: Path) -> dict:
+    return read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
+
+
+def _named(output_dir: Path, wanted: str) -> Checkpoint:
+    path = output_dir / wanted if NAME.fullmatch(wanted) else Path(wanted)
+    checkpoint = read_checkpoint(path)
+    if checkpoint is None:
+        found = ", ".join(found.path.name for found in list_checkpoints(output_dir)) or "none"
+        raise UserError(
+            f"--resume_from_checkpoint {wanted}: {path} is not a whole checkpoint of this program; "
+            f"in {output_dir} there are: {found}"
+        )
+    return checkpoint
+
+
+def what_determines(args: Namespace, *, num_ranks: int, photos: dict, base_model: dict, tokenizer: dict) -> dict:
+    """Everything that the weights after a given step depend on, as {name: JSON value}; the rest is hashes of files."""
+    compared = {name: value for name, value in as_plain(args).items() if name not in NOT_COMPARED}
+    if args.lr_scheduler not in SCHEDULES_WITHOUT_END:
+        compared["max_train_steps"] = args.max_train_steps
+    return dict(arguments=compared, num_ranks=num_ranks, photos=photos, base_model=base_model, tokenizer=tokenizer)
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """What differs between two results of what_determines, a phrase each: "--seed: 0 -> 1"."""
+    found = []
+    for group in sorted(old.keys() | new.keys()):
+        before, after = old.get(group), new.get(group)
+        if not (isinstance(before, dict) and isinstance(after, dict)):
+            found += [f"{group}: {before!r} -> {after!r}"] if before != after else []
+        elif group == "arguments":
+            names = sorted(before.keys() | after.keys())
+            pairs = [(name, before.get(name), after.get(name)) for name in names]
+            found += [f"--{name}: {one!r} -> {other!r}" for name, one, other in pairs if one != other]
+        else:
+            found += [f"{group}: {change}" for change in _file_changes(before, after)]
+    return found
+
+
+def _file_changes(before: dict, after: dict) -> list[str]:
+    changes = [f"{name!r} has gone" for name in before if name not in after]
+    changes += [f"{name!r} is new" for name in after if name not in before]
+    return changes + [f"{name!r} has changed" for name in before if name in after and before[name] != after[name]]
+
+
+def check_same_run(args: Namespace, checkpoint: Checkpoint, determines: dict) -> list[str]:
+    """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes."""
+    found = differences(checkpoint.state.get("determines", {}), determines)
+    if found and not args.allow_changes:
+        raise UserError(
+            f"{checkpoint.path} is of a run with other inputs: {'; '.join(found)}. Give it the same inputs, or "
+            f"--allow_changes to go on with the new ones"
+        )
+    return found
+
+
+def check_steps(args: Namespace, checkpoint: Checkpoint | None) -> None:
+    """Raises UserError where the checkpoint is beyond --max_train_steps, which must have been filled in."""
+    if checkpoint is not None and checkpoint.step > args.max_train_steps:
+        raise UserError(
+            f"{checkpoint.path} is beyond --max_train_steps {args.max_train_steps}; give more steps or resume from "
+            f"an earlier checkpoint"
+        )
+
+
+def resume_command(argv: list[str], num_ranks: int) -> str:
+    """The command line that goes on from the latest checkpoint."""
+    kept, skip = [], False
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        if flag in FLAGS_OF_ONE_START:
+            skip = flag == FLAGS_OF_ONE_START[0] and not equals
+        elif skip:
+            skip = False
+        else:
+            kept.append(word)
+    script = sys.argv[0] if Path(sys.argv[0]).name == "train_dreambooth_colossalai.py" else None
+    torchrun = Path(sys.executable).with_name("torchrun")
+    launcher = "torchrun" if shutil.which("torchrun") == str(torchrun) or not torchrun.exists() else str(torchrun)
+    ranks_here = os.environ.get("LOCAL_WORLD_SIZE", str(num_ranks))
+    command = [launcher, "--nproc_per_node", ranks_here, script or "train_dreambooth_colossalai.py", *kept]
+    return shlex.join([*command, "--resume_from_checkpoint", "latest"])

@@ -1,0 +1,125 @@
+"""samples.json: which images an evaluation consists of, where they lie, and what they were made with."""
+
+import hashlib
+import json
+import os
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import UserError
+from utils.prompts import SUBJECT, Prompt
+
+SAMPLES_FILE = "samples.json"
+COMPARISON_FILE = "comparison.png"
+METRICS_JSON, METRICS_CSV, REPORT_FILE = "metrics.json", "metrics.csv", "report.html"
+WRITTEN_BY = "evaluate.py"
+BASELINE, FINETUNED = "baseline", "finetuned"
+FLAT_STEMS = {BASELINE: "baseline", FINETUNED: "output"}
+OWN_FILE_NAME = re.compile(
+    r"(output|baseline)-[1-9]\d*\.png"
+    r"|images/(baseline|finetuned|checkpoint-\d+)/\d{3,}-[a-z0-9-]{1,40}/seed-\d+\.png|" + re.escape(COMPARISON_FILE)
+)
+OWN_MARKS = {  # what the first kilobyte of our other files holds
+    METRICS_JSON: b'"written_by": "evaluate.py"',
+    METRICS_CSV: b"file,model,role,prompt,seed,",
+    REPORT_FILE: b'<meta name="generator" content="evaluate.py">',
+}
+SETTINGS_KEY = "settings_sha256"
+
+
+class Sample(NamedTuple):
+    """One image to be made, or made."""
+
+    file: str
+    model: str
+    role: str
+    prompt: str
+    seed: int
+
+
+def plan_samples(args: Namespace, prompts: list[Prompt]) -> list[Sample]:
+    """All images, in the order in which they are made: model by model, prompt by prompt, seed by seed.
+
+    Where the subject has one prompt, its images are the recipe's baseline-1.png, output-1.png and so on; all others
+    are images/<model>/<number>-<prompt>/seed-<seed>.png.
+    """
+    flat = sum(prompt.role == SUBJECT for prompt in prompts) == 1
+    samples = []
+    for model in (BASELINE, FINETUNED, *args.checkpoint):
+        for prompt in prompts:
+            num_images = args.num_images if prompt.role == SUBJECT else args.num_drift_images
+            for number in range(num_images):
+                seed = args.seed + number
+                file = f"images/{model}/{prompt.folder}/seed-{seed}.png"
+                if flat and prompt.role == SUBJECT and model in FLAT_STEMS:
+                    file = f"{FLAT_STEMS[model]}-{number + 1}.png"
+                samples.append(Sample(file, model, prompt.role, prompt.text, seed))
+    return samples
+
+
+def settings_sha256(settings: dict) -> str:
+    """Hex digest of an image's settings, independent of their order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def samples_id(entries: list[dict]) -> str:
+    """What metrics.json and the report name their images by: it changes when any image does."""
+    return settings_sha256({entry["file"]: entry[SETTINGS_KEY] for entry in entries})[:16]
+
+
+def own_files(output_dir: Path) -> set[str]:
+    """Names of the pictures that an earlier evaluate.py wrote, by its samples.json. Raises UserError."""
+    path = output_dir / SAMPLES_FILE
+    if not os.path.lexists(path):
+        return set()
+    try:
+        samples = json.loads(path.read_text(encoding="utf-8"))
+        files = samples["files"] if samples["written_by"] == WRITTEN_BY else None
+    except (OSError, ValueError, KeyError, TypeError):
+        files = None
+    if not isinstance(files, list):
+        raise UserError(f"{path} exists and evaluate.py did not write it: move it, or give another --output_dir")
+    return {name for name in files if isinstance(name, str) and OWN_FILE_NAME.fullmatch(name)}
+
+
+def check_writable(output_dir: Path, names: list[str]) -> None:
+    """Checks that none of the files `names` exists without being ours. Raises UserError."""
+    own = own_files(output_dir)
+    for name in names:
+        path = output_dir / name
+        if name not in own and os.path.lexists(path) and not (name in OWN_MARKS and _bears_mark(path)):
+            raise UserError(f"{path} exists and evaluate.py did not write it: move it, or give --output_dir")
+
+
+def read_samples(output_dir: Path) -> dict:
+    """samples.json of a complete `generate`. Raises UserError."""
+    path = output_dir / SAMPLES_FILE
+    own_files(output_dir)
+    if not path.is_file():
+        raise UserError(f"{path} is not there: run evaluate.py without --only first, or name its --output_dir")
+    samples = json.loads(path.read_text(encoding="utf-8"))
+    if not samples.get("complete") or "prompts" not in samples:
+        raise UserError(f"{path} tells of an unfinished or older evaluation: run evaluate.py --only generate again")
+    missing = [entry["file"] for entry in samples["images"] if not (output_dir / entry["file"]).is_file()]
+    if missing:
+        raise UserError(f"{output_dir / missing[0]} is missing: run evaluate.py --only generate again")
+    return samples
+
+
+def read_metrics(output_dir: Path, samples: dict) -> dict | None:
+    """metrics.json, or None where there is none for these images."""
+    path = output_dir / METRICS_JSON
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return metrics if isinstance(metrics, dict) and metrics.get("samples_id") == samples["samples_id"] else None
+
+
+def _bears_mark(path: Path) -> bool:
+    if not path.is_file() or path.is_symlink():
+        return False
+    with path.open("rb") as file:
+        return OWN_MARKS[path.name] in file.read(1024)

@@ -1,0 +1,265 @@
+"""The second stage of an evaluation: from the images on disk to metrics.json and a table with a line an image."""
+
+import csv
+import io
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from utils import encoders, metrics
+from utils.errors import UserError
+from utils.hashing import sha256_of
+from utils.pipeline import write_json
+from utils.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
+from utils.samples import BASELINE, METRICS_CSV, METRICS_JSON, WRITTEN_BY
+from utils.sampling import pick_device, replace_file
+from utils.verdict import find_warnings
+
+GET_CLIP = (
+    "git lfs install && git clone https://huggingface.co/openai/clip-vit-base-patch32 model/clip-vit-base-patch32"
+)
+GET_DINO = "git lfs install && git clone https://huggingface.co/facebook/dino-vits16 model/dino-vits16"
+NO_CLIP = f"needs a CLIP model: {GET_CLIP}, then --clip_model model/clip-vit-base-patch32"
+NO_TEXT = f"the safety checker holds CLIP's image tower only, and this needs its text tower too: {NO_CLIP[6:]}"
+NO_DINO = f"needs a DINO model: {GET_DINO}, then --dino_model model/dino-vits16"
+NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
+NO_PHOTOS = "needs your photos: --instance_data_dir"
+ONE_PHOTO = "needs two photos or more"
+ONE_IMAGE = "needs two images or more of a prompt: --num_images"
+NO_CLASS_IMAGES = "needs images of the bare class: --class_name, and --num_drift_images above 0"
+NO_OTHER_IMAGES = "needs images without the subject: --drift_prompt, and --num_drift_images above 0"
+COLUMNS = ("clip_i", "clip_t", "clip_t_with_token", "dino", "copy_clip", "copy_dino")
+BOOTSTRAP_SEED = 0
+EMBEDDED_MODEL, EMBEDDED_CLIP = "tiny-stable-diffusion", "tiny-clip"
+
+
+def score(args: Namespace, samples: dict) -> dict:
+    """Computes every metric that there is a model for; writes metrics.json and metrics.csv, and returns the former."""
+    device = pick_device()
+    clip, dino = load_encoders(args, samples, device)
+    photos = load_photos(args.instance_data_dir or samples["instance_data_dir"])
+    table = Table(samples, args.output_dir, photos, clip, dino)
+    lpips_distance, no_lpips = encoders.load_lpips()
+    models = {}
+    for model in samples["models"]:
+        models[model] = table.model_metrics(model)
+        models[model]["div_lpips"] = table.lpips_diversity(model, lpips_distance, no_lpips)
+    record = dict(
+        written_by=WRITTEN_BY,
+        samples_id=samples["samples_id"],
+        encoders=dict(clip=clip and clip.description(), dino=dino and dino.description()),
+        bootstrap=dict(confidence=metrics.CONFIDENCE, num_resamples=metrics.NUM_RESAMPLES, seed=BOOTSTRAP_SEED),
+        photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **table.photo_metrics()),
+        models=models,
+        changes={model: table.changes(model) for model in models if model != BASELINE},
+    )
+    record["warnings"] = {model: find_warnings(record, model) for model in models if model != BASELINE}
+    try:
+        replace_file(args.output_dir / METRICS_CSV, lambda file: file.write(table.csv().encode()))
+        write_json(args.output_dir / METRICS_JSON, record)
+    except OSError as error:
+        raise UserError(f"--output_dir {args.output_dir}: {error.strerror or error}: make room there") from error
+    return record
+
+
+def load_encoders(args: Namespace, samples: dict, device: torch.device):
+    """(CLIP, DINO) as given, else CLIP as the pipeline provides it; None for what is not there."""
+    baseline = Path(samples["models"][BASELINE]["path"])
+    clip_folder = args.clip_model or embedded_clip(baseline)
+    if clip_folder is not None:
+        clip = encoders.load_clip(clip_folder, device)
+    elif (baseline / "safety_checker" / "config.json").is_file():
+        clip = encoders.load_safety_checker(baseline, device)
+    else:
+        clip = None
+    return clip, encoders.load_dino(args.dino_model, device) if args.dino_model else None
+
+
+def can_read(clip) -> bool:
+    """Whether there is a CLIP encoder with a text tower."""
+    return clip is not None and clip.text_features is not None
+
+
+def embedded_clip(baseline: Path) -> Path | None:
+    """The small CLIP model that lies beside the embedded pipeline, where `baseline` is that one."""
+    for path in (baseline, baseline.resolve()):
+        clip = path.parent / EMBEDDED_CLIP
+        if path.name == EMBEDDED_MODEL and (clip / "config.json").is_file():
+            return clip
+    return None
+
+
+def load_photos(folder: str | Path | None) -> dict:
+    """Photos by path, sorted, those that can be read."""
+    photos = {}
+    if folder is not None and Path(folder).is_dir():
+        for path in sorted(Path(folder).iterdir()):
+            if path.name.startswith(".") or not path.is_file():
+                continue
+            try:
+                photos[path] = encoders.open_rgb(path)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                continue
+    return photos
+
+
+class Table:
+    """Embeddings of all images, and the metrics over any selection of them."""
+
+    def __init__(self, samples: dict, folder: Path, photos: dict, clip, dino):
+        self.entries, self.identifier = samples["images"], samples["identifier"]
+        self.folder = folder
+        images = [encoders.open_rgb(folder / entry["file"]) for entry in self.entries]
+        photo_list = list(photos.values())
+        self.photos = {name: e.images(photo_list) if e and photo_list else None for name, e in self._named(clip, dino)}
+        self.images = {name: e.images(images) if e else None for name, e in self._named(clip, dino)}
+        self.has_photos = bool(photos)
+        self.reasons = dict(clip=NO_CLIP, dino=NO_DINO, text=NO_TEXT if clip else NO_CLIP)
+        self.values = dict(clip_i=self._to_photos("clip", metrics.photo_similarity))
+        self.values["dino"] = self._to_photos("dino", metrics.photo_similarity)
+        self.values["copy_clip"] = self._to_photos("clip", metrics.nearest_photo_similarity)
+        self.values["copy_dino"] = self._to_photos("dino", metrics.nearest_photo_similarity)
+        class_name = samples["class_name"]
+        self.class_row = clip.texts([class_prompt(class_name)])[0] if can_read(clip) and class_name else None
+        texts = [entry["prompt"] for entry in self.entries]
+        self.values["clip_t"] = self._to_text(clip, [without_identifier(text, self.identifier) for text in texts])
+        self.values["clip_t_with_token"] = self._to_text(clip, texts)
+
+    @staticmethod
+    def _named(clip, dino):
+        return ("clip", clip), ("dino", dino)
+
+    def _to_photos(self, encoder: str, similarity) -> np.ndarray | None:
+        if self.images[encoder] is None or self.photos[encoder] is None:
+            return None
+        return similarity(self.images[encoder], self.photos[encoder])
+
+    def _to_text(self, clip, texts: list[str]) -> np.ndarray | None:
+        if not can_read(clip):
+            return None
+        distinct = list(dict.fromkeys(texts))
+        rows = clip.texts(distinct)
+        return metrics.text_similarity(self.images["clip"], rows[[distinct.index(text) for text in texts]])
+
+    def rows(self, model: str, role: str) -> np.ndarray:
+        """Indices [P,K] of the images of a model, a row a prompt, a column a seed."""
+        groups: dict[str, list[int]] = {}
+        for index, entry in enumerate(self.entries):
+            if (entry["model"], entry["role"]) == (model, role):
+                groups.setdefault(entry["prompt"], []).append(index)
+        return np.array(list(groups.values()), int) if groups else np.empty((0, 0), int)
+
+    def model_metrics(self, model: str) -> dict:
+        """Every metric of one model: value and interval, or null and the reason."""
+        subject, of_class, other = (self.rows(model, role) for role in (SUBJECT, CLASS, OTHER))
+        result = {name: self._mean(name, subject) for name in COLUMNS}
+        for encoder in ("clip", "dino"):
+            result[f"copy_{encoder}_max"] = self._largest(f"copy_{encoder}", subject)
+            self._count_copies(result[f"copy_{encoder}"], encoder, subject)
+            result[f"div_{encoder}"] = self._diversity(encoder, subject)
+        result["pres_clip"] = self._mean("clip_i", of_class, NO_CLASS_IMAGES)
+        result["pres_dino"] = self._mean("dino", of_class, NO_CLASS_IMAGES)
+        result["clip_t_class"] = self._mean("clip_t", of_class, NO_CLASS_IMAGES)
+        result["clip_t_other"] = self._mean("clip_t", other, NO_OTHER_IMAGES)
+        result["clip_i_other"] = self._mean("clip_i", other, NO_OTHER_IMAGES)
+        return result
+
+    def changes(self, model: str) -> dict:
+        """Each mean's difference to the baseline's, image by image: the prompts and seeds are the same."""
+        result = {}
+        pairs = [(name, name, SUBJECT) for name in COLUMNS]
+        pairs += [("pres_clip", "clip_i", CLASS), ("pres_dino", "dino", CLASS)]
+        pairs += [("clip_t_class", "clip_t", CLASS), ("clip_t_other", "clip_t", OTHER)]
+        for name, column, role in pairs:
+            ours, theirs, values = self.rows(model, role), self.rows(BASELINE, role), self.values[column]
+            if values is not None and ours.size and ours.shape == theirs.shape:
+                difference = values[ours] - values[theirs]
+                interval = metrics.mean_interval(difference, BOOTSTRAP_SEED)
+                result[name] = dict(value=float(difference.mean()), interval=interval)
+        return result
+
+    def photo_metrics(self) -> dict:
+        """REAL, and COPY among the photos themselves, by each encoder."""
+        result = {}
+        for encoder, rows in self.photos.items():
+            for name, function in (("real", metrics.real_similarity), ("nearest", metrics.real_nearest_similarity)):
+                value = function(rows) if rows is not None else None
+                missing = self._reason(encoder) if rows is None else ONE_PHOTO
+                result[f"{name}_{encoder}"] = dict(value=value) if value is not None else _null(missing)
+        values, reason = self.photos["clip"], NO_PHOTOS if self.class_row is not None else NO_CLASS_TEXT
+        if self.class_row is None or values is None:
+            result["clip_t_class"] = _null(reason)
+        else:
+            result["clip_t_class"] = dict(value=float((values @ self.class_row).mean()))
+        return result
+
+    def lpips_diversity(self, model: str, distance, reason: str) -> dict:
+        """DIV with LPIPS for the distance."""
+        rows = self.rows(model, SUBJECT)
+        if distance is None or rows.shape[1] < 2:
+            return _null(reason if distance is None else ONE_IMAGE)
+        distances = np.zeros((*rows.shape, rows.shape[1]))
+        for prompt, row in enumerate(rows):
+            images = [encoders.open_rgb(self.folder / self.entries[index]["file"]) for index in row]
+            for i, j in zip(*np.triu_indices(len(row), 1), strict=True):
+                distances[prompt, [i, j], [j, i]] = distance(images[i], images[j])
+        interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
+        return dict(value=metrics.diversity(distances), interval=interval)
+
+    def csv(self) -> str:
+        """A line an image: its settings and its own values; an empty cell where there is no value."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", "model", "role", "prompt", "seed", *COLUMNS])
+        for index, entry in enumerate(self.entries):
+            cells = [entry[name] for name in ("file", "model", "role", "prompt", "seed")]
+            for name in COLUMNS:
+                values = self.values[name]
+                cells.append("" if values is None else f"{values[index]:.6f}")
+            writer.writerow(cells)
+        return text.getvalue()
+
+    def _reason(self, encoder: str) -> str:
+        return self.reasons[encoder] if self.images[encoder] is None else NO_PHOTOS
+
+    def _missing(self, column: str, rows: np.ndarray, no_images: str) -> str | None:
+        if self.values[column] is None:
+            if column.startswith("clip_t"):
+                return self.reasons["text"]
+            return self._reason("dino" if "dino" in column else "clip")
+        return None if rows.size else no_images
+
+    def _mean(self, column: str, rows: np.ndarray, no_images: str = "") -> dict:
+        if reason := self._missing(column, rows, no_images):
+            return _null(reason)
+        values = self.values[column][rows]
+        return dict(value=float(values.mean()), interval=metrics.mean_interval(values, BOOTSTRAP_SEED))
+
+    def _count_copies(self, copy: dict, encoder: str, rows: np.ndarray) -> None:
+        """Adds how many of the images are nearer to a photo than the photos are to one another."""
+        nearest = metrics.real_nearest_similarity(self.photos[encoder]) if self.photos[encoder] is not None else None
+        if copy["value"] is not None and nearest is not None:
+            above = self.values[f"copy_{encoder}"][rows] > nearest
+            copy.update(num_above_photos=int(above.sum()), num_images=above.size)
+
+    def _largest(self, column: str, rows: np.ndarray) -> dict:
+        if reason := self._missing(column, rows, ""):
+            return _null(reason)
+        largest = rows.flat[int(self.values[column][rows].argmax())]
+        return dict(value=float(self.values[column][largest]), file=self.entries[largest]["file"])
+
+    def _diversity(self, encoder: str, rows: np.ndarray) -> dict:
+        if self.images[encoder] is None:
+            return _null(self.reasons[encoder])
+        if rows.shape[1] < 2:
+            return _null(ONE_IMAGE)
+        distances = metrics.pair_distances(self.images[encoder][rows])
+        interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
+        return dict(value=metrics.diversity(distances), interval=interval)
+
+
+def _null(reason: str) -> dict:
+    return dict(value=None, reason=reason)

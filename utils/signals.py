@@ -1,0 +1,95 @@
+"""SIGINT and SIGTERM as a wish to stop on which all ranks agree; a second one ends the process at once."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_OF_ONE_SIGNAL = 1.0  # Ctrl-C reaches a process from the terminal and, a moment later, from torchrun
+
+
+class StopRequest:
+    """Whether the run shall stop early, as an exit code: 0 (no), 1 (a failure), 130 (SIGINT), 143 (SIGTERM).
+
+    A thread of its own counts the signals, so that a second one works also while the main thread waits for the GPU or
+    for another rank. The ranks agree through a gloo group of host memory: the GPU is never waited for.
+    """
+
+    def __init__(self, is_main: bool):
+        self.is_main = is_main
+        self._code = 0
+        self._first_at = 0.0
+        self._previous: dict = {}
+        self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+        self._votes: tuple | None = None
+        if threading.current_thread() is threading.main_thread():
+            self._listen()
+
+    def _listen(self) -> None:
+        reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._count, args=(reader,), name="signals", daemon=True).start()
+
+    def _count(self, reader: socket.socket) -> None:
+        while received := reader.recv(1):
+            if received[0] not in SIGNALS:
+                continue
+            if not self._code:
+                self._code, self._first_at = 128 + received[0], time.monotonic()
+                if self.is_main:
+                    name = signal.Signals(received[0]).name
+                    line = f"\n{name}: the step is finished and a checkpoint written; a second signal ends at once"
+                    print(line, file=sys.stderr, flush=True)
+            elif time.monotonic() - self._first_at > SECONDS_OF_ONE_SIGNAL:
+                os._exit(self._code)
+        reader.close()
+
+    def agreed(self, own_code: int = 0) -> int:
+        """The exit code that all ranks agree on: the largest of what each of them knew one call ago (alone: now).
+
+        Every rank calls it after every step; what it returns is the same on all of them. Raises RuntimeError where
+        another rank has died.
+        """
+        code = max(self._code, own_code)
+        if self._group is None:
+            return code
+        known = self._settle()
+        vote = torch.tensor([code])
+        self._votes = vote, dist.all_reduce(vote, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return known
+
+    def _settle(self) -> int:
+        if self._votes is None:
+            return 0
+        vote, work = self._votes
+        work.wait()
+        self._votes = None
+        return int(vote)
+
+    def agreed_at_last(self, own_code: int = 0) -> int:
+        """As `agreed`, but with what the ranks know now; waits for all of them."""
+        self.agreed(own_code)
+        return self._settle() if self._group is not None else max(self._code, own_code)
+
+    def wait_for_all(self) -> None:
+        """Waits, outside of the GPU's queue, until every rank is here."""
+        if self._group is not None:
+            dist.barrier(self._group)
+
+    def close(self) -> None:
+        """Signals do again what they did before."""
+        if not self._previous:
+            return
+        signal.set_wakeup_fd(self._previous_fd)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+        self._writer.close()
