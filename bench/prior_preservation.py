@@ -3,7 +3,7 @@
 python bench/prior_preservation.py --clip model/tiny-clip --instance_data_dir instance --output_dir DIR NAME=FOLDER ...
 
 Every pipeline draws the same prompts with the same seeds. CLIP-T is the mean cosine of an image and its prompt, CLIP-I
-the mean cosine of an image and the photos. Writes scores.json, grid.png (a row a prompt, three images a pipeline) and
+the mean cosine of an image and the photos. Writes scores.json, grid.jpg (a row a prompt, three images a pipeline) and
 DIR/NAME/*.png; images that are there already are scored, not drawn again.
 """
 
@@ -135,7 +135,7 @@ def main() -> None:
         table[name] = scores(clip, sampled[name], photos)
         print(name, {prompt: {k: round(v, 3) for k, v in s.items()} for prompt, s in table[name].items()}, flush=True)
     (args.output_dir / "scores.json").write_text(json.dumps(table, indent=2))
-    grid(sampled).save(args.output_dir / "grid.png", optimize=True)
+    grid(sampled).save(args.output_dir / "grid.jpg", quality=90)
 
 
 if __name__ == "__main__":

@@ -265,3 +265,15 @@ def test_a_list_that_is_no_json(tmp_path):
     path.write_text("[")
     with pytest.raises(UserError, match="--concepts_list .*cannot be read as JSON"):
         read_concepts(args)
+
+
+def test_captions_and_folders_are_part_of_what_a_resumed_run_compares(tmp_path):
+    from utils.run_record import photo_hashes
+
+    def photo(path: str, prompt: str) -> SimpleNamespace:
+        return SimpleNamespace(path=Path(path), sha256="abc", prompt=prompt)
+
+    assert photo_hashes([photo("a/1.jpg", "my cat")], "my cat") == {"1.jpg": "abc"}
+    assert photo_hashes([photo("a/1.jpg", "asleep")], "my cat") == {"1.jpg": "abc 'asleep'"}
+    two = photo_hashes([photo("a/1.jpg", "my cat"), photo("b/1.jpg", "my dog")], None)
+    assert two == {"a/1.jpg": "abc 'my cat'", "b/1.jpg": "abc 'my dog'"}

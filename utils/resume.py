@@ -30,6 +30,7 @@ NOT_COMPARED = {
     "no_cuda_graph",
     "debug",
     "dry_run",
+    "sample_batch_size",
     "save_dtype",
     "save_format",
     "logging_dir",
@@ -130,7 +131,7 @@ def _named(output_dir: Path, wanted: str) -> Checkpoint:
 def what_determines(args: Namespace, *, num_ranks: int, **hashes: dict[str, str]) -> dict:
     """Everything that the weights after a given step depend on, as {name: JSON value}.
 
-    `hashes` are of files, {kind: {name: hash}}: photos, class images, the base model; captions are the words.
+    `hashes` are of files, {kind: {name: hash}}: photos and their captions, class images, the base model.
     """
     compared = {name: value for name, value in as_plain(args).items() if name not in NOT_COMPARED}
     if args.lr_scheduler not in SCHEDULES_WITHOUT_END:

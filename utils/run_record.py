@@ -45,11 +45,19 @@ def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu
     args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
 
 
+def photo_hashes(photos, instance_prompt: str | None) -> dict[str, str]:
+    """{file: SHA-256}, with the prompt where the flags do not say it; whole paths where there are several folders."""
+    several = len({photo.path.parent for photo in photos}) > 1
+    hashes = {}
+    for photo in photos:
+        said = "" if photo.prompt == instance_prompt else f" {photo.prompt!r}"
+        hashes[str(photo.path) if several else photo.path.name] = photo.sha256 + said
+    return hashes
+
+
 def determinants(args: Namespace, num_ranks: int, dataset, base_hashes: dict) -> dict:
     """resume.what_determines of a run whose base files were hashed by hash_files."""
-    many = len({photo.path.parent for photo in dataset.photos}) > 1
-    photos = {str(photo.path) if many else photo.path.name: photo for photo in dataset.photos}
-    captions = {name: photo.prompt for name, photo in photos.items() if photo.prompt != args.instance_prompt}
+    photos = photo_hashes(dataset.photos, args.instance_prompt)
     class_folders = [concept.class_data_dir for concept in read_concepts(args) if concept.class_data_dir]
     images = [path for folder in class_folders for path in sorted(folder.glob("[!.]*")) if path.name != MANIFEST]
     folder = args.tokenizer_name
@@ -57,8 +65,7 @@ def determinants(args: Namespace, num_ranks: int, dataset, base_hashes: dict) ->
     return what_determines(
         args,
         num_ranks=num_ranks,
-        photos={name: photo.sha256 for name, photo in photos.items()},
-        captions=captions,
+        photos=photos,
         class_images={str(path): sha256_of(path) for path in images if path.is_file()},
         base_model=base_hashes["sha256"],
         tokenizer=tokenizer,
@@ -94,8 +101,8 @@ class RunRecord:
         device,
         *,
         is_main: bool,
-        checkpoint: Checkpoint | None = None,
         class_dataset=None,
+        checkpoint: Checkpoint | None = None,
     ):
         self.args, self.plan, self.dataset, self.device = args, plan, dataset, device
         self.class_dataset = class_dataset
