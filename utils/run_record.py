@@ -129,10 +129,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
+def versions(names: tuple[str, ...] = VERSIONED) -> dict[str, str]:
     """Python's and the installed packages' versions."""
     found = {"python": platform.python_version()}
-    for name in VERSIONED:
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
