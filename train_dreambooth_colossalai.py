@@ -44,7 +44,7 @@ def train(args: Namespace, argv: list[str], base: BaseModel, dataset, device) ->
     """Trains the UNet on the photos and writes the new pipeline to args.output_dir."""
     import torch.distributed as dist
 
-    from utils import logs, pipeline, run_record
+    from utils import export, logs, pipeline, run_record
     from utils.colossal import barrier
     from utils.train_step import BatchSource, CapturedStep, TrainStep
 
@@ -87,6 +87,8 @@ def train(args: Namespace, argv: list[str], base: BaseModel, dataset, device) ->
             base.folder,
             lambda folder: pipeline.save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
         )
+        if args.export_single_file:
+            export.export_single_file(args.output_dir, args.export_single_file)
         print(record.finish(log), flush=True)
     barrier(device)
 

@@ -40,6 +40,7 @@ DEFAULTS = dict(
     max_grad_norm=1.0,
     save_dtype=None,
     save_format="safetensors",
+    export_single_file=None,
     logging_dir=Path("logs"),
     report_to="none",
 )
