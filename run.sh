@@ -2,9 +2,11 @@
 # Fine-tunes on the photos in INSTANCE_DIR, then samples the result beside the baseline, scores it, writes report.html.
 # Every value can be overridden from the environment; extra arguments go to the training script:
 #   MAX_TRAIN_STEPS=400 LEARNING_RATE=5e-6 INSTANCE_PROMPT="a photo of sks cat" bash run.sh --train_batch_size=2
+# VENV=DIR runs in a virtual environment of yours, as it is; without it setup.sh makes .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-bash setup.sh
+[ -n "${VENV:-}" ] || bash setup.sh
+venv="${VENV:-.venv}"
 
 export INSTANCE_DIR="${INSTANCE_DIR:-./instance}"
 export OUTPUT_DIR="${OUTPUT_DIR:-./output}"
@@ -23,7 +25,7 @@ if [ "$(realpath -m "$MODEL_NAME")" = "$(realpath -m "$embedded_model")" ]; then
   resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=300
 fi
 
-.venv/bin/torchrun --nproc_per_node "${NPROC:-1}" train_dreambooth_colossalai.py \
+"$venv/bin/torchrun" --nproc_per_node "${NPROC:-1}" train_dreambooth_colossalai.py \
   --pretrained_model_name_or_path="$MODEL_NAME" \
   --instance_data_dir="$INSTANCE_DIR" \
   --output_dir="$OUTPUT_DIR" \
@@ -37,7 +39,7 @@ fi
   --max_train_steps="${MAX_TRAIN_STEPS:-$steps}" \
   "$@"
 
-.venv/bin/python evaluate.py \
+"$venv/bin/python" evaluate.py \
   --pretrained_model_name_or_path="$MODEL_NAME" \
   --finetuned_model_name_or_path="$OUTPUT_DIR" \
   --instance_data_dir="$INSTANCE_DIR" \

@@ -102,13 +102,15 @@ def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Conc
 
 def commit(args: Namespace, base: BaseModel, booster, unet, optimizer, record, log) -> None:
     """The trained pipeline takes its place in args.output_dir, and run.json says that it is complete."""
-    from utils import pipeline
+    from utils import export, pipeline
 
     pipeline.commit_pipeline(
         args.output_dir,
         base.folder,
         lambda folder: pipeline.save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
     )
+    if args.export_single_file:
+        export.export_single_file(args.output_dir, args.export_single_file)
     print(record.finish(log), flush=True)
 
 

@@ -42,6 +42,7 @@ DEFAULTS = dict(
     max_grad_norm=1.0,
     save_dtype=None,
     save_format="safetensors",
+    export_single_file=None,
     logging_dir=Path("logs"),
     checkpointing_steps=500,
     checkpoints_total_limit=None,

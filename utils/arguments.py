@@ -204,6 +204,12 @@ def _add_output(group) -> None:
         default="safetensors",
         help="file format of the saved UNet; bin is the recipe's (default: safetensors)",
     )
+    add(
+        "--export_single_file",
+        type=Path,
+        metavar="FILE",
+        help="write the result as one checkpoint file too, for ComfyUI and A1111: a name ending in .safetensors",
+    )
     add("--logging_dir", type=Path, default=Path("logs"), help="TensorBoard's, inside --output_dir (default: logs)")
     add("--checkpointing_steps", type=positive_int, default=500, metavar="N", help="a checkpoint every N steps")
     add("--checkpoints_total_limit", type=positive_int, metavar="K", help="keep the newest K of them (default: all)")

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import warnings
 
 from utils.timing import mark
@@ -34,16 +35,27 @@ with _quiet():
 
 __all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch"]
 
-SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+
+
+def _free_port() -> str:
+    """A port that was free a moment ago: torch 2.5 does not take 0 for one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def launch(seed: int) -> None:
     """colossalai.launch_from_torch; started without torchrun, it is one process of its own."""
-    if "RANK" not in os.environ:
-        os.environ.update(SINGLE_PROCESS)
+    alone = {} if "RANK" in os.environ else dict(SINGLE_PROCESS, MASTER_PORT=_free_port())
     mark("imported")
-    with _quiet():
-        colossalai.launch_from_torch(seed=seed, verbose=False)
+    os.environ.update(alone)
+    try:
+        with _quiet():
+            colossalai.launch_from_torch(seed=seed, verbose=False)
+    finally:
+        for name in alone:
+            del os.environ[name]
     mark("launched")
 
 

@@ -99,14 +99,16 @@ def load_text_encoder(folder: Path, weight_dtype: torch.dtype, device) -> torch.
 
 def load_vae(folder: Path, weight_dtype: torch.dtype, device) -> torch.nn.Module:
     """The frozen AutoencoderKL in `weight_dtype` on `device`."""
-    from diffusers import AutoencoderKL
+    with quiet_libraries():
+        from diffusers import AutoencoderKL
 
     return _load_frozen(AutoencoderKL, folder, "vae", weight_dtype, device)
 
 
 def load_unet(folder: Path) -> torch.nn.Module:
     """UNet2DConditionModel in training mode, float32 on the CPU: FlatParameters takes it from there."""
-    from diffusers import UNet2DConditionModel
+    with quiet_libraries():
+        from diffusers import UNet2DConditionModel
 
     return _load_weights(UNet2DConditionModel, folder, "unet").train()
 
@@ -132,6 +134,7 @@ def load_sampling_scheduler(folder: Path):
 
 def load_noise_scheduler(folder: Path):
     """DDPMScheduler with the noise schedule of the pipeline's own scheduler."""
-    from diffusers import DDPMScheduler
+    with quiet_libraries():
+        from diffusers import DDPMScheduler
 
     return _load(DDPMScheduler, folder, "scheduler")

@@ -16,6 +16,7 @@ PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_en
 WEIGHT_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 SAFETENSORS_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "fp32", "F64": "fp32"}
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -218,6 +219,33 @@ def check_output_dir(args: Namespace) -> None:
         raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {output}: no permission to write in {existing}")
+    if args.export_single_file:
+        check_export_file(args.export_single_file)
+
+
+def check_export_file(path: Path) -> None:
+    """A single file can be written to `path`: it ends in .safetensors, and an existing one is this program's.
+
+    Raises UserError otherwise.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{path}: a single file is written as safetensors; give it a name like {path.stem}.safetensors"
+        )
+    if os.path.lexists(path) and not _is_own_export(path):
+        raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: nothing can be written in {existing}")
+
+
+def _is_own_export(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
+        return header["__metadata__"]["written_by"] == PROGRAM
+    except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
+        return False
 
 
 def overlap(one: Path, other: Path) -> bool:

@@ -216,10 +216,10 @@ def hash_files(base: BaseModel) -> dict:
     return dict(folder=str(base.folder), sha256={str(p.relative_to(base.folder)): sha256_of(p) for p in files})
 
 
-def versions() -> dict[str, str]:
+def versions(names: tuple[str, ...] = VERSIONED) -> dict[str, str]:
     """Python's and the installed packages' versions."""
     found = {"python": platform.python_version()}
-    for name in VERSIONED:
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -1,0 +1,196 @@
+"""A pipeline folder as one file in the layout of the original Stable Diffusion v1 checkpoints.
+
+ComfyUI, AUTOMATIC1111's web UI and diffusers' from_single_file read it. Works on the weight files alone, so that no
+library's version and no dtype comes between: every tensor is what the folder holds, under its original name.
+
+    python -m utils.export PIPELINE_DIR OUT.safetensors [--dtype fp16]
+"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError, run_main
+from utils.preflight import (
+    EXPORT_METADATA,
+    check_base_model,
+    check_export_file,
+    has_only_fp16_variants,
+    read_json,
+    weight_files,
+)
+
+UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+UNET_NAMES = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+UNET_RESNET_NAMES = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+VAE_NAMES = {
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.attentions.0": "mid.attn_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "conv_norm_out": "norm_out",
+    "conv_shortcut": "nin_shortcut",
+}
+# Both ways diffusers has named the VAE's attention: before 0.15 and since.
+VAE_ATTENTION_NAMES = {
+    "group_norm": "norm",
+    **{"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
+    **{"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"},
+}
+
+
+def original_unet_name(name: str, layers_per_block: int, attention_up_blocks: set[int]) -> str:
+    """The original name of a UNet2DConditionModel's tensor.
+
+    Args:
+        layers_per_block: the UNet's: residual blocks on the way down; one more on the way up.
+        attention_up_blocks: numbers of the up blocks with attention; elsewhere the upsampler moves up a place.
+    """
+    down = re.fullmatch(r"down_blocks\.(\d+)\.(resnets|attentions|downsamplers)\.(\d+)\.(.+)", name)
+    up = re.fullmatch(r"up_blocks\.(\d+)\.(resnets|attentions|upsamplers)\.(\d+)\.(.+)", name)
+    per_block = layers_per_block + 1
+    if down:
+        block, kind, layer, rest = int(down[1]), down[2], int(down[3]), down[4]
+        if kind == "downsamplers":
+            return f"input_blocks.{(block + 1) * per_block}.0.{rest.replace('conv', 'op', 1)}"
+        place, rest = _unet_layer(kind, rest)
+        return f"input_blocks.{1 + block * per_block + layer}.{place}.{rest}"
+    if up:
+        block, kind, layer, rest = int(up[1]), up[2], int(up[3]), up[4]
+        if kind == "upsamplers":
+            return f"output_blocks.{(block + 1) * per_block - 1}.{2 if block in attention_up_blocks else 1}.{rest}"
+        place, rest = _unet_layer(kind, rest)
+        return f"output_blocks.{block * per_block + layer}.{place}.{rest}"
+    for ours, original in UNET_NAMES.items():
+        if name.startswith(ours + "."):
+            rest = name[len(ours) + 1 :]
+            return f"{original}.{_unet_layer('resnets', rest)[1] if 'resnets' in ours else rest}"
+    raise ValueError(f"the UNet's tensor {name} has no place in the original layout")
+
+
+def _unet_layer(kind: str, rest: str) -> tuple[int, str]:
+    """Place of a residual or attention layer in its block, and the original name of its tensor."""
+    if kind == "attentions":
+        return 1, rest
+    module, _, parameter = rest.partition(".")
+    return 0, f"{UNET_RESNET_NAMES[module]}.{parameter}"
+
+
+def original_vae_name(name: str, num_blocks: int) -> str:
+    """The original name of an AutoencoderKL's tensor; the decoder's blocks are counted from the other end."""
+    for ours, original in VAE_NAMES.items():
+        name = name.replace(ours, original)
+    if ".attn_1." in name:
+        start, end = name.split(".attn_1.")
+        module, _, parameter = end.rpartition(".")
+        return f"{start}.attn_1.{VAE_ATTENTION_NAMES[module]}.{parameter}"
+    name = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{num_blocks - 1 - int(found[1])}", name)
+    name = re.sub(r"down_blocks\.(\d+)", r"down.\1", name)
+    name = re.sub(r"resnets\.(\d+)", r"block.\1", name)
+    return name.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+
+
+def original_text_name(name: str) -> str:
+    """The original name of a CLIPTextModel's tensor; some versions of transformers leave out text_model."""
+    return name if name.startswith("text_model.") else f"text_model.{name}"
+
+
+def original_state_dict(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a pipeline folder under their original names, each in the dtype of its file."""
+    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    if unet.get("use_linear_projection") or unet.get("addition_embed_type"):
+        raise UserError(f"{folder} is not a Stable Diffusion v1 pipeline, whose layout alone is written")
+    layers = unet.get("layers_per_block", 2)
+    with_attention = {number for number, kind in enumerate(unet["up_block_types"]) if "CrossAttn" in kind}
+    state_dict = {}
+    for name, value in read_weights(folder, "unet").items():
+        state_dict[UNET_PREFIX + original_unet_name(name, layers, with_attention)] = value
+    for name, value in read_weights(folder, "vae").items():
+        original = original_vae_name(name, len(vae["block_out_channels"]))
+        # The original's attention is made of 1x1 convolutions, diffusers' of linear layers.
+        is_attention = ".attn_1." in original and ".norm." not in original
+        value = value[:, :, None, None] if is_attention and value.dim() == 2 else value
+        state_dict[VAE_PREFIX + original] = value
+    for name, value in read_weights(folder, "text_encoder").items():
+        state_dict[TEXT_PREFIX + original_text_name(name)] = value
+    return state_dict
+
+
+def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    """The tensors of one part: from the files that diffusers would load."""
+    only_variants = has_only_fp16_variants(folder / part)
+    paths = [path for path in weight_files(folder, part) if "non_ema" not in path.name]
+    paths = [path for path in paths if (".fp16." in path.name) == only_variants]
+    safetensors = [path for path in paths if path.suffix == ".safetensors"]
+    tensors = {}
+    for path in safetensors or paths:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors.update(load_file(path))
+        else:
+            tensors.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    return tensors
+
+
+def export_single_file(folder: Path, path: Path, dtype: str | None = None) -> None:
+    """Writes the pipeline in `folder` to the file `path`, whole or not at all; `dtype` fp32 or fp16 converts it."""
+    from safetensors.torch import save_file
+
+    state_dict = original_state_dict(folder)
+    for name, value in state_dict.items():
+        wanted = DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
+        state_dict[name] = value.to(wanted).contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(state_dict, beside, EXPORT_METADATA)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        beside.chmod(0o666 & ~umask)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line: checks the folder and the file, then writes it."""
+    from utils.arguments import Parser
+
+    parser = Parser(prog="python -m utils.export", description="Writes a pipeline folder as one checkpoint file.")
+    parser.add_argument("folder", type=Path, metavar="PIPELINE_DIR", help="a folder that training wrote, or a base")
+    parser.add_argument("file", type=Path, metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of every tensor (default: as in the folder)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args: argparse.Namespace = parser.parse_args(argv)
+    check_base_model(args.folder)
+    check_export_file(args.file)
+    export_single_file(args.folder, args.file, args.dtype)
+    print(f"{args.file}: {args.file.stat().st_size / 1e6:.1f} MB, read by ComfyUI, A1111 and from_single_file")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
