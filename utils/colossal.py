@@ -4,8 +4,10 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import warnings
 
+from utils.optional_packages import stand_ins
 from utils.timing import mark
 
 
@@ -23,7 +25,7 @@ def _quiet():
 
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-with _quiet():
+with _quiet(), stand_ins() as broken:
     import colossalai
     import torch
     import torch.distributed as dist
@@ -32,6 +34,12 @@ with _quiet():
     from colossalai.booster.plugin import TorchDDPPlugin
     from colossalai.interface import OptimizerWrapper
     from torch.nn.parallel import DistributedDataParallel
+if os.environ.get("RANK", "0") == "0":
+    for package, reason in broken.items():
+        print(
+            f"note: {package} cannot be imported ({reason}); training does not need it (python -m utils.doctor)",
+            file=sys.stderr,
+        )
 
 __all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch"]
 
