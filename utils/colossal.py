@@ -7,6 +7,7 @@ import socket
 import sys
 import warnings
 
+from utils.doctor import problems_of_gpu
 from utils.optional_packages import stand_ins
 from utils.timing import mark
 
@@ -57,6 +58,9 @@ def launch(seed: int) -> None:
     """colossalai.launch_from_torch; started without torchrun, it is one process of its own."""
     alone = {} if "RANK" in os.environ else dict(SINGLE_PROCESS, MASTER_PORT=_free_port())
     mark("imported")
+    if os.environ.get("RANK", "0") == "0":
+        for line in problems_of_gpu():
+            print(line, file=sys.stderr, flush=True)
     os.environ.update(alone)
     try:
         with _quiet():
