@@ -8,7 +8,7 @@ torchrun --nproc_per_node 1 train_dreambooth_colossalai.py --pretrained_model_na
 import sys
 from argparse import Namespace
 
-from utils.arguments import parse_args
+from utils.arguments import expand_config, parse_args
 from utils.concepts import Concept, load_photos, read_concepts
 from utils.errors import run_main
 from utils.preflight import BaseModel, check_base_model, check_output_dir, check_resolution, default_save_dtype
@@ -16,7 +16,7 @@ from utils.preflight import BaseModel, check_base_model, check_output_dir, check
 
 def main(argv: list[str] | None = None) -> int:
     """Checks everything that can be checked without loading a model, then trains; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = expand_config(argv)
     args = parse_args(argv)
     base = check_base_model(args.pretrained_model_name_or_path)
     check_resolution(args, base)

@@ -11,6 +11,7 @@ REQUIRED = ["--pretrained_model_name_or_path", "base", "--instance_data_dir", "p
 
 # Flags and their defaults are a promise to users: a new flag is added here and in the README; none is taken away.
 DEFAULTS = dict(
+    config=None,
     pretrained_model_name_or_path=Path("base"),
     tokenizer_name=None,
     instance_data_dir=Path("photos"),

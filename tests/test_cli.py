@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -141,6 +143,10 @@ def test_the_recorded_command_repeats_the_run(flags, tmp_path):
 LOSSES_AT_SEED_0 = [1.02212095, 1.08922160, 1.06794786, 0.95240247, 1.10180187]
 
 
+@pytest.mark.skipif(
+    f"diffusers=={diffusers.__version__}\n" not in re.sub(" .*", "", (ROOT / "requirements.txt").read_text()),
+    reason="other versions of diffusers draw other initial weights; tests/test_golden.py compares the stacks",
+)
 def test_the_losses_at_a_fixed_seed_are_pinned(flags):
     found = losses(run(flags, max_train_steps=5, seed=0))
     assert found == pytest.approx(LOSSES_AT_SEED_0, rel=1e-5)

@@ -176,7 +176,7 @@ def test_a_file_of_someone_elses_is_not_replaced(tmp_path, tiny_pipeline_dir, ca
         assert run_main(main, [str(tiny_pipeline_dir), str(tmp_path / name)]) == 2
         assert f"{name} exists and was not written by this program" in capsys.readouterr().err
     assert run_main(main, [str(tiny_pipeline_dir), str(tmp_path / "x.ckpt")]) == 2
-    assert "call it x.safetensors" in capsys.readouterr().err
+    assert "a name like x.safetensors" in capsys.readouterr().err
     assert run_main(main, [str(tiny_pipeline_dir), str(tmp_path / "text.safetensors" / "x.safetensors")]) == 2
     assert "nothing can be written in" in capsys.readouterr().err
 

@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import math
+import sys
 from pathlib import Path
 
+from utils.config_file import with_config
 from utils.errors import UserError
 
 LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
@@ -89,6 +91,7 @@ def training_parser() -> argparse.ArgumentParser:
         description="DreamBooth fine-tuning of Stable Diffusion v1.4 on ColossalAI: photos of one subject in, "
         "a complete pipeline that draws it out.",
     )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="flags from a YAML file, or from a run's run.json")
     _add_files(parser.add_argument_group("files"))
     _add_prior_preservation(parser.add_argument_group("prior preservation"))
     _add_run(parser.add_argument_group("run"))
@@ -235,9 +238,14 @@ def _add_output(group) -> None:
     add("--report_to", choices=["none", "tensorboard"], default="none", help="besides metrics.jsonl (default: none)")
 
 
+def expand_config(argv: list[str] | None = None) -> list[str]:
+    """The command line with the flags of its --config FILE in the file's place."""
+    return with_config(sys.argv[1:] if argv is None else argv, training_parser())
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parsed and checked arguments; raises UserError with one line naming the flag."""
-    args = training_parser().parse_args(argv)
+    args = training_parser().parse_args(expand_config(argv))
     _check_concept_flags(args)
     if args.logging_dir.is_absolute() or ".." in args.logging_dir.parts:
         raise UserError(

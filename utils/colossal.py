@@ -4,8 +4,11 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import warnings
 
+from utils.doctor import problems_of_gpu
+from utils.optional_packages import stand_ins
 from utils.timing import mark
 
 
@@ -23,7 +26,7 @@ def _quiet():
 
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-with _quiet():
+with _quiet(), stand_ins() as broken:
     import colossalai
     import torch
     import torch.distributed as dist
@@ -32,6 +35,12 @@ with _quiet():
     from colossalai.booster.plugin import TorchDDPPlugin
     from colossalai.interface import OptimizerWrapper
     from torch.nn.parallel import DistributedDataParallel
+if os.environ.get("RANK", "0") == "0":
+    for package, reason in broken.items():
+        print(
+            f"note: {package} cannot be imported ({reason}); training does not need it (python -m utils.doctor)",
+            file=sys.stderr,
+        )
 
 __all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch"]
 
@@ -49,6 +58,9 @@ def launch(seed: int) -> None:
     """colossalai.launch_from_torch; started without torchrun, it is one process of its own."""
     alone = {} if "RANK" in os.environ else dict(SINGLE_PROCESS, MASTER_PORT=_free_port())
     mark("imported")
+    if os.environ.get("RANK", "0") == "0":
+        for line in problems_of_gpu():
+            print(line, file=sys.stderr, flush=True)
     os.environ.update(alone)
     try:
         with _quiet():

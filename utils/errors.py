@@ -25,18 +25,21 @@ class RunFailed(RuntimeError):
 def run_main(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Runs `main(argv)` and returns the exit code.
 
-    A UserError becomes one line on stderr, from rank 0 only, and exit code 2; RunFailed and failures of the file
-    system (a full disk, say) likewise, with exit code 1; Ctrl-C 130. With --debug among the arguments, errors are
-    raised with their tracebacks.
+    A UserError becomes one line on stderr, from rank 0 only, and exit code 2, as does a package that is not installed;
+    RunFailed and failures of the file system (a full disk, say) likewise, with exit code 1; Ctrl-C 130. With --debug
+    among the arguments, errors are raised with their tracebacks.
     """
     try:
         return main(argv) or 0
-    except (UserError, RunFailed, OSError) as error:
+    except (UserError, RunFailed, OSError, ModuleNotFoundError) as error:
         if "--debug" in (sys.argv[1:] if argv is None else argv):
             raise
+        mistake = isinstance(error, (UserError, ModuleNotFoundError))
+        if isinstance(error, ModuleNotFoundError):
+            error = f"{error}; 'bash setup.sh' installs what is needed, 'python -m utils.doctor' says what is amiss"
         prefix = "" if getattr(error, "exit_code", 1) > 128 else "error: "
         _say(f"{prefix}{error}")
-        return EXIT_USER_ERROR if isinstance(error, UserError) else getattr(error, "exit_code", 1)
+        return EXIT_USER_ERROR if mistake else getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         _say("interrupted before the training had begun")
         return EXIT_INTERRUPTED
