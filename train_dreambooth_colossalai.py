@@ -10,33 +10,29 @@ from argparse import Namespace
 
 from utils.arguments import parse_args
 from utils.errors import run_main
-from utils.preflight import BaseModel, check_base_model, check_output_dir, check_resolution, default_save_dtype
+from utils.preflight import BaseModel
+from utils.preflight_table import run_preflight
 
 
 def main(argv: list[str] | None = None) -> int:
     """Checks everything that can be checked without loading a model, then trains; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    base = check_base_model(args.pretrained_model_name_or_path)
-    check_resolution(args, base)
-    check_output_dir(args)
-    args.save_dtype = args.save_dtype or default_save_dtype(base.unet_weights)
+    ready = run_preflight(args)
+    if args.dry_run:
+        return ready.exit_code
 
-    # Imported only now, so that --help and the complaints above are instant.
+    # Imported only now, so that --help and complaints are instant.
     import torch.distributed as dist
 
     from utils.colossal import get_accelerator, launch
-    from utils.dataset import InstanceDataset
-    from utils.resume import prepare_start
     from utils.train_step import training_stream
 
-    dataset = InstanceDataset(args.instance_data_dir, args.resolution, args.center_crop)
-    start = prepare_start(args, base, dataset)
     launch(args.seed)
     device = get_accelerator().get_current_device()
     try:
         with training_stream(device):
-            train(args, argv, base, dataset, start, device)
+            train(args, argv, ready.base, ready.dataset, ready.start, device)
     finally:
         dist.destroy_process_group()
     return 0
@@ -86,20 +82,8 @@ def train(args: Namespace, argv: list[str], base: BaseModel, dataset, start, dev
         for step in range(guard.first_step, plan.num_steps):
             log.step(step + 1, train_step(batches.micro_batches(step)))
             guard.after_step(step + 1)
-        guard.finish(lambda: commit(args, base, booster, unet, optimizer, record, log))
+        guard.finish(booster, unet)
     barrier(device)
-
-
-def commit(args: Namespace, base: BaseModel, booster, unet, optimizer, record, log) -> None:
-    """The trained pipeline takes its place in args.output_dir, and run.json says that it is complete."""
-    from utils import pipeline
-
-    pipeline.commit_pipeline(
-        args.output_dir,
-        base.folder,
-        lambda folder: pipeline.save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
-    )
-    print(record.finish(log), flush=True)
 
 
 def encode_inputs(args: Namespace, base: BaseModel, dataset, plan, device) -> tuple:

@@ -17,7 +17,7 @@ from tests.processes import Process, rows, start_ranks, wait_for
 from tests.test_cli import as_argv, flags, launch, run, run_json  # noqa: F401
 from train_dreambooth_colossalai import main
 from utils.checkpoint import list_checkpoints
-from utils.errors import RunFailed, UserError
+from utils.errors import UserError
 from utils.resume import differences, resume_command
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"

@@ -5,14 +5,15 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 from utils.checkpoint import Checkpointer, list_checkpoints, restore
 from utils.errors import RunFailed
-from utils.resume import Start, base_files, resume_command
+from utils.inputs import base_files
+from utils.pipeline import commit_pipeline, save_unet
+from utils.resume import Start, resume_command
 from utils.signals import StopRequest
 
 NONFINITE = 1  # as an exit code
@@ -116,8 +117,8 @@ class Guard:
             f"The state after step {found[-1].step} is in {found[-1].path}; go on from it with:\n{self.resume_command}"
         )
 
-    def finish(self, commit: Callable[[], None]) -> None:
-        """Writes the result by `commit()` on rank 0; RunFailed where that cannot be done, with the state kept."""
+    def finish(self, booster, unet) -> None:
+        """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, where that cannot be done."""
         self.log.flush()
         if self.stop.agreed_at_last(self._own_code()) == NONFINITE:
             self._end(self.num_steps, NONFINITE)
@@ -133,9 +134,18 @@ class Guard:
             self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
         try:
-            commit()
+            self._commit(booster, unet)
         except OSError as error:
             self._fail(f"the pipeline could not be written to {self.args.output_dir}: {error.strerror or error}")
+
+    def _commit(self, booster, unet) -> None:
+        args, optimizer = self.args, self.checkpointer.optimizer
+        commit_pipeline(
+            args.output_dir,
+            self.base.folder,
+            lambda folder: save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
+        )
+        print(self.record.finish(self.log), flush=True)
 
     def _fail(self, reason: str) -> None:
         with contextlib.suppress(RunFailed):

@@ -1,7 +1,5 @@
 """run.json: what was run, on what, with what result, and the command that repeats it."""
 
-import hashlib
-import math
 import platform
 import shlex
 import time
@@ -9,7 +7,6 @@ import uuid
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,14 +14,13 @@ import torch
 from utils import timing
 from utils.arguments import as_plain
 from utils.checkpoint import Checkpoint, discard, list_checkpoints
+from utils.inputs import determinants, fill_in_defaults, hash_files
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
 from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, start_output, write_json
-from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE, BaseModel
-from utils.resume import what_determines
+from utils.preflight import PROGRAM, RUN_FILE, BaseModel
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
-TRAINED_ON = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 class Plan(NamedTuple):
@@ -35,23 +31,6 @@ class Plan(NamedTuple):
     samples_per_step: int
     weight_dtype: torch.dtype
     learning_rates: list[float]
-
-
-def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool) -> None:
-    """args.mixed_precision and args.max_train_steps, where they were left out."""
-    args.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
-    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
-    args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
-
-
-def determinants(args: Namespace, num_ranks: int, dataset, base_hashes: dict) -> dict:
-    """resume.what_determines of a run whose base files were hashed by hash_files."""
-    photos = {photo.path.name: photo.sha256 for photo in dataset.photos}
-    folder = args.tokenizer_name
-    tokenizer = {p.name: sha256_of(p) for p in sorted(folder.glob("*")) if p.is_file()} if folder else {}
-    return what_determines(
-        args, num_ranks=num_ranks, photos=photos, base_model=base_hashes["sha256"], tokenizer=tokenizer
-    )
 
 
 def plan_run(args: Namespace, *, num_photos: int, num_ranks: int, device: torch.device) -> Plan:
@@ -166,22 +145,6 @@ class RunRecord:
         for checkpoint in list_checkpoints(self.args.output_dir):
             if checkpoint.state.get("run_id") != self.run_id:
                 discard(checkpoint.path)
-
-
-def hash_files(base: BaseModel) -> dict:
-    """Folder and SHA-256 of every file of the base that training reads."""
-    files = [base.folder / MODEL_INDEX]
-    files += sorted(path for part in TRAINED_ON for path in (base.folder / part).glob("*") if path.is_file())
-    return dict(folder=str(base.folder), sha256={str(p.relative_to(base.folder)): sha256_of(p) for p in files})
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
