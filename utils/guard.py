@@ -8,6 +8,7 @@ from argparse import Namespace
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from utils.checkpoint import Checkpointer, list_checkpoints, restore
 from utils.errors import RunFailed
@@ -132,11 +133,12 @@ class Guard:
         changed += [str(path) for path in self.start.base_files if not path.exists()]
         if changed:
             self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
-        self.args.output_dir.mkdir(parents=True, exist_ok=True)
         try:
+            self.args.output_dir.mkdir(parents=True, exist_ok=True)
             self._commit(booster, unet)
-        except OSError as error:
-            self._fail(f"the pipeline could not be written to {self.args.output_dir}: {error.strerror or error}")
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._fail(f"the pipeline could not be written to {self.args.output_dir}: {reason}")
 
     def _commit(self, booster, unet) -> None:
         args, optimizer = self.args, self.checkpointer.optimizer
