@@ -45,6 +45,8 @@ def weight_files(folder: Path, part: str) -> list[Path]:
             f"torch 2.6 or newer, or convert the file to safetensors"
         )
     for path in found:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file; copy or download the whole pipeline again")
         try:
             with path.open("rb") as file:
                 start = file.read(len(LFS_POINTER))

@@ -81,6 +81,7 @@ def load_quick_tokenizer(folder: Path):
     )
     split = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
