@@ -9,42 +9,37 @@ import sys
 from argparse import Namespace
 
 from utils.arguments import expand_config, parse_args
-from utils.concepts import Concept, load_photos, read_concepts
 from utils.errors import run_main
-from utils.preflight import BaseModel, check_base_model, check_output_dir, check_resolution, default_save_dtype
+from utils.preflight import BaseModel
+from utils.preflight_table import Ready, run_preflight
 
 
 def main(argv: list[str] | None = None) -> int:
     """Checks everything that can be checked without loading a model, then trains; returns the exit code."""
     argv = expand_config(argv)
     args = parse_args(argv)
-    base = check_base_model(args.pretrained_model_name_or_path)
-    check_resolution(args, base)
-    check_output_dir(args)
-    concepts = read_concepts(args)
-    args.save_dtype = args.save_dtype or default_save_dtype(base.unet_weights)
+    ready = run_preflight(args)
+    if args.dry_run:
+        return ready.exit_code
 
-    # Imported only now, so that --help and the complaints above are instant.
+    # Imported only now, so that --help and complaints are instant.
     import torch.distributed as dist
 
     from utils.colossal import get_accelerator, launch
     from utils.ranks import lost_rank_in_one_line
-    from utils.resume import prepare_start
     from utils.train_step import training_stream
 
-    dataset = load_photos(concepts, args.resolution, args.center_crop)
-    start = prepare_start(args, base, dataset)
     launch(args.seed)
     device = get_accelerator().get_current_device()
     try:
         with lost_rank_in_one_line(), training_stream(device):
-            train(args, argv, base, concepts, dataset, start, device)
+            train(args, argv, ready, device)
     finally:
         dist.destroy_process_group()
     return 0
 
 
-def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Concept], dataset, start, device) -> None:
+def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     """Trains the UNet on the photos, and on class images if asked to; writes the new pipeline to args.output_dir."""
     import torch.distributed as dist
 
@@ -56,9 +51,10 @@ def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Conc
     from utils.train_step import BatchSource, CapturedStep, TrainStep
     from utils.validation import Validation
 
+    base, dataset, start = ready.base, ready.dataset, ready.start
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     plan = run_record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
-    class_dataset = prepare_class_images(args, concepts, base.folder, device)
+    class_dataset = prepare_class_images(args, ready.concepts, base.folder, device)
     inputs = encode_inputs(args, base.folder, dataset, class_dataset, plan, device)
     unet, optimizer, booster = boost_unet(args, base, plan, device)
     batches = BatchSource(
@@ -96,22 +92,8 @@ def train(args: Namespace, argv: list[str], base: BaseModel, concepts: list[Conc
             if is_main:
                 validation.after_step(step + 1)
             guard.after_step(step + 1)
-        guard.finish(lambda: commit(args, base, booster, unet, optimizer, record, log))
+        guard.finish(booster, unet)
     barrier(device)
-
-
-def commit(args: Namespace, base: BaseModel, booster, unet, optimizer, record, log) -> None:
-    """The trained pipeline takes its place in args.output_dir, and run.json says that it is complete."""
-    from utils import export, pipeline
-
-    pipeline.commit_pipeline(
-        args.output_dir,
-        base.folder,
-        lambda folder: pipeline.save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
-    )
-    if args.export_single_file:
-        export.export_single_file(args.output_dir, args.export_single_file)
-    print(record.finish(log), flush=True)
 
 
 def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:

@@ -268,7 +268,7 @@ def test_a_list_that_is_no_json(tmp_path):
 
 
 def test_captions_and_folders_are_part_of_what_a_resumed_run_compares(tmp_path):
-    from utils.run_record import photo_hashes
+    from utils.run_inputs import photo_hashes
 
     def photo(path: str, prompt: str) -> SimpleNamespace:
         return SimpleNamespace(path=Path(path), sha256="abc", prompt=prompt)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
+
+# Pillow's remarks about large or slightly damaged photos are the preflight table's to make.
+warnings.filterwarnings("ignore", module="PIL")
 
 # Photos that Pillow cannot read by itself: leaving them out silently would surprise their owner.
 UNSUPPORTED_PHOTO_SUFFIXES = {".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}
@@ -105,7 +109,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # 16-bit and float greyscale: Pillow's own conversion would clip everything above 255 to white.
         values = np.asarray(image).astype(np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0 if values.max(initial=0) > 1 else 1.0
+        # An integer mode is 16 bits, however dark the photo; floats are customary in [0,1] and in [0,255].
+        top = 65535.0 if image.mode != "F" else 255.0 if values.max(initial=0) > 1 else 1.0
         return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -4,15 +4,18 @@ import contextlib
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from utils.checkpoint import Checkpointer, list_checkpoints, restore
 from utils.errors import RunFailed
+from utils.export import export_single_file
+from utils.pipeline import commit_pipeline, save_unet
 from utils.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
-from utils.resume import Start, base_files, resume_command
+from utils.resume import Start, resume_command
+from utils.run_inputs import base_files
 from utils.signals import StopRequest
 
 NONFINITE = 1  # as an exit code
@@ -114,8 +117,8 @@ class Guard:
             f"The state after step {found[-1].step} is in {found[-1].path}; go on from it with:\n{self.resume_command}"
         )
 
-    def finish(self, commit: Callable[[], None]) -> None:
-        """Writes the result by `commit()` on rank 0; RunFailed where that cannot be done, with the state kept."""
+    def finish(self, booster, unet) -> None:
+        """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, where that cannot be done."""
         self.log.flush()
         if self.stop.agreed_at_last(self._own_code()) == NONFINITE:
             self._end(self.num_steps, NONFINITE)
@@ -129,11 +132,23 @@ class Guard:
         changed += [str(path) for path in self.start.base_files if not path.exists()]
         if changed:
             self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
-        self.args.output_dir.mkdir(parents=True, exist_ok=True)
         try:
-            commit()
-        except OSError as error:
-            self._fail(f"the pipeline could not be written to {self.args.output_dir}: {error.strerror or error}")
+            self.args.output_dir.mkdir(parents=True, exist_ok=True)
+            self._commit(booster, unet)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._fail(f"the pipeline could not be written to {self.args.output_dir}: {reason}")
+
+    def _commit(self, booster, unet) -> None:
+        args, optimizer = self.args, self.checkpointer.optimizer
+        commit_pipeline(
+            args.output_dir,
+            self.base.folder,
+            lambda folder: save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
+        )
+        if args.export_single_file:
+            export_single_file(args.output_dir, args.export_single_file)
+        print(self.record.finish(self.log), flush=True)
 
     def _fail(self, reason: str) -> None:
         with contextlib.suppress(RunFailed):

@@ -8,16 +8,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
+from utils.model_files import (
+    default_save_dtype,
+    has_only_fp16_variants,
+    read_json,
+    safetensors_dtype,
+    safetensors_header,
+    weight_files,
+)
+
+__all__ = ["default_save_dtype", "has_only_fp16_variants", "safetensors_dtype"]  # from model_files, for others
 
 MODEL_INDEX = "model_index.json"
 RUN_FILE = "run.json"
 PROGRAM = "train_dreambooth_colossalai"
 PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
-WEIGHT_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-SAFETENSORS_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "fp32", "F64": "fp32"}
+LIBRARIES = (
+    "diffusers",
+    "transformers",
+    "stable_diffusion",
+    None,
+)  # stable_diffusion: old names of the safety checker
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
-LFS_POINTER = b"version https://git-lfs"
 
 
 class BaseModel(NamedTuple):
@@ -35,13 +48,21 @@ def check_base_model(folder: Path) -> BaseModel:
     """
     _check_folder(folder)
     index = read_json(folder / MODEL_INDEX)
+    for part, entry in index.items():
+        if isinstance(entry, list) and (len(entry) != 2 or entry[0] not in LIBRARIES):
+            raise UserError(
+                f"{folder / MODEL_INDEX}: {part} is {entry!r}, which is not a class of diffusers or transformers; "
+                f"nothing is ever imported from a model's folder"
+            )
     for part, expected in PART_CLASSES.items():
         _check_class(folder, index, part, expected)
     _check_tokenizer_and_scheduler(folder)
     unet, vae, text_encoder = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
+    check_configs(folder, unet, vae, text_encoder)
     _check_shapes(folder, unet, vae, text_encoder)
     for part in ("vae", "text_encoder"):
         weight_files(folder, part)
+    check_weight_shapes(folder, unet, vae, text_encoder)
     return BaseModel(folder, 2 ** (len(vae.get("block_out_channels", [64])) - 1), weight_files(folder, "unet"))
 
 
@@ -86,6 +107,52 @@ def _check_tokenizer_and_scheduler(folder: Path) -> None:
         )
 
 
+def check_configs(folder: Path, unet: dict, vae: dict, text_encoder: dict) -> None:
+    """Raises UserError where a number in a config.json is none, or far from any Stable Diffusion v1's."""
+    wanted = [("unet", unet, "in_channels"), ("unet", unet, "out_channels"), ("unet", unet, "cross_attention_dim")]
+    wanted += [("vae", vae, "latent_channels"), ("text_encoder", text_encoder, "hidden_size")]
+    wanted += [("unet", unet, "layers_per_block"), ("text_encoder", text_encoder, "vocab_size")]
+    values = [(part, key, config[key]) for part, config, key in wanted if key in config]
+    for part, config in (("unet", unet), ("vae", vae)):
+        channels = config.get("block_out_channels", [])
+        values += [
+            (part, "block_out_channels", value) for value in (channels if isinstance(channels, list) else [None])
+        ]
+    for part, key, value in values:
+        if type(value) is not int or not 0 < value <= 1_000_000:
+            raise UserError(
+                f"{folder / part / 'config.json'}: {key} is {value!r}, not a sensible number; "
+                f"copy or download the file again"
+            )
+    if len(vae.get("block_out_channels", [0])) not in range(1, 9):
+        raise UserError(f"{folder / 'vae' / 'config.json'}: block_out_channels has no or too many numbers")
+
+
+def check_weight_shapes(folder: Path, unet: dict, vae: dict, text_encoder: dict) -> None:
+    """The first tensors in the safetensors headers have the shapes that the configurations ask for."""
+    first = {part: (config.get("block_out_channels") or [None])[0] for part, config in (("unet", unet), ("vae", vae))}
+    hidden, vocab = text_encoder.get("hidden_size"), text_encoder.get("vocab_size")
+    expected = [
+        ("unet", "conv_in.weight", [first["unet"], unet.get("in_channels", 4), 3, 3]),
+        ("unet", "conv_out.weight", [unet.get("out_channels", 4), first["unet"], 3, 3]),
+        ("vae", "encoder.conv_in.weight", [first["vae"], vae.get("in_channels", 3), 3, 3]),
+        ("text_encoder", "text_model.embeddings.token_embedding.weight", [vocab, hidden]),
+    ]
+    headers = {part: _headers(folder, part) for part in PART_CLASSES}
+    for part, name, shape in expected:
+        for path, header in headers[part]:
+            if name in header and None not in shape and header[name]["shape"] != shape:
+                raise UserError(
+                    f"{path}: {name} has shape {header[name]['shape']}, but {part}/config.json asks for {shape}; "
+                    f"the two are not of one model"
+                )
+
+
+def _headers(folder: Path, part: str) -> list[tuple[Path, dict]]:
+    paths = [path for path in weight_files(folder, part) if path.suffix == ".safetensors"]
+    return [(path, safetensors_header(path)) for path in paths]
+
+
 def _check_shapes(folder: Path, unet: dict, vae: dict, text_encoder: dict) -> None:
     latent_channels, in_channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
     if in_channels != latent_channels:
@@ -99,94 +166,6 @@ def _check_shapes(folder: Path, unet: dict, vae: dict, text_encoder: dict) -> No
             f"{folder}: the text encoder's hidden_size is {width}, but the UNet's cross_attention_dim is {wanted}; "
             f"the two are not of one model"
         )
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in a file; raises UserError naming the file where it is missing or not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; copy or download the whole pipeline again") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); copy or download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; copy or download it again")
-    return value
-
-
-def weight_files(folder: Path, part: str) -> list[Path]:
-    """The weight files of one part of a pipeline.
-
-    Raises UserError where there is none, and where one is unreadable, cut short or a git-lfs pointer.
-    """
-    stem = WEIGHT_STEMS[part]
-    found = sorted(p for s in ("safetensors", "bin") for p in (folder / part).glob(f"{stem}*.{s}"))
-    found += sorted((folder / part).glob("pytorch_model*.bin")) if part == "text_encoder" else []
-    if not found:
-        raise UserError(f"{folder / part} holds no weights ({stem}.safetensors); copy or download it again")
-    for path in found:
-        try:
-            with path.open("rb") as file:
-                start = file.read(len(LFS_POINTER))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); copy or download it again") from None
-        if start == LFS_POINTER:
-            raise UserError(
-                f"{path} is a git-lfs pointer, not the weights; run 'git lfs install && git lfs pull' in {folder}"
-            )
-        if path.suffix == ".safetensors":
-            safetensors_dtype(path)
-    return found
-
-
-def has_only_fp16_variants(part_folder: Path) -> bool:
-    """Whether every weight file of a part is an fp16 variant, as in diffusion_pytorch_model.fp16.safetensors."""
-    names = [path.name for path in part_folder.glob("*") if path.suffix in (".safetensors", ".bin")]
-    return bool(names) and all(".fp16." in name for name in names)
-
-
-def safetensors_dtype(path: Path) -> str | None:
-    """The dtype of the first tensor, as the header names it ("F32", "F16", ...); None where there is no tensor.
-
-    Raises UserError where the file is shorter or longer than its header says.
-    """
-    try:
-        num_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > num_bytes:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-        if expected != num_bytes:
-            raise ValueError(f"its header promises {expected} bytes, it has {num_bytes}")
-        return tensors[0]["dtype"] if tensors else None
-    except (ValueError, struct.error) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
-    except (AttributeError, KeyError, IndexError, TypeError):
-        raise UserError(f"{path} is not a safetensors file (its header lists no tensors); download it again") from None
-
-
-def default_save_dtype(unet_weights: list[Path]) -> str:
-    """fp16 where the UNet file that is loaded holds float16, else fp32.
-
-    As diffusers chooses: fp16 variants only where there is nothing else, safetensors before .bin.
-    """
-    plain = [path for path in unet_weights if ".fp16." not in path.name] or unet_weights
-    path = next((path for path in plain if path.suffix == ".safetensors"), plain[0])
-    if path.suffix == ".safetensors":
-        return SAFETENSORS_DTYPES.get(safetensors_dtype(path), "fp32")
-    import pickle
-
-    import torch
-
-    try:
-        tensors = torch.load(path, map_location="meta", weights_only=True)
-        return "fp16" if next(iter(tensors.values())).dtype == torch.float16 else "fp32"
-    except (OSError, RuntimeError, EOFError, StopIteration, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0] or "there is none in it"
-        raise UserError(f"{path} is not a file of weights ({reason}); copy or download it again") from None
 
 
 def check_resolution(args: Namespace, base: BaseModel) -> None:

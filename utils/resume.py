@@ -8,44 +8,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.arguments import as_plain
 from utils.checkpoint import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
 from utils.errors import UserError
-from utils.pipeline import FROZEN_PARTS
-from utils.preflight import MODEL_INDEX, RUN_FILE, BaseModel, read_json, safetensors_dtype
+from utils.preflight import RUN_FILE, BaseModel, read_json, safetensors_dtype
+from utils.run_inputs import base_files, determinants, fill_in_defaults, hash_files
 
-# Every other argument changes what is trained: a new flag is compared unless it is named here.
-NOT_COMPARED = {
-    "pretrained_model_name_or_path",  # its files are compared by their hashes, as are the tokenizer's and the photos
-    "tokenizer_name",
-    "instance_data_dir",
-    "concepts_list",
-    "class_data_dir",
-    "sample_batch_size",
-    "prior_generation_precision",
-    "output_dir",
-    "num_train_epochs",  # becomes max_train_steps
-    "max_train_steps",  # compared where the learning rate depends on it
-    "gradient_checkpointing",
-    "no_cuda_graph",
-    "debug",
-    "dry_run",
-    "save_dtype",
-    "save_format",
-    "export_single_file",
-    "logging_dir",
-    "report_to",
-    "validation_prompt",
-    "validation_steps",
-    "num_validation_images",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "resume_from_checkpoint",
-    "allow_changes",
-    "overwrite_output_dir",
-    "max_nonfinite_steps",
-}
-SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
 
 
@@ -56,21 +23,12 @@ class Start(NamedTuple):
     base_files: dict[Path, tuple[int, int]]
 
 
-def base_files(base: BaseModel) -> dict[Path, tuple[int, int]]:
-    """Size and time of change of every file of the base that the run reads or copies."""
-    parts = (*FROZEN_PARTS, "unet")
-    found = [base.folder / MODEL_INDEX, *(path for part in parts for path in (base.folder / part).rglob("*"))]
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found if path.is_file()}
-
-
 def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
     """Finds the checkpoint to go on from and, on rank 0, compares the run it is of with this one.
 
     Fills in args.mixed_precision and args.max_train_steps. Raises UserError where the run cannot go on.
     """
     import torch
-
-    from utils.run_record import determinants, fill_in_defaults, hash_files
 
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=torch.cuda.is_available())
@@ -126,17 +84,6 @@ def _named(output_dir: Path, wanted: str) -> Checkpoint:
             f"in {output_dir} there are: {found}"
         )
     return checkpoint
-
-
-def what_determines(args: Namespace, *, num_ranks: int, **hashes: dict[str, str]) -> dict:
-    """Everything that the weights after a given step depend on, as {name: JSON value}.
-
-    `hashes` are of files, {kind: {name: hash}}: photos and their captions, class images, the base model.
-    """
-    compared = {name: value for name, value in as_plain(args).items() if name not in NOT_COMPARED}
-    if args.lr_scheduler not in SCHEDULES_WITHOUT_END:
-        compared["max_train_steps"] = args.max_train_steps
-    return dict(arguments=compared, num_ranks=num_ranks, **hashes)
 
 
 def differences(old: dict, new: dict) -> list[str]:

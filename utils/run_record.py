@@ -1,6 +1,5 @@
 """run.json: what was run, on what, with what result, and the command that repeats it."""
 
-import math
 import platform
 import shlex
 import time
@@ -15,17 +14,13 @@ import torch
 from utils import timing
 from utils.arguments import as_plain
 from utils.checkpoint import Checkpoint, discard, list_checkpoints
-from utils.class_images import MANIFEST
-from utils.concepts import read_concepts
-from utils.hashing import sha256_of
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
 from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, start_output, write_json
-from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE, BaseModel
-from utils.resume import what_determines
+from utils.preflight import PROGRAM, RUN_FILE, BaseModel
+from utils.run_inputs import determinants, fill_in_defaults, hash_files
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
-TRAINED_ON = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 class Plan(NamedTuple):
@@ -36,40 +31,6 @@ class Plan(NamedTuple):
     samples_per_step: int
     weight_dtype: torch.dtype
     learning_rates: list[float]
-
-
-def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool) -> None:
-    """args.mixed_precision and args.max_train_steps, where they were left out."""
-    args.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
-    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
-    args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
-
-
-def photo_hashes(photos, instance_prompt: str | None) -> dict[str, str]:
-    """{file: SHA-256}, with the prompt where the flags do not say it; whole paths where there are several folders."""
-    several = len({photo.path.parent for photo in photos}) > 1
-    hashes = {}
-    for photo in photos:
-        said = "" if photo.prompt == instance_prompt else f" {photo.prompt!r}"
-        hashes[str(photo.path) if several else photo.path.name] = photo.sha256 + said
-    return hashes
-
-
-def determinants(args: Namespace, num_ranks: int, dataset, base_hashes: dict) -> dict:
-    """resume.what_determines of a run whose base files were hashed by hash_files."""
-    photos = photo_hashes(dataset.photos, args.instance_prompt)
-    class_folders = [concept.class_data_dir for concept in read_concepts(args) if concept.class_data_dir]
-    images = [path for folder in class_folders for path in sorted(folder.glob("[!.]*")) if path.name != MANIFEST]
-    folder = args.tokenizer_name
-    tokenizer = {p.name: sha256_of(p) for p in sorted(folder.glob("*")) if p.is_file()} if folder else {}
-    return what_determines(
-        args,
-        num_ranks=num_ranks,
-        photos=photos,
-        class_images={str(path): sha256_of(path) for path in images if path.is_file()},
-        base_model=base_hashes["sha256"],
-        tokenizer=tokenizer,
-    )
 
 
 def plan_run(args: Namespace, *, num_photos: int, num_ranks: int, device: torch.device) -> Plan:
@@ -207,13 +168,6 @@ def photo_entry(photo, instance_prompt: str | None) -> dict:
     if photo.prompt != instance_prompt:
         entry.update(folder=str(photo.path.parent), prompt=photo.prompt)
     return entry
-
-
-def hash_files(base: BaseModel) -> dict:
-    """Folder and SHA-256 of every file of the base that training reads."""
-    files = [base.folder / MODEL_INDEX]
-    files += sorted(path for part in TRAINED_ON for path in (base.folder / part).glob("*") if path.is_file())
-    return dict(folder=str(base.folder), sha256={str(p.relative_to(base.folder)): sha256_of(p) for p in files})
 
 
 def versions(names: tuple[str, ...] = VERSIONED) -> dict[str, str]:

@@ -1,0 +1,99 @@
+"""What the preflight table says of each photo and of the prompt."""
+
+import json
+import warnings
+from pathlib import Path
+
+from utils.errors import UserError
+
+LARGE_PIXELS = 50_000_000
+SMALL_FACTOR = 1.5  # enlarging a photo more than so is worth a note
+NEAR_BITS = 6  # of the 64 of a difference hash
+MAX_TOKENS = 77
+EXIF_ORIENTATION = 0x0112
+PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
+
+
+def describe_photo(photo, resolution: int) -> tuple[str, str]:
+    """Format, size and what is done to one decoded photo, and "ok" or "note"."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(photo.path) as image:
+            kind, mode, frames = image.format, image.mode, getattr(image, "n_frames", 1)
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            alpha = "A" in mode or "transparency" in image.info
+    width, height = photo.original_size
+    said, notes = [f"{kind} {width}x{height}"], []
+    said += [f"turned upright (EXIF {orientation})"] if orientation in range(2, 9) else []
+    said += [f"{mode} made RGB"] if mode not in ("RGB", "RGBA", "L") else []
+    said += ["transparency on white"] if alpha else []
+    said += [f"first of {frames} frames"] if frames > 1 else []
+    factor = resolution / min(width, height)
+    notes += [f"enlarged {factor:.1f} times, it will look soft"] if factor > SMALL_FACTOR else []
+    notes += [f"very large ({width * height / 1e6:.0f} megapixels)"] if width * height > LARGE_PIXELS else []
+    return ", ".join(said + notes), "note" if notes else "ok"
+
+
+def difference_hash(pixels) -> int:
+    """64 bits of whether brightness grows from left to right, of uint8 [3,H,W]."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert("L").resize((9, 8), Image.Resampling.BOX)
+    values = list(image.tobytes())
+    bits = [values[row * 9 + column] < values[row * 9 + column + 1] for row in range(8) for column in range(8)]
+    return sum(bit << place for place, bit in enumerate(bits))
+
+
+def describe_duplicates(photos: list) -> list[str]:
+    """A phrase for each photo that is another one again, or nearly."""
+    found, hashes = [], [difference_hash(photo.pixels) for photo in photos]
+    for later, photo in enumerate(photos):
+        for earlier in range(later):
+            if photo.sha256 == photos[earlier].sha256:
+                found.append(f"{photo.path.name!r} is {photos[earlier].path.name!r} again")
+                break
+            if (hashes[later] ^ hashes[earlier]).bit_count() <= NEAR_BITS:
+                found.append(f"{photo.path.name!r} is nearly {photos[earlier].path.name!r}")
+                break
+    return found
+
+
+def load_quick_tokenizer(folder: Path):
+    """The folder's CLIP tokenizer without transformers, whose import takes seconds."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    try:
+        if not (folder / "vocab.json").is_file():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        unknown = "<|endoftext|>"
+        bpe = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=unknown, fuse_unk=False)
+    except Exception as error:  # tokenizers raises Exception itself
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder} holds no CLIP tokenizer ({reason}); copy or download it again") from None
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    split = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def describe_prompt(prompt: str, folder: Path) -> tuple[str, str]:
+    """How the prompt is split into tokens, and what is cut off beyond 77 of them."""
+    encoding = load_quick_tokenizer(folder).encode(prompt, add_special_tokens=False)
+    room = MAX_TOKENS - 2  # start and end
+    if len(encoding.tokens) > room:
+        start = encoding.offsets[room][0]
+        return f"{len(encoding.tokens) + 2} tokens, but {MAX_TOKENS} are read; cut off: {prompt[start:]!r}", "note"
+    pieces = " ".join(
+        token.removesuffix("</w>") + ("|" if token.endswith("</w>") else "") for token in encoding.tokens
+    )
+    return f"{len(encoding.tokens) + 2} tokens: {pieces}", "ok"

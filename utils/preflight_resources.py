@@ -1,0 +1,98 @@
+"""What a run needs of the machine, against what it has: disk space, GPU memory, a GPU that torch can use."""
+
+import math
+import os
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.model_files import safetensors_header, weight_files
+from utils.pipeline import FROZEN_PARTS
+from utils.preflight import BaseModel
+
+GB = 1e9
+STATE_BYTES = 16  # a parameter's: fp16 weight 2 and gradient 2, fp32 master 4, moments 8; as much in fp32
+ACTIVATION_BYTES = (1.0e9, 0.8e9)  # of the first and of each further 512-pixel image in fp16: an estimate
+
+
+def num_parameters(base: BaseModel) -> int:
+    """The UNet's, from the header of a weight file; from its size where it is a pickle."""
+    plain = [path for path in weight_files(base.folder, "unet") if "fp16" not in path.name and "ema" not in path.name]
+    path = (plain or base.unet_weights)[0]
+    if path.suffix == ".safetensors":
+        return sum(math.prod(entry["shape"]) for entry in safetensors_header(path).values())
+    return path.stat().st_size // 4
+
+
+def check_disk(args: Namespace, base: BaseModel, first_step: int) -> tuple[str, str]:
+    """What the result and the checkpoints will take, against what is free; UserError where it is too little."""
+    count = num_parameters(base)
+    unet_bytes = count * (4 if args.save_dtype == "fp32" else 2)
+    place = next(
+        parent for parent in (args.output_dir.absolute(), *args.output_dir.absolute().parents) if parent.exists()
+    )
+    result = unet_bytes + (0 if _same_device(place, base.folder) else _frozen_bytes(base.folder))
+    checkpoint = count * (12 if args.save_dtype == "fp32" else 14)
+    planned = args.max_train_steps // args.checkpointing_steps - first_step // args.checkpointing_steps
+    most = min(planned, args.checkpoints_total_limit + 1) if args.checkpoints_total_limit else planned
+    needed, free = result + most * checkpoint, shutil.disk_usage(place).free
+    said = f"{result / GB:.2g} GB for the result"
+    said += f", {most} x {checkpoint / GB:.2g} GB for checkpoints" if most else ""
+    said += f"; {free / GB:.3g} GB free"
+    if needed > free:
+        raise UserError(
+            f"--output_dir {args.output_dir}: too little disk space ({said}); free some, choose another disk, or keep "
+            f"fewer checkpoints with --checkpoints_total_limit or --checkpointing_steps"
+        )
+    if needed + checkpoint > free:
+        return f"{said}: no room for the checkpoint that a signal would ask for", "note"
+    return said, "ok"
+
+
+def _same_device(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
+
+
+def _frozen_bytes(folder: Path) -> int:
+    files = [path for part in FROZEN_PARTS for path in (folder / part).rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+
+def memory_needed(args: Namespace, count: int) -> float:
+    """An estimate of the GPU memory that training takes, in bytes."""
+    first, further = ACTIVATION_BYTES
+    activations = (first + further * (args.train_batch_size - 1)) * (args.resolution / 512) ** 2
+    activations *= (0.5 if args.gradient_checkpointing else 1) * (2 if args.mixed_precision == "no" else 1)
+    return STATE_BYTES * count + activations
+
+
+def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
+    """Where the run would train; UserError where there are fewer GPUs than ranks."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return _check_no_gpu(torch)
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if num_ranks > torch.cuda.device_count():
+        raise UserError(
+            f"--nproc_per_node {num_ranks}, but torch sees {torch.cuda.device_count()} GPUs here; start as many ranks"
+        )
+    free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))
+    needed = memory_needed(args, num_parameters(base))
+    said = f"{torch.cuda.get_device_name()}: about {needed / GB:.1f} GB of memory needed, {free / GB:.1f} GB free"
+    if needed <= free:
+        return said, "ok"
+    mends = [] if args.gradient_checkpointing else ["--gradient_checkpointing"]
+    mends += ["a smaller --train_batch_size"] if args.train_batch_size > 1 else []
+    return f"{said}: it may not fit; try {' and '.join(mends) or 'a smaller --resolution'}", "note"
+
+
+def _check_no_gpu(torch) -> tuple[str, str]:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    present = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+    if not present or hidden:
+        return f"no GPU{' (CUDA_VISIBLE_DEVICES hides it)' if hidden else ''}: training on the CPU", "ok"
+    built = torch.version.cuda
+    reason = f"the driver is too old for its CUDA {built}, or not loaded" if built else "it was built without CUDA"
+    return f"AN NVIDIA GPU IS HERE, BUT TORCH CANNOT USE IT ({reason}): training on the CPU, which takes hours", "note"

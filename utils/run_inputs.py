@@ -1,0 +1,105 @@
+"""What a run is made from: the arguments, the photos and the base's files, as hashes and as they lie on the disk."""
+
+import math
+from argparse import Namespace
+from pathlib import Path
+
+from utils.arguments import as_plain
+from utils.class_images import MANIFEST
+from utils.concepts import read_concepts
+from utils.hashing import sha256_of
+from utils.pipeline import FROZEN_PARTS
+from utils.preflight import MODEL_INDEX, BaseModel
+
+TRAINED_ON = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+# Every other argument changes what is trained: a new flag is compared unless it is named here.
+NOT_COMPARED = {
+    "pretrained_model_name_or_path",  # its files are compared by their hashes, as are the tokenizer's and the photos
+    "tokenizer_name",
+    "instance_data_dir",
+    "concepts_list",
+    "class_data_dir",
+    "sample_batch_size",
+    "prior_generation_precision",
+    "output_dir",
+    "num_train_epochs",  # becomes max_train_steps
+    "max_train_steps",  # compared where the learning rate depends on it
+    "gradient_checkpointing",
+    "no_cuda_graph",
+    "debug",
+    "dry_run",
+    "save_dtype",
+    "save_format",
+    "export_single_file",
+    "config",
+    "logging_dir",
+    "report_to",
+    "validation_prompt",
+    "validation_steps",
+    "num_validation_images",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "allow_changes",
+    "overwrite_output_dir",
+    "max_nonfinite_steps",
+}
+SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
+
+
+def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool) -> None:
+    """args.mixed_precision and args.max_train_steps, where they were left out."""
+    args.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
+    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
+    args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
+
+
+def what_determines(args: Namespace, *, num_ranks: int, **hashes: dict[str, str]) -> dict:
+    """Everything that the weights after a given step depend on, as {name: JSON value}.
+
+    `hashes` are of files, {kind: {name: hash}}: photos and their captions, class images, the base model.
+    """
+    compared = {name: value for name, value in as_plain(args).items() if name not in NOT_COMPARED}
+    if args.lr_scheduler not in SCHEDULES_WITHOUT_END:
+        compared["max_train_steps"] = args.max_train_steps
+    return dict(arguments=compared, num_ranks=num_ranks, **hashes)
+
+
+def photo_hashes(photos, instance_prompt: str | None) -> dict[str, str]:
+    """{file: SHA-256}, with the prompt where the flags do not say it; whole paths where there are several folders."""
+    several = len({photo.path.parent for photo in photos}) > 1
+    hashes = {}
+    for photo in photos:
+        said = "" if photo.prompt == instance_prompt else f" {photo.prompt!r}"
+        hashes[str(photo.path) if several else photo.path.name] = photo.sha256 + said
+    return hashes
+
+
+def determinants(args: Namespace, num_ranks: int, dataset, base_hashes: dict) -> dict:
+    """what_determines of a run whose base files were hashed by hash_files."""
+    class_folders = [concept.class_data_dir for concept in read_concepts(args) if concept.class_data_dir]
+    images = [path for folder in class_folders for path in sorted(folder.glob("[!.]*")) if path.name != MANIFEST]
+    folder = args.tokenizer_name
+    tokenizer = {p.name: sha256_of(p) for p in sorted(folder.glob("*")) if p.is_file()} if folder else {}
+    return what_determines(
+        args,
+        num_ranks=num_ranks,
+        photos=photo_hashes(dataset.photos, args.instance_prompt),
+        class_images={str(path): sha256_of(path) for path in images if path.is_file()},
+        base_model=base_hashes["sha256"],
+        tokenizer=tokenizer,
+    )
+
+
+def base_files(base: BaseModel) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file of the base that the run reads or copies."""
+    parts = (*FROZEN_PARTS, "unet")
+    found = [base.folder / MODEL_INDEX, *(path for part in parts for path in (base.folder / part).rglob("*"))]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found if path.is_file()}
+
+
+def hash_files(base: BaseModel) -> dict:
+    """Folder and SHA-256 of every file of the base that training reads."""
+    files = [base.folder / MODEL_INDEX]
+    files += sorted(path for part in TRAINED_ON for path in (base.folder / part).glob("*") if path.is_file())
+    return dict(folder=str(base.folder), sha256={str(p.relative_to(base.folder)): sha256_of(p) for p in files})
