@@ -20,8 +20,10 @@ PARTS = ("unet", "vae", "text_encoder")
 
 def read_back(file: Path, config: Path):
     """The pipeline as diffusers' from_single_file makes it, with the configurations of a local folder."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, __version__
 
+    if __version__.startswith("0.27."):
+        pytest.skip("from_single_file of diffusers 0.27 takes no local configuration")
     with quiet_libraries():
         pipeline = StableDiffusionPipeline.from_single_file(
             str(file), config=str(config), local_files_only=True, torch_dtype=torch.float32

@@ -150,7 +150,7 @@ def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
 
             tensors.update(load_file(path))
         else:
-            tensors.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+            tensors.update(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True))
     return tensors
 
 

@@ -239,7 +239,7 @@ def _attention(attention, x, context=None):
 
 def _takes_plain_forward(x, *unusual) -> bool:
     """Whether a call uses what the fused forwards do not know: masks, attention arguments, autocast."""
-    return any(value is not None and value != {} for value in unusual) or torch.is_autocast_enabled(x.device.type)
+    return any(value is not None and value != {} for value in unusual) or torch.is_autocast_enabled()
 
 
 def _add_norm(norm, x, residual, x_bias):

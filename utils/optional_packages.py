@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 # What ColossalAI 0.5.0 takes from each. In this order: peft uses bitsandbytes where it finds it.
@@ -21,6 +22,8 @@ IMPORTED_NAMES = {
     },
     "galore_torch": {"galore_torch": ["GaLoreAdafactor", "GaLoreAdamW"]},
 }
+
+ASKING = ("transformers.utils", "diffusers.utils", "accelerate.utils")
 
 
 def why_not(package: str) -> str | None:
@@ -43,11 +46,14 @@ def stand_ins() -> Iterator[dict[str, str]]:
             broken[package] = reason
             _forget(package)
             sys.modules[package] = None
+    # Before the stand-ins are there: these note at import, or at the first question, which packages they find.
+    for library in ASKING if broken else ():
+        importlib.import_module(library)
     for package in broken:
         sys.modules[package] = ModuleType(package)
         for name, attributes in IMPORTED_NAMES[package].items():
             module = sys.modules.setdefault(name, ModuleType(name))
-            module.__path__ = []
+            module.__path__, module.__spec__ = [], ModuleSpec(name, None)
             for attribute in attributes:
                 setattr(module, attribute, type(attribute, (), {}))
     try:
