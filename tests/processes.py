@@ -32,7 +32,11 @@ class Process:
         descriptor = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1), os.dup2(descriptor, 2)
         import sys
+        import threading
 
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())  # its own one is shared with this process's parent, kill or no kill
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)
@@ -40,8 +44,6 @@ class Process:
         if prepare:
             prepare()
         code = run_main(main, argv)
-        import threading
-
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()

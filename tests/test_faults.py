@@ -133,7 +133,8 @@ def test_a_rank_that_dies_ends_the_others(flags, tmp_path):  # noqa: F811
     ranks[1].kill()
     assert [process.wait(20) for process in ranks] == [EXIT_LOST_RANK, -signal.SIGKILL]
     text = ranks[0].text()
-    assert "error: rank 0: another process of this run has ended" in text and "--resume_from_checkpoint latest" in text, text
+    assert "error: rank 0: another process of this run has ended" in text, text
+    assert "--resume_from_checkpoint latest" in text, text
     assert "Traceback" not in text and list_checkpoints(output)
 
 

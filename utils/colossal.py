@@ -63,12 +63,32 @@ def launch(seed: int) -> None:
             print(line, file=sys.stderr, flush=True)
     os.environ.update(alone)
     try:
-        with _quiet():
+        with _quiet(), _keys_of_this_attempt():
             colossalai.launch_from_torch(seed=seed, verbose=False)
     finally:
         for name in alone:
             del os.environ[name]
     mark("launched")
+
+
+@contextlib.contextmanager
+def _keys_of_this_attempt():
+    """After a restart torchrun's store still holds the addresses of the ranks that died: use keys of our own."""
+    attempt, initialize = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), dist.init_process_group
+
+    def with_prefix(*, rank: int, world_size: int, backend: str, init_method: str) -> None:
+        store, *_ = next(dist.rendezvous(init_method, rank, world_size))
+        store.set_timeout(dist.default_pg_timeout)
+        initialize(
+            rank=rank, world_size=world_size, backend=backend, store=dist.PrefixStore(f"attempt-{attempt}", store)
+        )
+
+    if attempt != "0":
+        dist.init_process_group = with_prefix
+    try:
+        yield
+    finally:
+        dist.init_process_group = initialize
 
 
 def boost(model, optimizer: OptimizerWrapper) -> tuple:
