@@ -150,7 +150,7 @@ def _add_run(group) -> None:
         default=1,
         help="forward passes per optimisation step (default: 1)",
     )
-    add("--gradient_checkpointing", action="store_true", help="less memory, about a third more time")
+    add("--gradient_checkpointing", action="store_true", help="less memory at larger batches, more time")
     add(
         "--mixed_precision",
         choices=["fp16", "bf16", "no"],
