@@ -25,8 +25,23 @@ def _quiet():
         logging.disable(disabled)
 
 
+@contextlib.contextmanager
+def _compiles_nothing():
+    """torch.compile as a decorator that does nothing: ColossalAI and bitsandbytes apply it to functions never called.
+
+    The real one imports torch's inductor: a third of all the time that imports take (docs/decisions.md).
+    """
+    import torch
+
+    compile_, torch.compile = torch.compile, lambda model=None, **options: model or (lambda function: function)
+    try:
+        yield
+    finally:
+        torch.compile = compile_
+
+
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-with _quiet(), stand_ins() as broken:
+with _quiet(), _compiles_nothing(), stand_ins() as broken:
     import colossalai
     import torch
     import torch.distributed as dist
