@@ -82,8 +82,10 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
         print(record.summary(), flush=True)
     first_step = first.step if first else 0
     log = logs.TrainingLog(args, num_steps=plan.num_steps, is_main=is_main, device=device, first_step=first_step)
-    if device.type == "cuda" and not args.no_cuda_graph:
-        train_step = CapturedStep(train_step, log.say)
+    if device.type == "cuda":
+        if reason := train_step.rehearse(batches.micro_batches(first_step)):
+            log.say(f"kernels are compiled as they first run, not all ahead: {reason}")
+        train_step = train_step if args.no_cuda_graph else CapturedStep(train_step, log.say)
     if is_main:
         validation = Validation(args, inputs, unet.unwrap(), log, first_step=first_step)
     with Guard(args, argv, base, start, optimizer, record, log, plan.num_steps) as guard:
@@ -112,8 +114,7 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
         models.enable_gradient_checkpointing(unet)
     on_gpu = device.type == "cuda"
     memory_format = torch.channels_last if on_gpu else torch.contiguous_format
-    one_gpu = on_gpu and plan.num_ranks == 1
-    flat = FlatParameters(unet, plan.weight_dtype, device, memory_format, scattered_grads=one_gpu)
+    flat = FlatParameters(unet, plan.weight_dtype, device, memory_format, scattered_grads=on_gpu)
     if on_gpu:
         fused_unet.install(unet)
     optimizer = MasterWeightsOptimizer(
