@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.arguments import training_parser
 from utils.checkpoint import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
 from utils.errors import UserError
 from utils.preflight import RUN_FILE, BaseModel, read_json, safetensors_dtype
@@ -109,8 +110,15 @@ def _file_changes(before: dict, after: dict) -> list[str]:
 
 
 def check_same_run(args: Namespace, checkpoint: Checkpoint, determines: dict) -> list[str]:
-    """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes."""
-    found = differences(checkpoint.state.get("determines", {}), determines)
+    """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes.
+
+    A flag that is newer than the checkpoint counts as left out then: its default is what was done before it.
+    """
+    kept = dict(checkpoint.state.get("determines", {}))
+    parser = training_parser()
+    defaults = {flag: parser.get_default(flag) for flag in determines["arguments"]}
+    kept["arguments"] = defaults | kept.get("arguments", {})
+    found = differences(kept, determines)
     if found and not args.allow_changes:
         raise UserError(
             f"{checkpoint.path} is of a run with other inputs: {'; '.join(found)}. Give it the same inputs, or "
