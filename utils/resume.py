@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.arguments import training_parser
-from utils.checkpoint import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
+from utils.checkpoint_files import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
 from utils.errors import UserError
+from utils.gpu import gpu_is_usable
 from utils.preflight import RUN_FILE, BaseModel, read_json, safetensors_dtype
 from utils.run_inputs import base_files, determinants, fill_in_defaults, hash_files
 
@@ -29,10 +30,8 @@ def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
 
     Fills in args.mixed_precision and args.max_train_steps. Raises UserError where the run cannot go on.
     """
-    import torch
-
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=torch.cuda.is_available())
+    fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=gpu_is_usable())
     start = Start(find_checkpoint(args), base_files(base))
     check_steps(args, start.checkpoint)
     if start.checkpoint is not None and os.environ.get("RANK", "0") == "0":
