@@ -26,13 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     import torch.distributed as dist
 
     from utils.colossal import get_accelerator, launch
+    from utils.determinism import deterministic_kernels
     from utils.ranks import lost_rank_in_one_line
     from utils.train_step import training_stream
 
     launch(args.seed)
     device = get_accelerator().get_current_device()
     try:
-        with lost_rank_in_one_line(), training_stream(device):
+        with deterministic_kernels(args.deterministic), lost_rank_in_one_line(), training_stream(device):
             train(args, argv, ready, device)
     finally:
         dist.destroy_process_group()

@@ -29,6 +29,7 @@ DEFAULTS = dict(
     dry_run=False,
     max_nonfinite_steps=20,
     no_cuda_graph=False,
+    deterministic=False,
     debug=False,
     learning_rate=5e-6,
     scale_lr=False,

@@ -208,6 +208,17 @@ def test_what_does_not_change_the_result_may_change(flags, tmp_path):  # noqa: F
     assert main(as_argv(flags | LATEST | changes | dict(max_train_steps=4))) == 0
 
 
+def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):  # noqa: F811
+    run(flags, checkpointing_steps=2)
+    path = tmp_path / "output/checkpoint-2/state.json"
+    state = json.loads(path.read_text())
+    del state["determines"]["arguments"]["deterministic"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match="--deterministic: False -> True"):
+        main(as_argv(flags | LATEST | dict(deterministic=True)))
+    assert main(as_argv(flags | LATEST)) == 0
+
+
 def test_differences_of_groups():
     old = dict(num_ranks=1, arguments=dict(a=1), photos=dict(x="1", y="2"))
     new = dict(num_ranks=2, arguments=dict(a=1, b=2), photos=dict(y="3"))

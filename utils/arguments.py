@@ -164,6 +164,7 @@ def _add_run(group) -> None:
         help="stop after so many steps in a row without a finite gradient (default: 20)",
     )
     add("--no_cuda_graph", action="store_true", help="launch every kernel by itself: slower, for debugging")
+    add("--deterministic", action="store_true", help="same bits in every run of the same command on a GPU: slower")
     add("--debug", action="store_true", help="show the traceback of an error")
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from utils.checkpoint import Checkpointer, list_checkpoints, restore
+from utils.checkpoint import Checkpointer, restore
+from utils.checkpoint_files import list_checkpoints
 from utils.errors import RunFailed
 from utils.export import export_single_file
 from utils.pipeline import commit_pipeline, save_unet

@@ -6,8 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
 from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE, has_only_fp16_variants
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
@@ -77,6 +75,8 @@ def assemble(staging: Path, base: Path) -> None:
 
 def save_unet(booster, unet, optimizer, folder: Path, save_dtype: str, save_format: str) -> Path:
     """Writes the UNet's weights: fp32 from the master weights, fp16 through booster.save_model. Returns the file."""
+    import torch
+
     path = folder / f"{UNET_STEM}.{save_format}"
     use_safetensors = save_format == "safetensors"
     if save_dtype == "fp32":
@@ -106,6 +106,8 @@ def _save_state_dict(state_dict: dict, path: Path, use_safetensors: bool) -> Non
 
         save_file({name: value.cpu().contiguous() for name, value in state_dict.items()}, path, {"format": "pt"})
     else:
+        import torch
+
         torch.save({name: value.cpu() for name, value in state_dict.items()}, path)
 
 

@@ -8,8 +8,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.checkpoint import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
+from utils.arguments import training_parser
+from utils.checkpoint_files import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
 from utils.errors import UserError
+from utils.gpu import gpu_is_usable
 from utils.preflight import RUN_FILE, BaseModel, read_json, safetensors_dtype
 from utils.run_inputs import base_files, determinants, fill_in_defaults, hash_files
 
@@ -28,10 +30,8 @@ def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
 
     Fills in args.mixed_precision and args.max_train_steps. Raises UserError where the run cannot go on.
     """
-    import torch
-
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=torch.cuda.is_available())
+    fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=gpu_is_usable())
     start = Start(find_checkpoint(args), base_files(base))
     check_steps(args, start.checkpoint)
     if start.checkpoint is not None and os.environ.get("RANK", "0") == "0":
@@ -109,8 +109,15 @@ def _file_changes(before: dict, after: dict) -> list[str]:
 
 
 def check_same_run(args: Namespace, checkpoint: Checkpoint, determines: dict) -> list[str]:
-    """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes."""
-    found = differences(checkpoint.state.get("determines", {}), determines)
+    """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes.
+
+    A flag that is newer than the checkpoint counts as left out then: its default is what was done before it.
+    """
+    kept = dict(checkpoint.state.get("determines", {}))
+    parser = training_parser()
+    defaults = {flag: parser.get_default(flag) for flag in determines["arguments"]}
+    kept["arguments"] = defaults | kept.get("arguments", {})
+    found = differences(kept, determines)
     if found and not args.allow_changes:
         raise UserError(
             f"{checkpoint.path} is of a run with other inputs: {'; '.join(found)}. Give it the same inputs, or "

@@ -13,7 +13,7 @@ import torch
 
 from utils import timing
 from utils.arguments import as_plain
-from utils.checkpoint import Checkpoint, discard, list_checkpoints
+from utils.checkpoint_files import Checkpoint, discard, list_checkpoints
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
 from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, start_output, write_json
