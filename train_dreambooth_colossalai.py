@@ -115,7 +115,14 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
         models.enable_gradient_checkpointing(unet)
     on_gpu = device.type == "cuda"
     memory_format = torch.channels_last if on_gpu else torch.contiguous_format
-    flat = FlatParameters(unet, plan.weight_dtype, device, memory_format, scattered_grads=on_gpu)
+    flat = FlatParameters(
+        unet,
+        plan.weight_dtype,
+        device,
+        memory_format,
+        scattered_grads=on_gpu and not args.use_8bit_adam,
+        offload_optimizer=args.offload_optimizer,
+    )
     if on_gpu:
         fused_unet.install(unet)
     optimizer = MasterWeightsOptimizer(
@@ -125,6 +132,7 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
         eps=args.adam_epsilon,
         weight_decay=args.adam_weight_decay,
         max_grad_norm=args.max_grad_norm,
+        use_8bit_adam=args.use_8bit_adam,
     )
     return boost(unet, optimizer)
 

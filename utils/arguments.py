@@ -2,10 +2,17 @@
 
 import argparse
 import difflib
-import math
 import sys
 from pathlib import Path
 
+from utils.argument_types import (
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    seed_int,
+    unit_float,
+)
 from utils.config_file import with_config
 from utils.errors import UserError
 
@@ -32,56 +39,6 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown.partition(" ")[0].partition("=")[0], flags, n=1, cutoff=0.7)
             message += f"; did you mean {near[0]}?" if near else "; --help lists the flags"
         raise UserError(message)
-
-
-def positive_int(text: str) -> int:
-    """An integer of at least 1."""
-    return _bounded(int, text, 1)
-
-
-def non_negative_int(text: str) -> int:
-    """An integer of at least 0."""
-    return _bounded(int, text, 0)
-
-
-def seed_int(text: str) -> int:
-    """An integer in [0, 2**32): what every generator takes."""
-    value = _bounded(int, text, 0)
-    if value >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not below 2**32")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    """A finite number of at least 0."""
-    return _bounded(float, text, 0)
-
-
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    value = _bounded(float, text, 0)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def unit_float(text: str) -> float:
-    """A number in [0, 1)."""
-    value = _bounded(float, text, 0)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not below 1")
-    return value
-
-
-def _bounded(kind: type, text: str, least: int):
-    try:
-        value = kind(text)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-    if not least <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least {least}")
-    return value
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -150,7 +107,7 @@ def _add_run(group) -> None:
         default=1,
         help="forward passes per optimisation step (default: 1)",
     )
-    add("--gradient_checkpointing", action="store_true", help="less memory at larger batches, more time")
+    _add_memory(add)
     add(
         "--mixed_precision",
         choices=["fp16", "bf16", "no"],
@@ -166,6 +123,18 @@ def _add_run(group) -> None:
     add("--no_cuda_graph", action="store_true", help="launch every kernel by itself: slower, for debugging")
     add("--deterministic", action="store_true", help="same bits in every run of the same command on a GPU: slower")
     add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _add_memory(add) -> None:
+    add("--gradient_checkpointing", action="store_true", help="less memory at larger batches, more time")
+    add(
+        "--offload_optimizer",
+        choices=["none", "moments", "all"],
+        help="keep AdamW's moments, or fp32 master weights too, in the host's memory: the same bits, more time "
+        "(default: none)",
+    )
+    add("--use_8bit_adam", action="store_true", help="AdamW's moments in 8 bits: less memory, nearly the same result")
+    add("--low_memory", action="store_true", help="--gradient_checkpointing and --offload_optimizer all")
 
 
 def _add_optimization(group) -> None:
@@ -248,6 +217,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parsed and checked arguments; raises UserError with one line naming the flag."""
     args = training_parser().parse_args(expand_config(argv))
     _check_concept_flags(args)
+    args.gradient_checkpointing |= args.low_memory
+    args.offload_optimizer = args.offload_optimizer or ("all" if args.low_memory else "none")
     if args.logging_dir.is_absolute() or ".." in args.logging_dir.parts:
         raise UserError(
             f"--logging_dir {args.logging_dir} is not inside --output_dir; give it a relative name like 'logs'"

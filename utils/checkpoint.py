@@ -28,6 +28,7 @@ from utils.checkpoint_files import (
     list_checkpoints,
     read_checkpoint,
 )
+from utils.eight_bit import EightBit
 from utils.errors import RunFailed, UserError
 from utils.pipeline import STAGING_PREFIX, sync_directory, sync_tree, write_json
 from utils.preflight import PROGRAM, safetensors_dtype
@@ -120,15 +121,25 @@ class Checkpointer:
         self.say(self._outcome[0])
 
     def _snapshot(self) -> Callable[[], None]:
-        """Copies the state to the host; the function returned waits until it is there."""
-        on_gpu = self.flat.master.device.type == "cuda"
-        optimizer = self.optimizer
+        """Copies the state to the host; the function returned waits until it is there.
+
+        What is offloaded is copied before this returns: later updates write to the same host memory.
+        """
+        optimizer, on_gpu = self.optimizer, self.flat.device.type == "cuda"
         state = dict(master=self.flat.master, exp_avg=optimizer.exp_avg, exp_avg_sq=optimizer.exp_avg_sq)
         state |= {name: getattr(optimizer, name) for name in SCALARS}
-        for name, tensor in state.items():
+        self.flat.settle()
+        for name, source in state.items():
+            eight_bit = isinstance(source, EightBit)
             if name not in self._host:
-                self._host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
-            self._host[name].copy_(tensor.detach(), non_blocking=True)
+                shape, dtype = (source.numel, torch.float32) if eight_bit else (source.shape, source.dtype)
+                arrives_later = on_gpu and (eight_bit or source.is_cuda)
+                self._host[name] = torch.empty(shape, dtype=dtype, pin_memory=arrives_later)
+            if eight_bit:
+                source.read_into(self._host[name], self.flat.device)
+            else:
+                self._host[name].copy_(source.detach(), non_blocking=True)
+        self.flat.settle()
         if not on_gpu:
             return lambda: None
         event = torch.cuda.Event()  # later updates of the same stream run after the copies
@@ -197,7 +208,12 @@ def restore(checkpoint: Checkpoint, optimizer) -> None:
     master_file = UNET_FILE if safetensors_dtype(path / UNET_FILE) == "F32" else TENSORS_FILE
     places = [("", flat.master)] if master_file == UNET_FILE else [("master.", flat.master)]
     _read_tensors(path / master_file, flat, places)
-    _read_tensors(path / TENSORS_FILE, flat, [("exp_avg.", optimizer.exp_avg), ("exp_avg_sq.", optimizer.exp_avg_sq)])
+    for name in ("exp_avg", "exp_avg_sq"):
+        moment = getattr(optimizer, name)
+        values = torch.empty(moment.numel) if isinstance(moment, EightBit) else moment
+        _read_tensors(path / TENSORS_FILE, flat, [(f"{name}.", values)])
+        if values is not moment:
+            moment.write_from(values, flat.device)
     if flat.weight is not flat.master:
         flat.weight.copy_(flat.master)
     for name in SCALARS:

@@ -13,7 +13,14 @@ import torch.nn.functional as F
 try:
     import triton
 
-    from utils import kernels_elementwise, kernels_group_norm, kernels_layer_norm, kernels_optimizer, kernels_scattered
+    from utils import (
+        kernels_eight_bit,
+        kernels_elementwise,
+        kernels_group_norm,
+        kernels_layer_norm,
+        kernels_optimizer,
+        kernels_scattered,
+    )
 
     HAS_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)  # 3.0, 3.1: the compiler itself aborts
 except ImportError:
@@ -92,14 +99,43 @@ def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad=False):
     Args:
         weight: fp16 or bf16, receives the rounded master; None where the master is the weight.
         grad: in the weight's dtype or fp32, multiplied by grad_scale.
-        master, exp_avg, exp_avg_sq: fp32.
+        master, exp_avg, exp_avg_sq: fp32; on a GPU also in pinned host memory, where reaches_host_memory says so.
         scalars: fp32 [9]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply.
             With apply 0 nothing changes, whatever the gradient holds (but `zero_grad` still zeroes it).
     """
-    if runs_triton(master):
+    if runs_triton(grad):
         kernels_optimizer.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad)
     else:
         adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad)
+
+
+def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+    """As adamw_, with moments that are eight_bit.EightBit, rounded after their use: 16 bytes a parameter."""
+    if runs_triton(grad):
+        kernels_eight_bit.adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
+        return
+    for piece in exp_avg.pieces():
+        moments = exp_avg[piece].dequantize(), exp_avg_sq[piece].dequantize()
+        weight_piece = None if weight is None else weight[piece]
+        adamw_reference_(weight_piece, grad[piece], master[piece], *moments, scalars)
+        for eight_bit, values in zip((exp_avg, exp_avg_sq), moments, strict=True):
+            eight_bit[piece].quantize_(values)
+
+
+def reaches_host_memory(device):
+    """Whether kernels on this GPU can read and write the buffers of host_memory.pinned_zeros: tried, not assumed."""
+    if not HAS_TRITON:
+        return False
+    from utils.host_memory import pinned_zeros
+
+    x = pinned_zeros(256, torch.float32, device)
+    try:
+        with torch.cuda.device(device):
+            kernels_optimizer.add_one_(x)
+            torch.cuda.synchronize(device)
+    except (RuntimeError, ValueError):
+        return False
+    return bool((x == 1).all())
 
 
 def grad_norm_(grad, out):

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils import kernels
+from utils import host_memory, kernels
 from utils.colossal import OptimizerWrapper
+from utils.eight_bit import EightBit
 from utils.timing import mark
 
 GROWTH_INTERVAL = 2000  # applied updates in a row before the loss scale doubles (torch.amp.GradScaler's figure)
 MIN_LOSS_SCALE = 2.0**-14
+PIECE = 1 << 24  # parameters whose state is on the GPU at a time where kernels cannot reach host memory
 
 
 def learning_rate_table(
@@ -46,10 +48,11 @@ class FlatParameters:
     Args:
         module: its parameters must be float32 (the file's own values); they become `weight_dtype` views.
         weight_dtype: dtype of the weights and gradients the network computes with.
-        device: where all buffers live.
+        device: where all buffers live but those that are offloaded.
         memory_format: torch.channels_last lays out 4-D parameters so; others are contiguous.
         scattered_grads: leave each gradient where autograd, or with several ranks DDP, puts it (see
             kernels_scattered), instead of adding it into a buffer of zeros; without Triton the buffer.
+        offload_optimizer: "moments", "all": those, or `master` too, are in pinned host memory. Nothing on a CPU.
 
     `master` holds the float32 values as they were in the file, not their rounded cast; for float32 it is `weight`.
     """
@@ -61,19 +64,25 @@ class FlatParameters:
         device,
         memory_format=torch.contiguous_format,
         scattered_grads: bool = False,
+        offload_optimizer: str = "none",
     ):
         self.parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.memory_format = memory_format
+        self.device = torch.device(device)
         num_elements = sum(p.numel() for _, p in self.parameters)
-        self.master = torch.empty(num_elements, dtype=torch.float32, device=device)
+        self.moments_on_host = offload_optimizer != "none" and self.device.type == "cuda"
+        self.in_pieces = self.moments_on_host and not kernels.reaches_host_memory(self.device)
+        on_host = offload_optimizer == "all" and weight_dtype != torch.float32
+        self.master = host_memory.zeros(num_elements, torch.float32, self.device, on_host)
         for (_, parameter), view in zip(self.parameters, self.views(self.master), strict=True):
             view.copy_(parameter.detach())
-        self.weight = self.master if weight_dtype == torch.float32 else self.master.to(weight_dtype)
+        self.weight = self.master if weight_dtype == torch.float32 else self.master.to(self.device, weight_dtype)
         for (_, parameter), weight in zip(self.parameters, self.views(self.weight), strict=True):
             parameter.data = weight
         mark("weights placed")
         numels = [parameter.numel() for _, parameter in self.parameters]
-        self.grad, self.grad_table = None, kernels.gradient_table(numels, device) if scattered_grads else None
+        scatters = scattered_grads and not self.in_pieces
+        self.grad, self.grad_table = None, kernels.gradient_table(numels, device) if scatters else None
         if self.grad_table is not None:
             return
         self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)
@@ -107,9 +116,15 @@ class FlatParameters:
 
     def state_dict(self, buffer: Tensor) -> dict[str, Tensor]:
         """{parameter name: contiguous CPU copy of its part of `buffer`}, which leaves the device in one transfer."""
+        self.settle()
         views = self.views(buffer.detach().cpu())
         contiguous = dict(memory_format=torch.contiguous_format)
         return {name: view.clone(**contiguous) for (name, _), view in zip(self.parameters, views, strict=True)}
+
+    def settle(self) -> None:
+        """Waits until the GPU has written what it has been told to write: the host may read offloaded buffers then."""
+        if self.moments_on_host:
+            torch.cuda.synchronize(self.device)
 
 
 class MasterWeightsOptimizer(OptimizerWrapper):
@@ -121,6 +136,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         betas, eps, weight_decay: AdamW's.
         max_grad_norm: clip the unscaled gradient's 2-norm to this; 0 switches clipping off.
         initial_scale: first loss scale for float16 weights; other dtypes have none (it stays 1).
+        use_8bit_adam: moments in 8 bits each; needs gradients in a buffer.
 
     A gradient with an inf or NaN is not applied: it halves the scale, counts in `num_skipped`, and does not advance
     the learning-rate schedule.
@@ -137,17 +153,18 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         max_grad_norm: float = 1.0,
         initial_scale: float = 2.0**16,
         growth_interval: int = GROWTH_INTERVAL,
+        use_8bit_adam: bool = False,
     ):
+        assert not (use_8bit_adam and parameters.grad is None)
         master = torch.nn.Parameter(parameters.master, requires_grad=False)
         options = dict(lr=learning_rates[0], betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(torch.optim.AdamW([master], **options))
         self.flat = parameters
-        device = parameters.master.device
+        device = parameters.device
         self.scales_loss = parameters.weight.dtype == torch.float16
         self.max_grad_norm = max_grad_norm
         self.growth_interval = growth_interval
-        self.exp_avg = torch.zeros_like(parameters.master)
-        self.exp_avg_sq = torch.zeros_like(parameters.master)
+        self.exp_avg, self.exp_avg_sq = self._zero_moments(use_8bit_adam)
         self.learning_rates = torch.tensor(learning_rates, dtype=torch.float64, device=device)
         self.loss_scale = torch.tensor(initial_scale if self.scales_loss else 1.0, device=device)
         self.num_good = torch.zeros((), dtype=torch.int64, device=device)  # applied since the scale last changed
@@ -156,6 +173,12 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self._scaled_grad_norm = torch.zeros(1, device=device)
         self._betas = torch.tensor(betas, dtype=torch.float64, device=device)
         self._constants = torch.tensor([*betas, eps, weight_decay], dtype=torch.float64, device=device)
+
+    def _zero_moments(self, use_8bit_adam: bool) -> tuple:
+        numel, where = self.flat.master.numel(), dict(device=self.flat.device, on_host=self.flat.moments_on_host)
+        if use_8bit_adam:
+            return EightBit.zeros(numel, signed=True, **where), EightBit.zeros(numel, signed=False, **where)
+        return tuple(host_memory.zeros(numel, torch.float32, **where) for _ in range(2))
 
     def backward(self, loss: Tensor, inputs=None, retain_graph: bool = False, **kwargs) -> None:
         """Adds the gradient of `loss` times the loss scale into the parameters' gradients."""
@@ -199,11 +222,20 @@ class MasterWeightsOptimizer(OptimizerWrapper):
 
     def _update(self, scalars: Tensor) -> None:
         weight = None if self.flat.weight is self.flat.master else self.flat.weight
-        state = (self.flat.master, self.exp_avg, self.exp_avg_sq, scalars)
-        if self.flat.grad_table is None:
-            kernels.adamw_(weight, self.flat.grad, *state)
-        else:
-            self.flat.grad_table.adamw_(weight, self.flat.weight.dtype, *state)
+        state = (self.flat.master, self.exp_avg, self.exp_avg_sq)
+        if self.flat.grad_table is not None:
+            self.flat.grad_table.adamw_(weight, self.flat.weight.dtype, *state, scalars)
+            return
+        update = kernels.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else kernels.adamw_
+        numel = self.flat.master.numel()
+        for start in range(0, numel, PIECE if self.flat.in_pieces else numel):
+            piece = slice(start, min(start + PIECE, numel) if self.flat.in_pieces else numel)
+            there = [buffer[piece] for buffer in state]
+            here = [buffer.to(self.flat.device, non_blocking=True) for buffer in there]
+            update(None if weight is None else weight[piece], self.flat.grad[piece], *here, scalars)
+            for buffer, updated in zip(there, here, strict=True):
+                if updated is not buffer:
+                    buffer.copy_(updated, non_blocking=True)
 
     def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
         """The `scalars` of kernels.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""

@@ -25,6 +25,8 @@ NOT_COMPARED = {
     "num_train_epochs",  # becomes max_train_steps
     "max_train_steps",  # compared where the learning rate depends on it
     "gradient_checkpointing",
+    "offload_optimizer",  # the same bits
+    "low_memory",
     "no_cuda_graph",
     "debug",
     "dry_run",
