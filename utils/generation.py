@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils import comparison, sampling
+from utils.captured_unet import CapturedUNet
+from utils.drawing import is_blank
 from utils.errors import UserError
 from utils.hashing import sha256_of
 from utils.models import WEIGHT_DTYPES
@@ -32,6 +35,7 @@ from utils.samples import (
 
 RECORDED = ("num_images", "num_drift_images", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
 RECORDED += ("batch_size", "height", "width", "mixed_precision", "safety_checker", "identifier", "class_name")
+NUM_WRITERS = 4  # threads that write images
 
 
 def generate(args: Namespace, prompts: list[Prompt]) -> None:
@@ -118,11 +122,16 @@ def sample_all(args: Namespace, samples: list[Sample], pipelines: dict, models: 
     wanted = [s for s in samples if recorded_settings(args.output_dir / s.file) != digests[s.file]]
     if len(wanted) < len(samples):
         print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
-    blank, start = [], time.monotonic()
-    for group, images in sample_groups(args, wanted, pipelines, models):
-        for sample, image in zip(group, images, strict=True):
-            save_sample(args, sample, image, models[sample.model]["path"], digests[sample.file])
-            blank += [sample.file] * sampling.is_blank(image)
+    start, writing = time.monotonic(), []
+    with ThreadPoolExecutor(NUM_WRITERS) as writers:  # compressing PNGs takes long, and the GPU need not wait for it
+        for group, images in sample_groups(args, wanted, pipelines, models):
+            for sample, image in zip(group, images, strict=True):
+                path, digest = models[sample.model]["path"], digests[sample.file]
+                writing.append((sample.file, writers.submit(save_sample, args, sample, image, path, digest)))
+            for _, future in writing:
+                if future.done():
+                    future.result()  # raises: where the disk is full, the rest need not be sampled
+    blank = [file for file, future in writing if future.result()]
     warn_of_blank_images(blank, args.safety_checker)
     if wanted:
         seconds = time.monotonic() - start
@@ -142,6 +151,8 @@ def sample_groups(args: Namespace, wanted: list[Sample], pipelines: dict, models
     embeddings = sampling.PromptEmbeddings(args.negative_prompt, args.guidance_scale)
     options = dict(num_inference_steps=args.num_inference_steps, height=args.height, width=args.width)
     options |= dict(guidance_scale=args.guidance_scale, batch_size=args.batch_size, embeddings=embeddings)
+    if pipelines[BASELINE].device.type == "cuda":
+        options["captured"] = CapturedUNet(warn)
     interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
     bar_options = dict(unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups)
     with tqdm(total=num_steps, **bar_options) as progress_bar:
@@ -155,12 +166,14 @@ def sample_groups(args: Namespace, wanted: list[Sample], pipelines: dict, models
             yield group, sampling.sample(loaded, group[0].prompt, seeds, on_step=progress_bar.update, **options)
 
 
-def save_sample(args: Namespace, sample: Sample, image: Image.Image, model_path: str, digest: str) -> None:
+def save_sample(args: Namespace, sample: Sample, image: Image.Image, model_path: str, digest: str) -> bool:
+    """Writes an image; returns whether it is blank."""
     texts = dict(prompt=sample.prompt, negative_prompt=args.negative_prompt, seed=sample.seed, model=model_path)
     texts |= dict(num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale)
     path = args.output_dir / sample.file
     path.parent.mkdir(parents=True, exist_ok=True)
     sampling.save_png(path, image, texts | {SETTINGS_KEY: digest})
+    return is_blank(image)
 
 
 def recorded_settings(path: Path) -> str | None:
