@@ -35,7 +35,10 @@ def script_losses(args: argparse.Namespace, name: str) -> list[float]:
     flags = ["--no_cuda_graph"] if name == "eager" else []
     folder = args.output_dir / name
     folder.mkdir(parents=True, exist_ok=True)
-    return run_script(args.model, args.photos, folder / "output", args.resolution, 1, args.steps, flags)["losses"]
+    found = run_script(args.model, args.photos, folder / "output", args.resolution, 1, args.steps, flags)
+    print(f"{name}: first step after {found['first_step_seconds']:.1f} s, whole run {found['whole_run_seconds']:.1f} s, "
+          f"{found['ms_a_step']:.1f} ms a step; {found['seconds_after_start']}", *found["said"], flush=True)  # fmt: skip
+    return found["losses"]
 
 
 def reference_losses(args: argparse.Namespace) -> list[float]:
