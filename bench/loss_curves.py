@@ -36,8 +36,9 @@ def script_losses(args: argparse.Namespace, name: str) -> list[float]:
     folder = args.output_dir / name
     folder.mkdir(parents=True, exist_ok=True)
     found = run_script(args.model, args.photos, folder / "output", args.resolution, 1, args.steps, flags)
-    print(f"{name}: first step after {found['first_step_seconds']:.1f} s, whole run {found['whole_run_seconds']:.1f} s, "
-          f"{found['ms_a_step']:.1f} ms a step; {found['seconds_after_start']}", *found["said"], flush=True)  # fmt: skip
+    times = f"first step after {found['first_step_seconds']:.1f} s, whole run {found['whole_run_seconds']:.1f} s"
+    marks = f"{found['ms_a_step']:.1f} ms a step; {found['seconds_after_start']}"
+    print(f"{name}: {times}, {marks}", *found["said"], flush=True)
     return found["losses"]
 
 

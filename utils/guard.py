@@ -18,6 +18,7 @@ from utils.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
 from utils.resume import Start, resume_command
 from utils.run_inputs import base_files
 from utils.signals import StopRequest
+from utils.timing import mark
 
 NONFINITE = 1  # as an exit code
 
@@ -121,6 +122,7 @@ class Guard:
     def finish(self, booster, unet) -> None:
         """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, where that cannot be done."""
         self.log.flush()
+        mark("trained")
         if self.stop.agreed_at_last(self._own_code()) == NONFINITE:
             self._end(self.num_steps, NONFINITE)
         if not self.is_main:
@@ -149,6 +151,7 @@ class Guard:
         )
         if args.export_single_file:
             export_single_file(args.output_dir, args.export_single_file)
+        mark("saved")
         print(self.record.finish(self.log), flush=True)
 
     def _fail(self, reason: str) -> None:
