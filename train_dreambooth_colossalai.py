@@ -10,6 +10,7 @@ from argparse import Namespace
 
 from utils.arguments import expand_config, parse_args
 from utils.errors import run_main
+from utils.output_lock import hold_output
 from utils.preflight import BaseModel
 from utils.preflight_table import Ready, run_preflight
 
@@ -30,13 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     from utils.ranks import lost_rank_in_one_line
     from utils.train_step import training_stream
 
-    launch(args.seed)
-    device = get_accelerator().get_current_device()
-    try:
-        with deterministic_kernels(args.deterministic), lost_rank_in_one_line(), training_stream(device):
-            train(args, argv, ready, device)
-    finally:
-        dist.destroy_process_group()
+    with hold_output(args.output_dir):
+        launch(args.seed)
+        device = get_accelerator().get_current_device()
+        try:
+            with deterministic_kernels(args.deterministic), lost_rank_in_one_line(), training_stream(device):
+                train(args, argv, ready, device)
+        finally:
+            dist.destroy_process_group()
     return 0
 
 
