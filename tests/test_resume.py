@@ -16,7 +16,7 @@ from tests.conftest import write_photos
 from tests.processes import Process, rows, start_ranks, wait_for
 from tests.test_cli import as_argv, flags, launch, run, run_json  # noqa: F401
 from train_dreambooth_colossalai import main
-from utils.checkpoint import list_checkpoints
+from utils.checkpoint_files import list_checkpoints
 from utils.errors import UserError
 from utils.resume import differences, resume_command
 

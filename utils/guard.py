@@ -52,7 +52,7 @@ class Guard:
             unet_config=(self.base.folder / "unet" / "config.json").read_bytes(),
             describe=self.record.describe,
             save_dtype=self.args.save_dtype,
-            run_id=self.record.run_id,
+            **self.record.line._asdict(),
             total_limit=self.args.checkpoints_total_limit,
             say=self.log.say,
         )
@@ -111,7 +111,7 @@ class Guard:
         )
 
     def _how_to_go_on(self) -> str:
-        found = list_checkpoints(self.args.output_dir, self.record.run_id)
+        found = list_checkpoints(self.args.output_dir, self.record.line)
         if not found:
             return "There is no checkpoint yet: start the run again"
         return (

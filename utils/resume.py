@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.arguments import training_parser
-from utils.checkpoint_files import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
+from utils.checkpoint_files import (
+    NAME,
+    TENSORS_FILE,
+    UNET_FILE,
+    Checkpoint,
+    left_behind,
+    line_of,
+    list_checkpoints,
+    read_checkpoint,
+)
 from utils.errors import UserError
 from utils.gpu import gpu_is_usable
 from utils.preflight import RUN_FILE, BaseModel, read_json, safetensors_dtype
@@ -38,9 +47,20 @@ def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
         found = determinants(args, num_ranks, dataset, hash_files(base))
         for change in check_same_run(args, start.checkpoint, found):
             print(f"changed since the checkpoint: {change}", flush=True)
+        _say_what_is_left(args.output_dir, start.checkpoint)
     elif start.checkpoint is None and args.resume_from_checkpoint and os.environ.get("RANK", "0") == "0":
         print(f"no checkpoint in {args.output_dir} yet: starting anew", flush=True)
     return start
+
+
+def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:
+    names = ", ".join(later.path.name for later in left_behind(output_dir, checkpoint))
+    if names:
+        print(
+            f"the run branches off at step {checkpoint.step}: {names} are not its own, so 'latest' passes over them; "
+            f"they are kept until a checkpoint of that name, or the result, takes their place",
+            flush=True,
+        )
 
 
 def find_checkpoint(args: Namespace) -> Checkpoint | None:
@@ -51,7 +71,7 @@ def find_checkpoint(args: Namespace) -> Checkpoint | None:
     """
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     run = _run_of(args.output_dir)
-    own = list_checkpoints(args.output_dir, run.get("run_id")) if run.get("run_id") else []
+    own = list_checkpoints(args.output_dir, line_of(run)) if run.get("run_id") else []
     wanted = args.resume_from_checkpoint
     if wanted == "latest" or (restarted and own):
         checkpoint = own[-1] if own else None
