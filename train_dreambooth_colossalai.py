@@ -79,7 +79,7 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     )
 
     is_main, first = rank == 0, start.checkpoint
-    kept = dict(checkpoint=first, class_dataset=class_dataset)
+    kept = dict(checkpoint=first, class_dataset=class_dataset, base_hashes=start.base_hashes)
     record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=is_main, **kept)
     if is_main:
         print(record.summary(), flush=True)

@@ -4,7 +4,7 @@ import platform
 import shlex
 import time
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib import metadata
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from utils import timing
 from utils.arguments import as_plain
 from utils.checkpoint_files import Checkpoint, discard, line_of, list_checkpoints, next_line
+from utils.hashing import in_background
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
 from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, read_record, start_output, write_json
@@ -49,7 +50,7 @@ def plan_run(args: Namespace, *, num_photos: int, num_ranks: int, device: torch.
 
 
 class RunRecord:
-    """Writes run.json at the start ("running") and at the end ("complete"); the base's files are hashed meanwhile."""
+    """Writes run.json at the start ("running") and at the end ("complete")."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class RunRecord:
         is_main: bool,
         class_dataset=None,
         checkpoint: Checkpoint | None = None,
+        base_hashes: Future | None = None,
     ):
         self.args, self.plan, self.dataset, self.device = args, plan, dataset, device
         self.class_dataset = class_dataset
@@ -89,7 +91,7 @@ class RunRecord:
         )
         continues = checkpoint is not None and line_of(read_record(args.output_dir)).holds(checkpoint)
         start_output(args.output_dir, self.entries, continues)  # another run's record and metrics are set aside
-        self._base_hashes = ThreadPoolExecutor(1).submit(hash_files, base)
+        self._base_hashes = base_hashes or in_background(hash_files, base)
 
     def describe(self) -> dict:
         """What a checkpoint of this run says about it; waits for the base's hashes."""
