@@ -421,6 +421,29 @@ class TestSignals:
         resumed = Process(as_argv(flags | LATEST | dict(max_train_steps=4)), tmp_path / "resumed")
         assert resumed.wait() == 0 and not list(output.glob(".*"))
 
+    @pytest.mark.parametrize(
+        ("seconds", "run_id", "warns"), [(25.0, "x", True), (25.0, None, False), (5.0, "x", False)]
+    )
+    def test_a_slow_checkpoint_under_torchrun_is_warned_of(self, flags, tmp_path, seconds, run_id, warns):  # noqa: F811
+        def slow_disk() -> None:
+            from utils.checkpoint import Checkpointer
+
+            write = Checkpointer._write
+
+            def slow(self, step, arrived):
+                write(self, step, arrived)
+                self.seconds = seconds
+
+            Checkpointer._write = slow
+
+        environment = dict(TORCHELASTIC_RUN_ID=run_id) if run_id else {}
+        argv = as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=2))
+        process = Process(argv, tmp_path / "text", slow_disk, **environment)
+        wait_for(lambda: "checkpoint-4: " in process.text())
+        process.kill(signal.SIGTERM)
+        assert process.wait() == 143
+        assert ("took 25 s: if the signal was sent to torchrun, it kills" in process.text()) == warns
+
     def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, tmp_path):  # noqa: F811
         output = tmp_path / "output"
         process = Process(as_argv(flags | dict(max_train_steps=5000)), tmp_path / "text")

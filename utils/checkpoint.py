@@ -83,6 +83,7 @@ class Checkpointer:
         self.output_dir, self.optimizer, self.flat = output_dir, optimizer, optimizer.flat
         self.unet_config, self.describe, self.save_dtype = unet_config, describe, save_dtype
         self.line, self.total_limit, self.say = Line(run_id, list(ancestors)), total_limit, say
+        self.seconds = 0.0  # that the last write took
         self._thread: threading.Thread | None = None
         self._outcome: tuple[str, BaseException | None] | None = None
         self._host: dict[str, torch.Tensor] = {}
@@ -142,7 +143,8 @@ class Checkpointer:
         try:
             arrived()
             num_bytes = self._commit(step)
-            line = f"{name}: {num_bytes / 1e9:.3g} GB written in {time.perf_counter() - started:.1f} s"
+            self.seconds = time.perf_counter() - started
+            line = f"{name}: {num_bytes / 1e9:.3g} GB written in {self.seconds:.1f} s"
         except BaseException as caught:
             error = caught
             line = f"{name} could not be written to {self.output_dir}: {getattr(caught, 'strerror', None) or caught}"

@@ -87,6 +87,7 @@ class Guard:
         if self.checkpointer is None:
             return
         self.checkpointer.report()
+        self.stop.checkpoint_seconds = self.checkpointer.seconds
         if step % self.args.checkpointing_steps == 0:
             self.log.flush()
             self.checkpointer.save(step)
