@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-TORCHRUN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torch 2.12 and newer; 30 s before
+TORCHRUN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # of 2026's versions on; 30 s before
 SECONDS_WORTH_A_WARNING = 20
 SECONDS_OF_ONE_SIGNAL = 1.0  # Ctrl-C reaches a process from the terminal and, a moment later, from torchrun
 
@@ -98,13 +98,12 @@ class StopRequest:
 
 def signal_line(number: int, checkpoint_seconds: float) -> str:
     """What is said on a first signal; `checkpoint_seconds` is what the last checkpoint took."""
-    line = (
-        f"{signal.Signals(number).name}: the step is finished and a checkpoint written; a second signal ends at once"
-    )
+    name = signal.Signals(number).name
+    line = f"{name}: the step is finished and a checkpoint written; a second signal ends at once"
     if checkpoint_seconds <= SECONDS_WORTH_A_WARNING or "TORCHELASTIC_RUN_ID" not in os.environ:
         return line
-    seconds = os.environ.get(TORCHRUN_VARIABLE, "30")
     return (
-        f"{line}. The last checkpoint took {checkpoint_seconds:.0f} s: if the signal was sent to torchrun, it kills this "
-        f"process after {seconds} s, then the checkpoint before is the last ({TORCHRUN_VARIABLE}=300 gives more time)"
+        f"{line}. The last checkpoint took {checkpoint_seconds:.0f} s: if the signal was sent to torchrun, it kills "
+        f"this process after {os.environ.get(TORCHRUN_VARIABLE, '30')} s, and the checkpoint before is the last one "
+        f"({TORCHRUN_VARIABLE}=300 gives more time)"
     )
