@@ -10,6 +10,7 @@ from argparse import Namespace
 
 from utils.arguments import expand_config, parse_args
 from utils.errors import run_main
+from utils.output_lock import hold_output
 from utils.preflight import BaseModel
 from utils.preflight_table import Ready, run_preflight
 
@@ -30,13 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     from utils.ranks import lost_rank_in_one_line
     from utils.train_step import training_stream
 
-    launch(args.seed)
-    device = get_accelerator().get_current_device()
-    try:
-        with deterministic_kernels(args.deterministic), lost_rank_in_one_line(), training_stream(device):
-            train(args, argv, ready, device)
-    finally:
-        dist.destroy_process_group()
+    with hold_output(args.output_dir):
+        launch(args.seed)
+        device = get_accelerator().get_current_device()
+        try:
+            with deterministic_kernels(args.deterministic), lost_rank_in_one_line(), training_stream(device):
+                train(args, argv, ready, device)
+        finally:
+            dist.destroy_process_group()
     return 0
 
 
@@ -77,7 +79,7 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     )
 
     is_main, first = rank == 0, start.checkpoint
-    kept = dict(checkpoint=first, class_dataset=class_dataset)
+    kept = dict(checkpoint=first, class_dataset=class_dataset, base_hashes=start.base_hashes)
     record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=is_main, **kept)
     if is_main:
         print(record.summary(), flush=True)

@@ -16,7 +16,8 @@ from tests.conftest import write_photos
 from tests.processes import Process, rows, start_ranks, wait_for
 from tests.test_cli import as_argv, flags, launch, run, run_json  # noqa: F401
 from train_dreambooth_colossalai import main
-from utils.checkpoint import list_checkpoints
+from utils import hashing
+from utils.checkpoint_files import list_checkpoints
 from utils.errors import UserError
 from utils.resume import differences, resume_command
 
@@ -219,6 +220,36 @@ def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):  
     assert main(as_argv(flags | LATEST)) == 0
 
 
+def test_a_resume_reads_each_file_of_the_base_once(flags, tmp_path, tiny_pipeline_dir, monkeypatch):  # noqa: F811
+    base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
+    for path in base.rglob("*"):
+        os.utime(path, (1e9, 1e9))  # files that are years old, as a downloaded model's soon are
+    flags["pretrained_model_name_or_path"] = base
+    run(flags, checkpointing_steps=2)
+    hashing._known.clear()
+    hashed = []
+    read = hashing._read
+    monkeypatch.setattr(hashing, "_read", lambda path: hashed.append(path) or read(path))
+    assert main(as_argv(flags | LATEST)) == 0
+    hashed = [path for path in hashed if base in path.parents]
+    assert base / UNET_FILE in hashed and len(hashed) == len(set(hashed)) > 8
+
+
+def test_a_file_that_may_still_change_is_hashed_anew(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("one")
+    before = hashing.sha256_of(path)
+    stamp = path.stat().st_mtime_ns
+    path.write_text("two")
+    os.utime(path, ns=(stamp, stamp))
+    assert hashing.sha256_of(path) != before
+
+
+def test_what_fails_in_the_background_fails_where_it_is_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        hashing.in_background(hashing.sha256_of, tmp_path / "gone").result(5)
+
+
 def test_differences_of_groups():
     old = dict(num_ranks=1, arguments=dict(a=1), photos=dict(x="1", y="2"))
     new = dict(num_ranks=2, arguments=dict(a=1, b=2), photos=dict(y="3"))
@@ -389,6 +420,29 @@ class TestSignals:
         assert [found.step for found in list_checkpoints(output)] == [2]
         resumed = Process(as_argv(flags | LATEST | dict(max_train_steps=4)), tmp_path / "resumed")
         assert resumed.wait() == 0 and not list(output.glob(".*"))
+
+    @pytest.mark.parametrize(
+        ("seconds", "run_id", "warns"), [(25.0, "x", True), (25.0, None, False), (5.0, "x", False)]
+    )
+    def test_a_slow_checkpoint_under_torchrun_is_warned_of(self, flags, tmp_path, seconds, run_id, warns):  # noqa: F811
+        def slow_disk() -> None:
+            from utils.checkpoint import Checkpointer
+
+            write = Checkpointer._write
+
+            def slow(self, step, arrived):
+                write(self, step, arrived)
+                self.seconds = seconds
+
+            Checkpointer._write = slow
+
+        environment = dict(TORCHELASTIC_RUN_ID=run_id) if run_id else {}
+        argv = as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=2))
+        process = Process(argv, tmp_path / "text", slow_disk, **environment)
+        wait_for(lambda: "checkpoint-4: " in process.text())
+        process.kill(signal.SIGTERM)
+        assert process.wait() == 143
+        assert ("took 25 s: if the signal was sent to torchrun, it kills" in process.text()) == warns
 
     def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, tmp_path):  # noqa: F811
         output = tmp_path / "output"

@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from utils.checkpoint_files import (
     TENSORS_FILE,
     UNET_FILE,
     Checkpoint,
+    Line,
     discard,
     list_checkpoints,
     read_checkpoint,
@@ -62,7 +63,7 @@ class Checkpointer:
         unet_config: the bytes of the UNet's config.json.
         describe: what state.json says besides step and counters; called in the thread.
         save_dtype: "fp32" or "fp16", of the UNet's file.
-        run_id: of the run whose older checkpoints may be removed.
+        run_id, ancestors: the Line whose older checkpoints may be removed.
         total_limit: how many of them are kept; None: all.
         say: told one line about each checkpoint, in the thread that trains.
     """
@@ -78,10 +79,12 @@ class Checkpointer:
         run_id: str,
         total_limit: int | None,
         say: Callable[[str], None],
+        ancestors: Sequence = (),
     ):
         self.output_dir, self.optimizer, self.flat = output_dir, optimizer, optimizer.flat
         self.unet_config, self.describe, self.save_dtype = unet_config, describe, save_dtype
-        self.run_id, self.total_limit, self.say = run_id, total_limit, say
+        self.line, self.total_limit, self.say = Line(run_id, list(ancestors)), total_limit, say
+        self.seconds = 0.0  # that the last write took
         self._thread: threading.Thread | None = None
         self._outcome: tuple[str, BaseException | None] | None = None
         self._host: dict[str, torch.Tensor] = {}
@@ -151,7 +154,8 @@ class Checkpointer:
         try:
             arrived()
             num_bytes = self._commit(step)
-            line = f"{name}: {num_bytes / 1e9:.3g} GB written in {time.perf_counter() - started:.1f} s"
+            self.seconds = time.perf_counter() - started
+            line = f"{name}: {num_bytes / 1e9:.3g} GB written in {self.seconds:.1f} s"
         except BaseException as caught:
             error = caught
             line = f"{name} could not be written to {self.output_dir}: {getattr(caught, 'strerror', None) or caught}"
@@ -186,14 +190,14 @@ class Checkpointer:
         write_safetensors(folder / UNET_FILE, zip(names, views["master"], strict=True), dtype)
         kept = [(f"{k}.{n}", v) for k in views if k != "master" or not in_unet for n, v in zip(names, views[k])]  # noqa: B905
         write_safetensors(folder / TENSORS_FILE, kept, torch.float32)
-        state = dict(program=PROGRAM, format=FORMAT, step=step, run_id=self.run_id)
+        state = dict(program=PROGRAM, format=FORMAT, step=step, **self.line._asdict())
         state["optimizer"] = {name: self._host[name].item() for name in SCALARS}
         write_json(folder / STATE_FILE, state | self.describe())
 
     def _remove_oldest(self, keep: int) -> None:
         if self.total_limit is None:
             return
-        others = [found for found in list_checkpoints(self.output_dir, self.run_id) if found.step != keep]
+        others = [found for found in list_checkpoints(self.output_dir, self.line) if found.step != keep]
         for checkpoint in others[: max(0, len(others) + 1 - self.total_limit)]:
             discard(checkpoint.path)
 

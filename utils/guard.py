@@ -53,7 +53,7 @@ class Guard:
             unet_config=(self.base.folder / "unet" / "config.json").read_bytes(),
             describe=self.record.describe,
             save_dtype=self.args.save_dtype,
-            run_id=self.record.run_id,
+            **self.record.line._asdict(),
             total_limit=self.args.checkpoints_total_limit,
             say=self.log.say,
         )
@@ -88,6 +88,7 @@ class Guard:
         if self.checkpointer is None:
             return
         self.checkpointer.report()
+        self.stop.checkpoint_seconds = self.checkpointer.seconds
         if step % self.args.checkpointing_steps == 0:
             self.log.flush()
             self.checkpointer.save(step)
@@ -112,7 +113,7 @@ class Guard:
         )
 
     def _how_to_go_on(self) -> str:
-        found = list_checkpoints(self.args.output_dir, self.record.run_id)
+        found = list_checkpoints(self.args.output_dir, self.record.line)
         if not found:
             return "There is no checkpoint yet: start the run again"
         return (

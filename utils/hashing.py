@@ -1,13 +1,48 @@
-"""SHA-256 of files."""
+"""SHA-256 of files, each read once a process where it has not changed since."""
 
 import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+
+SETTLED_NS = 2_000_000_000  # a file changed less than this ago may change again without a new time of change
+_known: dict[tuple, str] = {}
+_lock = threading.Lock()  # who asks for a file that is being hashed waits, and then finds the hash
 
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
+    with _lock:
+        found = os.stat(path)
+        key = (os.path.abspath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        if key not in _known:
+            digest = _read(path)
+            if time.time_ns() - found.st_mtime_ns < SETTLED_NS:
+                return digest
+            _known[key] = digest
+        return _known[key]
+
+
+def _read(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def in_background(function: Callable, *args) -> Future:
+    """What `function(*args)` will return; its thread holds up neither the caller nor the end of the process."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="hashing", daemon=True).start()
+    return future

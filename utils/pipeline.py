@@ -111,22 +111,32 @@ def _save_state_dict(state_dict: dict, path: Path, use_safetensors: bool) -> Non
         torch.save({name: value.cpu() for name, value in state_dict.items()}, path)
 
 
-def start_output(output_dir: Path, run: dict) -> None:
-    """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable."""
+def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
+    """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable.
+
+    `continues` says that the folder's metrics.jsonl, up to the step from which the run goes on, is the run's own.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    _set_aside(output_dir, run.get("run_id"))
+    if not continues:
+        _set_aside(output_dir, run.get("run_id"))
     write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
+
+
+def read_record(output_dir: Path) -> dict:
+    """The run.json of an output folder; empty where there is none that can be read."""
+    try:
+        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _set_aside(output_dir: Path, run_id: str | None) -> None:
     """Keeps a finished run's run.json and metrics.jsonl under other names until its result is replaced."""
-    try:
-        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    if record.get("run_id") == run_id:
+    record = read_record(output_dir)
+    if not record or record.get("run_id") == run_id:
         return
     if record.get("status") == "complete":
         shutil.copyfile(output_dir / RUN_FILE, output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}")

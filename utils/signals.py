@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TORCHRUN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # of 2026's versions on; 30 s before
+SECONDS_WORTH_A_WARNING = 20
 SECONDS_OF_ONE_SIGNAL = 1.0  # Ctrl-C reaches a process from the terminal and, a moment later, from torchrun
 
 
@@ -23,6 +25,7 @@ class StopRequest:
 
     def __init__(self, is_main: bool):
         self.is_main = is_main
+        self.checkpoint_seconds = 0.0  # that the last one took, as far as known
         self._code = 0
         self._first_at = 0.0
         self._previous: dict = {}
@@ -45,9 +48,7 @@ class StopRequest:
             if not self._code:
                 self._code, self._first_at = 128 + received[0], time.monotonic()
                 if self.is_main:
-                    name = signal.Signals(received[0]).name
-                    line = f"\n{name}: the step is finished and a checkpoint written; a second signal ends at once"
-                    print(line, file=sys.stderr, flush=True)
+                    print(f"\n{signal_line(received[0], self.checkpoint_seconds)}", file=sys.stderr, flush=True)
             elif time.monotonic() - self._first_at > SECONDS_OF_ONE_SIGNAL:
                 os._exit(self._code)
         reader.close()
@@ -93,3 +94,16 @@ class StopRequest:
             signal.signal(number, handler)
         self._previous = {}
         self._writer.close()
+
+
+def signal_line(number: int, checkpoint_seconds: float) -> str:
+    """What is said on a first signal; `checkpoint_seconds` is what the last checkpoint took."""
+    name = signal.Signals(number).name
+    line = f"{name}: the step is finished and a checkpoint written; a second signal ends at once"
+    if checkpoint_seconds <= SECONDS_WORTH_A_WARNING or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return line
+    return (
+        f"{line}. The last checkpoint took {checkpoint_seconds:.0f} s: if the signal was sent to torchrun, it kills "
+        f"this process after {os.environ.get(TORCHRUN_VARIABLE, '30')} s, and the checkpoint before is the last one "
+        f"({TORCHRUN_VARIABLE}=300 gives more time)"
+    )
