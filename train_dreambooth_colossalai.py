@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     import torch.distributed as dist
 
     from utils.colossal import get_accelerator, launch
+    from utils.out_of_memory import out_of_memory_in_one_line
+    from utils.preflight_resources import num_parameters
     from utils.ranks import lost_rank_in_one_line
     from utils.train_step import training_stream
 
@@ -33,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     device = get_accelerator().get_current_device()
     try:
         with lost_rank_in_one_line(), training_stream(device):
-            train(args, argv, ready, device)
+            with out_of_memory_in_one_line(args, num_parameters(ready.base)):
+                train(args, argv, ready, device)
     finally:
         dist.destroy_process_group()
     return 0
