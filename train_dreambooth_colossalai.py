@@ -5,6 +5,7 @@ torchrun --nproc_per_node 1 train_dreambooth_colossalai.py --pretrained_model_na
     --instance_data_dir DIR --instance_prompt "a photo of my cat." --output_dir DIR
 """
 
+import contextlib
 import sys
 from argparse import Namespace
 
@@ -28,17 +29,20 @@ def main(argv: list[str] | None = None) -> int:
 
     from utils.colossal import get_accelerator, launch
     from utils.determinism import deterministic_kernels
+    from utils.out_of_memory import out_of_memory_in_one_line
+    from utils.preflight_resources import num_parameters
     from utils.ranks import lost_rank_in_one_line
     from utils.train_step import training_stream
 
-    with hold_output(args.output_dir):
+    with hold_output(args.output_dir), contextlib.ExitStack() as surroundings:
         launch(args.seed)
+        surroundings.callback(dist.destroy_process_group)
         device = get_accelerator().get_current_device()
-        try:
-            with deterministic_kernels(args.deterministic), lost_rank_in_one_line(), training_stream(device):
-                train(args, argv, ready, device)
-        finally:
-            dist.destroy_process_group()
+        surroundings.enter_context(deterministic_kernels(args.deterministic))
+        surroundings.enter_context(lost_rank_in_one_line())
+        surroundings.enter_context(training_stream(device))
+        surroundings.enter_context(out_of_memory_in_one_line(args, num_parameters(ready.base)))
+        train(args, argv, ready, device)
     return 0
 
 

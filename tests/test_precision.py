@@ -58,12 +58,12 @@ def pretrained() -> UNet2DConditionModel:
     return unet
 
 
-def train_ours(pretrained, weight_dtype: torch.dtype) -> tuple[torch.Tensor, list[float]]:
+def train_ours(pretrained, weight_dtype: torch.dtype, **options) -> tuple[torch.Tensor, list[float]]:
     """Change of the master weights and the losses of NUM_STEPS steps by this project's optimizer."""
     unet = copy.deepcopy(pretrained)
     flat = FlatParameters(unet, weight_dtype, "cpu")
     before = flat.master.clone()
-    optimizer = MasterWeightsOptimizer(flat, learning_rates=[LEARNING_RATE])
+    optimizer = MasterWeightsOptimizer(flat, learning_rates=[LEARNING_RATE], **options)
     losses = []
     for step in range(NUM_STEPS):
         optimizer.zero_grad()
@@ -131,6 +131,14 @@ def learns_like_fp32(result: dict) -> bool:
 def test_master_weights_learn_what_fp32_learns(pretrained, in_fp32, weight_dtype):
     result = compare(*train_ours(pretrained, weight_dtype), in_fp32)
     print(weight_dtype, result)
+    assert learns_like_fp32(result), result
+    assert result["moved"] > 0.99
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+def test_moments_in_8_bits_learn_nearly_what_fp32_learns(pretrained, in_fp32, weight_dtype):
+    result = compare(*train_ours(pretrained, weight_dtype, use_8bit_adam=True), in_fp32)
+    print("8-bit", weight_dtype, result)
     assert learns_like_fp32(result), result
     assert result["moved"] > 0.99
 

@@ -5,7 +5,6 @@ import os
 import sys
 from argparse import Namespace
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
@@ -13,6 +12,7 @@ from utils.checkpoint import Checkpointer, restore
 from utils.checkpoint_files import list_checkpoints
 from utils.errors import RunFailed
 from utils.export import export_single_file
+from utils.out_of_memory import is_out_of_memory
 from utils.pipeline import commit_pipeline, save_unet
 from utils.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
 from utils.resume import Start, resume_command
@@ -63,11 +63,8 @@ class Guard:
 
     def __exit__(self, kind, error, trace) -> None:
         self.stop.close()
-        if isinstance(error, torch.OutOfMemoryError):
-            raise RunFailed(
-                "the GPU's memory is full; try a smaller --train_batch_size with more "
-                "--gradient_accumulation_steps, --gradient_checkpointing or a smaller --resolution"
-            ) from error
+        if is_out_of_memory(error) and self.is_main:
+            self.log.close()
         if is_lost_rank(error) and not isinstance(error, RunFailed):
             self._end_without_the_others()
 

@@ -203,6 +203,8 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         lr = self.learning_rates.take(self.num_applied.clamp(max=len(self.learning_rates) - 1))
         self._update(self._scalars(lr, grad_norm, loss_scale, finite))
         self._count(finite)
+        if self.flat.grad_table is not None and not torch.cuda.is_current_stream_capturing():
+            self.flat.clear_grads()  # else they would be there beside those of the captured graph
         return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=(~finite).float())
 
     @torch.no_grad()

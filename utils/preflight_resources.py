@@ -7,13 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.memory_estimate import GB, alternatives, host_memory_needed, memory_needed
 from utils.model_files import safetensors_header, weight_files
 from utils.pipeline import FROZEN_PARTS
 from utils.preflight import BaseModel
-
-GB = 1e9
-STATE_BYTES = 16  # a parameter's: fp16 weight 2 and gradient 2, fp32 master 4, moments 8; as much in fp32
-ACTIVATION_BYTES = (1.0e9, 0.8e9)  # of the first and of each further 512-pixel image in fp16: an estimate
 
 
 def num_parameters(base: BaseModel) -> int:
@@ -59,14 +56,6 @@ def _frozen_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def memory_needed(args: Namespace, count: int) -> float:
-    """An estimate of the GPU memory that training takes, in bytes."""
-    first, further = ACTIVATION_BYTES
-    activations = (first + further * (args.train_batch_size - 1)) * (args.resolution / 512) ** 2
-    activations *= (0.5 if args.gradient_checkpointing else 1) * (2 if args.mixed_precision == "no" else 1)
-    return STATE_BYTES * count + activations
-
-
 def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
     """Where the run would train; UserError where there are fewer GPUs than ranks."""
     import torch
@@ -79,13 +68,33 @@ def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
             f"--nproc_per_node {num_ranks}, but torch sees {torch.cuda.device_count()} GPUs here; start as many ranks"
         )
     free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))
-    needed = memory_needed(args, num_parameters(base))
-    said = f"{torch.cuda.get_device_name()}: about {needed / GB:.1f} GB of memory needed, {free / GB:.1f} GB free"
-    if needed <= free:
-        return said, "ok"
-    mends = [] if args.gradient_checkpointing else ["--gradient_checkpointing"]
-    mends += ["a smaller --train_batch_size"] if args.train_batch_size > 1 else []
-    return f"{said}: it may not fit; try {' and '.join(mends) or 'a smaller --resolution'}", "note"
+    return _compare_memory(args, num_parameters(base), torch.cuda.get_device_name(), free)
+
+
+def _compare_memory(args: Namespace, count: int, gpu: str, free: float) -> tuple[str, str]:
+    """What the run needs of the GPU's memory and of the host's, against what is free."""
+    needed, on_host = memory_needed(args, count), host_memory_needed(args, count)
+    said = f"{gpu}: about {needed / GB:.1f} GB of memory needed, {free / GB:.1f} GB free"
+    if args.low_memory:
+        said += f" (--low_memory: --gradient_checkpointing --offload_optimizer {args.offload_optimizer})"
+    if on_host:
+        said += f"; {on_host / GB:.1f} GB of the host's memory, {_free_host_memory() / GB:.1f} GB free"
+    if needed > free:
+        fitting = [f"{flags} (about {less / GB:.1f} GB)" for flags, less in alternatives(args, count) if less <= free]
+        mends = f"it fits with {', or with '.join(fitting)}" if fitting else "try a smaller --resolution"
+        return f"{said}: it may not fit; {mends}", "note"
+    if on_host > _free_host_memory():
+        return f"{said}: it may not fit; --use_8bit_adam or another --offload_optimizer takes less", "note"
+    return said, "ok"
+
+
+def _free_host_memory() -> float:
+    """Bytes that programs may still take, by /proc/meminfo; infinite where there is none."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return math.inf
 
 
 def _check_no_gpu(torch) -> tuple[str, str]:

@@ -1,0 +1,85 @@
+"""How much GPU memory a run takes, by part, and which flags would make it less. Pure arithmetic: no torch here."""
+
+import os
+from argparse import Namespace
+
+GB = 1e9
+# Activations of Stable Diffusion v1's UNet in bytes a 512-pixel image in fp16, without and with checkpointing, and
+# what is there whatever the flags: prompts, latents, the VAE, workspaces. Calibrated by bench/memory.py.
+ACTIVATIONS = 0.77e9
+ACTIVATIONS_CHECKPOINTED = 0.25e9
+REST = 0.3e9
+EIGHT_BIT = 1 + 4 / 256  # bytes of a moment in 8 bits, with its share of the scale
+# What saves memory, that first which costs the least time; the last is --low_memory.
+SAVERS = (
+    dict(gradient_checkpointing=True),
+    dict(use_8bit_adam=True),
+    dict(offload_optimizer="moments"),
+    dict(offload_optimizer="all"),
+    dict(gradient_checkpointing=True, offload_optimizer="all"),
+)
+
+
+def memory_parts(args: Namespace, count: int) -> dict[str, float]:
+    """Bytes of GPU memory at the peak, by what they are for; their sum is the estimate.
+
+    Args:
+        args: the training script's; the number of ranks is the environment's WORLD_SIZE.
+        count: the UNet's parameters.
+
+    On one rank gradients are made while activations are freed, so the larger of the two counts; gradients in a buffer
+    are there all the time, and DistributedDataParallel has buckets of the same size beside them.
+    """
+    fp32 = args.mixed_precision == "no"
+    several_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    moment = EIGHT_BIT if args.use_8bit_adam else 4
+    images = args.train_batch_size * (2 if args.with_prior_preservation else 1)
+    activations = ACTIVATIONS_CHECKPOINTED if args.gradient_checkpointing else ACTIVATIONS
+    activations *= images * (args.resolution / 512) ** 2 * (2 if fp32 else 1)
+    gradients = count * (4 if fp32 else 2)
+    if several_ranks:
+        gradients *= 2
+    elif not args.use_8bit_adam:
+        activations = max(0, activations - gradients)
+    return {
+        "weights": count * (4 if fp32 else 2),
+        "fp32 masters": 0 if fp32 or args.offload_optimizer == "all" else 4 * count,
+        "moments": 2 * moment * count if args.offload_optimizer == "none" else 0,
+        "gradients": gradients,
+        "activations": activations,
+        "the rest": REST,
+    }
+
+
+def memory_needed(args: Namespace, count: int) -> float:
+    """Bytes of GPU memory at the peak."""
+    return sum(memory_parts(args, count).values())
+
+
+def host_memory_needed(args: Namespace, count: int) -> float:
+    """Bytes of host memory for what is offloaded."""
+    if args.offload_optimizer == "none":
+        return 0
+    masters = 4 * count if args.offload_optimizer == "all" and args.mixed_precision != "no" else 0
+    return masters + 2 * (EIGHT_BIT if args.use_8bit_adam else 4) * count
+
+
+def alternatives(args: Namespace, count: int) -> list[tuple[str, float]]:
+    """(flags, bytes with them) of each way to take less memory than `args`, those first that cost the least time."""
+    found, now = [], memory_needed(args, count)
+    for changes in SAVERS:
+        flags = [_flag(name, value) for name, value in changes.items() if getattr(args, name) != value]
+        if changes == SAVERS[-1]:
+            flags = ["--low_memory"] if len(flags) == 2 else []
+        needed = memory_needed(Namespace(**vars(args) | changes), count)
+        if flags and needed < 0.99 * now:
+            found.append((" ".join(flags), needed))
+    if args.train_batch_size > 1:
+        smaller = args.train_batch_size // 2
+        needed = memory_needed(Namespace(**vars(args) | dict(train_batch_size=smaller)), count)
+        found.append((f"--train_batch_size {smaller}", needed))
+    return found
+
+
+def _flag(name: str, value) -> str:
+    return f"--{name}" if value is True else f"--{name} {value}"
