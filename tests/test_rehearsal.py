@@ -18,7 +18,7 @@ def test_no_kernel_runs_in_a_rehearsal_and_all_run_after_it():
     grad = torch.ones(1 << 16, device="cuda", dtype=torch.float16)
     out = torch.full((1,), -1.0, device="cuda")
     image = torch.randn(2, 64, 8, 8, device="cuda", dtype=torch.float16, requires_grad=True)
-    weight, bias = torch.ones(2, 64, device="cuda", dtype=torch.float16)
+    weight, bias = torch.ones(64, device="cuda", dtype=torch.float16), torch.zeros(64, device="cuda").half()
     compiled = []
 
     def launch_forwards_and_backwards():

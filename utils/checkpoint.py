@@ -7,13 +7,12 @@ checkpoint-N/state.json                   the step, the loss scale and its count
 Tensors are stored by parameter name, contiguous: a checkpoint of one memory layout or device resumes on another.
 """
 
-import json
 import math
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -33,25 +32,9 @@ from utils.eight_bit import EightBit
 from utils.errors import RunFailed, UserError
 from utils.pipeline import STAGING_PREFIX, sync_directory, sync_tree, write_json
 from utils.preflight import PROGRAM, safetensors_dtype
+from utils.safetensors_writer import write_safetensors
 
 SCALARS = ("loss_scale", "num_good", "num_applied", "num_skipped")
-DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16"}
-
-
-def write_safetensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
-    """Writes CPU tensors as `dtype`, one at a time: no second copy of the whole state is ever in memory."""
-    tensors = list(tensors)
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in tensors:
-        start, end = end, end + tensor.numel() * dtype.itemsize
-        header[name] = dict(dtype=DTYPE_NAMES[dtype], shape=list(tensor.shape), data_offsets=[start, end])
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for _, tensor in tensors:
-            values = tensor.to(dtype, memory_format=torch.contiguous_format).contiguous()
-            file.write(values.reshape(-1).view(torch.uint8).numpy())
 
 
 class Checkpointer:

@@ -80,9 +80,7 @@ def save_unet(booster, unet, optimizer, folder: Path, save_dtype: str, save_form
     path = folder / f"{UNET_STEM}.{save_format}"
     use_safetensors = save_format == "safetensors"
     if save_dtype == "fp32":
-        state_dict = unet.unwrap().state_dict()
-        state_dict.update(optimizer.flat.state_dict(optimizer.flat.master))
-        _save_state_dict(state_dict, path, use_safetensors)
+        _save_masters(unet.unwrap().state_dict(), optimizer.flat, path, use_safetensors)
         return path
 
     def to_plain_half(module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
@@ -100,15 +98,19 @@ def save_unet(booster, unet, optimizer, folder: Path, save_dtype: str, save_form
     return path
 
 
-def _save_state_dict(state_dict: dict, path: Path, use_safetensors: bool) -> None:
-    if use_safetensors:
-        from safetensors.torch import save_file
+def _save_masters(state_dict: dict, flat, path: Path, use_safetensors: bool) -> None:
+    import torch
 
-        save_file({name: value.cpu().contiguous() for name, value in state_dict.items()}, path, {"format": "pt"})
-    else:
-        import torch
+    from utils.safetensors_writer import write_safetensors
 
-        torch.save({name: value.cpu() for name, value in state_dict.items()}, path)
+    if not use_safetensors:
+        torch.save(state_dict | flat.state_dict(flat.master), path)
+        return
+    flat.settle()
+    names = (name for name, _ in flat.parameters)
+    write_safetensors(
+        path, (state_dict | dict(zip(names, flat.views(flat.master), strict=True))).items(), torch.float32
+    )
 
 
 def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
