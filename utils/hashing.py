@@ -1,6 +1,9 @@
 """SHA-256 of files."""
 
 import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -11,3 +14,12 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_all(paths: Iterable[Path]) -> dict[Path, str]:
+    """Hex digests of files, a few at once, and each once however many names it has."""
+    inodes = {path: (path.stat().st_dev, path.stat().st_ino) for path in paths}
+    distinct = {inode: path for path, inode in inodes.items()}
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+        digests = dict(zip(distinct, threads.map(sha256_of, distinct.values()), strict=True))
+    return {path: digests[inode] for path, inode in inodes.items()}
