@@ -87,6 +87,7 @@ def ways() -> dict[str, tuple[bool, object]]:
     return {
         "graph of diffusers' own": (False, contextlib.nullcontext()),
         "fused kernels": (True, contextlib.nullcontext()),
+        "fused, equal halves": (True, contextlib.nullcontext()),
         "fused, cuDNN's attention": (True, attention(cudnn)),
         f"fused, cuDNN's attention from {LONG} keys": (True, attention(cudnn, LONG)),
         "fused, memory-efficient attention": (True, attention(SDPBackend.EFFICIENT_ATTENTION)),
@@ -123,7 +124,7 @@ def time_rows(unet, rows: int) -> list[dict]:
     found.append(dict(rows=rows, way="launched by Python", ms=milliseconds(lambda: forward(*on_gpu))))
     for way, (fuses, context) in ways().items():
         if fuses:
-            fused_unet.install(unet)
+            fused_unet.install(unet, equal_halves="halves" in way)
         start = time.perf_counter()
         try:
             with context:
@@ -141,7 +142,7 @@ def time_rows(unet, rows: int) -> list[dict]:
             )
         )
         print(found[-1], flush=True)
-        if way == "fused kernels":
+        if way == "fused, equal halves":
             profile(graph)
     return found
 

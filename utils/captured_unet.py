@@ -33,7 +33,7 @@ class CapturedUNet:
 
     @contextlib.contextmanager
     def serving(self, pipeline):
-        """Inside, the pipeline's UNet is called through graphs; afterwards pipeline and UNet are as they were.
+        """Inside, the pipeline calls its UNet through graphs; afterwards pipeline and UNet are as they were.
 
         The scheduler's timesteps stay on the CPU meanwhile: it looks them up in tables there, and would have to wait
         for the GPU at every step.
@@ -42,32 +42,33 @@ class CapturedUNet:
         if "forward" in vars(unet) or not self._moves_in(unet):
             yield
             return
-        unet.forward = partial(self._forward, unet)
+        unet.forward = partial(self._forward, pipeline)
         scheduler.set_timesteps = partial(_set_timesteps_on_cpu, scheduler)
         try:
             yield
         finally:
             del unet.forward, scheduler.set_timesteps
 
-    def _forward(self, unet, sample, timestep, encoder_hidden_states, return_dict=True, **options):
+    def _forward(self, pipeline, sample, timestep, encoder_hidden_states, return_dict=True, **options):
         """UNet2DConditionModel.forward: sample [N,C,h,w], timestep a scalar tensor, encoder_hidden_states [N,77,D]."""
+        unet, is_guided = pipeline.unet, pipeline.do_classifier_free_guidance
         plain = partial(type(unet).forward, unet)
         unusual = return_dict or any(value is not None for value in options.values())
         if unusual or not torch.is_tensor(timestep) or timestep.dim() > 0:
             return plain(sample, timestep, encoder_hidden_states, return_dict=return_dict, **options)
         inputs = sample, timestep, encoder_hidden_states
-        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        key = is_guided, *((tensor.shape, tensor.dtype) for tensor in inputs)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(unet, partial(plain, return_dict=False), inputs)
+            self._graphs[key] = self._capture(unet, partial(plain, return_dict=False), inputs, is_guided)
         graph = self._graphs[key]
         return plain(*inputs, return_dict=False) if graph is None else (graph(*inputs),)
 
-    def _capture(self, unet, plain: Callable, inputs: tuple):
-        """A graph of the fused forward, else of the plain one, else None."""
+    def _capture(self, unet, plain: Callable, inputs: tuple, is_guided: bool):
+        """A graph of the fused forward, else of the plain one, else None. Guidance gives the same latents twice."""
         for fuses in dict.fromkeys((kernels.HAS_TRITON, False)):
             try:
                 if fuses:
-                    fused_unet.install(unet)
+                    fused_unet.install(unet, equal_halves=is_guided)
                 return _Graph(plain, inputs, beside=next(filter(None, self._graphs.values()), None))
             except Exception as error:  # a compiler that is missing, memory, an operation that cannot be captured
                 reason = _first_line(error)

@@ -15,7 +15,7 @@ from utils import comparison, sampling
 from utils.captured_unet import CapturedUNet
 from utils.drawing import is_blank
 from utils.errors import UserError
-from utils.hashing import sha256_of
+from utils.hashing import sha256_of_all
 from utils.models import WEIGHT_DTYPES
 from utils.pipeline import write_json
 from utils.prompts import SUBJECT, Prompt
@@ -47,13 +47,15 @@ def generate(args: Namespace, prompts: list[Prompt]) -> None:
     photos = comparison.load_photos(args.instance_data_dir) if args.instance_data_dir is not None else []
     if args.instance_data_dir is not None and not photos:
         warn(f"--instance_data_dir {args.instance_data_dir} holds no readable photo: {COMPARISON_FILE} shows none")
-    pipelines = load_pipelines(args, device)
+    with ThreadPoolExecutor(1) as background:  # gigabytes are hashed while they are loaded
+        hashing = background.submit(hash_models, args)
+        pipelines = load_pipelines(args, device)
     for prompt in prompts:
         if unseen := sampling.truncated_text(pipelines[BASELINE], prompt.text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
 
     samples = plan_samples(args, prompts)
-    models = describe_models(args, pipelines)
+    models = describe_models(args, pipelines, hashing.result())
     try:
         claim(args.output_dir, [sample.file for sample in samples])
         entries = sample_all(args, samples, pipelines, models)
@@ -75,36 +77,36 @@ def load_pipelines(args: Namespace, device) -> dict:
     return {BASELINE: baseline, FINETUNED: finetuned}
 
 
-def describe_models(args: Namespace, pipelines: dict) -> dict[str, dict]:
+def model_folders(args: Namespace) -> dict[str, tuple[Path, Path]]:
+    """(pipeline's folder, UNet's folder) of every model."""
+    baseline, finetuned = args.pretrained_model_name_or_path, args.finetuned_model_name_or_path
+    folders = {BASELINE: (baseline, baseline / "unet"), FINETUNED: (finetuned, finetuned / "unet")}
+    return folders | {name: (finetuned, finetuned / name / "unet") for name in args.checkpoint}
+
+
+def describe_models(args: Namespace, pipelines: dict, hashes: dict) -> dict[str, dict]:
     """Path, scheduler and SHA-256 of the files of every model."""
-    known: dict = {}
-    folders = {BASELINE: args.pretrained_model_name_or_path, FINETUNED: args.finetuned_model_name_or_path}
     models = {}
-    for name in (BASELINE, FINETUNED, *args.checkpoint):
-        folder = folders.get(name, args.finetuned_model_name_or_path)
-        unet = folder / name / "unet" if name in args.checkpoint else folder / "unet"
+    for name, (folder, unet) in model_folders(args).items():
         scheduler = pipelines[BASELINE if name == BASELINE else FINETUNED].scheduler
-        models[name] = dict(
-            path=str(folder if name in folders else unet),
-            scheduler=type(scheduler).__name__,
-            sha256=hash_parts(folder, unet, known),
-        )
+        path = str(unet if name in args.checkpoint else folder)
+        models[name] = dict(path=path, scheduler=type(scheduler).__name__, sha256=hashes[name])
     models[FINETUNED]["shared_with_baseline"] = sampling.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
     return models
 
 
-def hash_parts(folder: Path, unet: Path, known: dict) -> dict[str, str]:
-    """One SHA-256 a component, over the names and digests of the files that are loaded; `known` is by inode."""
-    digests = {}
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        directory = unet if part == "unet" else folder / part
-        files = {}
-        for name in sampling.loaded_files(directory):
-            status = (directory / name).stat()
-            inode = (status.st_dev, status.st_ino)
-            files[name] = known.get(inode) or known.setdefault(inode, sha256_of(directory / name))
-        digests[part] = settings_sha256(files)
-    return digests
+def hash_models(args: Namespace) -> dict[str, dict[str, str]]:
+    """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded."""
+    files = {}
+    for name, (folder, unet) in model_folders(args).items():
+        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+            directory = unet if part == "unet" else folder / part
+            files[name, part] = [directory / file for file in sampling.loaded_files(directory)]
+    digests = sha256_of_all(path for paths in files.values() for path in paths)
+    hashes: dict = {}
+    for (name, part), paths in files.items():
+        hashes.setdefault(name, {})[part] = settings_sha256({path.name: digests[path] for path in paths})
+    return hashes
 
 
 def image_settings(args: Namespace, sample: Sample, model: dict, device_type: str) -> dict:

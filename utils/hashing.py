@@ -4,8 +4,8 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 SETTLED_NS = 2_000_000_000  # a file changed less than this ago may change again without a new time of change
@@ -46,3 +46,12 @@ def in_background(function: Callable, *args) -> Future:
 
     threading.Thread(target=run, name="hashing", daemon=True).start()
     return future
+
+
+def sha256_of_all(paths: Iterable[Path]) -> dict[Path, str]:
+    """Hex digests of files, a few at once, and each once however many names it has."""
+    inodes = {path: (path.stat().st_dev, path.stat().st_ino) for path in paths}
+    distinct = {inode: path for path, inode in inodes.items()}
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+        digests = dict(zip(distinct, threads.map(sha256_of, distinct.values()), strict=True))
+    return {path: digests[inode] for path, inode in inodes.items()}
