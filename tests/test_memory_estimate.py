@@ -1,5 +1,6 @@
 """The estimate of GPU memory, what it advises, and the line that a run out of memory ends with."""
 
+import json
 from argparse import Namespace
 
 import pytest
@@ -150,3 +151,20 @@ def test_a_gpu_that_is_too_small(tmp_path, photos_dir, capsys, fraction):
         torch.cuda.set_per_process_memory_fraction(1.0)
     text = capsys.readouterr().err
     assert "error: the GPU's memory is full" in text and "Traceback" not in text
+
+
+def test_the_table_of_measurements(tmp_path, tiny_pipeline_dir, photos_dir, capsys):
+    """On a CPU there is no GPU memory to measure: the command, its flags and its table."""
+    from bench.memory import main as measure
+    from bench.memory import smallest_card
+
+    arguments = [f"--model={tiny_pipeline_dir}", f"--photos={photos_dir}", f"--json={tmp_path / 'a.json'}"]
+    rows = measure([*arguments, "--only", "low_memory", "--steps=2", "--use_8bit_adam"])["rows"]
+    assert [row["flags"] for row in rows] == ["--low_memory --use_8bit_adam"]
+    assert rows[0]["ms_a_step"] > 0 and len(rows[0]["losses"]) == 2 and rows[0]["estimated_bytes"] > 3e8
+    assert json.loads((tmp_path / "a.json").read_text())["rows"] == rows
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("| --low_memory --use_8bit_adam | 1 | - | ")
+    assert len({line.count("|") for line in lines[1:]}) == 1
+    assert smallest_card(7.8e9, None) == "8 GB" and smallest_card(7.8e9, 8.7e9) == "12 GB"
+    assert smallest_card(23e9, 24e9) == "24 GB" and smallest_card(90e9, None) == "none"

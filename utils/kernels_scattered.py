@@ -27,12 +27,14 @@ class GradientTable:
     """Where the gradient of each block of a flat buffer lies.
 
     Args:
-        numels: number of elements of each parameter, in the flat buffer's order; see is_aligned.
+        numels: number of elements of each parameter, in the flat buffer's order. Where they are not is_aligned, the
+            kernels read and write single values: a 16-byte access at an odd start is an error of the GPU.
 
     Full blocks come first, a parameter's incomplete last block among the others, so that only those need a mask.
     """
 
     def __init__(self, numels: list[int], device):
+        self.is_aligned = is_aligned(numels)
         starts = [0, *itertools.accumulate(numels[:-1])]
         full = [(p, o) for p, n in enumerate(numels) for o in range(0, n - BLOCK + 1, BLOCK)]
         rest = [(p, n // BLOCK * BLOCK) for p, n in enumerate(numels) if n % BLOCK]
@@ -61,7 +63,7 @@ class GradientTable:
         constants = dict(HAS_WEIGHT=weight is not None, GRAD_DTYPE=_DTYPES[grad_dtype], BLOCK=BLOCK, num_warps=4)
         for first, count, masked in self._launches():
             buffers = (weight, master, exp_avg, exp_avg_sq, scalars)
-            _adamw_scattered[(count,)](*tables, *buffers, first, MASKED=masked, **constants)
+            _adamw_scattered[(count,)](*tables, *buffers, first, self.is_aligned, MASKED=masked, **constants)
 
     def grad_norm_(self, grad_dtype, out) -> None:
         """As kernels.grad_norm_."""
@@ -74,8 +76,8 @@ class GradientTable:
 
 @triton.jit
 def _adamw_scattered(parameter_ptr, offset_ptr, address_ptr, start_ptr, numel_ptr, weight_ptr, master_ptr, exp_avg_ptr,
-                     exp_avg_sq_ptr, scalars_ptr, first, HAS_WEIGHT: tl.constexpr, GRAD_DTYPE: tl.constexpr,
-                     MASKED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                     exp_avg_sq_ptr, scalars_ptr, first, ALIGNED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+                     GRAD_DTYPE: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     block = first + tl.program_id(0)
     if tl.load(scalars_ptr + 8) != 0.0:
         parameter = tl.load(parameter_ptr + block)
@@ -87,7 +89,8 @@ def _adamw_scattered(parameter_ptr, offset_ptr, address_ptr, start_ptr, numel_pt
             mask = offset + lane < tl.load(numel_ptr + parameter)
         else:
             mask = None
-            start = tl.multiple_of(start, 8)
+            if ALIGNED:
+                start = tl.multiple_of(start, 8)
             offset = tl.multiple_of(offset, 8)
             address = tl.multiple_of(address, 16)
         grad = tl.load(address.to(tl.pointer_type(GRAD_DTYPE)) + offset + lane, mask=mask)
