@@ -104,6 +104,6 @@ def signal_line(number: int, checkpoint_seconds: float) -> str:
         return line
     return (
         f"{line}. The last checkpoint took {checkpoint_seconds:.0f} s: if the signal was sent to torchrun, it kills "
-        f"this process after {os.environ.get(TORCHRUN_VARIABLE, '30')} s, and the checkpoint before is the last one "
-        f"({TORCHRUN_VARIABLE}=300 gives more time)"
+        f"this process 30 s later unless told to wait longer ({TORCHRUN_VARIABLE}=300), and the checkpoint before it "
+        f"is the last"
     )
