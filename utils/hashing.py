@@ -9,21 +9,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 SETTLED_NS = 2_000_000_000  # a file changed less than this ago may change again without a new time of change
-_known: dict[tuple, str] = {}
-_lock = threading.Lock()  # who asks for a file that is being hashed waits, and then finds the hash
+_known: dict[tuple, Future] = {}
+_lock = threading.Lock()
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Hex digest of a file, read in pieces; who asks for one that another thread is reading waits for that."""
+    found = os.stat(path)
+    key = (os.path.abspath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
     with _lock:
-        found = os.stat(path)
-        key = (os.path.abspath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        if key not in _known:
-            digest = _read(path)
-            if time.time_ns() - found.st_mtime_ns < SETTLED_NS:
-                return digest
-            _known[key] = digest
-        return _known[key]
+        is_new = key not in _known
+        digest = _known.setdefault(key, Future())
+    if is_new:
+        try:
+            digest.set_result(_read(path))
+        except BaseException as error:
+            digest.set_exception(error)
+        if digest.exception() or time.time_ns() - found.st_mtime_ns < SETTLED_NS:
+            with _lock:
+                del _known[key]
+    return digest.result()
 
 
 def _read(path: Path) -> str:
