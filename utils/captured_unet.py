@@ -94,6 +94,7 @@ class CapturedUNet:
                 else:
                     flatten(parameters)
         except torch.cuda.OutOfMemoryError as error:
+            self._graphs, self._resident = {}, []  # part of the weights may have moved
             self.say(f"the UNet samples without a CUDA graph, more slowly: {_first_line(error)}")
             return False
         self._resident = parameters

@@ -84,7 +84,8 @@ def make_missing(args: Namespace, plans: list[ClassPlan], base_folder: Path, dev
     total = sum(len(numbers) for _, numbers in shares)
     bar = tqdm(total=total, desc="class images", unit="image", disable=rank != 0, file=sys.stderr)
     say = functools.partial(print, "warning:", file=sys.stderr, flush=True)
-    captured = CapturedUNet(say).serving(pipeline) if device.type == "cuda" else contextlib.nullcontext()
+    uses_graphs = device.type == "cuda" and not args.no_cuda_graph
+    captured = CapturedUNet(say).serving(pipeline) if uses_graphs else contextlib.nullcontext()
     with bar, captured:
         for plan, numbers in shares:
             plan.folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from utils import comparison, sampling
 from utils.captured_unet import CapturedUNet
 from utils.drawing import is_blank
 from utils.errors import UserError
-from utils.hashing import sha256_of_all
+from utils.hashing import in_background, sha256_of_all
 from utils.models import WEIGHT_DTYPES
 from utils.pipeline import write_json
 from utils.prompts import SUBJECT, Prompt
@@ -47,9 +47,8 @@ def generate(args: Namespace, prompts: list[Prompt]) -> None:
     photos = comparison.load_photos(args.instance_data_dir) if args.instance_data_dir is not None else []
     if args.instance_data_dir is not None and not photos:
         warn(f"--instance_data_dir {args.instance_data_dir} holds no readable photo: {COMPARISON_FILE} shows none")
-    with ThreadPoolExecutor(1) as background:  # gigabytes are hashed while they are loaded
-        hashing = background.submit(hash_models, args)
-        pipelines = load_pipelines(args, device)
+    hashing = in_background(hash_models, args)  # gigabytes, while they are loaded
+    pipelines = load_pipelines(args, device)
     for prompt in prompts:
         if unseen := sampling.truncated_text(pipelines[BASELINE], prompt.text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')

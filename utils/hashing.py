@@ -54,9 +54,9 @@ def in_background(function: Callable, *args) -> Future:
 
 
 def sha256_of_all(paths: Iterable[Path]) -> dict[Path, str]:
-    """Hex digests of files, a few at once, and each once however many names it has."""
+    """Hex digests of files, a few at once, and each once however many names it has; remembers none."""
     inodes = {path: (path.stat().st_dev, path.stat().st_ino) for path in paths}
     distinct = {inode: path for path, inode in inodes.items()}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
-        digests = dict(zip(distinct, threads.map(sha256_of, distinct.values()), strict=True))
+        digests = dict(zip(distinct, threads.map(_read, distinct.values()), strict=True))
     return {path: digests[inode] for path, inode in inodes.items()}
