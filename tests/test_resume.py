@@ -1,10 +1,12 @@
 """A run that is killed and resumed is the run that was not: the same bits, the same losses, the same files."""
 
+import fcntl
 import json
 import os
 import random
 import shutil
 import signal
+import termios
 import time
 from pathlib import Path
 
@@ -378,7 +380,8 @@ class TestSignals:
     """A signal on any rank ends the run after the step, with the state kept."""
 
     @pytest.mark.parametrize(
-        ("num_ranks", "rank", "number"), [(1, 0, signal.SIGINT), (1, 0, signal.SIGTERM), (2, 1, signal.SIGTERM)]
+        ("num_ranks", "rank", "number"),
+        [(1, 0, signal.SIGINT), (1, 0, signal.SIGTERM), (1, 0, signal.SIGHUP), (2, 1, signal.SIGTERM)],
     )
     def test_the_state_is_kept(self, flags, tmp_path, num_ranks, rank, number):  # noqa: F811
         output = tmp_path / "output"
@@ -390,10 +393,40 @@ class TestSignals:
         (checkpoint,) = list_checkpoints(output)
         assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
         text = ranks[0].text()
-        assert f"stopped after step {checkpoint.step} of 5000" in text and "Traceback" not in text
+        assert (
+            f"stopped after step {checkpoint.step} of 5000 ({number.name}). The state" in text
+            and "Traceback" not in text
+        )
         command = text.strip().splitlines()[-1]
         assert f"--nproc_per_node {num_ranks} " in command and "--resume_from_checkpoint latest" in command
         assert not list(output.glob(".*"))
+
+    def test_nohup(self, flags, tmp_path):  # noqa: F811
+        argv = as_argv(flags | dict(max_train_steps=40))
+        process = Process(argv, tmp_path / "text", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        wait_for(lambda: len(rows(tmp_path / "output")) > 3)
+        process.kill(signal.SIGHUP)
+        assert process.wait() == 0
+
+    def test_the_terminal_is_closed(self, flags, tmp_path):  # noqa: F811
+        """A connection that breaks: the run gets SIGHUP, and whatever it prints from then on is an error."""
+        output = tmp_path / "output"
+        ours, terminal = os.openpty()
+
+        def use_the_terminal() -> None:
+            os.close(ours)
+            os.setsid()
+            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+            os.dup2(terminal, 1), os.dup2(terminal, 2)
+            os.close(terminal)
+
+        process = Process(as_argv(flags | dict(max_train_steps=5000)), tmp_path / "text", use_the_terminal)
+        os.close(terminal)
+        wait_for(lambda: len(rows(output)) > 3)
+        os.close(ours)
+        assert process.wait() == 128 + signal.SIGHUP
+        (checkpoint,) = list_checkpoints(output)
+        assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
 
     def test_a_second_signal_ends_at_once(self, flags, tmp_path):  # noqa: F811
         output = tmp_path / "output"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from argparse import Namespace
 
@@ -102,7 +103,8 @@ class Guard:
             self.record.write_status("stopped")
         self.stop.wait_for_all()
         if code != NONFINITE:
-            raise RunFailed(f"stopped after step {step} of {self.num_steps}. {self._how_to_go_on()}", code)
+            how = f"stopped after step {step} of {self.num_steps} ({signal.Signals(code - 128).name})"
+            raise RunFailed(f"{how}. {self._how_to_go_on()}", code)
         raise RunFailed(
             f"{self.args.max_nonfinite_steps} steps in a row had no finite gradient, up to step {step}; none of them "
             f"changed the weights, which are in {self.args.output_dir}/checkpoint-{step}. Try a smaller "
