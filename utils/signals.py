@@ -37,7 +37,8 @@ class StopRequest:
     def _listen(self) -> None:
         reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [number for number in SIGNALS if number != signal.SIGHUP or not under_nohup]
         self._previous = {number: signal.signal(number, lambda *_: None) for number in heard}
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
