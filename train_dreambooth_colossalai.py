@@ -5,11 +5,13 @@ torchrun --nproc_per_node 1 train_dreambooth_colossalai.py --pretrained_model_na
     --instance_data_dir DIR --instance_prompt "a photo of my cat." --output_dir DIR
 """
 
+import contextlib
 import sys
 from argparse import Namespace
 
 from utils.arguments import expand_config, parse_args
 from utils.errors import run_main
+from utils.output_lock import hold_output
 from utils.preflight import BaseModel
 from utils.preflight_table import Ready, run_preflight
 
@@ -26,19 +28,21 @@ def main(argv: list[str] | None = None) -> int:
     import torch.distributed as dist
 
     from utils.colossal import get_accelerator, launch
+    from utils.determinism import deterministic_kernels
     from utils.out_of_memory import out_of_memory_in_one_line
     from utils.preflight_resources import num_parameters
     from utils.ranks import lost_rank_in_one_line
     from utils.train_step import training_stream
 
-    launch(args.seed)
-    device = get_accelerator().get_current_device()
-    try:
-        with lost_rank_in_one_line(), training_stream(device):
-            with out_of_memory_in_one_line(args, num_parameters(ready.base)):
-                train(args, argv, ready, device)
-    finally:
-        dist.destroy_process_group()
+    with hold_output(args.output_dir), contextlib.ExitStack() as surroundings:
+        launch(args.seed)
+        surroundings.callback(dist.destroy_process_group)
+        device = get_accelerator().get_current_device()
+        surroundings.enter_context(deterministic_kernels(args.deterministic))
+        surroundings.enter_context(lost_rank_in_one_line())
+        surroundings.enter_context(training_stream(device))
+        surroundings.enter_context(out_of_memory_in_one_line(args, num_parameters(ready.base)))
+        train(args, argv, ready, device)
     return 0
 
 
@@ -49,9 +53,10 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     from utils import logs, run_record
     from utils.class_generation import prepare_class_images
     from utils.colossal import barrier
+    from utils.compiled_step import fastest_step
     from utils.guard import Guard
     from utils.inputs import encode_inputs
-    from utils.train_step import BatchSource, CapturedStep, TrainStep
+    from utils.train_step import BatchSource, TrainStep
     from utils.validation import Validation
 
     base, dataset, start = ready.base, ready.dataset, ready.start
@@ -79,14 +84,16 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     )
 
     is_main, first = rank == 0, start.checkpoint
-    kept = dict(checkpoint=first, class_dataset=class_dataset)
+    kept = dict(checkpoint=first, class_dataset=class_dataset, base_hashes=start.base_hashes)
     record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=is_main, **kept)
     if is_main:
         print(record.summary(), flush=True)
     first_step = first.step if first else 0
     log = logs.TrainingLog(args, num_steps=plan.num_steps, is_main=is_main, device=device, first_step=first_step)
-    if device.type == "cuda" and not args.no_cuda_graph:
-        train_step = CapturedStep(train_step, log.say)
+    if device.type == "cuda":
+        if reason := train_step.rehearse(batches.micro_batches(first_step)):
+            log.say(f"kernels are compiled as they first run, not all ahead: {reason}")
+    train_step = fastest_step(train_step, args, device, log.say)
     if is_main:
         validation = Validation(args, inputs, unet.unwrap(), log, first_step=first_step)
     with Guard(args, argv, base, start, optimizer, record, log, plan.num_steps) as guard:
@@ -120,7 +127,7 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
         plan.weight_dtype,
         device,
         memory_format,
-        scattered_grads=on_gpu and plan.num_ranks == 1 and not args.use_8bit_adam,
+        scattered_grads=on_gpu and not args.use_8bit_adam,
         offload_optimizer=args.offload_optimizer,
     )
     if on_gpu:

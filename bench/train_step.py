@@ -20,17 +20,30 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # not bench: libraries look for a package named `kernels`
+
+from bench.reference_loop import ReferenceLoop  # noqa: E402
 
 WARM_UP = 20
 BYTES_PER_PARAMETER = 28  # gradient 2, master 4+4, two moments 8+8, weight 2
 
 
 def run_script(
-    model: Path, photos: Path, output: Path, resolution: int, batch_size: int, steps: int, flags: list[str]
+    model: Path,
+    photos: Path,
+    output: Path,
+    resolution: int,
+    batch_size: int,
+    steps: int,
+    flags: list[str],
+    num_ranks: int = 1,
 ):
-    """One run of the training script; returns its timings."""
-    command = [sys.executable, str(ROOT / "train_dreambooth_colossalai.py")]
+    """One run of the training script, by torchrun where it has several ranks; returns its timings."""
+    launcher = (
+        [] if num_ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
+    )
+    command = [sys.executable, *launcher, str(ROOT / "train_dreambooth_colossalai.py")]
     command += [f"--pretrained_model_name_or_path={model}", f"--instance_data_dir={photos}", f"--output_dir={output}"]
     command += ["--instance_prompt=a photo of my cat.", f"--resolution={resolution}", f"--max_train_steps={steps}"]
     command += [f"--train_batch_size={batch_size}", "--learning_rate=1e-6", "--lr_scheduler=constant", *flags]
@@ -52,7 +65,7 @@ def run_script(
         batch_size=batch_size,
         flags=flags,
         ms_a_step=1e3 * median,
-        images_a_second=batch_size / median,
+        images_a_second=num_ranks * batch_size / median,
         first_step_seconds=first_step,
         whole_run_seconds=time.perf_counter() - start,
         peak_gb=(result["peak_memory_bytes"] or 0) / 1e9,
@@ -63,40 +76,13 @@ def run_script(
     )
 
 
-def reference_loop(model: Path, resolution: int, batch_size: int, steps: int, device: str):
-    """The usual way: fp32 weights, autocast, GradScaler, torch's AdamW, VAE and text encoder every step."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").to(device, dtype)
-    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder").to(device, dtype)
-    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet").float().to(device).train()
-    scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-6)
-    scaler = torch.amp.GradScaler(device, enabled=device == "cuda")
-    pixel_values = torch.rand(batch_size, 3, resolution, resolution, device=device, dtype=dtype) * 2 - 1
-    padded = tokenizer(["a photo of my cat."] * batch_size, padding="max_length", max_length=77, return_tensors="pt")
-    input_ids, seconds = padded.input_ids.to(device), []
+def time_reference_loop(model: Path, resolution: int, batch_size: int, steps: int, device: str):
+    """Its timings, on random pictures; it waits for its loss each step, as such loops do."""
+    loop = ReferenceLoop(model, device)
+    pixel_values, seconds = torch.rand(batch_size, 3, resolution, resolution) * 2 - 1, []
     for _ in range(steps):
         start = time.perf_counter()
-        with torch.no_grad():
-            latents = vae.encode(pixel_values).latent_dist.sample() * vae.config.scaling_factor
-            hidden = text_encoder(input_ids)[0]
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, 1000, (batch_size,), device=device)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
-            model_pred = unet(noisy, timesteps, hidden).sample
-        loss = torch.nn.functional.mse_loss(model_pred.float(), noise.float())
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        loss.item()
+        loop.step(pixel_values)
         seconds.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
     median = statistics.median(seconds[min(10, steps // 2) :])
@@ -171,7 +157,9 @@ def main(argv: list[str] | None = None) -> dict:
             results["ours"].append(run_script(model, args.photos, output, resolution, batch_size, steps, flags))
             print_row("ours", results["ours"][-1], results)
         for batch_size in [] if args.no_reference else args.batch_sizes:
-            results["reference"].append(reference_loop(model, resolution, batch_size, min(args.steps, 40), device))
+            results["reference"].append(
+                time_reference_loop(model, resolution, batch_size, min(args.steps, 40), device)
+            )
             print_row("reference", results["reference"][-1], results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

@@ -11,10 +11,11 @@ from PIL import Image
 
 from tests.conftest import write_photos, write_pipeline
 from utils import class_generation, class_images
-from utils.class_generation import image_seed, is_blank, make_batch, write_image
+from utils.class_generation import image_seed, make_batch, write_image
 from utils.class_images import ClassDataset, file_name, generation_settings, model_hash, plan_class_images
 from utils.concepts import Concept
 from utils.dataset import InstanceDataset
+from utils.drawing import is_blank
 from utils.errors import UserError
 
 SETTINGS = dict(

@@ -1,12 +1,11 @@
 """utils/comparison.py: every image is where the layout says, whatever the photos and the prompt are like."""
 
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 
-from utils.comparison import BACKGROUND, BLANK, Row, ellipsise, fit, load_photos, make_comparison, plan, square, wrap
+from utils.comparison import BACKGROUND, BLANK, Row, fit, load_photos, make_comparison, plan, square
 
 RED, GREEN, BLUE, GRAY, PINK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (90, 90, 90), (250, 20, 200)
-FONT = ImageFont.load_default(size=20)
 
 
 def plain(color, size=(64, 64)):
@@ -132,19 +131,3 @@ def test_a_small_image_is_enlarged_and_a_large_one_reduced():
 def test_no_prompt_breaks_the_sheet(prompt):
     sheet = make_comparison(prompt, prompt, [0], [Row(prompt, prompt, [plain(RED)])], [(prompt, plain(RED))])
     assert sheet.width == plan(1, 1, 1, True).width
-
-
-def test_long_text_is_wrapped_at_spaces_then_cut_with_an_ellipsis():
-    text = "one two three four five six seven eight nine ten"
-    lines = wrap(text, FONT, 150, 10)
-    assert " ".join(lines) == text
-    assert all(FONT.getlength(line) <= 150 for line in lines)
-    short = wrap(text, FONT, 150, 2)
-    assert len(short) == 2 and short[-1].endswith("...")
-    assert all(FONT.getlength(line) <= 150 for line in wrap("x" * 400, FONT, 150, 3))
-    assert ellipsise("short", FONT, 150) == "short"
-    assert FONT.getlength(ellipsise("y" * 100, FONT, 150)) <= 150
-
-
-def test_an_accent_that_the_font_lacks_is_dropped_not_the_letter():
-    assert ellipsise("café", FONT, 500) in ("café", "cafe")

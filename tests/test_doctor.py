@@ -84,9 +84,16 @@ def test_this_machine_is_well(capsys):
     assert "ok      torch " in said and "ok      bitsandbytes (optional)" in said and said.endswith("0 problems\n")
 
 
-def test_a_problem_is_exit_code_1_and_told_at_the_start_of_a_run(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "module",
+    [
+        "NVIDIA UNIX x86_64 Kernel Module  418.39  Sat Feb",
+        "NVIDIA UNIX Open Kernel Module for x86_64  418.39  Release",
+    ],
+)
+def test_a_problem_is_exit_code_1_and_told_at_the_start_of_a_run(capsys, monkeypatch, tmp_path, module):
     driver = tmp_path / "version"
-    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  418.39  Sat Feb  9 19:19:37 CST 2019\n")
+    driver.write_text(f"NVRM version: {module} 9 19:19:37 CST 2019\n")
     monkeypatch.setattr(doctor, "DRIVER_FILE", driver)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert doctor.main([]) == 1

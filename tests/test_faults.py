@@ -16,7 +16,7 @@ from tests.conftest import write_photos
 from tests.processes import Process, rows, start_ranks, wait_for
 from tests.test_cli import ROOT, as_argv, flags, run, run_json  # noqa: F401
 from tests.test_resume import LATEST, UNET_FILE, bits, finish
-from utils.checkpoint import list_checkpoints
+from utils.checkpoint_files import list_checkpoints
 from utils.ranks import EXIT_LOST_RANK
 
 

@@ -358,6 +358,25 @@ def test_fused_unet_computes_the_same(device, flattens):
         assert max(map(relative_error, forward_backward(unet, inputs), plain)) < tolerance
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_precedes_the_prompts_is_computed_once_for_equal_halves(device, monkeypatch):
+    unet, (sample, timesteps, prompts) = small_unet(device), unet_inputs(device)
+    sample, timesteps, prompts = sample.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([prompts, -prompts])
+    batches, attend = [], F.scaled_dot_product_attention
+
+    def counted(query, *others):
+        batches.append(len(query))
+        return attend(query, *others)
+
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        plain = unet(sample, timesteps, prompts).sample
+        counts = fused_unet.install(unet)
+        assert fused_unet.install(unet, equal_halves=True) == counts
+        monkeypatch.setattr(fused_unet.F, "scaled_dot_product_attention", counted)
+        assert relative_error(unet(sample, timesteps, prompts).sample, plain) < 2e-5
+    assert batches == [2] + 7 * [4]
+
+
 def test_fused_unet_knows_attention_masks():
     unet, inputs = small_unet("cpu"), unet_inputs("cpu")
     mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]]).bool()

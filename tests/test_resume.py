@@ -1,10 +1,12 @@
 """A run that is killed and resumed is the run that was not: the same bits, the same losses, the same files."""
 
+import fcntl
 import json
 import os
 import random
 import shutil
 import signal
+import termios
 import time
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from tests.conftest import write_photos
 from tests.processes import Process, rows, start_ranks, wait_for
 from tests.test_cli import as_argv, flags, launch, run, run_json  # noqa: F401
 from train_dreambooth_colossalai import main
-from utils.checkpoint import list_checkpoints
+from utils import hashing
+from utils.checkpoint_files import list_checkpoints
 from utils.errors import UserError
 from utils.resume import differences, resume_command
 
@@ -208,6 +211,47 @@ def test_what_does_not_change_the_result_may_change(flags, tmp_path):  # noqa: F
     assert main(as_argv(flags | LATEST | changes | dict(max_train_steps=4))) == 0
 
 
+def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):  # noqa: F811
+    run(flags, checkpointing_steps=2)
+    path = tmp_path / "output/checkpoint-2/state.json"
+    state = json.loads(path.read_text())
+    del state["determines"]["arguments"]["deterministic"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match="--deterministic: False -> True"):
+        main(as_argv(flags | LATEST | dict(deterministic=True)))
+    assert main(as_argv(flags | LATEST)) == 0
+
+
+def test_a_resume_reads_each_file_of_the_base_once(flags, tmp_path, tiny_pipeline_dir, monkeypatch):  # noqa: F811
+    base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
+    for path in base.rglob("*"):
+        os.utime(path, (1e9, 1e9))  # files that are years old, as a downloaded model's soon are
+    flags["pretrained_model_name_or_path"] = base
+    run(flags, checkpointing_steps=2)
+    hashing._known.clear()
+    hashed = []
+    read = hashing._read
+    monkeypatch.setattr(hashing, "_read", lambda path: hashed.append(path) or read(path))
+    assert main(as_argv(flags | LATEST)) == 0
+    hashed = [path for path in hashed if base in path.parents]
+    assert base / UNET_FILE in hashed and len(hashed) == len(set(hashed)) > 8
+
+
+def test_a_file_that_may_still_change_is_hashed_anew(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("one")
+    before = hashing.sha256_of(path)
+    stamp = path.stat().st_mtime_ns
+    path.write_text("two")
+    os.utime(path, ns=(stamp, stamp))
+    assert hashing.sha256_of(path) != before
+
+
+def test_what_fails_in_the_background_fails_where_it_is_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        hashing.in_background(hashing.sha256_of, tmp_path / "gone").result(5)
+
+
 def test_differences_of_groups():
     old = dict(num_ranks=1, arguments=dict(a=1), photos=dict(x="1", y="2"))
     new = dict(num_ranks=2, arguments=dict(a=1, b=2), photos=dict(y="3"))
@@ -336,7 +380,8 @@ class TestSignals:
     """A signal on any rank ends the run after the step, with the state kept."""
 
     @pytest.mark.parametrize(
-        ("num_ranks", "rank", "number"), [(1, 0, signal.SIGINT), (1, 0, signal.SIGTERM), (2, 1, signal.SIGTERM)]
+        ("num_ranks", "rank", "number"),
+        [(1, 0, signal.SIGINT), (1, 0, signal.SIGTERM), (1, 0, signal.SIGHUP), (2, 1, signal.SIGTERM)],
     )
     def test_the_state_is_kept(self, flags, tmp_path, num_ranks, rank, number):  # noqa: F811
         output = tmp_path / "output"
@@ -348,10 +393,40 @@ class TestSignals:
         (checkpoint,) = list_checkpoints(output)
         assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
         text = ranks[0].text()
-        assert f"stopped after step {checkpoint.step} of 5000" in text and "Traceback" not in text
+        assert (
+            f"stopped after step {checkpoint.step} of 5000 ({number.name}). The state" in text
+            and "Traceback" not in text
+        )
         command = text.strip().splitlines()[-1]
         assert f"--nproc_per_node {num_ranks} " in command and "--resume_from_checkpoint latest" in command
         assert not list(output.glob(".*"))
+
+    def test_nohup(self, flags, tmp_path):  # noqa: F811
+        argv = as_argv(flags | dict(max_train_steps=40))
+        process = Process(argv, tmp_path / "text", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        wait_for(lambda: len(rows(tmp_path / "output")) > 3)
+        process.kill(signal.SIGHUP)
+        assert process.wait() == 0
+
+    def test_the_terminal_is_closed(self, flags, tmp_path):  # noqa: F811
+        """A connection that breaks: the run gets SIGHUP, and whatever it prints from then on is an error."""
+        output = tmp_path / "output"
+        ours, terminal = os.openpty()
+
+        def use_the_terminal() -> None:
+            os.close(ours)
+            os.setsid()
+            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+            os.dup2(terminal, 1), os.dup2(terminal, 2)
+            os.close(terminal)
+
+        process = Process(as_argv(flags | dict(max_train_steps=5000)), tmp_path / "text", use_the_terminal)
+        os.close(terminal)
+        wait_for(lambda: len(rows(output)) > 3)
+        os.close(ours)
+        assert process.wait() == 128 + signal.SIGHUP
+        (checkpoint,) = list_checkpoints(output)
+        assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
 
     def test_a_second_signal_ends_at_once(self, flags, tmp_path):  # noqa: F811
         output = tmp_path / "output"
@@ -378,6 +453,29 @@ class TestSignals:
         assert [found.step for found in list_checkpoints(output)] == [2]
         resumed = Process(as_argv(flags | LATEST | dict(max_train_steps=4)), tmp_path / "resumed")
         assert resumed.wait() == 0 and not list(output.glob(".*"))
+
+    @pytest.mark.parametrize(
+        ("seconds", "run_id", "warns"), [(25.0, "x", True), (25.0, None, False), (5.0, "x", False)]
+    )
+    def test_a_slow_checkpoint_under_torchrun_is_warned_of(self, flags, tmp_path, seconds, run_id, warns):  # noqa: F811
+        def slow_disk() -> None:
+            from utils.checkpoint import Checkpointer
+
+            write = Checkpointer._write
+
+            def slow(self, step, arrived):
+                write(self, step, arrived)
+                self.seconds = seconds
+
+            Checkpointer._write = slow
+
+        environment = dict(TORCHELASTIC_RUN_ID=run_id) if run_id else {}
+        argv = as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=2))
+        process = Process(argv, tmp_path / "text", slow_disk, **environment)
+        wait_for(lambda: "checkpoint-4: " in process.text())
+        process.kill(signal.SIGTERM)
+        assert process.wait() == 143
+        assert ("took 25 s: if the signal was sent to torchrun, it kills" in process.text()) == warns
 
     def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, tmp_path):  # noqa: F811
         output = tmp_path / "output"

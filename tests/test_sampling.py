@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from utils.drawing import initial_latents, is_blank
 from utils.errors import UserError
 from utils.sampling import (
-    initial_latents,
-    is_blank,
     load_pipeline,
     num_denoising_steps,
     replace_file,

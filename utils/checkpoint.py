@@ -7,84 +7,35 @@ checkpoint-N/state.json                   the step, the loss scale and its count
 Tensors are stored by parameter name, contiguous: a checkpoint of one memory layout or device resumes on another.
 """
 
-import json
 import math
 import os
-import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
+from utils.checkpoint_files import (
+    FORMAT,
+    STATE_FILE,
+    TENSORS_FILE,
+    UNET_FILE,
+    Checkpoint,
+    Line,
+    discard,
+    list_checkpoints,
+    read_checkpoint,
+)
 from utils.eight_bit import EightBit
 from utils.errors import RunFailed, UserError
 from utils.memory_estimate import free_host_memory
-from utils.pipeline import STAGING_PREFIX, UNET_STEM, sync_directory, sync_tree, write_json
+from utils.pipeline import STAGING_PREFIX, sync_directory, sync_tree, write_json
 from utils.preflight import PROGRAM, safetensors_dtype
+from utils.safetensors_writer import write_safetensors
 
-STATE_FILE = "state.json"
-TENSORS_FILE = "training_state.safetensors"
-UNET_FILE = f"unet/{UNET_STEM}.safetensors"
-FORMAT = 1
-NAME = re.compile(r"checkpoint-([0-9]{1,12})")
 SCALARS = ("loss_scale", "num_good", "num_applied", "num_skipped")
-DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16"}
-
-
-class Checkpoint(NamedTuple):
-    """A committed checkpoint folder and its state.json."""
-
-    path: Path
-    step: int
-    state: dict
-
-
-def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint in a folder; None where it is not one that this program committed."""
-    try:
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        ours = state["program"] == PROGRAM and state["format"] == FORMAT
-        return Checkpoint(path, int(state["step"]), state) if ours else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def list_checkpoints(output_dir: Path, run_id: str | None = None) -> list[Checkpoint]:
-    """This program's checkpoints in a folder, oldest step first; of one run only where run_id is given."""
-    found = []
-    for path in output_dir.glob("checkpoint-*"):
-        match = NAME.fullmatch(path.name)
-        checkpoint = read_checkpoint(path) if match and path.is_dir() and not path.is_symlink() else None
-        if checkpoint and checkpoint.step == int(match[1]) and run_id in (None, checkpoint.state.get("run_id")):
-            found.append(checkpoint)
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
-
-
-def discard(path: Path) -> None:
-    """Deletes one of our folders; hidden first, so that what a kill leaves is not taken for a whole one."""
-    hidden = path.with_name(f"{STAGING_PREFIX}discarded-{path.name}-{os.getpid()}")
-    os.rename(path, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
-def write_safetensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
-    """Writes CPU tensors as `dtype`, one at a time: no second copy of the whole state is ever in memory."""
-    tensors = list(tensors)
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in tensors:
-        start, end = end, end + tensor.numel() * dtype.itemsize
-        header[name] = dict(dtype=DTYPE_NAMES[dtype], shape=list(tensor.shape), data_offsets=[start, end])
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for _, tensor in tensors:
-            values = tensor.to(dtype, memory_format=torch.contiguous_format).contiguous()
-            file.write(values.reshape(-1).view(torch.uint8).numpy())
 
 
 class Checkpointer:
@@ -96,7 +47,7 @@ class Checkpointer:
         unet_config: the bytes of the UNet's config.json.
         describe: what state.json says besides step and counters; called in the thread.
         save_dtype: "fp32" or "fp16", of the UNet's file.
-        run_id: of the run whose older checkpoints may be removed.
+        run_id, ancestors: the Line whose older checkpoints may be removed.
         total_limit: how many of them are kept; None: all.
         say: told one line about each checkpoint, in the thread that trains.
     """
@@ -112,10 +63,12 @@ class Checkpointer:
         run_id: str,
         total_limit: int | None,
         say: Callable[[str], None],
+        ancestors: Sequence = (),
     ):
         self.output_dir, self.optimizer, self.flat = output_dir, optimizer, optimizer.flat
         self.unet_config, self.describe, self.save_dtype = unet_config, describe, save_dtype
-        self.run_id, self.total_limit, self.say = run_id, total_limit, say
+        self.line, self.total_limit, self.say = Line(run_id, list(ancestors)), total_limit, say
+        self.seconds = 0.0  # that the last write took
         self._thread: threading.Thread | None = None
         self._outcome: tuple[str, BaseException | None] | None = None
         self._host: dict[str, torch.Tensor] = {}
@@ -196,7 +149,8 @@ class Checkpointer:
         try:
             arrived()
             num_bytes = self._commit(step)
-            line = f"{name}: {num_bytes / 1e9:.3g} GB written in {time.perf_counter() - started:.1f} s"
+            self.seconds = time.perf_counter() - started
+            line = f"{name}: {num_bytes / 1e9:.3g} GB written in {self.seconds:.1f} s"
         except BaseException as caught:
             error = caught
             line = f"{name} could not be written to {self.output_dir}: {getattr(caught, 'strerror', None) or caught}"
@@ -231,14 +185,14 @@ class Checkpointer:
         write_safetensors(folder / UNET_FILE, zip(names, views["master"], strict=True), dtype)
         kept = [(f"{k}.{n}", v) for k in views if k != "master" or not in_unet for n, v in zip(names, views[k])]  # noqa: B905
         write_safetensors(folder / TENSORS_FILE, kept, torch.float32)
-        state = dict(program=PROGRAM, format=FORMAT, step=step, run_id=self.run_id)
+        state = dict(program=PROGRAM, format=FORMAT, step=step, **self.line._asdict())
         state["optimizer"] = {name: self._host[name].item() for name in SCALARS}
         write_json(folder / STATE_FILE, state | self.describe())
 
     def _remove_oldest(self, keep: int) -> None:
         if self.total_limit is None:
             return
-        others = [found for found in list_checkpoints(self.output_dir, self.run_id) if found.step != keep]
+        others = [found for found in list_checkpoints(self.output_dir, self.line) if found.step != keep]
         for checkpoint in others[: max(0, len(others) + 1 - self.total_limit)]:
             discard(checkpoint.path)
 

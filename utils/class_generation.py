@@ -1,6 +1,7 @@
 """Making the class images that are missing: spread over the ranks, each written whole, black ones made again."""
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -15,7 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from utils import models
+from utils import drawing, models
+from utils.captured_unet import CapturedUNet
 from utils.class_images import (
     METADATA_KEY,
     ClassDataset,
@@ -28,6 +30,7 @@ from utils.class_images import (
     write_manifest,
 )
 from utils.concepts import Concept
+from utils.drawing import is_blank
 from utils.errors import UserError
 from utils.pipeline import sync_directory
 from utils.preflight import read_json
@@ -79,7 +82,11 @@ def make_missing(args: Namespace, plans: list[ClassPlan], base_folder: Path, dev
     precision = args.prior_generation_precision or ("fp16" if device.type == "cuda" else "fp32")
     pipeline = load_class_pipeline(base_folder, DTYPES[precision], device)
     total = sum(len(numbers) for _, numbers in shares)
-    with tqdm(total=total, desc="class images", unit="image", disable=rank != 0, file=sys.stderr) as bar:
+    bar = tqdm(total=total, desc="class images", unit="image", disable=rank != 0, file=sys.stderr)
+    say = functools.partial(print, "warning:", file=sys.stderr, flush=True)
+    uses_graphs = device.type == "cuda" and not args.no_cuda_graph
+    captured = CapturedUNet(say).serving(pipeline) if uses_graphs else contextlib.nullcontext()
+    with bar, captured:
         for plan, numbers in shares:
             plan.folder.mkdir(parents=True, exist_ok=True)
             for start in range(0, len(numbers), args.sample_batch_size):
@@ -87,7 +94,7 @@ def make_missing(args: Namespace, plans: list[ClassPlan], base_folder: Path, dev
                 make_batch(pipeline, plan, batch, args.seed)
                 bar.update(len(batch))
             sync_directory(plan.folder)
-    del pipeline
+    del pipeline, captured
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -147,34 +154,12 @@ def make_batch(pipeline, plan: ClassPlan, numbers: list[int], seed: int) -> None
 @torch.inference_mode()
 def draw(pipeline, settings: dict, seeds: list[int]) -> np.ndarray:
     """Images float32 [N,H,W,3] in [0,1], one a seed; each has its own CPU generator, whatever the batch."""
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    factor = pipeline.vae_scale_factor
-    shape = (1, pipeline.unet.config.in_channels, settings["height"] // factor, settings["width"] // factor)
-    latents = torch.cat([torch.randn(shape, generator=each) for each in generators])
+    names = ("prompt", "num_inference_steps", "guidance_scale", "height", "width")
     try:
-        with models.quiet_libraries():
-            return pipeline(
-                settings["prompt"],
-                num_images_per_prompt=len(seeds),
-                num_inference_steps=settings["num_inference_steps"],
-                guidance_scale=settings["guidance_scale"],
-                height=settings["height"],
-                width=settings["width"],
-                latents=latents.to(pipeline.unet.dtype),
-                generator=generators,
-                output_type="np",
-            ).images
+        return drawing.draw(pipeline, seeds, output_type="np", **{name: settings[name] for name in names})
     except torch.cuda.OutOfMemoryError as error:
         mend = f"--sample_batch_size {len(seeds) // 2}" if len(seeds) > 1 else "--prior_generation_precision fp16"
         raise UserError(f"the GPU's memory is too small for {len(seeds)} class images at once: give {mend}") from error
-
-
-def is_blank(image: np.ndarray) -> bool:
-    """Whether an image [H,W,3] in [0,1] holds a not-a-number, or is of one colour as 8 bits show it."""
-    if not np.isfinite(image).all():
-        return True
-    levels = np.round(image * 255)
-    return bool((levels == levels[0, 0]).all())
 
 
 def write_image(path: Path, image: np.ndarray, metadata: dict) -> None:

@@ -11,10 +11,9 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from utils.concepts import Concept
@@ -23,6 +22,9 @@ from utils.errors import UserError
 from utils.hashing import sha256_of
 from utils.pipeline import write_json
 from utils.preflight import PROGRAM, read_json
+
+if TYPE_CHECKING:
+    import torch
 
 MANIFEST = "manifest.json"
 METADATA_KEY = "dreambooth_class_image"
@@ -219,8 +221,10 @@ class ClassDataset:
         """Whether every image has one crop only."""
         return self.center_crop or all(height == width for height, width in self.sizes)
 
-    def pixel_values(self, photo: int, top: int, left: int) -> torch.Tensor:
+    def pixel_values(self, photo: int, top: int, left: int) -> "torch.Tensor":
         """float32 [3,R,R] in [-1,1]."""
+        import torch
+
         image = resize_shorter_side(decode(self.images[photo][0]), self.resolution)
         pixels = np.array(image)[top : top + self.resolution, left : left + self.resolution]
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0

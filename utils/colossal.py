@@ -1,6 +1,8 @@
 """The parts of ColossalAI this project uses, imported without the warnings its optional accelerators give."""
 
 import contextlib
+import functools
+import importlib.metadata
 import logging
 import os
 import socket
@@ -25,16 +27,37 @@ def _quiet():
         logging.disable(disabled)
 
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-with _quiet(), stand_ins() as broken:
-    import colossalai
+@contextlib.contextmanager
+def _lean():
+    """Takes two costs out of the imports (docs/decisions.md, 2026-11-24).
+
+    torch.compile as a decorator imports torch's inductor, and ColossalAI and bitsandbytes decorate functions that are
+    never called here: it does nothing meanwhile. transformers and diffusers both list the files of every installed
+    package at import: the list is made once.
+    """
     import torch
-    import torch.distributed as dist
-    from colossalai.accelerator import get_accelerator
-    from colossalai.booster import Booster
-    from colossalai.booster.plugin import TorchDDPPlugin
-    from colossalai.interface import OptimizerWrapper
-    from torch.nn.parallel import DistributedDataParallel
+
+    compile_, torch.compile = torch.compile, lambda model=None, **options: model or (lambda function: function)
+    importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
+    try:
+        yield
+    finally:
+        torch.compile = compile_
+        importlib.metadata.packages_distributions = importlib.metadata.packages_distributions.__wrapped__
+
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+with _quiet(), _lean():
+    with stand_ins() as broken:
+        import colossalai
+        import torch
+        import torch.distributed as dist
+        from colossalai.accelerator import get_accelerator
+        from colossalai.booster import Booster
+        from colossalai.booster.plugin import TorchDDPPlugin
+        from colossalai.interface import OptimizerWrapper
+        from torch.nn.parallel import DistributedDataParallel
+    import diffusers  # noqa: F401  after the stand-ins: it notes at import which packages there are
 if os.environ.get("RANK", "0") == "0":
     for package, reason in broken.items():
         print(
@@ -92,13 +115,16 @@ def _keys_of_this_attempt():
 
 
 def boost(model, optimizer: OptimizerWrapper) -> tuple:
-    """The model and the optimizer boosted by a Booster with the TorchDDP plugin, and that Booster."""
+    """The model and the optimizer (a MasterWeightsOptimizer) boosted with the TorchDDP plugin, and the Booster.
+
+    Where gradients have no buffer of their own, several ranks' are left in the buckets that they are reduced in.
+    """
     if dist.get_world_size() == 1:
         # Nothing to reduce, but DDP allocates buckets for all the gradients it manages: let it manage the last one.
         names = [name for name, _ in model.named_parameters()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names[:-1])
     with _quiet():
-        booster = Booster(plugin=TorchDDPPlugin())
+        booster = Booster(plugin=TorchDDPPlugin(gradient_as_bucket_view=optimizer.flat.grad is None))
         model, optimizer, *_ = booster.boost(model, optimizer)
     mark("boosted")
     return model, optimizer, booster

@@ -1,10 +1,11 @@
 """The comparison sheet: photos on top, then one row of images a model, one column a seed."""
 
-import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
+
+from utils.lettering import ellipsise, font_for, wrap
 
 BACKGROUND = (250, 250, 247)
 BLANK = (238, 238, 233)
@@ -17,6 +18,7 @@ LABEL_WIDTH = 156
 HEADER_HEIGHT = 34  # the line above a block of cells: file names, seeds
 BLOCK_GAP = 22
 TITLE_SIZE, TITLE_LINE, MAX_TITLE_LINES = 26, 34, 3
+LABEL_SIZE, SMALL_SIZE = 20, 15
 SUBTITLE_LINE = 26
 MIN_WIDTH = 640
 LARGEST_PHOTO = 1024  # pixels; a sheet shows no more
@@ -78,9 +80,9 @@ def make_comparison(
     """Draws the sheet. `photos` are (file name, image): the first len(seeds) are shown; None leaves their row out."""
     num_columns = len(seeds)
     title_width = plan(num_columns, len(rows), 1, False).width - 2 * MARGIN
-    title_lines = wrap(title, ImageFont.load_default(TITLE_SIZE), title_width, MAX_TITLE_LINES)
+    title_lines = wrap(title, font_for(title, TITLE_SIZE), title_width, MAX_TITLE_LINES)
     sheet = _Sheet(plan(num_columns, len(rows), len(title_lines), photos is not None))
-    sheet.title(title_lines, subtitle)
+    sheet.title(title_lines, font_for(title, TITLE_SIZE), subtitle)
     if photos is not None:
         note = f"{num_columns} of {len(photos)}" if len(photos) > num_columns else ""
         shown = [*photos, *[("", None)] * num_columns][:num_columns]
@@ -99,27 +101,28 @@ class _Sheet:
         self.layout = layout
         self.image = Image.new("RGB", (layout.width, layout.height), BACKGROUND)
         self.draw = ImageDraw.Draw(self.image)
-        self.title_font, self.label_font, self.small_font = map(ImageFont.load_default, (TITLE_SIZE, 20, 15))
 
-    def title(self, lines: list[str], subtitle: str) -> None:
+    def text(self, place: tuple[int, int], text: str, color: tuple, size: int, anchor: str, width: float) -> None:
+        """A line of at most `width` pixels, in a font that has its letters."""
+        font = font_for(text, size)
+        self.draw.text(place, ellipsise(text, font, width), color, font, anchor=anchor)
+
+    def title(self, lines: list[str], font, subtitle: str) -> None:
         for number, line in enumerate(lines):
-            self.draw.text((MARGIN, MARGIN + number * TITLE_LINE), line, INK, self.title_font, anchor="la")
-        subtitle = ellipsise(subtitle, self.small_font, self.layout.width - 2 * MARGIN)
+            self.draw.text((MARGIN, MARGIN + number * TITLE_LINE), line, INK, font, anchor="la")
         top = MARGIN + len(lines) * TITLE_LINE + 4
-        self.draw.text((MARGIN, top), subtitle, MUTED, self.small_font, anchor="la")
+        self.text((MARGIN, top), subtitle, MUTED, SMALL_SIZE, "la", self.layout.width - 2 * MARGIN)
 
     def header(self, top: int, texts: list[str]) -> None:
         for left, text in zip(self.layout.column_left, texts, strict=True):
             place = (left + self.layout.cell // 2, top + HEADER_HEIGHT - 8)
-            text = ellipsise(text, self.small_font, self.layout.cell)
-            self.draw.text(place, text, MUTED, self.small_font, anchor="ms")
+            self.text(place, text, MUTED, SMALL_SIZE, "ms", self.layout.cell)
 
     def row(self, top: int, label: str, note: str, images: list[Image.Image | None]) -> None:
         """A row of cells; an image that is not square is centred in its cell, and None leaves the cell blank."""
-        cell = self.layout.cell
-        note = ellipsise(note, self.small_font, LABEL_WIDTH - GAP)
-        self.draw.text((MARGIN, top + cell // 2), label, INK, self.label_font, anchor="ls")
-        self.draw.text((MARGIN, top + cell // 2 + 8), note, MUTED, self.small_font, anchor="la")
+        cell, width = self.layout.cell, LABEL_WIDTH - GAP
+        self.text((MARGIN, top + cell // 2), label, INK, LABEL_SIZE, "ls", width)
+        self.text((MARGIN, top + cell // 2 + 8), note, MUTED, SMALL_SIZE, "la", width)
         for left, image in zip(self.layout.column_left, images, strict=True):
             self.draw.rectangle((left, top, left + cell - 1, top + cell - 1), BLANK)
             if image is not None:
@@ -159,44 +162,3 @@ def fit(image: Image.Image, side: int) -> Image.Image:
     if size == image.size:
         return image
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
-
-
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
-    """Lines of at most `width` pixels, broken at spaces where possible; what does not fit ends in an ellipsis."""
-    rest = displayable(text, font)
-    lines = []
-    while len(lines) < max_lines - 1 and font.getlength(rest) > width:
-        end = _num_fitting(rest, font, width)
-        end = rest.rfind(" ", 1, end + 1) if " " in rest[1 : end + 1] else end
-        lines.append(rest[:end].rstrip())
-        rest = rest[end:].lstrip()
-    return [*lines, ellipsise(rest, font, width)]
-
-
-def ellipsise(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, cut to `width` pixels with an ellipsis where it is longer."""
-    text = displayable(text, font)
-    if font.getlength(text) <= width:
-        return text
-    return text[: _num_fitting(text, font, width - font.getlength("..."))].rstrip() + "..."
-
-
-def displayable(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """One line without control characters; a letter whose accent the font lacks loses the accent."""
-    text = " ".join("".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text).split())
-    missing = bytes(font.getmask("\uffff"))
-    return "".join(_base_letter(char) if bytes(font.getmask(char)) == missing else char for char in text)
-
-
-def _base_letter(char: str) -> str:
-    base = "".join(part for part in unicodedata.normalize("NFKD", char) if not unicodedata.combining(part))
-    return base if base.isascii() and base else char
-
-
-def _num_fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
-    """How many leading characters fit into `width` pixels: at least 1."""
-    low, high = 1, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if font.getlength(text[:middle]) <= width else (low, middle - 1)
-    return low

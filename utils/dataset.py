@@ -4,13 +4,15 @@ import hashlib
 import os
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:  # imported where it is used: the preflight needs no torch, whose import takes longer than all else
+    import torch
 
 # Pillow's remarks about large or slightly damaged photos are the preflight table's to make.
 warnings.filterwarnings("ignore", module="PIL")
@@ -27,7 +29,7 @@ class Photo(NamedTuple):
     path: Path
     sha256: str
     original_size: tuple[int, int]
-    pixels: torch.Tensor
+    pixels: np.ndarray
     prompt: str | None = None
 
 
@@ -167,7 +169,7 @@ class InstanceDataset:
         pixels = np.array(resize_shorter_side(image, self.resolution))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         prompt = read_caption(path) or self.instance_prompt
-        return Photo(path, digest, image.size, torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), prompt)
+        return Photo(path, digest, image.size, np.ascontiguousarray(pixels.transpose(2, 0, 1)), prompt)
 
     def extend(self, other: "InstanceDataset") -> None:
         """Adds another subject's photos, of the same resolution and crop, after this one's."""
@@ -187,7 +189,10 @@ class InstanceDataset:
         """Whether every photo has one crop only: all are square, or the crop is centred."""
         return self.center_crop or all(len(set(photo.pixels.shape[1:])) == 1 for photo in self.photos)
 
-    def pixel_values(self, photo: int, top: int, left: int) -> torch.Tensor:
+    def pixel_values(self, photo: int, top: int, left: int) -> "torch.Tensor":
         """float32 [3,R,R] in [-1,1]."""
+        import torch
+
         side = self.resolution
-        return self.photos[photo].pixels[:, top : top + side, left : left + side].float() / 127.5 - 1.0
+        crop = self.photos[photo].pixels[:, top : top + side, left : left + side]
+        return torch.from_numpy(crop).float() / 127.5 - 1.0

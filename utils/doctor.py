@@ -23,6 +23,7 @@ TESTED = {
 }
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version, on Linux
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
+DRIVER_VERSION = re.compile(r"Kernel Module\b.*?\s(\d+\.[\d.]+)")  # a word like x86_64 may come before it
 REINSTALL = "bash setup.sh"
 UPSTREAM = "python -m pip install -r requirements-upstream.txt (torch 2.5.1 for CUDA 12.4)"
 
@@ -131,7 +132,7 @@ def examine_gpu() -> list[Finding]:
     """gpu_findings of this machine."""
     import torch
 
-    found = re.search(r"Kernel Module\D*(\d+[\d.]*)", DRIVER_FILE.read_text()) if DRIVER_FILE.exists() else None
+    found = DRIVER_VERSION.search(DRIVER_FILE.read_text()) if DRIVER_FILE.exists() else None
     available = torch.cuda.is_available()
     devices = range(torch.cuda.device_count() if available else 0)
     return gpu_findings(

@@ -20,25 +20,31 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from utils.fusible import (
+    has_plain_time_embedding,
+    is_affine,
+    is_plain_block,
+    is_plain_resnet,
+    is_plain_transformer,
+    projections,
+)
 from utils.kernels import add_bias_residual, add_layer_norm, geglu, group_norm
 
 _KINDS = ("resnets", "transformers", "blocks", "norm_out", "time_embedding")
-_PLAIN_UNET_BLOCKS = {
-    "DownBlock2D",
-    "CrossAttnDownBlock2D",
-    "UNetMidBlock2DCrossAttn",
-    "UpBlock2D",
-    "CrossAttnUpBlock2D",
-}
 
 
-def install(unet: nn.Module) -> dict[str, int]:
-    """Fuses what can be fused; returns how many of each kind were. Installing twice changes nothing more."""
+def install(unet: nn.Module, equal_halves: bool = False) -> dict[str, int]:
+    """Fuses what can be fused; returns how many of each kind were. Installing twice changes nothing more.
+
+    Args:
+        equal_halves: every batch is the same latents and timesteps twice, for two prompts (guidance): what precedes
+            the first prompt, the longest attention among it, is computed once. For sampling, where they are.
+    """
     uninstall(unet)
     counts = dict.fromkeys(_KINDS, 0)
     resnets = [module for module in unet.modules() if type(module).__name__ == "ResnetBlock2D"]
-    plain_resnets = [module for module in resnets if _is_plain_resnet(module)]
-    activates_once = resnets == plain_resnets != [] and _has_plain_time_embedding(unet)
+    plain_resnets = [module for module in resnets if is_plain_resnet(module)]
+    activates_once = resnets == plain_resnets != [] and has_plain_time_embedding(unet)
     if activates_once:
         _replace(unet.time_embedding, partial(_activated_time_embedding, unet.time_embedding.forward))
         counts["time_embedding"] = 1
@@ -46,17 +52,22 @@ def install(unet: nn.Module) -> dict[str, int]:
         _replace(resnet, partial(_resnet_forward, resnet, activates_once))
     counts["resnets"] = len(plain_resnets)
     for transformer in [module for module in unet.modules() if type(module).__name__ == "Transformer2DModel"]:
-        blocks = [block for block in transformer.transformer_blocks if _is_plain_block(block)]
+        blocks = [block for block in transformer.transformer_blocks if is_plain_block(block)]
         for block in blocks:
             _replace(block, partial(_block_forward, block, block.forward))
         counts["blocks"] += len(blocks)
-        if len(blocks) == len(transformer.transformer_blocks) and _is_plain_transformer(transformer):
+        if len(blocks) == len(transformer.transformer_blocks) and is_plain_transformer(transformer):
             _replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
             counts["transformers"] += 1
     norm = getattr(unet, "conv_norm_out", None)
-    if _is_affine(norm, nn.GroupNorm):
+    if is_affine(norm, nn.GroupNorm):
         _replace(norm, partial(_norm_forward, norm))
         counts["norm_out"] = 1
+    if equal_halves and counts["time_embedding"] and type(unet.down_blocks[0]).__name__ == "CrossAttnDownBlock2D":
+        first = unet.down_blocks[0]
+        for module in (first.resnets[0], first.attentions[0].transformer_blocks[0]):
+            if "forward" in module.__dict__:
+                _replace(module, partial(module.forward, equal_halves=True))
     return counts
 
 
@@ -70,113 +81,6 @@ def uninstall(unet: nn.Module) -> None:
 def _replace(module: nn.Module, forward) -> None:
     forward.is_fused = True
     module.forward = forward
-
-
-def _has_no_hooks(module: nn.Module) -> bool:
-    """No hooks, no parametrization, and a forward of its class's own."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and not hasattr(module, "parametrizations") and "forward" not in module.__dict__
-
-
-def _is(module, kind: type) -> bool:
-    return type(module) is kind and _has_no_hooks(module)
-
-
-def _is_affine(norm, kind: type) -> bool:
-    return _is(norm, kind) and norm.weight is not None and norm.bias is not None
-
-
-def _is_dropout_off(module) -> bool:
-    return type(module) is nn.Dropout and module.p == 0
-
-
-def _is_conv(conv, size: int) -> bool:
-    expected = dict(kernel_size=(size, size), stride=(1, 1), padding=(size // 2,) * 2, dilation=(1, 1), groups=1)
-    return (
-        _is(conv, nn.Conv2d)
-        and conv.padding_mode == "zeros"
-        and all(getattr(conv, k) == v for k, v in expected.items())
-    )
-
-
-def _is_plain_resnet(resnet) -> bool:
-    return (
-        _has_no_hooks(resnet)
-        and getattr(resnet, "time_embedding_norm", None) == "default"
-        and resnet.upsample is None
-        and resnet.downsample is None
-        and _is_affine(resnet.norm1, nn.GroupNorm)
-        and _is_affine(resnet.norm2, nn.GroupNorm)
-        and isinstance(resnet.nonlinearity, nn.SiLU)
-        and _is_conv(resnet.conv1, 3)
-        and _is_conv(resnet.conv2, 3)
-        and (resnet.conv_shortcut is None or _is_conv(resnet.conv_shortcut, 1))
-        and _is(resnet.time_emb_proj, nn.Linear)
-        and not getattr(resnet, "skip_time_act", False)
-        and _is_dropout_off(resnet.dropout)
-        and resnet.output_scale_factor == 1
-    )
-
-
-def _has_plain_time_embedding(unet) -> bool:
-    """Whether the time embedding goes to the ResNet blocks and nowhere else, unchanged."""
-    blocks = {type(block).__name__ for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)}
-    added = ("class_embedding", "add_embedding", "time_embed_act")
-    is_only_use = all(getattr(unet, name, None) is None for name in added)
-    return blocks <= _PLAIN_UNET_BLOCKS and is_only_use and _has_no_hooks(unet.time_embedding)
-
-
-def _is_plain_attention(attention, is_cross: bool) -> bool:
-    unwanted = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "residual_connection",
-                "fused_projections")  # fmt: skip
-    return (
-        _has_no_hooks(attention)
-        and type(getattr(attention, "processor", None)).__name__ == "AttnProcessor2_0"
-        and not any(getattr(attention, name, None) for name in unwanted)
-        and attention.rescale_output_factor == 1
-        and all(_is(linear, nn.Linear) and linear.bias is None for linear in _projections(attention))
-        and (is_cross or attention.to_q.in_features == attention.to_k.in_features)
-        and _is(attention.to_out[0], nn.Linear)
-        and _is_dropout_off(attention.to_out[1])
-    )
-
-
-def _is_plain_block(block) -> bool:
-    """A BasicTransformerBlock of self-attention, cross-attention and GEGLU, each after a LayerNorm."""
-    if type(block).__name__ != "BasicTransformerBlock" or getattr(block, "norm_type", "layer_norm") != "layer_norm":
-        return False
-    unwanted = ("pos_embed", "fuser", "only_cross_attention", "double_self_attention", "_chunk_size")
-    feed_forward = list(block.ff.net)
-    return (
-        _has_no_hooks(block)
-        and not any(getattr(block, name, None) for name in unwanted)
-        and all(_is_affine(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2, block.norm3))
-        and _is_plain_attention(block.attn1, False)
-        and block.attn2 is not None
-        and _is_plain_attention(block.attn2, True)
-        and _has_no_hooks(block.ff)
-        and len(feed_forward) == 3
-        and type(feed_forward[0]).__name__ == "GEGLU"
-        and _has_no_hooks(feed_forward[0])
-        and _is(feed_forward[0].proj, nn.Linear)
-        and _is_dropout_off(feed_forward[1])
-        and _is(feed_forward[2], nn.Linear)
-    )
-
-
-def _is_plain_transformer(transformer) -> bool:
-    is_projection = partial(_is, kind=nn.Linear) if transformer.use_linear_projection else partial(_is_conv, size=1)
-    return (
-        _has_no_hooks(transformer)
-        and transformer.is_input_continuous
-        and _is_affine(transformer.norm, nn.GroupNorm)
-        and is_projection(transformer.proj_in)
-        and is_projection(transformer.proj_out)
-    )
-
-
-def _projections(attention) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    return attention.to_q, attention.to_k, attention.to_v
 
 
 def _pointwise(x, weight, bias=None):
@@ -228,7 +132,7 @@ def _project(x, linears):
 
 def _attention(attention, x, context=None):
     """Multi-head attention without its output projection: x [B, T, D]; context [B, S, E], or None for x itself."""
-    to_q, to_k, to_v = _projections(attention)
+    to_q, to_k, to_v = projections(attention)
     if context is None:
         query_key_value = _project(x, (to_q, to_k, to_v))
     else:
@@ -257,7 +161,7 @@ def _activated_time_embedding(plain_forward, *args, **kwargs):
 
 def _block_forward(block, plain_forward, hidden_states, attention_mask=None, encoder_hidden_states=None,
                    encoder_attention_mask=None, timestep=None, cross_attention_kwargs=None, class_labels=None,
-                   added_cond_kwargs=None, input_bias=None):  # fmt: skip
+                   added_cond_kwargs=None, input_bias=None, equal_halves=False):  # fmt: skip
     """BasicTransformerBlock.forward of hidden_states [B, T, D] + input_bias [D]."""
     unusual = attention_mask, encoder_attention_mask, cross_attention_kwargs
     if encoder_hidden_states is None or _takes_plain_forward(hidden_states, *unusual):
@@ -266,13 +170,29 @@ def _block_forward(block, plain_forward, hidden_states, attention_mask=None, enc
             hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep,
             cross_attention_kwargs, class_labels, added_cond_kwargs,
         )  # fmt: skip
-    attn1, attn2, (up, _, down) = block.attn1, block.attn2, block.ff.net
-    hidden_states, normed = _add_norm(block.norm1, hidden_states, None, input_bias)
-    out = F.linear(_attention(attn1, normed), attn1.to_out[0].weight)
-    hidden_states, normed = _add_norm(block.norm2, out, hidden_states, attn1.to_out[0].bias)
+    attn2, (up, _, down) = block.attn2, block.ff.net
+    if equal_halves:
+        hidden_states, normed = map(_twice, _self_attention(block, _half(hidden_states), input_bias))
+    else:
+        hidden_states, normed = _self_attention(block, hidden_states, input_bias)
     out = F.linear(_attention(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
     hidden_states, normed = _add_norm(block.norm3, out, hidden_states, attn2.to_out[0].bias)
     return down(geglu(up.proj(normed))) + hidden_states
+
+
+def _self_attention(block, hidden_states, input_bias):
+    """The hidden states [B, T, D] of a block after its self-attention, and the norm of them that comes next."""
+    hidden_states, normed = _add_norm(block.norm1, hidden_states, None, input_bias)
+    to_out = block.attn1.to_out[0]
+    return _add_norm(block.norm2, F.linear(_attention(block.attn1, normed), to_out.weight), hidden_states, to_out.bias)
+
+
+def _half(x):
+    return x[: x.shape[0] // 2]
+
+
+def _twice(x):
+    return torch.cat([x, x])
 
 
 def _transformer_forward(transformer, plain_forward, hidden_states, encoder_hidden_states=None, timestep=None,
@@ -299,8 +219,10 @@ def _transformer_forward(transformer, plain_forward, hidden_states, encoder_hidd
     return (add_bias_residual(x, residual, proj_out.bias),)
 
 
-def _resnet_forward(resnet, is_activated, input_tensor, temb, *args, **kwargs):
+def _resnet_forward(resnet, is_activated, input_tensor, temb, *args, equal_halves=False, **kwargs):
     """ResnetBlock2D.forward; `is_activated` says that temb has been through SiLU already."""
+    if equal_halves:
+        return _twice(_resnet_forward(resnet, is_activated, _half(input_tensor), _half(temb)))
     norm1, conv1, norm2, conv2, shortcut = resnet.norm1, resnet.conv1, resnet.norm2, resnet.conv2, resnet.conv_shortcut
     x, residual = group_norm(
         input_tensor, norm1.weight, norm1.bias, norm1.num_groups, norm1.eps, silu=True, fork=True

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils import comparison, sampling
+from utils.captured_unet import CapturedUNet
+from utils.drawing import is_blank
 from utils.errors import UserError
-from utils.hashing import sha256_of
+from utils.hashing import in_background, sha256_of_all
 from utils.models import WEIGHT_DTYPES
 from utils.pipeline import write_json
 from utils.prompts import SUBJECT, Prompt
@@ -32,6 +35,7 @@ from utils.samples import (
 
 RECORDED = ("num_images", "num_drift_images", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
 RECORDED += ("batch_size", "height", "width", "mixed_precision", "safety_checker", "identifier", "class_name")
+NUM_WRITERS = 4  # threads that write images
 
 
 def generate(args: Namespace, prompts: list[Prompt]) -> None:
@@ -43,13 +47,14 @@ def generate(args: Namespace, prompts: list[Prompt]) -> None:
     photos = comparison.load_photos(args.instance_data_dir) if args.instance_data_dir is not None else []
     if args.instance_data_dir is not None and not photos:
         warn(f"--instance_data_dir {args.instance_data_dir} holds no readable photo: {COMPARISON_FILE} shows none")
+    hashing = in_background(hash_models, args)  # gigabytes, while they are loaded
     pipelines = load_pipelines(args, device)
     for prompt in prompts:
         if unseen := sampling.truncated_text(pipelines[BASELINE], prompt.text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
 
     samples = plan_samples(args, prompts)
-    models = describe_models(args, pipelines)
+    models = describe_models(args, pipelines, hashing.result())
     try:
         claim(args.output_dir, [sample.file for sample in samples])
         entries = sample_all(args, samples, pipelines, models)
@@ -71,36 +76,36 @@ def load_pipelines(args: Namespace, device) -> dict:
     return {BASELINE: baseline, FINETUNED: finetuned}
 
 
-def describe_models(args: Namespace, pipelines: dict) -> dict[str, dict]:
+def model_folders(args: Namespace) -> dict[str, tuple[Path, Path]]:
+    """(pipeline's folder, UNet's folder) of every model."""
+    baseline, finetuned = args.pretrained_model_name_or_path, args.finetuned_model_name_or_path
+    folders = {BASELINE: (baseline, baseline / "unet"), FINETUNED: (finetuned, finetuned / "unet")}
+    return folders | {name: (finetuned, finetuned / name / "unet") for name in args.checkpoint}
+
+
+def describe_models(args: Namespace, pipelines: dict, hashes: dict) -> dict[str, dict]:
     """Path, scheduler and SHA-256 of the files of every model."""
-    known: dict = {}
-    folders = {BASELINE: args.pretrained_model_name_or_path, FINETUNED: args.finetuned_model_name_or_path}
     models = {}
-    for name in (BASELINE, FINETUNED, *args.checkpoint):
-        folder = folders.get(name, args.finetuned_model_name_or_path)
-        unet = folder / name / "unet" if name in args.checkpoint else folder / "unet"
+    for name, (folder, unet) in model_folders(args).items():
         scheduler = pipelines[BASELINE if name == BASELINE else FINETUNED].scheduler
-        models[name] = dict(
-            path=str(folder if name in folders else unet),
-            scheduler=type(scheduler).__name__,
-            sha256=hash_parts(folder, unet, known),
-        )
+        path = str(unet if name in args.checkpoint else folder)
+        models[name] = dict(path=path, scheduler=type(scheduler).__name__, sha256=hashes[name])
     models[FINETUNED]["shared_with_baseline"] = sampling.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
     return models
 
 
-def hash_parts(folder: Path, unet: Path, known: dict) -> dict[str, str]:
-    """One SHA-256 a component, over the names and digests of the files that are loaded; `known` is by inode."""
-    digests = {}
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        directory = unet if part == "unet" else folder / part
-        files = {}
-        for name in sampling.loaded_files(directory):
-            status = (directory / name).stat()
-            inode = (status.st_dev, status.st_ino)
-            files[name] = known.get(inode) or known.setdefault(inode, sha256_of(directory / name))
-        digests[part] = settings_sha256(files)
-    return digests
+def hash_models(args: Namespace) -> dict[str, dict[str, str]]:
+    """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded."""
+    files = {}
+    for name, (folder, unet) in model_folders(args).items():
+        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+            directory = unet if part == "unet" else folder / part
+            files[name, part] = [directory / file for file in sampling.loaded_files(directory)]
+    digests = sha256_of_all(path for paths in files.values() for path in paths)
+    hashes: dict = {}
+    for (name, part), paths in files.items():
+        hashes.setdefault(name, {})[part] = settings_sha256({path.name: digests[path] for path in paths})
+    return hashes
 
 
 def image_settings(args: Namespace, sample: Sample, model: dict, device_type: str) -> dict:
@@ -118,11 +123,16 @@ def sample_all(args: Namespace, samples: list[Sample], pipelines: dict, models: 
     wanted = [s for s in samples if recorded_settings(args.output_dir / s.file) != digests[s.file]]
     if len(wanted) < len(samples):
         print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
-    blank, start = [], time.monotonic()
-    for group, images in sample_groups(args, wanted, pipelines, models):
-        for sample, image in zip(group, images, strict=True):
-            save_sample(args, sample, image, models[sample.model]["path"], digests[sample.file])
-            blank += [sample.file] * sampling.is_blank(image)
+    start, writing = time.monotonic(), []
+    with ThreadPoolExecutor(NUM_WRITERS) as writers:  # compressing PNGs takes long, and the GPU need not wait for it
+        for group, images in sample_groups(args, wanted, pipelines, models):
+            for sample, image in zip(group, images, strict=True):
+                path, digest = models[sample.model]["path"], digests[sample.file]
+                writing.append((sample.file, writers.submit(save_sample, args, sample, image, path, digest)))
+            for _, future in writing:
+                if future.done():
+                    future.result()  # raises: where the disk is full, the rest need not be sampled
+    blank = [file for file, future in writing if future.result()]
     warn_of_blank_images(blank, args.safety_checker)
     if wanted:
         seconds = time.monotonic() - start
@@ -142,6 +152,8 @@ def sample_groups(args: Namespace, wanted: list[Sample], pipelines: dict, models
     embeddings = sampling.PromptEmbeddings(args.negative_prompt, args.guidance_scale)
     options = dict(num_inference_steps=args.num_inference_steps, height=args.height, width=args.width)
     options |= dict(guidance_scale=args.guidance_scale, batch_size=args.batch_size, embeddings=embeddings)
+    if pipelines[BASELINE].device.type == "cuda":
+        options["captured"] = CapturedUNet(warn)
     interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
     bar_options = dict(unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups)
     with tqdm(total=num_steps, **bar_options) as progress_bar:
@@ -155,12 +167,14 @@ def sample_groups(args: Namespace, wanted: list[Sample], pipelines: dict, models
             yield group, sampling.sample(loaded, group[0].prompt, seeds, on_step=progress_bar.update, **options)
 
 
-def save_sample(args: Namespace, sample: Sample, image: Image.Image, model_path: str, digest: str) -> None:
+def save_sample(args: Namespace, sample: Sample, image: Image.Image, model_path: str, digest: str) -> bool:
+    """Writes an image; returns whether it is blank."""
     texts = dict(prompt=sample.prompt, negative_prompt=args.negative_prompt, seed=sample.seed, model=model_path)
     texts |= dict(num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale)
     path = args.output_dir / sample.file
     path.parent.mkdir(parents=True, exist_ok=True)
     sampling.save_png(path, image, texts | {SETTINGS_KEY: digest})
+    return is_blank(image)
 
 
 def recorded_settings(path: Path) -> str | None:

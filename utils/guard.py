@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import signal
 import sys
 from argparse import Namespace
 
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from utils.checkpoint import Checkpointer, list_checkpoints, restore
+from utils.checkpoint import Checkpointer, restore
+from utils.checkpoint_files import list_checkpoints
 from utils.errors import RunFailed
 from utils.export import export_single_file
 from utils.out_of_memory import is_out_of_memory
@@ -17,6 +19,7 @@ from utils.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
 from utils.resume import Start, resume_command
 from utils.run_inputs import base_files
 from utils.signals import StopRequest
+from utils.timing import mark
 
 NONFINITE = 1  # as an exit code
 
@@ -51,7 +54,7 @@ class Guard:
             unet_config=(self.base.folder / "unet" / "config.json").read_bytes(),
             describe=self.record.describe,
             save_dtype=self.args.save_dtype,
-            run_id=self.record.run_id,
+            **self.record.line._asdict(),
             total_limit=self.args.checkpoints_total_limit,
             say=self.log.say,
         )
@@ -83,6 +86,7 @@ class Guard:
         if self.checkpointer is None:
             return
         self.checkpointer.report()
+        self.stop.checkpoint_seconds = self.checkpointer.seconds
         if step % self.args.checkpointing_steps == 0:
             self.log.flush()
             self.checkpointer.save(step)
@@ -99,7 +103,8 @@ class Guard:
             self.record.write_status("stopped")
         self.stop.wait_for_all()
         if code != NONFINITE:
-            raise RunFailed(f"stopped after step {step} of {self.num_steps}. {self._how_to_go_on()}", code)
+            how = f"stopped after step {step} of {self.num_steps} ({signal.Signals(code - 128).name})"
+            raise RunFailed(f"{how}. {self._how_to_go_on()}", code)
         raise RunFailed(
             f"{self.args.max_nonfinite_steps} steps in a row had no finite gradient, up to step {step}; none of them "
             f"changed the weights, which are in {self.args.output_dir}/checkpoint-{step}. Try a smaller "
@@ -107,7 +112,7 @@ class Guard:
         )
 
     def _how_to_go_on(self) -> str:
-        found = list_checkpoints(self.args.output_dir, self.record.run_id)
+        found = list_checkpoints(self.args.output_dir, self.record.line)
         if not found:
             return "There is no checkpoint yet: start the run again"
         return (
@@ -117,6 +122,7 @@ class Guard:
     def finish(self, booster, unet) -> None:
         """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, where that cannot be done."""
         self.log.flush()
+        mark("trained")
         if self.stop.agreed_at_last(self._own_code()) == NONFINITE:
             self._end(self.num_steps, NONFINITE)
         if not self.is_main:
@@ -145,6 +151,7 @@ class Guard:
         )
         if args.export_single_file:
             export_single_file(args.output_dir, args.export_single_file)
+        mark("saved")
         print(self.record.finish(self.log), flush=True)
 
     def _fail(self, reason: str) -> None:

@@ -29,8 +29,8 @@ def memory_parts(args: Namespace, count: int) -> dict[str, float]:
         args: the training script's; the number of ranks is the environment's WORLD_SIZE.
         count: the UNet's parameters.
 
-    On one rank gradients are made while activations are freed, so the larger of the two counts; gradients in a buffer
-    are there all the time, and DistributedDataParallel has buckets of the same size beside them.
+    On one rank gradients are made while activations are freed, so the larger of the two counts. The buckets in which
+    several ranks reduce them are there all the time, and so is the buffer that 8-bit moments need, beside those.
     """
     fp32 = args.mixed_precision == "no"
     several_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -40,7 +40,7 @@ def memory_parts(args: Namespace, count: int) -> dict[str, float]:
     activations *= images * (args.resolution / 512) ** 2 * (2 if fp32 else 1)
     gradients = count * (4 if fp32 else 2)
     if several_ranks:
-        gradients *= 2
+        gradients *= 2 if args.use_8bit_adam else 1
     elif not args.use_8bit_adam:
         activations = max(0, activations - gradients)
     return {

@@ -50,8 +50,8 @@ class FlatParameters:
         weight_dtype: dtype of the weights and gradients the network computes with.
         device: where all buffers live but those that are offloaded.
         memory_format: torch.channels_last lays out 4-D parameters so; others are contiguous.
-        scattered_grads: leave each gradient where autograd makes it (see kernels_scattered), instead of adding it into
-            a buffer of zeros. For gradients that only the optimizer reads (one rank); without Triton the buffer.
+        scattered_grads: leave each gradient where autograd, or with several ranks DDP, puts it (see
+            kernels_scattered), instead of adding it into a buffer of zeros; without Triton the buffer.
         offload_optimizer: "moments", "all": those, or `master` too, are in pinned host memory. Nothing on a CPU.
 
     `master` holds the float32 values as they were in the file, not their rounded cast; for float32 it is `weight`.
@@ -206,6 +206,13 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         if self.flat.grad_table is not None and not torch.cuda.is_current_stream_capturing():
             self.flat.clear_grads()  # else they would be there beside those of the captured graph
         return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=(~finite).float())
+
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """An update that is not applied, for utils.rehearsal."""
+        self._measure_grad_norm()
+        grad_norm = self._scaled_grad_norm[0]
+        self._update(self._scalars(self.learning_rates[:1], grad_norm, self.loss_scale, torch.zeros_like(grad_norm)))
 
     def _measure_grad_norm(self) -> None:
         if self.flat.grad_table is None:

@@ -6,8 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
 from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE, has_only_fp16_variants
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
@@ -77,12 +75,12 @@ def assemble(staging: Path, base: Path) -> None:
 
 def save_unet(booster, unet, optimizer, folder: Path, save_dtype: str, save_format: str) -> Path:
     """Writes the UNet's weights: fp32 from the master weights, fp16 through booster.save_model. Returns the file."""
+    import torch
+
     path = folder / f"{UNET_STEM}.{save_format}"
     use_safetensors = save_format == "safetensors"
     if save_dtype == "fp32":
-        state_dict = unet.unwrap().state_dict()
-        state_dict.update(optimizer.flat.state_dict(optimizer.flat.master))
-        _save_state_dict(state_dict, path, use_safetensors)
+        _save_masters(unet.unwrap().state_dict(), optimizer.flat, path, use_safetensors)
         return path
 
     def to_plain_half(module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
@@ -100,31 +98,47 @@ def save_unet(booster, unet, optimizer, folder: Path, save_dtype: str, save_form
     return path
 
 
-def _save_state_dict(state_dict: dict, path: Path, use_safetensors: bool) -> None:
-    if use_safetensors:
-        from safetensors.torch import save_file
+def _save_masters(state_dict: dict, flat, path: Path, use_safetensors: bool) -> None:
+    import torch
 
-        save_file({name: value.cpu().contiguous() for name, value in state_dict.items()}, path, {"format": "pt"})
-    else:
-        torch.save({name: value.cpu() for name, value in state_dict.items()}, path)
+    from utils.safetensors_writer import write_safetensors
+
+    if not use_safetensors:
+        torch.save(state_dict | flat.state_dict(flat.master), path)
+        return
+    flat.settle()
+    names = (name for name, _ in flat.parameters)
+    write_safetensors(
+        path, (state_dict | dict(zip(names, flat.views(flat.master), strict=True))).items(), torch.float32
+    )
 
 
-def start_output(output_dir: Path, run: dict) -> None:
-    """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable."""
+def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
+    """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable.
+
+    `continues` says that the folder's metrics.jsonl, up to the step from which the run goes on, is the run's own.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    _set_aside(output_dir, run.get("run_id"))
+    if not continues:
+        _set_aside(output_dir, run.get("run_id"))
     write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
+
+
+def read_record(output_dir: Path) -> dict:
+    """The run.json of an output folder; empty where there is none that can be read."""
+    try:
+        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _set_aside(output_dir: Path, run_id: str | None) -> None:
     """Keeps a finished run's run.json and metrics.jsonl under other names until its result is replaced."""
-    try:
-        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    if record.get("run_id") == run_id:
+    record = read_record(output_dir)
+    if not record or record.get("run_id") == run_id:
         return
     if record.get("status") == "complete":
         shutil.copyfile(output_dir / RUN_FILE, output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}")

@@ -16,6 +16,7 @@ from utils.model_files import (
     safetensors_header,
     weight_files,
 )
+from utils.output_lock import LOCK_FILE, check_not_in_use
 
 __all__ = ["default_save_dtype", "has_only_fp16_variants", "safetensors_dtype"]  # from model_files, for others
 
@@ -189,7 +190,7 @@ def check_output_dir(args: Namespace) -> None:
             raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
-    if output.is_dir() and any(output.iterdir()) and not is_own_output(output):
+    if output.is_dir() and {path.name for path in output.iterdir()} - {LOCK_FILE} and not is_own_output(output):
         raise UserError(
             f"--output_dir {output} holds files that this program did not write; name an empty or a new folder"
         )
@@ -198,6 +199,8 @@ def check_output_dir(args: Namespace) -> None:
         raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {output}: no permission to write in {existing}")
+    if os.environ.get("RANK", "0") == "0":
+        check_not_in_use(output)
     if args.export_single_file:
         check_export_file(args.export_single_file)
 

@@ -40,7 +40,7 @@ def difference_hash(pixels) -> int:
     """64 bits of whether brightness grows from left to right, of uint8 [3,H,W]."""
     from PIL import Image
 
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert("L").resize((9, 8), Image.Resampling.BOX)
+    image = Image.fromarray(pixels.transpose(1, 2, 0)).convert("L").resize((9, 8), Image.Resampling.BOX)
     values = list(image.tobytes())
     bits = [values[row * 9 + column] < values[row * 9 + column + 1] for row in range(8) for column in range(8)]
     return sum(bit << place for place, bit in enumerate(bits))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from utils import preflight
 from utils.concepts import read_concepts
 from utils.errors import EXIT_USER_ERROR, UserError
+from utils.gpu import gpu_is_possible
 
 OK, NOTE, STOP = "ok", "note", "STOP"
 
@@ -138,5 +139,8 @@ def _check_start(table: Table, args: Namespace, base, dataset):
     origin = f"{start.checkpoint.path}, " if start.checkpoint else ""
     table.add("start", f"{origin}step {first_step} of {args.max_train_steps}, into {args.output_dir}")
     table.add_run("disk", check_disk, args, base, first_step)
-    table.add_run("device", check_device, args, base)
+    if gpu_is_possible():
+        table.add_run("device", check_device, args, base)
+    else:
+        table.add("device", "no GPU: training on the CPU")
     return start

@@ -1,15 +1,29 @@
 """From which checkpoint a run goes on, and whether it would still be the same run."""
 
+import importlib
 import os
 import shlex
 import shutil
 import sys
 from argparse import Namespace
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.checkpoint import NAME, TENSORS_FILE, UNET_FILE, Checkpoint, list_checkpoints, read_checkpoint
+from utils.arguments import training_parser
+from utils.checkpoint_files import (
+    NAME,
+    TENSORS_FILE,
+    UNET_FILE,
+    Checkpoint,
+    left_behind,
+    line_of,
+    list_checkpoints,
+    read_checkpoint,
+)
 from utils.errors import UserError
+from utils.gpu import gpu_is_usable
+from utils.hashing import in_background
 from utils.preflight import RUN_FILE, BaseModel, read_json, safetensors_dtype
 from utils.run_inputs import base_files, determinants, fill_in_defaults, hash_files
 
@@ -17,10 +31,14 @@ FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--a
 
 
 class Start(NamedTuple):
-    """From where a run starts: a checkpoint or None, and the base's files as they were, {path: (size, mtime)}."""
+    """From where a run starts: a checkpoint or None, and the base's files as they were, {path: (size, mtime)}.
+
+    `base_hashes` will be what hash_files returns; None on other ranks, and in a dry run that needs none.
+    """
 
     checkpoint: Checkpoint | None
     base_files: dict[Path, tuple[int, int]]
+    base_hashes: Future | None
 
 
 def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
@@ -28,19 +46,37 @@ def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
 
     Fills in args.mixed_precision and args.max_train_steps. Raises UserError where the run cannot go on.
     """
-    import torch
-
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=torch.cuda.is_available())
-    start = Start(find_checkpoint(args), base_files(base))
-    check_steps(args, start.checkpoint)
-    if start.checkpoint is not None and os.environ.get("RANK", "0") == "0":
-        found = determinants(args, num_ranks, dataset, hash_files(base))
-        for change in check_same_run(args, start.checkpoint, found):
-            print(f"changed since the checkpoint: {change}", flush=True)
-    elif start.checkpoint is None and args.resume_from_checkpoint and os.environ.get("RANK", "0") == "0":
+    fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=gpu_is_usable())
+    checkpoint, files = find_checkpoint(args), base_files(base)
+    check_steps(args, checkpoint)
+    if os.environ.get("RANK", "0") != "0":
+        return Start(checkpoint, files, None)
+    hashes = None if args.dry_run and checkpoint is None else in_background(hash_files, base)
+    if checkpoint is not None:
+        _compare(args, checkpoint, num_ranks, dataset, hashes)
+    elif args.resume_from_checkpoint:
         print(f"no checkpoint in {args.output_dir} yet: starting anew", flush=True)
-    return start
+    return Start(checkpoint, files, hashes)
+
+
+def _compare(args: Namespace, checkpoint: Checkpoint, num_ranks: int, dataset, base_hashes: Future) -> None:
+    if not args.dry_run:
+        importlib.import_module("utils.colossal")  # training needs it: it takes seconds, as the hashing does meanwhile
+    found = determinants(args, num_ranks, dataset, base_hashes.result())
+    for change in check_same_run(args, checkpoint, found):
+        print(f"changed since the checkpoint: {change}", flush=True)
+    _say_what_is_left(args.output_dir, checkpoint)
+
+
+def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:
+    names = ", ".join(later.path.name for later in left_behind(output_dir, checkpoint))
+    if names:
+        print(
+            f"the run branches off at step {checkpoint.step}: {names} are not its own, so 'latest' passes over them; "
+            f"they are kept until a checkpoint of that name, or the result, takes their place",
+            flush=True,
+        )
 
 
 def find_checkpoint(args: Namespace) -> Checkpoint | None:
@@ -51,7 +87,7 @@ def find_checkpoint(args: Namespace) -> Checkpoint | None:
     """
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     run = _run_of(args.output_dir)
-    own = list_checkpoints(args.output_dir, run.get("run_id")) if run.get("run_id") else []
+    own = list_checkpoints(args.output_dir, line_of(run)) if run.get("run_id") else []
     wanted = args.resume_from_checkpoint
     if wanted == "latest" or (restarted and own):
         checkpoint = own[-1] if own else None
@@ -109,8 +145,15 @@ def _file_changes(before: dict, after: dict) -> list[str]:
 
 
 def check_same_run(args: Namespace, checkpoint: Checkpoint, determines: dict) -> list[str]:
-    """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes."""
-    found = differences(checkpoint.state.get("determines", {}), determines)
+    """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes.
+
+    A flag that is newer than the checkpoint counts as left out then: its default is what was done before it.
+    """
+    kept = dict(checkpoint.state.get("determines", {}))
+    parser = training_parser()
+    defaults = {flag: parser.get_default(flag) for flag in determines["arguments"]}
+    kept["arguments"] = defaults | kept.get("arguments", {})
+    found = differences(kept, determines)
     if found and not args.allow_changes:
         raise UserError(
             f"{checkpoint.path} is of a run with other inputs: {'; '.join(found)}. Give it the same inputs, or "

@@ -3,9 +3,8 @@
 import platform
 import shlex
 import time
-import uuid
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib import metadata
 from typing import NamedTuple
 
@@ -13,10 +12,11 @@ import torch
 
 from utils import timing
 from utils.arguments import as_plain
-from utils.checkpoint import Checkpoint, discard, list_checkpoints
+from utils.checkpoint_files import Checkpoint, discard, line_of, list_checkpoints, next_line
+from utils.hashing import in_background
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
-from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, start_output, write_json
+from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, read_record, start_output, write_json
 from utils.preflight import PROGRAM, RUN_FILE, BaseModel
 from utils.run_inputs import determinants, fill_in_defaults, hash_files
 
@@ -50,7 +50,7 @@ def plan_run(args: Namespace, *, num_photos: int, num_ranks: int, device: torch.
 
 
 class RunRecord:
-    """Writes run.json at the start ("running") and at the end ("complete"); the base's files are hashed meanwhile."""
+    """Writes run.json at the start ("running") and at the end ("complete")."""
 
     def __init__(
         self,
@@ -64,17 +64,19 @@ class RunRecord:
         is_main: bool,
         class_dataset=None,
         checkpoint: Checkpoint | None = None,
+        base_hashes: Future | None = None,
     ):
         self.args, self.plan, self.dataset, self.device = args, plan, dataset, device
         self.class_dataset = class_dataset
         self.started = time.perf_counter()
-        self.run_id = checkpoint.state["run_id"] if checkpoint else uuid.uuid4().hex
+        self.line = next_line(args.output_dir, checkpoint)
         if not is_main:
             return
         script = "train_dreambooth_colossalai.py"
         command = ["torchrun", "--nproc_per_node", str(plan.num_ranks), script, *argv]
         self.entries = dict(
-            run_id=self.run_id,
+            run_id=self.line.run_id,
+            ancestors=self.line.ancestors,
             resumed_from=str(checkpoint.path) if checkpoint else None,
             command=shlex.join(command),
             arguments=as_plain(args),
@@ -87,8 +89,9 @@ class RunRecord:
             skipped_files=[dict(file=path.name, reason=reason) for path, reason in dataset.skipped],
             started_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
-        start_output(args.output_dir, self.entries)  # an earlier run's record and metrics are set aside
-        self._base_hashes = ThreadPoolExecutor(1).submit(hash_files, base)
+        continues = checkpoint is not None and line_of(read_record(args.output_dir)).holds(checkpoint)
+        start_output(args.output_dir, self.entries, continues)  # another run's record and metrics are set aside
+        self._base_hashes = base_hashes or in_background(hash_files, base)
 
     def describe(self) -> dict:
         """What a checkpoint of this run says about it; waits for the base's hashes."""
@@ -158,7 +161,7 @@ class RunRecord:
             if path.name in PREVIOUS_NAMES:
                 path.unlink()
         for checkpoint in list_checkpoints(self.args.output_dir):
-            if checkpoint.state.get("run_id") != self.run_id:
+            if not self.line.holds(checkpoint):
                 discard(checkpoint.path)
 
 

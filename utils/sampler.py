@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from utils import models
+from utils.drawing import draw, image_size
 
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5
 
@@ -34,12 +35,9 @@ class Sampler:
                 vae=self.vae, unet=unet, scheduler=self.scheduler, requires_safety_checker=False, **parts
             )
         pipeline.set_progress_bar_config(disable=True)
+        height, width = image_size(pipeline)
+        settings = dict(num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE)
         images = []
         for number in range(num_images):
-            images += pipeline(
-                num_inference_steps=NUM_INFERENCE_STEPS,
-                guidance_scale=GUIDANCE_SCALE,
-                generator=torch.Generator().manual_seed(seed + number),
-                **self.embeds,
-            ).images
+            images += draw(pipeline, [seed + number], height=height, width=width, **settings, **self.embeds)
         return images

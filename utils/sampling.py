@@ -1,5 +1,6 @@
 """Images from pipeline folders: loading them, sharing what two have in common, sampling a prompt, writing files."""
 
+import contextlib
 import filecmp
 import json
 import logging
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from utils.captured_unet import CapturedUNet
+from utils.drawing import draw, image_size, to_pil
 from utils.errors import UserError
 from utils.models import quiet_libraries
 
@@ -138,15 +141,6 @@ def num_denoising_steps(
     return len(pipeline.scheduler.timesteps) * math.ceil(num_images / (batch_size or num_images))
 
 
-def initial_latents(
-    pipeline: StableDiffusionPipeline, generators: list[torch.Generator], height: int, width: int
-) -> torch.Tensor:
-    """Noise [N, C, height/f, width/f] in fp32 on the CPU; row n is drawn from generators[n] alone."""
-    factor = pipeline.vae_scale_factor
-    shape = (1, pipeline.unet.config.in_channels, height // factor, width // factor)
-    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-
-
 @torch.inference_mode()
 def sample(
     pipeline: StableDiffusionPipeline,
@@ -160,6 +154,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     embeddings: "PromptEmbeddings | None" = None,
+    captured: CapturedUNet | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Image.Image]:
     """One image a seed. Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
@@ -168,44 +163,36 @@ def sample(
         batch_size: images at once; all of them when None.
         height, width: pixels; the model's own when None.
         embeddings: shared between calls, and made with the same negative prompt and guidance: encodes no text twice.
-        on_step: called after every denoising step of every batch.
+        captured: calls the UNet, on a GPU; shared between calls and models.
+        on_step: called after every denoising step of every batch (on a GPU: when it has been launched).
     """
-    own_size = pipeline.unet.config.sample_size
-    own_height, own_width = (own_size, own_size) if isinstance(own_size, int) else own_size
-    height = height or own_height * pipeline.vae_scale_factor
-    width = width or own_width * pipeline.vae_scale_factor
-    batch_size = batch_size or len(seeds)
+    own_height, own_width = image_size(pipeline)
     embeddings = embeddings or PromptEmbeddings(negative_prompt, guidance_scale)
     prompt_embeds, negative_prompt_embeds = embeddings(pipeline, prompt)
+    options = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
+    options |= dict(height=height or own_height, width=width or own_width)
+    options |= dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
     def step_end(_pipeline, _step, _timestep, callback_kwargs):
         on_step()
         return callback_kwargs
 
-    images = []
-    for start in range(0, len(seeds), batch_size):
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + batch_size]]
-        latents = initial_latents(pipeline, generators, height, width)
-        try:
-            with quiet_libraries():
-                images += pipeline(
-                    prompt_embeds=prompt_embeds,
-                    negative_prompt_embeds=negative_prompt_embeds,
-                    num_images_per_prompt=len(generators),
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=guidance_scale,
-                    height=height,
-                    width=width,
-                    latents=latents.to(pipeline.unet.dtype),
-                    generator=generators,
-                    callback_on_step_end=step_end,
-                ).images
-        except torch.cuda.OutOfMemoryError as error:
-            mend = f"--batch_size {len(generators) // 2}" if len(generators) > 1 else "a smaller --height and --width"
-            raise UserError(
-                f"the GPU's memory is too small for {len(generators)} images at once: give {mend}"
-            ) from error
+    batch_size, images = batch_size or len(seeds), []
+    with contextlib.nullcontext() if captured is None else captured.serving(pipeline):
+        for start in range(0, len(seeds), batch_size):
+            images += _batch(pipeline, seeds[start : start + batch_size], callback_on_step_end=step_end, **options)
     return images
+
+
+def _batch(pipeline: StableDiffusionPipeline, seeds: list[int], **options) -> list[Image.Image]:
+    """One call of the pipeline. Raises UserError where the GPU's memory is too small for it."""
+    try:
+        if pipeline.device.type == "cuda":
+            return to_pil(draw(pipeline, seeds, output_type="pt", **options))
+        return draw(pipeline, seeds, **options)
+    except torch.cuda.OutOfMemoryError as error:
+        mend = f"--batch_size {len(seeds) // 2}" if len(seeds) > 1 else "a smaller --height and --width"
+        raise UserError(f"the GPU's memory is too small for {len(seeds)} images at once: give {mend}") from error
 
 
 def truncated_text(pipeline: StableDiffusionPipeline, prompt: str) -> str:
@@ -214,11 +201,6 @@ def truncated_text(pipeline: StableDiffusionPipeline, prompt: str) -> str:
     with quiet_libraries():
         input_ids = tokenizer(prompt).input_ids
     return tokenizer.decode(input_ids[tokenizer.model_max_length - 1 : -1], skip_special_tokens=True).strip()
-
-
-def is_blank(image: Image.Image) -> bool:
-    """Whether all pixels are equal: what not-a-number becomes."""
-    return all(low == high for low, high in image.convert("RGB").getextrema())
 
 
 def versions() -> dict[str, str]:

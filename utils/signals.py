@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop on which all ranks agree; a second one ends the process at once."""
+"""SIGINT, SIGTERM and SIGHUP as a wish to stop on which all ranks agree; a second one ends the process at once."""
 
 import os
 import signal
@@ -10,12 +10,14 @@ import time
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TORCHRUN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # of 2026's versions on; 30 s before
+SECONDS_WORTH_A_WARNING = 20
 SECONDS_OF_ONE_SIGNAL = 1.0  # Ctrl-C reaches a process from the terminal and, a moment later, from torchrun
 
 
 class StopRequest:
-    """Whether the run shall stop early, as an exit code: 0 (no), 1 (a failure), 130 (SIGINT), 143 (SIGTERM).
+    """Whether the run shall stop early, as an exit code: 0 (no), 1 (a failure), 128 + the signal.
 
     A thread of its own counts the signals, so that a second one works also while the main thread waits for the GPU or
     for another rank. The ranks agree through a gloo group of host memory: the GPU is never waited for.
@@ -23,6 +25,7 @@ class StopRequest:
 
     def __init__(self, is_main: bool):
         self.is_main = is_main
+        self.checkpoint_seconds = 0.0  # that the last one took, as far as known
         self._code = 0
         self._first_at = 0.0
         self._previous: dict = {}
@@ -34,7 +37,9 @@ class StopRequest:
     def _listen(self) -> None:
         reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        self._previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        self._previous = {number: signal.signal(number, lambda *_: None) for number in heard}
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._count, args=(reader,), name="signals", daemon=True).start()
 
@@ -42,15 +47,22 @@ class StopRequest:
         while received := reader.recv(1):
             if received[0] not in SIGNALS:
                 continue
+            if received[0] == signal.SIGHUP:
+                self._let_go_of_the_terminal()
             if not self._code:
                 self._code, self._first_at = 128 + received[0], time.monotonic()
                 if self.is_main:
-                    name = signal.Signals(received[0]).name
-                    line = f"\n{name}: the step is finished and a checkpoint written; a second signal ends at once"
-                    print(line, file=sys.stderr, flush=True)
+                    print(f"\n{signal_line(received[0], self.checkpoint_seconds)}", file=sys.stderr, flush=True)
             elif time.monotonic() - self._first_at > SECONDS_OF_ONE_SIGNAL:
                 os._exit(self._code)
         reader.close()
+
+    def _let_go_of_the_terminal(self) -> None:
+        """It is gone: what would be printed there must not fail the checkpoint."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
     def agreed(self, own_code: int = 0) -> int:
         """The exit code that all ranks agree on: the largest of what each of them knew one call ago (alone: now).
@@ -93,3 +105,16 @@ class StopRequest:
             signal.signal(number, handler)
         self._previous = {}
         self._writer.close()
+
+
+def signal_line(number: int, checkpoint_seconds: float) -> str:
+    """What is said on a first signal; `checkpoint_seconds` is what the last checkpoint took."""
+    name = signal.Signals(number).name
+    line = f"{name}: the step is finished and a checkpoint written; a second signal ends at once"
+    if checkpoint_seconds <= SECONDS_WORTH_A_WARNING or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return line
+    return (
+        f"{line}. The last checkpoint took {checkpoint_seconds:.0f} s: if the signal was sent to torchrun, it kills "
+        f"this process 30 s later unless told to wait longer ({TORCHRUN_VARIABLE}=300), and the checkpoint before it "
+        f"is the last"
+    )

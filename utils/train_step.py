@@ -12,6 +12,8 @@ import torch.distributed as dist
 from utils.diffusion import denoising_loss, sample_latents, training_target
 from utils.inputs import TrainingInputs
 from utils.randomness import CLASS, INSTANCE, draw_sample, sample_indices
+from utils.rehearsal import rehearse
+from utils.timing import mark
 
 METRICS = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "instance_loss", "class_loss")
 WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose algorithms, kernels are compiled
@@ -123,6 +125,20 @@ class TrainStep:
         metrics = dict(zip(names, losses.unbind(), strict=True), **self.optimizer.step())
         return torch.stack([metrics[name].double() for name in METRICS])
 
+    def rehearse(self, micro_batches: list[MicroBatch]) -> str | None:
+        """Compiles the step's kernels (see utils.rehearsal), lets the libraries choose theirs, and changes nothing."""
+
+        def without_a_trace():
+            self.optimizer.zero_grad()
+            with self.booster.no_sync(self.unet, self.optimizer):
+                self._forward_backward(micro_batches[0], len(micro_batches))
+            self.optimizer.rehearse()
+
+        reason = rehearse(without_a_trace)
+        self.optimizer.zero_grad()
+        mark("kernels compiled")
+        return reason
+
     def _forward_backward(self, batch: MicroBatch, num_micro_batches: int) -> torch.Tensor:
         """Returns this micro-batch's share of the loss, the photos' loss and the class images' loss, [3]."""
         noise_scheduler, prompts = self.inputs.noise_scheduler, self.inputs.encoder_hidden_states
@@ -164,7 +180,8 @@ class CapturedStep:
     def __init__(self, train_step: TrainStep, say: Callable[[str], None]):
         self.train_step = train_step
         self.say = say
-        self._num_eager = WARM_UP_STEPS if train_step.num_ranks == 1 else DDP_WARM_UP_STEPS
+        self.num_warm_up_steps = WARM_UP_STEPS if train_step.num_ranks == 1 else DDP_WARM_UP_STEPS
+        self._num_eager = self.num_warm_up_steps
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[MicroBatch] = []
         self._metrics: torch.Tensor | None = None

@@ -1,0 +1,272 @@
+"""Times evaluate.py's sampling beside the recipe's loop, and checks that both draw the same.
+
+python bench/evaluate.py [--model DIR] [--batch_sizes 1 4 8] [--steps 50] [--quick] [--no_command] [--json FILE]
+
+Without --model: random weights of Stable Diffusion v1.4's shape on a GPU (512 px, 50 steps), the embedded model on a
+CPU (64 px, 4 steps). Guidance 7.5 throughout. Method: the recipe's loop is DiffusionPipeline.from_pretrained in fp32,
+one image a call; ours is utils.sampling.sample in evaluate.py's default precision. Seconds an image are the median
+over the calls after the first, host work included, PNGs not; the first call, with compilation and capture, stands
+beside it. Differences are of final latents, relative to the second's norm, and of pixels in levels of 255. Then the
+whole command, in a process of its own: as many images of the baseline and of a fine-tuned model as the largest batch.
+"""
+
+import argparse
+import copy
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # not bench: libraries look for packages named `kernels` and `evaluate`
+
+from bench.random_sd14 import EMBEDDED, write_pipeline  # noqa: E402
+from utils import sampling  # noqa: E402
+from utils.captured_unet import CapturedUNet  # noqa: E402
+from utils.drawing import draw, image_size  # noqa: E402
+
+PROMPT = "a photo of my cat."
+GUIDANCE = 7.5
+UNET_FILE = Path("unet") / "diffusion_pytorch_model.safetensors"
+DEVICE = sampling.pick_device()
+IS_GPU = DEVICE.type == "cuda"
+
+
+def synchronize() -> None:
+    if IS_GPU:
+        torch.cuda.synchronize()
+
+
+def timed(function) -> tuple[float, object]:
+    """Seconds of a call, the GPU's work included, and its result."""
+    synchronize()
+    start = time.perf_counter()
+    result = function()
+    synchronize()
+    return time.perf_counter() - start, result
+
+
+def row(name: str, batch_size: int, calls: list[float]) -> dict:
+    """Times of calls that make batch_size images each; the first one stands apart."""
+    seconds = statistics.median(calls[1:]) / batch_size
+    peak = torch.cuda.max_memory_allocated() / 1e9 if IS_GPU else 0.0
+    return dict(
+        name=name,
+        batch_size=batch_size,
+        seconds_an_image=seconds,
+        images_a_second=1 / seconds,
+        first_call_seconds=calls[0],
+        peak_gb=peak,
+    )
+
+
+def reset_memory() -> None:
+    if IS_GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def latents_of(pipeline, seeds: list[int], steps: int, captured: CapturedUNet | None = None) -> torch.Tensor:
+    """Final latents [N,C,h,w], float32."""
+    height, width = image_size(pipeline)
+    embeddings = sampling.PromptEmbeddings(None, GUIDANCE)
+    with torch.inference_mode():
+        prompt_embeds, negative_prompt_embeds = embeddings(pipeline, PROMPT)
+        options = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
+        options |= dict(num_inference_steps=steps, guidance_scale=GUIDANCE, output_type="latent")
+        if captured is None:
+            return draw(pipeline, seeds, height=height, width=width, **options).float()
+        with captured.serving(pipeline):
+            return draw(pipeline, seeds, height=height, width=width, **options).float()
+
+
+def recipe_loop(model: Path, num_images: int, steps: int, seeds: list[int]) -> tuple[dict, torch.Tensor]:
+    """The recipe's sampling, timed; and its final latents of `seeds`."""
+    from diffusers import DiffusionPipeline
+
+    from utils.models import quiet_libraries
+
+    with quiet_libraries():
+        pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True).to(DEVICE)
+    pipeline.set_progress_bar_config(disable=True)
+    reset_memory()
+    calls = []
+    for _ in range(num_images):
+        seconds, _ = timed(lambda: pipeline(PROMPT, num_inference_steps=steps, guidance_scale=GUIDANCE).images[0])
+        calls.append(seconds)
+    return row("recipe's loop, fp32", 1, calls), torch.cat([latents_of(pipeline, [seed], steps) for seed in seeds])
+
+
+def our_rows(pipeline, batch_sizes: list[int], num_calls: int, steps: int, say) -> list[dict]:
+    """evaluate.py's own sampling, at each batch size with graphs of its own."""
+    rows = []
+    for batch_size in batch_sizes:
+        reset_memory()
+        captured = CapturedUNet(say) if IS_GPU else None
+        embeddings = sampling.PromptEmbeddings(None, GUIDANCE)
+        options = dict(num_inference_steps=steps, guidance_scale=GUIDANCE, embeddings=embeddings, captured=captured)
+        calls = []
+        for call in range(num_calls + 1):
+            seeds = list(range(call * batch_size, (call + 1) * batch_size))
+            calls.append(timed(partial(sampling.sample, pipeline, PROMPT, seeds, **options))[0])
+        rows.append(row("evaluate.py's sampling", batch_size, calls))
+        print_row(rows[-1])
+    return rows
+
+
+def relative(latents: torch.Tensor, others: torch.Tensor) -> float:
+    return ((latents - others).norm() / others.norm()).item()
+
+
+def differences(pipeline, fp32_latents: torch.Tensor, num_images: int, steps: int, say) -> dict[str, float]:
+    """How far the graphs' images are from the plain pipeline's, beside how far rounding takes plain ones apart."""
+    seeds, few = list(range(num_images)), len(fp32_latents)
+    captured = CapturedUNet(say) if IS_GPU else None
+    plain, ours = (latents_of(pipeline, seeds, steps, c) for c in (None, captured))
+    options = dict(num_inference_steps=steps, guidance_scale=GUIDANCE)
+    pixels = [
+        np.stack([np.asarray(image, int) for image in sampling.sample(pipeline, PROMPT, seeds, captured=c, **options)])
+        for c in (None, captured)
+    ]
+    found = {
+        "latents, graphs to plain": relative(ours, plain),
+        "latents, plain one by one to plain at once": relative(latents_of(pipeline, seeds[:1], steps), plain[:1]),
+        "latents, plain to fp32": relative(plain[:few], fp32_latents),
+        "latents, graphs to fp32": relative(ours[:few], fp32_latents),
+        "pixels, graphs to plain, largest": float(np.abs(pixels[0] - pixels[1]).max()),
+        "pixels, graphs to plain, mean": float(np.abs(pixels[0] - pixels[1]).mean()),
+    }
+    if IS_GPU:
+        other = copy.copy(pipeline)
+        other.unet = copy.deepcopy(pipeline.unet)
+        with torch.no_grad():
+            for parameter in other.unet.parameters():
+                parameter.mul_(1.05)
+        plain_other = latents_of(other, seeds, steps)
+        found["latents, another model to this one"] = relative(plain_other, plain)
+        found["latents, another model, graphs to plain"] = relative(
+            latents_of(other, seeds, steps, captured), plain_other
+        )
+        found["seconds, change of model in the graphs"] = timed(lambda: captured._moves_in(pipeline.unet))[0]
+    return found
+
+
+def parts(pipeline, batch_size: int, say) -> dict[str, float]:
+    """Milliseconds of one UNet call by graph (with guidance, so 2 x batch_size rows) and of decoding one image."""
+    height, width = image_size(pipeline)
+    factor = pipeline.vae_scale_factor
+    shape = (2 * batch_size, pipeline.unet.config.in_channels, height // factor, width // factor)
+    options = dict(device=DEVICE, dtype=pipeline.unet.dtype)
+    with torch.inference_mode(), CapturedUNet(say).serving(pipeline):
+        sample = torch.randn(shape, **options)
+        hidden = torch.randn(2 * batch_size, 77, pipeline.unet.config.cross_attention_dim, **options)
+        calls = [
+            timed(lambda: pipeline.unet(sample, torch.tensor(500), hidden, return_dict=False))[0] for _ in range(8)
+        ]
+        decodes = [timed(lambda: pipeline.vae.decode(sample[:batch_size], return_dict=False))[0] for _ in range(4)]
+    return {
+        "UNet call, ms": 1e3 * statistics.median(calls[1:]),
+        "decoding an image, ms": 1e3 * statistics.median(decodes[1:]) / batch_size,
+    }
+
+
+def whole_command(model: Path, scratch: Path, num_images: int, steps: int) -> dict:
+    """evaluate.py from its start to its end, all stages, on a fine-tuned model whose UNet is another."""
+    from safetensors.torch import load_file, save_file
+
+    finetuned = shutil.copytree(model, scratch / "finetuned", copy_function=os.link)
+    weights = load_file(finetuned / UNET_FILE)
+    (finetuned / UNET_FILE).unlink()
+    save_file({name: 1.05 * value for name, value in weights.items()}, finetuned / UNET_FILE, {"format": "pt"})
+    command = [sys.executable, str(ROOT / "evaluate.py"), f"--pretrained_model_name_or_path={model}"]
+    command += [f"--finetuned_model_name_or_path={finetuned}", f"--prompt={PROMPT}", f"--num_images={num_images}"]
+    command += ["--num_drift_images=0", f"--num_inference_steps={steps}", f"--output_dir={scratch / 'result'}"]
+    seconds, process = timed(lambda: subprocess.run(command, capture_output=True, text=True, cwd=ROOT))
+    if process.returncode:
+        raise RuntimeError(process.stderr[-3000:])
+    said = [line for line in process.stdout.splitlines() if "images per second" in line]
+    said += [line for line in process.stderr.splitlines() if line.startswith("warning")]
+    images = len(list((scratch / "result").glob("baseline-*.png"))) + len(list((scratch / "result").glob("output-*")))
+    return dict(images=images, seconds=seconds, images_a_second=images / seconds, said=said)
+
+
+def print_row(entry: dict) -> None:
+    ratio = f", {entry['ratio']:.2f} times the recipe's" if "ratio" in entry else ""
+    print(
+        f"{entry['name']:24} batch {entry['batch_size']}: {entry['seconds_an_image']:.3f} s an image, "
+        f"{entry['images_a_second']:.2f} images/s{ratio}; first call {entry['first_call_seconds']:.1f} s, "
+        f"peak {entry['peak_gb']:.2f} GB",
+        flush=True,
+    )
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 8] if IS_GPU else [1, 2])
+    parser.add_argument("--steps", type=int, default=50 if IS_GPU else 4)
+    parser.add_argument("--quick", action="store_true", help="2 images of the recipe's loop, 2 timed calls of ours")
+    parser.add_argument("--no_command", action="store_true", help="without the whole command")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Runs everything and prints the table; returns the results."""
+    args = parse_args(argv)
+    warnings: list[str] = []
+    results = dict(versions=sampling.versions(), steps=args.steps, warnings=warnings)
+    results["device"] = torch.cuda.get_device_name() if IS_GPU else "cpu"
+    print(results["device"], results["versions"], flush=True)
+    num_calls, largest = (2 if args.quick else 5), max(args.batch_sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        model = args.model or (scratch / "sd14" if IS_GPU else EMBEDDED)
+        if args.model is None and IS_GPU:
+            write_pipeline(model, "cuda")
+        seeds = list(range(1 if args.quick else 2))
+        recipe, fp32_latents = recipe_loop(model, num_calls if args.quick else num_calls + 1, args.steps, seeds)
+        print_row(recipe)
+        pipeline = sampling.load_pipeline(model, torch.float16 if IS_GPU else torch.float32, DEVICE)
+        ours = our_rows(pipeline, args.batch_sizes, num_calls, args.steps, warnings.append)
+        for entry in (recipe, *ours):
+            entry["ratio"] = recipe["seconds_an_image"] / entry["seconds_an_image"]
+        results |= dict(rows=[recipe, *ours])
+        results["differences"] = differences(pipeline, fp32_latents, largest, args.steps, warnings.append)
+        results["parts"] = parts(pipeline, largest, warnings.append) if IS_GPU else {}
+        del pipeline
+        reset_memory()
+        if not args.no_command:
+            results["command"] = whole_command(model, scratch, largest, args.steps)
+    print_results(results)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+    return results
+
+
+def print_results(results: dict) -> None:
+    print()
+    for entry in results["rows"]:
+        print_row(entry)
+    for name, value in (results["differences"] | results["parts"]).items():
+        print(f"{name}: {value:.4g}")
+    if "command" in results:
+        command = results["command"]
+        print(f"evaluate.py, the whole command: {command['images']} images in {command['seconds']:.1f} s", end="")
+        print(f", {command['images_a_second']:.2f} images/s", *command["said"], sep="; ")
+    for warning in results["warnings"]:
+        print(f"warning: {warning}")
+
+
+if __name__ == "__main__":
+    main()

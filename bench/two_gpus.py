@@ -1,0 +1,68 @@
+"""Times and losses of the training script on two GPUs against one, beside docs/scaling.md's prediction.
+
+python bench/two_gpus.py --model DIR [--steps 60] [--json FILE]
+
+Method: as bench/train_step.py's; the runs of one total batch draw the same samples, so their losses must agree.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # not bench: libraries look for a package named `kernels`
+
+from bench.train_step import run_script  # noqa: E402
+
+# (ranks, batch a rank, micro-batches); runs with one product of the three draw the same samples.
+RUNS = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 8, 1), (2, 8, 1), (2, 1, 4))
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Runs them one after another and prints a row each; returns the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
+    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--only", type=int, nargs="+", default=range(len(RUNS)), help="numbers of RUNS")
+    parser.add_argument("--json", type=Path)
+    args, flags = parser.parse_known_args(argv)
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in args.only:
+            ranks, batch, micro = RUNS[number]
+            every = [*flags, f"--gradient_accumulation_steps={micro}", "--seed=0"]
+            output = Path(scratch) / "output"
+            found = run_script(args.model, args.photos, output, args.resolution, batch, args.steps, every, ranks)
+            results.append(dict(found, num_ranks=ranks, num_micro_batches=micro))
+            print(row(results[-1], results), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+    return results
+
+
+def row(found: dict, results: list[dict]) -> str:
+    """One line; compared with the one-rank run of the same batch a rank, and in losses with one of the same total."""
+    batch, micro, ranks = found["batch_size"], found["num_micro_batches"], found["num_ranks"]
+    parts = [f"{ranks} GPUs x batch {batch} x {micro}: {found['ms_a_step']:.1f} ms a step"]
+    parts += [f"{micro * found['images_a_second']:.1f} images/s, peak {found['peak_gb']:.2f} GB"]
+    parts += [f"first step after {found['first_step_seconds']:.1f} s", *found["said"]]
+    for other in results[:-1]:
+        alone = (other["num_ranks"], other["batch_size"], other["num_micro_batches"]) == (1, batch, micro)
+        if alone and ranks > 1:
+            parts.append(f"{found['ms_a_step'] / other['ms_a_step']:.2f} of the step on one GPU")
+        if other["num_ranks"] * other["batch_size"] * other["num_micro_batches"] == ranks * batch * micro:
+            pairs = zip(found["losses"], other["losses"], strict=True)
+            apart = max(abs(one / two - 1) for one, two in pairs)
+            parts.append(
+                f"losses differ by at most {apart:.1e} from those of {other['num_ranks']} x {other['batch_size']}"
+            )
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

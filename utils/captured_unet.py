@@ -1,0 +1,173 @@
+"""The UNet's forward for sampling on a GPU: CUDA graphs, one a shape of input, for every step, prompt and model.
+
+A graph runs what utils.fused_unet makes of diffusers' forward, without the host launching each kernel. Graphs read
+fixed addresses, so the UNet that samples moves into one buffer of weights that they were captured with.
+"""
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from utils import fused_unet, kernels
+
+WARM_UP_CALLS = 2  # before a capture: kernels are compiled, libraries choose algorithms
+
+
+class CapturedUNet:
+    """Serves UNets of one architecture in turn, from the same graphs; another architecture starts anew.
+
+    A UNet that moves into the graphs' buffer leaves its own storage to the one that was there: every module keeps its
+    values, and none is held twice.
+
+    Args:
+        say: told, in one line, why a UNet runs without fused kernels or without a graph where that does not work.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self._architecture: tuple = ()
+        self._resident: list[torch.nn.Parameter] = []
+        self._graphs: dict[tuple, _Graph | None] = {}
+
+    @contextlib.contextmanager
+    def serving(self, pipeline):
+        """Inside, the pipeline calls its UNet through graphs; afterwards pipeline and UNet are as they were.
+
+        The scheduler's timesteps stay on the CPU meanwhile: it looks them up in tables there, and would have to wait
+        for the GPU at every step.
+        """
+        unet, scheduler = pipeline.unet, pipeline.scheduler
+        if "forward" in vars(unet) or not self._moves_in(unet):
+            yield
+            return
+        unet.forward = partial(self._forward, pipeline)
+        scheduler.set_timesteps = partial(_set_timesteps_on_cpu, scheduler)
+        try:
+            yield
+        finally:
+            del unet.forward, scheduler.set_timesteps
+
+    def _forward(self, pipeline, sample, timestep, encoder_hidden_states, return_dict=True, **options):
+        """UNet2DConditionModel.forward: sample [N,C,h,w], timestep a scalar tensor, encoder_hidden_states [N,77,D]."""
+        unet, is_guided = pipeline.unet, pipeline.do_classifier_free_guidance
+        plain = partial(type(unet).forward, unet)
+        unusual = return_dict or any(value is not None for value in options.values())
+        if unusual or not torch.is_tensor(timestep) or timestep.dim() > 0:
+            return plain(sample, timestep, encoder_hidden_states, return_dict=return_dict, **options)
+        inputs = sample, timestep, encoder_hidden_states
+        key = is_guided, *((tensor.shape, tensor.dtype) for tensor in inputs)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(unet, partial(plain, return_dict=False), inputs, is_guided)
+        graph = self._graphs[key]
+        return plain(*inputs, return_dict=False) if graph is None else (graph(*inputs),)
+
+    def _capture(self, unet, plain: Callable, inputs: tuple, is_guided: bool):
+        """A graph of the fused forward, else of the plain one, else None. Guidance gives the same latents twice."""
+        for fuses in dict.fromkeys((kernels.HAS_TRITON, False)):
+            try:
+                if fuses:
+                    fused_unet.install(unet, equal_halves=is_guided)
+                return _Graph(plain, inputs, beside=next(filter(None, self._graphs.values()), None))
+            except Exception as error:  # a compiler that is missing, memory, an operation that cannot be captured
+                reason = _first_line(error)
+            finally:
+                fused_unet.uninstall(unet)
+            what = "fused kernels" if fuses else "a CUDA graph"
+            self.say(f"the UNet samples without {what}, more slowly: {reason}")
+        return None
+
+    def _moves_in(self, unet) -> bool:
+        """Puts the UNet's weights where the graphs read them; says so and returns False where memory is too small."""
+        if architecture(unet) != self._architecture:
+            self._graphs, self._resident = {}, []
+            self._architecture = architecture(unet)
+        parameters = list(unet.parameters())
+        if self._resident and self._resident[0] is parameters[0]:
+            return True
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # a tensor made in inference mode could not leave it
+                if self._resident:
+                    for ours, theirs in zip(parameters, self._resident, strict=True):
+                        exchange(ours, theirs)
+                else:
+                    flatten(parameters)
+        except torch.cuda.OutOfMemoryError as error:
+            self._graphs, self._resident = {}, []  # part of the weights may have moved
+            self.say(f"the UNet samples without a CUDA graph, more slowly: {_first_line(error)}")
+            return False
+        self._resident = parameters
+        return True
+
+
+class _Graph:
+    """One call of `forward` on inputs of fixed shapes (sample, timestep, encoder_hidden_states), captured.
+
+    Args:
+        beside: a graph whose memory for intermediate results this one uses too: never are both needed at once.
+    """
+
+    def __init__(self, forward: Callable, inputs: tuple, beside: "_Graph | None"):
+        sample, timestep, encoder_hidden_states = inputs
+        self.sample = sample.clone(memory_format=torch.channels_last)
+        self.timestep = timestep.to(sample.device, copy=True)
+        self.encoder_hidden_states = encoder_hidden_states.clone()
+        static = self.sample, self.timestep, self.encoder_hidden_states
+        self.stream = beside.stream if beside else torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for _ in range(WARM_UP_CALLS):
+                forward(*static)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        self.graph = torch.cuda.CUDAGraph()
+        options = dict(pool=beside.graph.pool() if beside else None, stream=self.stream)
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local", **options):
+            self.output = forward(*static)[0]
+
+    def __call__(self, sample, timestep, encoder_hidden_states) -> torch.Tensor:
+        """The UNet's output [N,C,h,w], a tensor of its own: schedulers keep earlier ones."""
+        self.sample.copy_(sample)
+        self.encoder_hidden_states.copy_(encoder_hidden_states)
+        if timestep.is_cuda:
+            self.timestep.copy_(timestep)
+        else:
+            self.timestep.fill_(timestep.item())  # a copy from the CPU would wait for the GPU
+        self.graph.replay()
+        return self.output.clone(memory_format=torch.contiguous_format)
+
+
+def architecture(unet) -> tuple:
+    """What two UNets must have in common to run in one graph."""
+    config = {name: str(value) for name, value in unet.config.items() if not name.startswith("_")}
+    shapes = tuple((parameter.shape, parameter.dtype, parameter.device) for parameter in unet.parameters())
+    return tuple(sorted(config.items())), shapes
+
+
+def flatten(parameters: list[torch.nn.Parameter]) -> None:
+    """Moves parameters into one buffer, 4-D ones channels_last: fused_unet multiplies by neighbours at once."""
+    first = parameters[0]
+    buffer = torch.empty(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
+    for parameter, flat in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
+        if parameter.dim() == 4:
+            n, c, h, w = parameter.shape
+            view = flat.view(n, h, w, c).permute(0, 3, 1, 2)
+        else:
+            view = flat.view(parameter.shape)
+        parameter.data = view.copy_(parameter.data)
+
+
+def exchange(ours: torch.nn.Parameter, theirs: torch.nn.Parameter) -> None:
+    """Two parameters exchange their storages and keep their values."""
+    values = theirs.data.clone()
+    theirs.data.copy_(ours.data)
+    ours.data.copy_(values)
+    ours.data, theirs.data = theirs.data, ours.data
+
+
+def _set_timesteps_on_cpu(scheduler, num_inference_steps: int, device=None, **kwargs) -> None:
+    type(scheduler).set_timesteps(scheduler, num_inference_steps, **kwargs)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
