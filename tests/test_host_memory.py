@@ -100,8 +100,12 @@ def test_what_changes_no_bit_may_change_on_resume(flags, tmp_path, changes):  # 
     assert without_times(tmp_path / "output") == without_times(tmp_path / "whole")
 
 
-def test_a_snapshot_is_not_changed_by_later_steps(tmp_path):
-    optimizer, expected = make_optimizer("all", device="cpu"), None
+@pytest.mark.parametrize("free", [0, 1e12])
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_a_snapshot_is_not_changed_by_later_steps(tmp_path, monkeypatch, free, eight_bit):
+    """Nor where there is no room for it: then it is not taken, and the steps wait for the disk."""
+    monkeypatch.setattr("utils.checkpoint.free_host_memory", lambda: free)
+    optimizer, expected = make_optimizer("all", device="cpu", eight_bit=eight_bit), None
     checkpointer = Checkpointer(tmp_path, optimizer, say=print, **CHECKPOINT)
     for step in range(NUM_STEPS):
         set_gradients(optimizer, step)
@@ -109,8 +113,10 @@ def test_a_snapshot_is_not_changed_by_later_steps(tmp_path):
         if step == 0:
             expected = state_of(optimizer)
             checkpointer.save(1)
+            assert (tmp_path / "checkpoint-1").exists() or free
+            assert (checkpointer._host["master"] is optimizer.flat.master) == (free == 0)
     assert checkpointer.wait()
-    resumed = make_optimizer("all", device="cpu")
+    resumed = make_optimizer("all", device="cpu", eight_bit=eight_bit)
     restore(read_checkpoint(tmp_path / "checkpoint-1"), resumed)
     assert all(torch.equal(*pair) for pair in zip(state_of(resumed), expected, strict=True))
     assert not equal(resumed, optimizer)

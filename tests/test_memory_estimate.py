@@ -48,10 +48,11 @@ def test_each_flag_takes_away_its_part():
     )
 
 
-def test_several_ranks_have_buckets_too(monkeypatch):
-    alone = gigabytes()
+def test_several_ranks_have_buckets_all_the_time(monkeypatch):
+    alone, in_8_bits = gigabytes(), gigabytes("--use_8bit_adam")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert gigabytes() == pytest.approx(alone + 2 * SD / 1e9 + 0.77, abs=0.01)
+    assert gigabytes() == pytest.approx(alone + 0.77, abs=0.01)
+    assert gigabytes("--use_8bit_adam") == pytest.approx(in_8_bits + 2 * SD / 1e9, abs=0.01)
 
 
 def test_host_memory():

@@ -158,7 +158,7 @@ def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
     args = make_args(tmp_path, low_memory=True, gradient_checkpointing=True, offload_optimizer="moments")
     finding, verdict = check_device(args, base)
     assert verdict == "ok" and "(--low_memory: --gradient_checkpointing --offload_optimizer moments)" in finding
-    monkeypatch.setattr(preflight_resources, "_free_host_memory", lambda: 1e3)
+    monkeypatch.setattr(preflight_resources, "free_host_memory", lambda: 1e3)
     finding, verdict = check_device(args, base)
     assert verdict == "note" and "--use_8bit_adam or another --offload_optimizer takes less" in finding
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

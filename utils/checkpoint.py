@@ -30,6 +30,7 @@ from utils.checkpoint_files import (
 )
 from utils.eight_bit import EightBit
 from utils.errors import RunFailed, UserError
+from utils.memory_estimate import free_host_memory
 from utils.pipeline import STAGING_PREFIX, sync_directory, sync_tree, write_json
 from utils.preflight import PROGRAM, safetensors_dtype
 from utils.safetensors_writer import write_safetensors
@@ -73,11 +74,16 @@ class Checkpointer:
         self._host: dict[str, torch.Tensor] = {}
 
     def save(self, step: int) -> None:
-        """Takes the state after `step` steps and starts writing it; waits only for the checkpoint before."""
+        """Takes the state after `step` steps and starts writing it; waits only for the checkpoint before.
+
+        Where the host's memory has no room for a copy of what is there already, it waits for this one.
+        """
         self.wait()
         arrived = self._snapshot()
         self._thread = threading.Thread(target=self._write, args=(step, arrived), name=f"checkpoint-{step}")
         self._thread.start()
+        if self._host["master"] is self.flat.master or self._host["exp_avg_sq"] is self.optimizer.exp_avg_sq:
+            self._thread.join()
 
     def report(self) -> None:
         """Says how the last write went, if it is over."""
@@ -116,21 +122,27 @@ class Checkpointer:
         state |= {name: getattr(optimizer, name) for name in SCALARS}
         self.flat.settle()
         for name, source in state.items():
-            eight_bit = isinstance(source, EightBit)
-            if name not in self._host:
-                shape, dtype = (source.numel, torch.float32) if eight_bit else (source.shape, source.dtype)
-                arrives_later = on_gpu and (eight_bit or source.is_cuda)
-                self._host[name] = torch.empty(shape, dtype=dtype, pin_memory=arrives_later)
-            if eight_bit:
-                source.read_into(self._host[name], self.flat.device)
-            else:
-                self._host[name].copy_(source.detach(), non_blocking=True)
+            place = self._place(name, source, on_gpu)
+            if isinstance(source, EightBit):
+                source.read_into(place, self.flat.device)
+            elif place is not source:
+                place.copy_(source.detach(), non_blocking=True)
         self.flat.settle()
         if not on_gpu:
             return lambda: None
         event = torch.cuda.Event()  # later updates of the same stream run after the copies
         event.record()
         return event.synchronize
+
+    def _place(self, name: str, source, on_gpu: bool) -> torch.Tensor:
+        """Where a part of the state is copied to: the last checkpoint's place, or a new one, or nowhere (no room)."""
+        eight_bit = isinstance(source, EightBit)
+        arrives_later = on_gpu and (eight_bit or source.is_cuda)
+        shape, dtype = (source.numel, torch.float32) if eight_bit else (source.shape, source.dtype)
+        if self._host.get(name, source) is source:
+            no_room = not eight_bit and not arrives_later and 2 * source.nbytes > free_host_memory()
+            self._host[name] = source if no_room else torch.empty(shape, dtype=dtype, pin_memory=arrives_later)
+        return self._host[name]
 
     def _write(self, step: int, arrived: Callable[[], None]) -> None:
         name, error, started = f"checkpoint-{step}", None, time.perf_counter()

@@ -92,7 +92,6 @@ def _adamw_scattered(parameter_ptr, offset_ptr, address_ptr, start_ptr, numel_pt
             if ALIGNED:
                 start = tl.multiple_of(start, 8)
             offset = tl.multiple_of(offset, 8)
-            address = tl.multiple_of(address, 16)
         grad = tl.load(address.to(tl.pointer_type(GRAD_DTYPE)) + offset + lane, mask=mask)
         index = start + lane
         apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, HAS_WEIGHT)
@@ -108,7 +107,7 @@ def _sums_of_squares_scattered(parameter_ptr, offset_ptr, address_ptr, numel_ptr
         parameter = tl.load(parameter_ptr + block)
         offset = tl.multiple_of(tl.load(offset_ptr + block), 8)
         left = tl.load(numel_ptr + parameter) - offset
-        at = tl.multiple_of(tl.load(address_ptr + parameter), 16).to(tl.pointer_type(GRAD_DTYPE)) + offset + lane
+        at = tl.load(address_ptr + parameter).to(tl.pointer_type(GRAD_DTYPE)) + offset + lane
         if left >= BLOCK:
             grad = tl.load(at)
         else:

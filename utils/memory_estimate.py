@@ -1,7 +1,9 @@
-"""How much GPU memory a run takes, by part, and which flags would make it less. Pure arithmetic: no torch here."""
+"""How much memory a run takes, by part, and which flags would make it less. Arithmetic: no torch here."""
 
+import math
 import os
 from argparse import Namespace
+from pathlib import Path
 
 GB = 1e9
 # Activations of Stable Diffusion v1's UNet in bytes a 512-pixel image in fp16, without and with checkpointing, and
@@ -27,8 +29,8 @@ def memory_parts(args: Namespace, count: int) -> dict[str, float]:
         args: the training script's; the number of ranks is the environment's WORLD_SIZE.
         count: the UNet's parameters.
 
-    On one rank gradients are made while activations are freed, so the larger of the two counts; gradients in a buffer
-    are there all the time, and DistributedDataParallel has buckets of the same size beside them.
+    On one rank gradients are made while activations are freed, so the larger of the two counts. The buckets in which
+    several ranks reduce them are there all the time, and so is the buffer that 8-bit moments need, beside those.
     """
     fp32 = args.mixed_precision == "no"
     several_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -38,7 +40,7 @@ def memory_parts(args: Namespace, count: int) -> dict[str, float]:
     activations *= images * (args.resolution / 512) ** 2 * (2 if fp32 else 1)
     gradients = count * (4 if fp32 else 2)
     if several_ranks:
-        gradients *= 2
+        gradients *= 2 if args.use_8bit_adam else 1
     elif not args.use_8bit_adam:
         activations = max(0, activations - gradients)
     return {
@@ -62,6 +64,15 @@ def host_memory_needed(args: Namespace, count: int) -> float:
         return 0
     masters = 4 * count if args.offload_optimizer == "all" and args.mixed_precision != "no" else 0
     return masters + 2 * (EIGHT_BIT if args.use_8bit_adam else 4) * count
+
+
+def free_host_memory() -> float:
+    """Bytes that programs may still take, by /proc/meminfo; infinite where there is none."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return math.inf
 
 
 def alternatives(args: Namespace, count: int) -> list[tuple[str, float]]:

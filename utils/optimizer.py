@@ -229,9 +229,12 @@ class MasterWeightsOptimizer(OptimizerWrapper):
             self.flat.grad_table.adamw_(weight, self.flat.weight.dtype, *state, scalars)
             return
         update = kernels.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else kernels.adamw_
+        if not self.flat.in_pieces:
+            update(weight, self.flat.grad, *state, scalars)
+            return
         numel = self.flat.master.numel()
-        for start in range(0, numel, PIECE if self.flat.in_pieces else numel):
-            piece = slice(start, min(start + PIECE, numel) if self.flat.in_pieces else numel)
+        for start in range(0, numel, PIECE):
+            piece = slice(start, min(start + PIECE, numel))
             there = [buffer[piece] for buffer in state]
             here = [buffer.to(self.flat.device, non_blocking=True) for buffer in there]
             update(None if weight is None else weight[piece], self.flat.grad[piece], *here, scalars)

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.memory_estimate import GB, alternatives, host_memory_needed, memory_needed
+from utils.memory_estimate import GB, alternatives, free_host_memory, host_memory_needed, memory_needed
 from utils.model_files import safetensors_header, weight_files
 from utils.pipeline import FROZEN_PARTS
 from utils.preflight import BaseModel
@@ -78,23 +78,14 @@ def _compare_memory(args: Namespace, count: int, gpu: str, free: float) -> tuple
     if args.low_memory:
         said += f" (--low_memory: --gradient_checkpointing --offload_optimizer {args.offload_optimizer})"
     if on_host:
-        said += f"; {on_host / GB:.1f} GB of the host's memory, {_free_host_memory() / GB:.1f} GB free"
+        said += f"; {on_host / GB:.1f} GB of the host's memory, {free_host_memory() / GB:.1f} GB free"
     if needed > free:
         fitting = [f"{flags} (about {less / GB:.1f} GB)" for flags, less in alternatives(args, count) if less <= free]
         mends = f"it fits with {', or with '.join(fitting)}" if fitting else "try a smaller --resolution"
         return f"{said}: it may not fit; {mends}", "note"
-    if on_host > _free_host_memory():
+    if on_host > free_host_memory():
         return f"{said}: it may not fit; --use_8bit_adam or another --offload_optimizer takes less", "note"
     return said, "ok"
-
-
-def _free_host_memory() -> float:
-    """Bytes that programs may still take, by /proc/meminfo; infinite where there is none."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return math.inf
 
 
 def _check_no_gpu(torch) -> tuple[str, str]:
