@@ -159,3 +159,14 @@ def test_the_paired_difference_is_narrower_than_the_values():
     base = np.random.default_rng(1).normal(size=(6, 4))
     low, high = metrics.mean_interval(base + 0.1 - base)
     assert (low, high) == pytest.approx((0.1, 0.1))
+
+
+def test_an_image_is_measured_by_the_fellow_of_the_photo_it_is_near_to():
+    def direction(degrees):
+        return [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]
+
+    photos = np.array([direction(degrees) for degrees in (0, 5, 60)])  # the third one is far from its fellow
+    images = np.array([direction(degrees) for degrees in (2, 11, 20, 70, 120)])
+    assert metrics.nearer_than_fellows(images, photos).tolist() == [True, False, False, True, False]
+    assert metrics.fellow_similarity(photos) == pytest.approx(np.cos(np.radians([5, 5, 55])))
+    assert metrics.fellow_similarity(photos[:1]) is None

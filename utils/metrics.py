@@ -41,13 +41,25 @@ def real_similarity(photos: np.ndarray) -> float | None:
     return float((cosines.sum() - np.trace(cosines)) / (num_photos * (num_photos - 1)))
 
 
-def real_nearest_similarity(photos: np.ndarray) -> float | None:
-    """COPY among the photos: each one's cosine to the nearest other, averaged; None for a single photo."""
+def fellow_similarity(photos: np.ndarray) -> np.ndarray | None:
+    """[M]: each photo's cosine to the other photo that it is nearest to; None for a single photo."""
     if len(photos) < 2:
         return None
     cosines = photos @ photos.T
     np.fill_diagonal(cosines, -np.inf)
-    return float(cosines.max(axis=1).mean())
+    return cosines.max(axis=1)
+
+
+def real_nearest_similarity(photos: np.ndarray) -> float | None:
+    """COPY among the photos: each one's cosine to the nearest other, averaged; None for a single photo."""
+    fellows = fellow_similarity(photos)
+    return None if fellows is None else float(fellows.mean())
+
+
+def nearer_than_fellows(generated: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    """[N] bool: whether an image is nearer to its nearest photo than that photo's fellow is; at least two photos."""
+    cosines = generated @ photos.T
+    return cosines.max(axis=1) > fellow_similarity(photos)[cosines.argmax(axis=1)]
 
 
 def pair_distances(generated: np.ndarray) -> np.ndarray:

@@ -239,10 +239,10 @@ class Table:
         return dict(value=float(values.mean()), interval=metrics.mean_interval(values, BOOTSTRAP_SEED))
 
     def _count_copies(self, copy: dict, encoder: str, rows: np.ndarray) -> None:
-        """Adds how many of the images are nearer to a photo than the photos are to one another."""
-        nearest = metrics.real_nearest_similarity(self.photos[encoder]) if self.photos[encoder] is not None else None
-        if copy["value"] is not None and nearest is not None:
-            above = self.values[f"copy_{encoder}"][rows] > nearest
+        """Adds how many of the images are nearer to a photo than that photo's nearest fellow is."""
+        photos = self.photos[encoder]
+        if copy["value"] is not None and len(photos) > 1:
+            above = metrics.nearer_than_fellows(self.images[encoder][rows.ravel()], photos)
             copy.update(num_above_photos=int(above.sum()), num_images=above.size)
 
     def _largest(self, column: str, rows: np.ndarray) -> dict:

@@ -37,7 +37,7 @@ def fidelity_metric(metrics: dict) -> str:
 
 
 def memorisation(metrics: dict, model: str, encoder: str) -> dict | None:
-    """Images nearer to a photo than the photos are to one another."""
+    """Images nearer to a photo than that photo's nearest fellow is."""
     nearest = metrics["photos"][f"nearest_{encoder}"]["value"]
     copy = metrics["models"][model].get(f"copy_{encoder}", {})
     number = copy.get("num_above_photos")
@@ -45,7 +45,7 @@ def memorisation(metrics: dict, model: str, encoder: str) -> dict | None:
         return None
     largest = metrics["models"][model][f"copy_{encoder}_max"]["value"]
     text = (
-        f"{number} of {copy['num_images']} images: nearer to one of your photos than the photos are to one another "
+        f"{number} of {copy['num_images']} images: nearer to one of your photos than any other photo is "
         f"(COPY up to {largest:.3f}; photo to nearest photo {nearest:.3f} on average). "
         "Train for fewer steps, at a lower learning rate, or with more varied photos."
     )
