@@ -2,38 +2,52 @@
 
 python bench/prior_preservation.py --clip model/tiny-clip --instance_data_dir instance --output_dir DIR NAME=FOLDER ...
 
-Every pipeline draws the same prompts with the same seeds. CLIP-T is the mean cosine of an image and its prompt, CLIP-I
-the mean cosine of an image and the photos. Writes scores.json, grid.jpg (a row a prompt, three images a pipeline) and
-DIR/NAME/*.png; images that are there already are scored, not drawn again.
+NAME=FOLDER,FOLDER,...: runs that differ in their seed; the table gives their mean and range, the picture shows the
+first. Every pipeline draws the same prompts with the same seeds, and its own instance prompt (from its run.json; the
+baseline draws --subject_prompt). CLIP-T is the mean cosine of an image and its prompt, CLIP-I the mean cosine of an
+image and the photos. Writes scores.json, table.md, grid.jpg (a row a prompt, three images a pipeline) and
+DIR/NAME-0/*.png; images that are there already are scored, not drawn again.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.class_generation import draw, load_class_pipeline
 from utils.dataset import decode, find_photos
 from utils.models import quiet_libraries
+from utils.prompts import slug
 
-SUBJECT = "a photo of my cat."
-OTHERS = tuple(f"a photo of a {thing}" for thing in ("cat", "dog", "car", "house", "fish", "tree", "boat", "flower"))
+CLASS = "a photo of a cat"
+NEAR = "a photo of a dog"  # what drifts first after the class
+OTHERS = (NEAR, *(f"a photo of a {thing}" for thing in ("car", "house", "fish", "tree", "boat", "flower")))
 
 
-def parse_args():
+class Run(NamedTuple):
+    """A pipeline's folder, its subject's prompt, and its images by prompt."""
+
+    folder: Path
+    subject: str
+    images: dict[str, list[Image.Image]]
+
+
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, required=True, help="folder of a CLIPModel")
     parser.add_argument("--instance_data_dir", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--subject_prompt", default="a photo of my cat.", help="of pipelines without a run.json")
     parser.add_argument("--num_images", type=int, default=8, help="per prompt")
     parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("pipelines", nargs="+", metavar="NAME=FOLDER")
-    return parser.parse_args()
+    parser.add_argument("pipelines", nargs="+", metavar="NAME=FOLDER[,FOLDER...]")
+    return parser.parse_args(argv)
 
 
 class Clip:
@@ -71,71 +85,106 @@ class Clip:
         return torch.nn.functional.normalize(self.model.text_projection(pooled), dim=1)
 
 
-def load_or_sample(folder: Path, kept: Path, args) -> dict[str, list[Image.Image]]:
-    """Images by prompt, from `kept` where they are there."""
-    names = {
-        prompt: [f"{row}-{n}.png" for n in range(args.num_images)] for row, prompt in enumerate((SUBJECT, *OTHERS))
-    }
-    if not all((kept / name).is_file() for row in names.values() for name in row):
-        kept.mkdir(parents=True, exist_ok=True)
-        for prompt, images in sample(folder, args).items():
-            for name, image in zip(names[prompt], images, strict=True):
-                image.save(kept / name)
-    return {prompt: [Image.open(kept / name).convert("RGB") for name in row] for prompt, row in names.items()}
+def subject_prompt(folder: Path, otherwise: str) -> str:
+    """What the pipeline was fine-tuned on, else `otherwise`."""
+    record = folder / "run.json"
+    return json.loads(record.read_text())["arguments"]["instance_prompt"] if record.is_file() else otherwise
 
 
-def sample(folder: Path, args) -> dict[str, list[Image.Image]]:
-    """Images by prompt, seeds 0, 1, 2, ..."""
+def load_or_sample(folder: Path, kept: Path, args) -> Run:
+    """A pipeline with its images, from `kept` where they are there."""
+    subject = subject_prompt(folder, args.subject_prompt)
+    names = {text: [f"{slug(text)}-{n}.png" for n in range(args.num_images)] for text in (subject, CLASS, *OTHERS)}
+    missing = [text for text, row in names.items() if not all((kept / name).is_file() for name in row)]
+    kept.mkdir(parents=True, exist_ok=True)
+    for text, images in sample(folder, missing, args.num_images, args.num_inference_steps):
+        for name, image in zip(names[text], images, strict=True):
+            image.save(kept / name)
+    loaded = {text: [Image.open(kept / name).convert("RGB") for name in row] for text, row in names.items()}
+    return Run(folder, subject, loaded)
+
+
+def sample(folder: Path, prompts: list[str], num_images: int, num_inference_steps: int):
+    """Yields (prompt, images), seeds 0, 1, 2, ..."""
+    if not prompts:
+        return
     pipeline = load_class_pipeline(folder, torch.float32, torch.device("cpu"))
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    settings = dict(height=side, width=side, num_inference_steps=args.num_inference_steps, guidance_scale=7.5)
-    found = {}
-    for prompt in (SUBJECT, *OTHERS):
-        images = draw(pipeline, settings | dict(prompt=prompt), list(range(args.num_images)))
-        found[prompt] = [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
+    settings = dict(height=side, width=side, num_inference_steps=num_inference_steps, guidance_scale=7.5)
+    for prompt in prompts:
+        images = draw(pipeline, settings | dict(prompt=prompt), list(range(num_images)))
+        yield prompt, [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
+
+
+def scores(clip: Clip, run: Run, photos: torch.Tensor) -> dict[str, float]:
+    """The table's column of one run: its rows by name."""
+    texts = dict(zip(run.images, clip.texts(list(run.images)), strict=True))
+    vectors = {prompt: clip.images(images) for prompt, images in run.images.items()}
+    clip_i = {prompt: float((rows @ photos.T).mean()) for prompt, rows in vectors.items()}
+    clip_t = {prompt: float((rows @ texts[prompt]).mean()) for prompt, rows in vectors.items()}
+    found = {"CLIP-I, the subject's prompt": clip_i[run.subject]}
+    found |= {f"CLIP-I, *{prompt}*": clip_i[prompt] for prompt in (CLASS, NEAR)}
+    found |= {f"CLIP-T, *{prompt}*": clip_t[prompt] for prompt in (CLASS, *OTHERS)}
+    found[f"CLIP-T, mean of the {len(OTHERS)} that are no cat"] = float(np.mean([clip_t[text] for text in OTHERS]))
     return found
 
 
-def scores(clip: Clip, images: dict[str, list[Image.Image]], photos: torch.Tensor) -> dict:
-    """CLIP-T and CLIP-I by prompt."""
-    texts = clip.texts(list(images))
-    result = {}
-    for text, (prompt, pictures) in zip(texts, images.items(), strict=True):
-        vectors = clip.images(pictures)
-        result[prompt] = dict(clip_t=float((vectors @ text).mean()), clip_i=float((vectors @ photos.T).mean()))
-    return result
+def markdown(columns: dict[str, list[dict[str, float]]]) -> str:
+    """The table: the mean of each pipeline's runs, and their range."""
+    rows = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for row in next(iter(columns.values()))[0]:
+        cells = []
+        for runs in columns.values():
+            values = [run[row] for run in runs]
+            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}")
+        rows.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
 
 
-def grid(sampled: dict[str, dict[str, list[Image.Image]]], columns: int = 3) -> Image.Image:
-    """A row a prompt; `columns` images of each pipeline side by side."""
-    prompts = [SUBJECT, *OTHERS]
-    side, label, head, gap = 64, 130, 18, 8
-    width = label + len(sampled) * (columns * side + gap)
-    sheet = Image.new("RGB", (width, head + len(prompts) * (side + 2)), "white")
+def grid(runs: dict[str, Run], photos: list[Image.Image], columns: int = 3) -> Image.Image:
+    """The photos on top, below them a row a prompt with `columns` images of each pipeline side by side."""
+    side, label, head, gap = 96, 168, 24, 14
+    block = columns * side + gap
+    font = ImageFont.load_default(13)
+    sheet = Image.new("RGB", (label + len(runs) * block, head + (len(OTHERS) + 3) * (side + 3) + head), "white")
     pen = ImageDraw.Draw(sheet)
-    for place, (name, images) in enumerate(sampled.items()):
-        left = label + place * (columns * side + gap)
-        pen.text((left, 3), name, fill="black")
-        for row, prompt in enumerate(prompts):
-            pen.text((4, head + row * (side + 2) + side // 2 - 6), prompt, fill="black")
-            for column, image in enumerate(images[prompt][:columns]):
-                sheet.paste(image.resize((side, side)), (left + column * side, head + row * (side + 2)))
+
+    def put(row: int, text: str, images: list[Image.Image], left: int, offset: int = 0) -> None:
+        top = offset + row * (side + 3)
+        pen.text((8, top + side // 2 - 8), text, fill="black", font=font)
+        for column, image in enumerate(images):
+            shown = image.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(shown, (left + column * side, top))
+
+    put(0, "the photos", photos, label, offset=4)
+    for place, (name, run) in enumerate(runs.items()):
+        left = label + place * block
+        pen.text((left, side + 10), name, fill="black", font=font)
+        named = ("the subject's prompt", *(text for text in (CLASS, *OTHERS)))
+        for row, (text, prompt) in enumerate(zip(named, (run.subject, CLASS, *OTHERS), strict=True), start=1):
+            put(row, text, run.images[prompt][:columns], left, offset=head + 4)
     return sheet
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv=None) -> None:
+    args = parse_args(argv)
     clip = Clip(args.clip)
-    photos = clip.images([decode(path) for path in find_photos(args.instance_data_dir)[0]])
+    instance = [decode(path) for path in find_photos(args.instance_data_dir)[0]]
+    photos = clip.images(instance)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    sampled, table = {}, {}
+    shown, columns = {}, {}
     for entry in args.pipelines:
-        name, _, folder = entry.partition("=")
-        sampled[name] = load_or_sample(Path(folder), args.output_dir / name, args)
-        table[name] = scores(clip, sampled[name], photos)
-        print(name, {prompt: {k: round(v, 3) for k, v in s.items()} for prompt, s in table[name].items()}, flush=True)
-    (args.output_dir / "scores.json").write_text(json.dumps(table, indent=2))
-    grid(sampled).save(args.output_dir / "grid.jpg", quality=90)
+        name, _, folders = entry.partition("=")
+        for number, folder in enumerate(folders.split(",")):
+            run = load_or_sample(Path(folder), args.output_dir / f"{slug(name)}-{number}", args)
+            shown.setdefault(name, run)
+            columns.setdefault(name, []).append(scores(clip, run, photos))
+            print(f"{name} {number}: {columns[name][-1]}", flush=True)
+    (args.output_dir / "scores.json").write_text(json.dumps(columns, indent=2))
+    (args.output_dir / "table.md").write_text(markdown(columns))
+    print(markdown(columns))
+    grid(shown, instance).save(args.output_dir / "grid.jpg", quality=88)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,13 @@ from utils.drawing import is_blank
 from utils.errors import UserError
 
 SETTINGS = dict(
-    prompt="a photo of a cat.", model="abc", num_inference_steps=2, guidance_scale=7.5, height=16, width=16
+    prompt="a photo of a cat.",
+    model="abc",
+    scheduler="PNDMScheduler",
+    num_inference_steps=2,
+    guidance_scale=7.5,
+    height=16,
+    width=16,
 )
 
 
@@ -56,13 +62,21 @@ def test_gaps_are_filled_and_what_is_there_is_kept(concept):
     assert fewer.missing == [] and numbers_used(fewer) == [file_name(0), file_name(2)]
 
 
-@pytest.mark.parametrize("change", [dict(prompt="a photo of a dog."), dict(model="def"), dict(height=32)])
-def test_images_of_another_prompt_or_model_are_refused(concept, change):
+OTHER = dict(prompt="a photo of a dog.", model="def", scheduler="DDIMScheduler", num_inference_steps=3)
+OTHER |= dict(guidance_scale=1.0, height=32, width=32)
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER.items())
+def test_images_of_another_prompt_or_model_are_refused(concept, name, value):
     write_made(concept.class_data_dir, 0)
-    write_made(concept.class_data_dir, 1, **change)
-    name, value = next(iter(change.items()))
-    with pytest.raises(UserError, match=f"made with another {name}, {value!r}, not {SETTINGS[name]!r}"):
+    write_made(concept.class_data_dir, 1, **{name: value})
+    said = f"made with another {name.replace('_', ' ')}, {value!r}, not {SETTINGS[name]!r}"
+    with pytest.raises(UserError, match=said):
         plan_class_images(concept, SETTINGS, 1)
+
+
+def test_every_setting_that_is_compared_is_tested(tiny_pipeline_dir):
+    assert OTHER.keys() == generation_settings(tiny_pipeline_dir, "abc", "a cat").keys()
 
 
 def test_a_manifest_speaks_for_images_that_lost_their_metadata(concept):
@@ -116,6 +130,31 @@ def test_a_copy_under_another_name_does_not_count_twice(concept):
     write_made(concept.class_data_dir, 0)
     (concept.class_data_dir / file_name(1)).write_bytes((concept.class_data_dir / file_name(0)).read_bytes())
     assert plan_class_images(concept, SETTINGS, 2).missing == [1]
+
+
+@pytest.mark.parametrize("number_of_bytes", [0, 100])
+def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_bytes):
+    def save(_image, file, *_arguments, **_options):
+        file.write(b"x" * number_of_bytes)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        write_image(tmp_path / file_name(0), np.zeros((16, 16, 3)), dict(number=0, seed=7, settings=SETTINGS))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_appears_under_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    renamed = []
+
+    def replace(part, path):
+        assert not path.exists() and part.read_bytes().endswith(class_images.PNG_END)
+        renamed.append((part.parent, path))
+        part.rename(path)
+
+    monkeypatch.setattr("utils.class_generation.os.replace", replace)
+    write_made(tmp_path, 0)
+    assert renamed == [(tmp_path, tmp_path / file_name(0))]
 
 
 def test_the_model_hash_is_of_the_weights_not_of_the_place(tmp_path, tiny_pipeline_dir):

@@ -132,7 +132,11 @@ def test_class_images_are_made_once(prior, capsys):
     folder = prior["class_data_dir"]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [entry["file"] for entry in manifest["images"]] == [f"class-{n:05d}.png" for n in range(5)]
-    assert manifest["settings"]["prompt"] == "a photo of a cat." and len(manifest["settings"]["model"]) == 64
+    settings = dict(scheduler="PNDMScheduler", num_inference_steps=2, guidance_scale=7.5, height=32, width=32)
+    model = class_images.model_hash(prior["pretrained_model_name_or_path"])
+    assert manifest["settings"] == settings | dict(prompt="a photo of a cat.", model=model)
+    for entry in manifest["images"]:
+        assert class_images.read_metadata(folder / entry["file"])["seed"] == entry["seed"]
     assert len({entry["seed"] for entry in manifest["images"]}) == 5
     recorded = dict(folder=str(folder), prompt="a photo of a cat.", num_used=5)
     assert run_json(prior["output_dir"])["class_images"] == [recorded]

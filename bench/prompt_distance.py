@@ -1,0 +1,44 @@
+"""How far apart prompts are for the UNet: distances of the text encoder's output.
+
+python bench/prompt_distance.py --model model/tiny-stable-diffusion "a photo of a cat" "a photo of my cat." ...
+
+Prints for every prompt after the first its tokens and |E(prompt) - E(first)| / |E(first)|, where E is the encoder's
+output [77,C] and |.| the root of the sum of squares. For scale, name a prompt of another thing too.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils import models
+from utils.diffusion import encode_prompt
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a pipeline's folder")
+    parser.add_argument("prompts", nargs="+")
+    return parser.parse_args(argv)
+
+
+@torch.no_grad()
+def distances(folder: Path, prompts: list[str]) -> list[tuple[str, list[str], float]]:
+    """(prompt, its tokens, its distance from the first prompt as a fraction of that one's norm)."""
+    tokenizer = models.load_tokenizer(folder)
+    text_encoder = models.load_text_encoder(folder, torch.float32, torch.device("cpu"))
+    encoded = [encode_prompt(text_encoder, models.tokenize(tokenizer, prompt)) for prompt in prompts]
+    far = [float((each - encoded[0]).norm() / encoded[0].norm()) for each in encoded]
+    return [(prompt, tokenizer.tokenize(prompt), each) for prompt, each in zip(prompts, far, strict=True)]
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    for prompt, tokens, distance in distances(args.model, args.prompts):
+        print(f"{distance:.3f}  {prompt!r}  {' '.join(token.removesuffix('</w>') for token in tokens)}")
+
+
+if __name__ == "__main__":
+    main()
