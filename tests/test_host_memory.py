@@ -188,6 +188,7 @@ class TestOnAGpu:
     @pytest.mark.parametrize("precision", ["fp16", "no"])
     def test_the_script(self, flags, tmp_path, capsys, memory_flags, precision):  # noqa: F811
         flags |= dict(mixed_precision=precision, max_train_steps=12, learning_rate=1e-4, checkpointing_steps=6)
+        flags |= dict(deterministic=True)  # or attention's backward pass differs from run to run by more than 1e-5
         given = {name: memory_flags.get(name) for name in ("use_8bit_adam", "gradient_accumulation_steps")}
         expected = run(flags | given, output_dir=tmp_path / "plain", no_cuda_graph=True)
         found = run(flags | memory_flags)
