@@ -13,7 +13,7 @@ from utils.optional_packages import IMPORTED_NAMES, why_not
 # The oldest and the newest version of tests/matrix.sh's legs (docs/compatibility.md).
 TESTED = {
     "torch": ("2.2.2", "2.15.0"),
-    "transformers": ("4.39.3", "5.23.0"),
+    "transformers": ("4.39.3", "5.24.0"),
     "diffusers": ("0.27.2", "0.42.1"),
     "accelerate": ("0.28.0", "1.15.0"),
     "colossalai": ("0.5.0", "0.5.0"),
