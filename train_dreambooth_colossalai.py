@@ -53,10 +53,9 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     from utils import logs, run_record
     from utils.class_generation import prepare_class_images
     from utils.colossal import barrier
-    from utils.compiled_step import fastest_step
     from utils.guard import Guard
     from utils.inputs import encode_inputs
-    from utils.train_step import BatchSource, TrainStep
+    from utils.train_step import BatchSource, CapturedStep, TrainStep
     from utils.validation import Validation
 
     base, dataset, start = ready.base, ready.dataset, ready.start
@@ -93,7 +92,8 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     if device.type == "cuda":
         if reason := train_step.rehearse(batches.micro_batches(first_step)):
             log.say(f"kernels are compiled as they first run, not all ahead: {reason}")
-    train_step = fastest_step(train_step, args, device, log.say)
+        if not args.no_cuda_graph:
+            train_step = CapturedStep(train_step, log.say)
     if is_main:
         validation = Validation(args, inputs, unet.unwrap(), log, first_step=first_step)
     with Guard(args, argv, base, start, optimizer, record, log, plan.num_steps) as guard:

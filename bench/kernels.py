@@ -1,6 +1,6 @@
 """Times the fused operations, and the UNet's forward + backward with and without them, on one GPU in about a minute.
 
-python bench/kernels.py [unet] [optimizer] [operations] [attention] [compiled]
+python bench/kernels.py [unet] [optimizer] [operations] [attention]
 
 Device times by events around replays of CUDA graphs, medians, random data; operations rotate over buffers larger than
 the L2 cache. The UNet has Stable Diffusion v1.4's shape and random weights in one flat buffer, fp16, channels_last,
@@ -270,17 +270,9 @@ def unet():
     unet_case(model, 8, "plain", True, False)
 
 
-def compiled():
-    """The UNet by torch.compile instead of the fused operations; not among the default sections: it takes minutes."""
-    model = torch.compile(flat_unet())
-    unet_case(model, 1, "torch.compile", False, True)
-
-
 if __name__ == "__main__":
     sections = dict(unet=unet, optimizer=optimizer, operations=operations, attention=attention)
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    chosen = sys.argv[1:] or list(sections)
-    sections["compiled"] = compiled
-    for section in chosen:
+    for section in sys.argv[1:] or sections:
         sections[section]()
         torch.cuda.empty_cache()

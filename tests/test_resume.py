@@ -222,6 +222,15 @@ def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):  
     assert main(as_argv(flags | LATEST)) == 0
 
 
+def test_a_flag_that_has_gone_is_not_compared(flags, tmp_path):  # noqa: F811
+    run(flags, checkpointing_steps=2)
+    path = tmp_path / "output/checkpoint-2/state.json"
+    state = json.loads(path.read_text())
+    state["determines"]["arguments"]["compile"] = False
+    path.write_text(json.dumps(state))
+    assert main(as_argv(flags | LATEST)) == 0
+
+
 def test_a_resume_reads_each_file_of_the_base_once(flags, tmp_path, tiny_pipeline_dir, monkeypatch):  # noqa: F811
     base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
     for path in base.rglob("*"):

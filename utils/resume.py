@@ -147,12 +147,13 @@ def _file_changes(before: dict, after: dict) -> list[str]:
 def check_same_run(args: Namespace, checkpoint: Checkpoint, determines: dict) -> list[str]:
     """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes.
 
-    A flag that is newer than the checkpoint counts as left out then: its default is what was done before it.
+    A flag that is newer than the checkpoint counts as left out then: its default is what was done before it. A flag
+    that has gone since is not compared.
     """
     kept = dict(checkpoint.state.get("determines", {}))
     parser = training_parser()
     defaults = {flag: parser.get_default(flag) for flag in determines["arguments"]}
-    kept["arguments"] = defaults | kept.get("arguments", {})
+    kept["arguments"] = defaults | {k: v for k, v in kept.get("arguments", {}).items() if k in vars(args)}
     found = differences(kept, determines)
     if found and not args.allow_changes:
         raise UserError(
