@@ -147,11 +147,8 @@ def optimizer():
     master, exp_avg, exp_avg_sq = source.normal_(), target.zero_(), torch.zeros(n, device="cuda")
     scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0], device="cuda")
     buffers = weight, grad, master, exp_avg, exp_avg_sq, scalars
-    for block in (512, 1024, 2048, 4096):
-        ms = milliseconds(lambda b=block: kernels.kernels_optimizer.adamw_(*buffers, block=b))
-        say(f"adamw_ block {block}: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
-    ms = milliseconds(lambda: kernels.adamw_(*buffers, zero_grad=True))
-    say(f"adamw_ zeroing the gradient: {ms:.2f} ms, {30 * n / ms / 1e6:.0f} GB/s")
+    ms = milliseconds(lambda: kernels.adamw_(*buffers))
+    say(f"adamw_: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
     out = torch.zeros(1, device="cuda")
     ms = milliseconds(lambda: kernels.grad_norm_(grad, out))
     torch_ms = milliseconds(lambda: torch.linalg.vector_norm(grad, dtype=torch.float32))

@@ -218,9 +218,8 @@ def test_adamw_skips_whatever_the_gradient_holds(device, update):
     grad = torch.full((5003,), torch.nan, dtype=torch.float16, device=device)
     grad[::2] = torch.inf
     weight, master, exp_avg, exp_avg_sq = state
-    update(weight, grad, master, exp_avg, exp_avg_sq, adamw_scalars(1, torch.nan, False, device), zero_grad=True)
+    update(weight, grad, master, exp_avg, exp_avg_sq, adamw_scalars(1, torch.nan, False, device))
     assert all(torch.equal(now, then) for now, then in zip(state, before, strict=True))
-    assert not grad.any()
 
 
 @pytest.mark.parametrize("device", DEVICES)
