@@ -32,10 +32,8 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def gradient_table(numels, device):
-    """A kernels_scattered.GradientTable for parameters of `numels` elements each, or None: Triton and alignment."""
-    if not HAS_TRITON or not kernels_scattered.is_aligned(numels):
-        return None
-    return kernels_scattered.GradientTable(numels, device)
+    """A kernels_scattered.GradientTable for parameters of `numels` elements each; None without Triton."""
+    return kernels_scattered.GradientTable(numels, device) if HAS_TRITON else None
 
 
 def runs_triton(x: torch.Tensor) -> bool:
