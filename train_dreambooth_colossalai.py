@@ -102,7 +102,7 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
             if is_main:
                 validation.after_step(step + 1)
             guard.after_step(step + 1)
-        guard.finish(booster, unet)
+        guard.finish()
     barrier(device)
 
 

@@ -33,7 +33,7 @@ from utils.errors import RunFailed, UserError
 from utils.memory_estimate import free_host_memory
 from utils.pipeline import STAGING_PREFIX, sync_directory, sync_tree, write_json
 from utils.preflight import PROGRAM, safetensors_dtype
-from utils.safetensors_writer import write_safetensors
+from utils.safetensors_writer import SAVE_DTYPES, write_safetensors
 
 SCALARS = ("loss_scale", "num_good", "num_applied", "num_skipped")
 
@@ -177,14 +177,12 @@ class Checkpointer:
         return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
     def _fill(self, folder: Path, step: int) -> None:
-        names = [name for name, _ in self.flat.parameters]
-        views = {key: self.flat.views(self._host[key]) for key in ("master", "exp_avg", "exp_avg_sq")}
-        in_unet = self.save_dtype == "fp32"
+        named = self.flat.named
         (folder / "unet" / "config.json").write_bytes(self.unet_config)
-        dtype = torch.float32 if in_unet else torch.float16
-        write_safetensors(folder / UNET_FILE, zip(names, views["master"], strict=True), dtype)
-        kept = [(f"{k}.{n}", v) for k in views if k != "master" or not in_unet for n, v in zip(names, views[k])]  # noqa: B905
-        write_safetensors(folder / TENSORS_FILE, kept, torch.float32)
+        write_safetensors(folder / UNET_FILE, named(self._host["master"]), SAVE_DTYPES[self.save_dtype])
+        kept = ("exp_avg", "exp_avg_sq") if self.save_dtype == "fp32" else ("master", "exp_avg", "exp_avg_sq")
+        tensors = [(f"{part}.{name}", value) for part in kept for name, value in named(self._host[part])]
+        write_safetensors(folder / TENSORS_FILE, tensors, torch.float32)
         state = dict(program=PROGRAM, format=FORMAT, step=step, **self.line._asdict())
         state["optimizer"] = {name: self._host[name].item() for name in SCALARS}
         write_json(folder / STATE_FILE, state | self.describe())

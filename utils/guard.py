@@ -119,7 +119,7 @@ class Guard:
             f"The state after step {found[-1].step} is in {found[-1].path}; go on from it with:\n{self.resume_command}"
         )
 
-    def finish(self, booster, unet) -> None:
+    def finish(self) -> None:
         """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, where that cannot be done."""
         self.log.flush()
         mark("trained")
@@ -137,17 +137,17 @@ class Guard:
             self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
         try:
             self.args.output_dir.mkdir(parents=True, exist_ok=True)
-            self._commit(booster, unet)
+            self._commit()
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             self._fail(f"the pipeline could not be written to {self.args.output_dir}: {reason}")
 
-    def _commit(self, booster, unet) -> None:
-        args, optimizer = self.args, self.checkpointer.optimizer
+    def _commit(self) -> None:
+        args, flat = self.args, self.checkpointer.flat
         commit_pipeline(
             args.output_dir,
             self.base.folder,
-            lambda folder: save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
+            lambda folder: save_unet(flat, folder, args.save_dtype, args.save_format),
         )
         if args.export_single_file:
             export_single_file(args.output_dir, args.export_single_file)

@@ -112,12 +112,10 @@ class FlatParameters:
                 shaped.append(flat.view(parameter.shape))
         return shaped
 
-    def state_dict(self, buffer: Tensor) -> dict[str, Tensor]:
-        """{parameter name: contiguous CPU copy of its part of `buffer`}, which leaves the device in one transfer."""
-        self.settle()
-        views = self.views(buffer.detach().cpu())
-        contiguous = dict(memory_format=torch.contiguous_format)
-        return {name: view.clone(**contiguous) for (name, _), view in zip(self.parameters, views, strict=True)}
+    def named(self, buffer: Tensor) -> list[tuple[str, Tensor]]:
+        """(parameter name, view of its part of `buffer`) each: what a file of these parameters holds."""
+        views = self.views(buffer.detach())
+        return [(name, view) for (name, _), view in zip(self.parameters, views, strict=True)]
 
     def settle(self) -> None:
         """Waits until the GPU has written what it has been told to write: the host may read offloaded buffers then."""
