@@ -61,7 +61,7 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     base, dataset, start = ready.base, ready.dataset, ready.start
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     plan = run_record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
-    class_dataset = prepare_class_images(args, ready.concepts, base.folder, device)
+    class_dataset = prepare_class_images(args, ready.concepts, base.folder, start.base_hashes, device)
     inputs = encode_inputs(args, base.folder, dataset, class_dataset, plan, device)
     unet, optimizer, booster = boost_unet(args, base, plan, device)
     batches = BatchSource(
@@ -83,8 +83,8 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     )
 
     is_main, first = rank == 0, start.checkpoint
-    kept = dict(checkpoint=first, class_dataset=class_dataset, base_hashes=start.base_hashes)
-    record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=is_main, **kept)
+    inputs_of_run = dict(concepts=ready.concepts, class_dataset=class_dataset, start=start)
+    record = run_record.RunRecord(args, argv, plan, dataset, device, is_main=is_main, **inputs_of_run)
     if is_main:
         print(record.summary(), flush=True)
     first_step = first.step if first else 0

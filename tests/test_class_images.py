@@ -17,6 +17,8 @@ from utils.concepts import Concept
 from utils.dataset import InstanceDataset
 from utils.drawing import is_blank
 from utils.errors import UserError
+from utils.preflight import check_base_model
+from utils.run_inputs import hash_files
 
 SETTINGS = dict(
     prompt="a photo of a cat.",
@@ -160,9 +162,14 @@ def test_an_image_appears_under_its_name_when_it_is_whole(tmp_path, monkeypatch)
 def test_the_model_hash_is_of_the_weights_not_of_the_place(tmp_path, tiny_pipeline_dir):
     import shutil
 
+    def hash_of(folder) -> str:
+        return model_hash(hash_files(check_base_model(folder))["sha256"])
+
     copy = shutil.copytree(tiny_pipeline_dir, tmp_path / "copy")
-    assert model_hash(copy) == model_hash(tiny_pipeline_dir)
-    assert model_hash(write_pipeline(tmp_path / "other", seed=1)) != model_hash(copy)
+    assert hash_of(copy) == hash_of(tiny_pipeline_dir)
+    (copy / "vae/.hidden").write_text("x")
+    assert hash_of(copy) == hash_of(tiny_pipeline_dir)
+    assert hash_of(write_pipeline(tmp_path / "other", seed=1)) != hash_of(copy)
 
 
 def test_seeds_differ_by_number_attempt_and_run():

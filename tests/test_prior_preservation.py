@@ -17,8 +17,10 @@ from utils import class_images
 from utils.concepts import read_concepts
 from utils.diffusion import denoising_loss, min_snr_weights
 from utils.errors import UserError, run_main
+from utils.preflight import check_base_model
 from utils.randomness import CLASS, draw_sample
-from utils.train_step import TrainStep
+from utils.run_inputs import hash_files
+from utils.train_step import BatchSource, TrainStep
 
 DRAW = dict(num_photos=4, latent_shape=(4, 8, 8), num_train_timesteps=1000)
 
@@ -133,7 +135,8 @@ def test_class_images_are_made_once(prior, capsys):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [entry["file"] for entry in manifest["images"]] == [f"class-{n:05d}.png" for n in range(5)]
     settings = dict(scheduler="PNDMScheduler", num_inference_steps=2, guidance_scale=7.5, height=32, width=32)
-    model = class_images.model_hash(prior["pretrained_model_name_or_path"])
+    base = check_base_model(prior["pretrained_model_name_or_path"])
+    model = class_images.model_hash(hash_files(base)["sha256"])
     assert manifest["settings"] == settings | dict(prompt="a photo of a cat.", model=model)
     for entry in manifest["images"]:
         assert class_images.read_metadata(folder / entry["file"])["seed"] == entry["seed"]
@@ -225,6 +228,22 @@ def test_two_subjects_of_two_classes(prior, tmp_path, capsys):
     assert "6 photos at 32 px, 2 prompts 'a photo of my cat.', 'a photo of my dog.'" in said
     assert len(list((tmp_path / "class-dog").glob("*.png"))) == 5
     assert all(np.isfinite(row["class_loss"]) for row in found)
+
+
+def test_a_list_that_is_moved_after_the_start_is_not_missed(prior, tmp_path, monkeypatch):
+    listed = without_subject(prior, [concept_entry(prior)], tmp_path)
+    micro_batches = BatchSource.micro_batches
+
+    def and_move(self, step: int) -> list:
+        if step == 0:
+            (tmp_path / "concepts.json").rename(tmp_path / "moved.json")
+        return micro_batches(self, step)
+
+    monkeypatch.setattr(BatchSource, "micro_batches", and_move)
+    run(listed, checkpointing_steps=2)
+    state = json.loads((tmp_path / "output/checkpoint-2/state.json").read_text())
+    assert len(state["determines"]["class_images"]) == 5
+    assert main(as_argv(listed | dict(concepts_list=tmp_path / "moved.json", resume_from_checkpoint="latest"))) == 0
 
 
 def test_the_class_fields_of_a_list_are_for_prior_preservation_only(flags, tmp_path):  # noqa: F811

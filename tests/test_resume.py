@@ -18,7 +18,7 @@ from tests.conftest import write_photos
 from tests.processes import Process, rows, start_ranks, wait_for
 from tests.test_cli import as_argv, flags, launch, run, run_json  # noqa: F401
 from train_dreambooth_colossalai import main
-from utils import hashing
+from utils import run_inputs
 from utils.checkpoint_files import list_checkpoints
 from utils.errors import UserError
 from utils.resume import differences, resume_command
@@ -233,32 +233,13 @@ def test_a_flag_that_has_gone_is_not_compared(flags, tmp_path):  # noqa: F811
 
 def test_a_resume_reads_each_file_of_the_base_once(flags, tmp_path, tiny_pipeline_dir, monkeypatch):  # noqa: F811
     base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
-    for path in base.rglob("*"):
-        os.utime(path, (1e9, 1e9))  # files that are years old, as a downloaded model's soon are
     flags["pretrained_model_name_or_path"] = base
     run(flags, checkpointing_steps=2)
-    hashing._known.clear()
-    hashed = []
-    read = hashing._read
-    monkeypatch.setattr(hashing, "_read", lambda path: hashed.append(path) or read(path))
+    hashed, read = [], run_inputs.sha256_of
+    monkeypatch.setattr(run_inputs, "sha256_of", lambda path: hashed.append(path) or read(path))
     assert main(as_argv(flags | LATEST)) == 0
     hashed = [path for path in hashed if base in path.parents]
     assert base / UNET_FILE in hashed and len(hashed) == len(set(hashed)) > 8
-
-
-def test_a_file_that_may_still_change_is_hashed_anew(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("one")
-    before = hashing.sha256_of(path)
-    stamp = path.stat().st_mtime_ns
-    path.write_text("two")
-    os.utime(path, ns=(stamp, stamp))
-    assert hashing.sha256_of(path) != before
-
-
-def test_what_fails_in_the_background_fails_where_it_is_asked_for(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        hashing.in_background(hashing.sha256_of, tmp_path / "gone").result(5)
 
 
 def test_differences_of_groups():

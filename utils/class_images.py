@@ -19,7 +19,6 @@ from PIL import Image
 from utils.concepts import Concept
 from utils.dataset import crop_origin, decode, find_photos, resize_shorter_side
 from utils.errors import UserError
-from utils.hashing import sha256_of
 from utils.pipeline import write_json
 from utils.preflight import PROGRAM, read_json
 
@@ -60,13 +59,13 @@ def file_name(number: int) -> str:
     return f"class-{number:05d}.png"
 
 
-def model_hash(folder: Path) -> str:
-    """SHA-256 of the names and contents of every file of the base that drawing an image reads."""
+def model_hash(base_hashes: dict[str, str]) -> str:
+    """One hash of those of the base's files that drawing an image reads, from {path in the folder: SHA-256}."""
     digest = hashlib.sha256()
     for part in MODEL_PARTS:
-        for path in sorted((folder / part).glob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                digest.update(f"{part}/{path.name} {sha256_of(path)}\n".encode(errors="surrogateescape"))
+        for name in sorted(name for name in base_hashes if name.startswith(f"{part}/")):
+            if not name.startswith(f"{part}/."):
+                digest.update(f"{name} {base_hashes[name]}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

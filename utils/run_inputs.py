@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.arguments import as_plain
 from utils.class_images import MANIFEST
-from utils.concepts import read_concepts
+from utils.concepts import Concept
 from utils.hashing import sha256_of
 from utils.pipeline import FROZEN_PARTS
 from utils.preflight import MODEL_INDEX, BaseModel
@@ -77,9 +77,9 @@ def photo_hashes(photos, instance_prompt: str | None) -> dict[str, str]:
     return hashes
 
 
-def determinants(args: Namespace, num_ranks: int, dataset, base_hashes: dict) -> dict:
-    """what_determines of a run whose base files were hashed by hash_files."""
-    class_folders = [concept.class_data_dir for concept in read_concepts(args) if concept.class_data_dir]
+def determinants(args: Namespace, num_ranks: int, concepts: list[Concept], dataset, base_hashes: dict) -> dict:
+    """what_determines of a run whose base files were hashed by hash_files; reads its class images and tokenizer."""
+    class_folders = [concept.class_data_dir for concept in concepts if concept.class_data_dir]
     images = [path for folder in class_folders for path in sorted(folder.glob("[!.]*")) if path.name != MANIFEST]
     folder = args.tokenizer_name
     tokenizer = {p.name: sha256_of(p) for p in sorted(folder.glob("*")) if p.is_file()} if folder else {}
