@@ -327,7 +327,7 @@ def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeli
     one.step()
     one.loss_scale.fill_(scale)
     options = dict(unet_config=b"{}", describe=dict, save_dtype="fp32", run_id="x", total_limit=None, say=print)
-    Checkpointer(tmp_path, one, **options).save_or_fail(7)
+    Checkpointer(tmp_path, one, **options).save_and_wait(7)
     places = {name: getattr(other, name).data_ptr() for name in ("exp_avg", "loss_scale", "num_good")}
     restore(read_checkpoint(tmp_path / "checkpoint-7"), other)
     assert places == {name: getattr(other, name).data_ptr() for name in places}

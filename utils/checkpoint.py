@@ -94,23 +94,26 @@ class Checkpointer:
         """Waits for the write under way and says how it went; False where it failed."""
         if self._thread is None:
             return True
+        line, is_written = self._join()
+        self.say(line)
+        return is_written
+
+    def save_and_wait(self, step: int) -> None:
+        """Writes the state after `step` steps before it returns; RunFailed if that cannot be done."""
+        self.save(step)
+        line, is_written = self._join()
+        if not is_written:
+            raise RunFailed(line)
+        self.say(line)
+
+    def _join(self) -> tuple[str, bool]:
+        """Waits for the write under way: a line about it, and whether it succeeded."""
         self._thread.join()
         self._thread = None
         line, error = self._outcome
         if error is not None and not isinstance(error, (OSError, UserError)):
             raise error
-        self.say(line)
-        return error is None
-
-    def save_or_fail(self, step: int) -> None:
-        """Writes the state after `step` steps before it returns; RunFailed where that cannot be done."""
-        self.save(step)
-        said, self.say = self.say, lambda line: None
-        written = self.wait()
-        self.say = said
-        if not written:
-            raise RunFailed(self._outcome[0])
-        self.say(self._outcome[0])
+        return line, error is None
 
     def _snapshot(self) -> Callable[[], None]:
         """Copies the state to the host; the function returned waits until it is there.

@@ -98,7 +98,7 @@ class Guard:
         """Keeps the state after step `step`, then raises RunFailed."""
         if self.is_main:
             self.log.flush()
-            self.checkpointer.save_or_fail(step)
+            self.checkpointer.save_and_wait(step)
             self.log.close()
             self.record.write_status("stopped")
         self.stop.wait_for_all()
@@ -130,7 +130,6 @@ class Guard:
             return
         self.checkpointer.wait()
         self.log.close()
-        self.checkpointer.say = lambda line: print(line, file=sys.stderr)
         changed = [str(path) for path, now in base_files(self.base).items() if self.start.base_files.get(path) != now]
         changed += [str(path) for path in self.start.base_files if not path.exists()]
         if changed:
@@ -156,5 +155,5 @@ class Guard:
 
     def _fail(self, reason: str) -> None:
         with contextlib.suppress(RunFailed):
-            self.checkpointer.save_or_fail(self.num_steps)
+            self.checkpointer.save_and_wait(self.num_steps)
         raise RunFailed(f"{reason}. Mend that first. {self._how_to_go_on()}")
