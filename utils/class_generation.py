@@ -28,7 +28,6 @@ from utils.class_images import (
     generation_settings,
     model_hash,
     plan_class_images,
-    write_manifest,
 )
 from utils.concepts import Concept
 from utils.drawing import is_blank
@@ -54,10 +53,6 @@ def prepare_class_images(
     plans = together(lambda: _plan_all(args, concepts, base_folder, base_hashes), main_only=True)
     if any(plan.missing for plan in plans):
         together(lambda: make_missing(args, plans, base_folder, device))
-        if dist.get_rank() == 0:
-            for plan in plans:
-                if plan.missing:
-                    write_manifest(plan)
     together(lambda: [check_used(plan) for plan in plans])
     return ClassDataset(plans, args.resolution, args.center_crop)
 
@@ -71,10 +66,6 @@ def _plan_all(args: Namespace, concepts: list[Concept], base_folder: Path, base_
         plans.append(plan_class_images(concept, settings, args.num_class_images))
     for plan in plans:
         print(plan.summary(dist.get_world_size(), args.sample_batch_size), flush=True)
-    for plan in plans:
-        if plan.missing:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-            write_manifest(plan)
     return plans
 
 
