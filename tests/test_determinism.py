@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench import determinism
-from bench.determinism_operations import differ, differing
+from bench.studies.determinism_operations import differ, differing
 from tests.test_cli import ROOT, as_argv, flags, run  # noqa: F401
 from tests.test_resume import bits, without_times
 from utils.determinism import CUBLAS_VARIABLE, deterministic_kernels
