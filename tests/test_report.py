@@ -15,10 +15,10 @@ from PIL import Image
 
 import evaluate
 from utils.errors import run_main
-from utils.report_charts import MAX_POINTS, Series, line_chart, smooth, thin, ticks
-from utils.report_html import Markup, escape, table, tag
-from utils.report_images import data_uri, thumbnail_side
-from utils.report_style import DARK, LIGHT, TEXT_ON_GROUND
+from utils.evaluation.report.charts import MAX_POINTS, Series, line_chart, smooth, thin, ticks
+from utils.evaluation.report.html import Markup, escape, table, tag
+from utils.evaluation.report.images import data_uri, thumbnail_side
+from utils.evaluation.report.style import DARK, LIGHT, TEXT_ON_GROUND
 from utils.samples import SETTINGS_KEY, samples_id
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -64,7 +64,7 @@ def write_result(folder: Path, photos: Path, *, prompt: str, num_prompts: int = 
 
 
 def measured(samples: dict) -> dict:
-    from utils.report_tables import METRICS
+    from utils.evaluation.report.tables import METRICS
     from utils.verdict import find_warnings
 
     values = {}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from utils import verdict
-from utils.report_html import Markup, escape, table, tag
+from utils.evaluation.report.html import Markup, escape, table, tag
 from utils.samples import BASELINE, FINETUNED
 
 # DreamBooth, arXiv 2208.12242, table 1: real images, DreamBooth on Stable Diffusion, Textual Inversion on the same.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils.report_html import Markup, void
+from utils.evaluation.report.html import Markup, void
 
 JPEG_QUALITY = 90
 SIDES = ((120, 384), (240, 256), (480, 192), (1000, 128))  # up to so many images: the longer side in pixels

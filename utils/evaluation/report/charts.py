@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from utils.report_html import Markup, tag
+from utils.evaluation.report.html import Markup, tag
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 30

@@ -7,11 +7,11 @@ from pathlib import Path
 from utils import verdict
 from utils.comparison import load_photos
 from utils.errors import UserError
-from utils.report_charts import Series, line_chart, smooth
-from utils.report_html import Markup, escape, scroller, tag, void
-from utils.report_images import picture, thumbnail_side
-from utils.report_style import style_sheet
-from utils.report_tables import metrics_section, repeat_section, settings_section
+from utils.evaluation.report.charts import Series, line_chart, smooth
+from utils.evaluation.report.html import Markup, escape, scroller, tag, void
+from utils.evaluation.report.images import picture, thumbnail_side
+from utils.evaluation.report.style import style_sheet
+from utils.evaluation.report.tables import metrics_section, repeat_section, settings_section
 from utils.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE
 from utils.sampling import replace_file
 
