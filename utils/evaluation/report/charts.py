@@ -1,13 +1,10 @@
-"""Line charts as inline SVG, drawn at the size at which they are shown, so that their text is readable on a phone."""
+"""Line charts, laid out in pixels at the size at which they are shown, so that their text is readable on a phone."""
 
 import math
 from typing import NamedTuple
 
-from utils.evaluation.report.html import Markup, tag
-
-WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 30
 MAX_POINTS = 400  # a longer curve is thinned: more points than pixels show nothing
+MAX_DOTS = 20  # a curve of no more points than these shows each as a dot
 
 
 class Series(NamedTuple):
@@ -18,28 +15,57 @@ class Series(NamedTuple):
     intervals: list[tuple[float, float, float]] = []
 
 
-def line_chart(title: str, series: list[Series], note: str = "", x_label: str = "step") -> Markup:
-    """A figure with a title, the chart and a line of explanation."""
+class Frame(NamedTuple):
+    """A chart's size in pixels, and where within it the curves are."""
+
+    width: int = 360
+    height: int = 200
+    left: int = 48
+    right: int = 348
+    top: int = 12
+    bottom: int = 170
+
+
+class Curve(NamedTuple):
+    """A series in pixels, written as SVG writes them."""
+
+    style: str
+    points: str
+    dots: list[tuple[str, str]]  # (x, y)
+    whiskers: list[tuple[str, str, str]]  # (x, top, bottom)
+
+
+class Chart(NamedTuple):
+    """All that chart.svg.jinja needs."""
+
+    title: str
+    note: str
+    label: str  # what the curve shows, for those who cannot see it
+    x_ticks: list[tuple[str, str, str]]  # (x, text, text-anchor)
+    y_ticks: list[tuple[str, str]]  # (y, text)
+    curves: list[Curve]
+    frame: Frame = Frame()
+
+
+def line_chart(title: str, series: list[Series], note: str = "", x_label: str = "step") -> Chart | None:
+    """The chart of all series that have a finite point; None if no series has one."""
     series = [Series(thin(finite(s.points)), s.style, s.intervals) for s in series]
     points = [point for s in series for point in s.points]
     if not points:
-        return Markup()
+        return None
     bounds = [y for s in series for _, low, high in s.intervals for y in (low, high)]
     ys = ticks(min([y for _, y in points] + bounds), max([y for _, y in points] + bounds))
-    xs = ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
-    place = Place((min(x for x, _ in points), max(x for x, _ in points)), (ys[0], ys[-1]))
-    parts = [grid(place, xs, ys, x_label)]
-    for s in series:
-        parts += [whisker(place, *interval) for interval in s.intervals]
-        path = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in s.points)
-        parts.append(tag("polyline", points=path, class_=f"line {s.style}"))
-        if len(s.points) <= 20:
-            parts += [tag("circle", cx=f"{place.x(x):.1f}", cy=f"{place.y(y):.1f}", r="3") for x, y in s.points]
+    x_range = (min(x for x, _ in points), max(x for x, _ in points))
+    place = Place(x_range, (ys[0], ys[-1]))
     last = series[-1].points
-    label = f"{title}: from {last[0][1]:.3g} at {x_label} {last[0][0]:g} to {last[-1][1]:.3g} at {last[-1][0]:g}"
-    svg = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
-    caption = tag("figcaption", tag("strong", title), " ", tag("span", note) if note else "")
-    return tag("figure", caption, svg, class_="chart")
+    return Chart(
+        title=title,
+        note=note,
+        label=f"{title}: from {last[0][1]:.3g} at {x_label} {last[0][0]:g} to {last[-1][1]:.3g} at {last[-1][0]:g}",
+        x_ticks=x_ticks(place, x_label),
+        y_ticks=[(place.y(y), f"{y:.4g}") for y in ys],
+        curves=[curve(place, s) for s in series],
+    )
 
 
 class Place(NamedTuple):
@@ -47,37 +73,41 @@ class Place(NamedTuple):
 
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+    frame: Frame = Frame()
 
-    def x(self, value: float) -> float:
+    def x(self, value: float) -> str:
         low, high = self.x_range
-        return LEFT + (value - low) / ((high - low) or 1) * (WIDTH - LEFT - RIGHT)
+        width = self.frame.right - self.frame.left
+        return f"{self.frame.left + (value - low) / ((high - low) or 1) * width:.1f}"
 
-    def y(self, value: float) -> float:
+    def y(self, value: float) -> str:
         low, high = self.y_range
-        return HEIGHT - BOTTOM - (value - low) / ((high - low) or 1) * (HEIGHT - TOP - BOTTOM)
+        height = self.frame.bottom - self.frame.top
+        return f"{self.frame.bottom - (value - low) / ((high - low) or 1) * height:.1f}"
 
 
-def grid(place: Place, xs: list[float], ys: list[float], x_label: str) -> list[Markup]:
-    """Horizontal lines with their values, and the values below."""
-    parts = []
-    for y in ys:
-        height = f"{place.y(y):.1f}"
-        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=height, y2=height, class_="rule"))
-        parts.append(tag("text", f"{y:.4g}", x=LEFT - 6, y=height, class_="y-label"))
-    inside = [x for x in xs if place.x_range[0] <= x <= place.x_range[1]]
+def curve(place: Place, series: Series) -> Curve:
+    """The series in pixels."""
+    points = [(place.x(x), place.y(y)) for x, y in series.points]
+    return Curve(
+        style=series.style,
+        points=" ".join(f"{x},{y}" for x, y in points),
+        dots=points if len(points) <= MAX_DOTS else [],
+        whiskers=[(place.x(x), place.y(high), place.y(low)) for x, low, high in series.intervals],
+    )
+
+
+def x_ticks(place: Place, x_label: str) -> list[tuple[str, str, str]]:
+    """The values below the chart; the last has the unit."""
+    low, high = place.x_range
+    inside = [x for x in ticks(low, high, whole=True) if low <= x <= high]
     if len(inside) > 4:
         inside.pop(-2)  # room for the last one's unit
-    for number, x in enumerate(inside):
-        text = f"{x_label} {x:g}" if number == len(inside) - 1 else f"{x:g}"
-        anchor = "end" if number == len(inside) - 1 and number else "middle"
-        parts.append(tag("text", text, x=f"{place.x(x):.1f}", y=HEIGHT - 10, class_="x-label", text_anchor=anchor))
-    return parts
-
-
-def whisker(place: Place, x: float, low: float, high: float) -> Markup:
-    """An interval as an upright line."""
-    across, top, bottom = (f"{value:.1f}" for value in (place.x(x), place.y(high), place.y(low)))
-    return tag("line", x1=across, x2=across, y1=top, y2=bottom, class_="whisker")
+    marks = [(place.x(x), f"{x:g}", "middle") for x in inside]
+    if marks:
+        x, text, _ = marks[-1]
+        marks[-1] = (x, f"{x_label} {text}", "end" if len(marks) > 1 else "middle")
+    return marks
 
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:

@@ -1,81 +1,138 @@
-"""The third stage of an evaluation: report.html, one file that needs no network, for everything there is to see."""
+"""What the report shows, as plain values. report.html.jinja says how they are shown, and escapes them all."""
 
 import csv
 import json
 from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils import verdict
 from utils.comparison import load_photos
 from utils.errors import UserError
-from utils.evaluation.report.charts import Series, line_chart, smooth
-from utils.evaluation.report.html import Markup, escape, scroller, tag, void
-from utils.evaluation.report.images import picture, thumbnail_side
-from utils.evaluation.report.style import style_sheet
-from utils.evaluation.report.tables import metrics_section, repeat_section, settings_section
+from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
+from utils.evaluation.report.images import Picture, picture, thumbnail_side
 from utils.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE
 from utils.sampling import replace_file
 
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).resolve().parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 ROLES = {
     "subject": ("The subject", "The same seed in both rows: what differs is the fine-tuning."),
     "class": ("The class alone", "Without the subject's own name. Ideally as varied as the baseline's."),
     "other": ("Other things", "Nothing of the subject should be seen here: what is, has drifted."),
 }
-CURVES = (("dino", "DINO", "subject fidelity"), ("clip_i", "CLIP-I", "subject fidelity"))
-CURVES += (("clip_t", "CLIP-T", "prompt fidelity"), ("clip_t_other", "CLIP-T, other things", "drift"))
-CURVES += (("div_clip", "DIV", "variety between seeds"), ("copy_clip", "COPY", "likeness to the nearest photo"))
+CURVES = (
+    ("dino", "DINO", "subject fidelity"),
+    ("clip_i", "CLIP-I", "subject fidelity"),
+    ("clip_t", "CLIP-T", "prompt fidelity"),
+    ("clip_t_other", "CLIP-T, other things", "drift"),
+    ("div_clip", "DIV", "variety between seeds"),
+    ("copy_clip", "COPY", "likeness to the nearest photo"),
+)
+REPORTED_METRICS = (
+    ("dino", "DINO", "subject fidelity: mean cosine to your photos, DINO features"),
+    ("clip_i", "CLIP-I", "subject fidelity: mean cosine to your photos, CLIP features"),
+    ("clip_t", "CLIP-T", "prompt fidelity: cosine of image and prompt, the subject's name left out"),
+    ("clip_t_with_token", "CLIP-T, with name", "prompt fidelity with the prompt as it stands"),
+    ("copy_dino", "COPY (DINO)", "cosine to the nearest photo; as near as photos are: memorised"),
+    ("copy_clip", "COPY (CLIP)", "cosine to the nearest photo; as near as photos are: memorised"),
+    ("copy_dino_max", "COPY max (DINO)", "the image that is most like a photo"),
+    ("copy_clip_max", "COPY max (CLIP)", "the image that is most like a photo"),
+    ("div_dino", "DIV (DINO)", "variety: mean distance of two seeds of a prompt"),
+    ("div_clip", "DIV (CLIP)", "variety: mean distance of two seeds of a prompt"),
+    ("div_lpips", "DIV (LPIPS)", "variety: mean LPIPS distance of two seeds of a prompt"),
+    ("pres_dino", "PRES (DINO)", "likeness of the bare class to your photos; lower is better"),
+    ("pres_clip", "PRES (CLIP)", "likeness of the bare class to your photos; lower is better"),
+    ("clip_t_class", "CLIP-T, class", "prompt fidelity on the bare class"),
+    ("clip_t_other", "CLIP-T, other things", "prompt fidelity without the subject"),
+)
+# The same value of the photos themselves, where there is one.
+OF_PHOTOS = {
+    "dino": "real_dino",
+    "clip_i": "real_clip",
+    "copy_dino": "nearest_dino",
+    "copy_clip": "nearest_clip",
+    "clip_t_class": "clip_t_class",
+}
+# DreamBooth, arXiv 2208.12242, table 1: real images, DreamBooth on Stable Diffusion, Textual Inversion on the same.
+PAPER = {"dino": (0.774, 0.668, 0.569), "clip_i": (0.885, 0.803, 0.780), "clip_t": (None, 0.305, 0.255)}
+SAMPLING_SETTINGS = (
+    *("num_images", "num_drift_images", "seed", "num_inference_steps", "guidance_scale", "negative_prompt"),
+    *("height", "width", "mixed_precision", "safety_checker", "identifier", "class_name", "batch_size"),
+)
+
+
+class Grid(NamedTuple):
+    """The images of one prompt: a row a model, a column a seed."""
+
+    role: tuple[str, str]  # title and explanation
+    prompt: str
+    seeds: list[int]
+    rows: list[tuple[str, list[tuple[Picture, str]]]]  # (model, [(image, what stands below it)])
+
+
+class Cell(NamedTuple):
+    """A number, its interval, and the reason if there is no number."""
+
+    text: str
+    interval: str = ""
+    reason: str | None = None
+
+
+class MetricRow(NamedTuple):
+    name: str
+    meaning: str
+    cells: list[Cell]
 
 
 def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     """Writes report.html from what the other stages and the training left on disk."""
     folder = Path(samples["models"][FINETUNED]["path"])
     run = read_json_or_empty(folder / "run.json")
-    parts = [
-        heading(samples, metrics),
-        images_section(output_dir, samples, metrics),
-        curves_section(folder, samples, metrics, run),
-        metrics_section(samples, metrics),
-        settings_section(samples, metrics, run),
-        repeat_section(samples, run),
-    ]
-    page = whole_page(f"{samples['prompts'][0]['text']} \u2013 evaluation", parts)
+    page = TEMPLATES.get_template("report.html.jinja").render(
+        prompts=samples["prompts"],
+        baseline=Path(samples["models"][BASELINE]["path"]).name,
+        finetuned=folder.name,
+        models=[label(name) for name in ordered(samples["models"])],
+        is_scored=metrics is not None,
+        **(verdict_values(metrics) if metrics is not None else {}),
+        **image_values(output_dir, samples, metrics),
+        charts=[*loss_curves(folder), *metric_curves(samples, metrics, run)],
+        **(metric_table(samples, metrics) if metrics is not None else {}),
+        settings=settings(samples, metrics, run),
+        commands={"Training": run.get("command"), "Evaluation": samples.get("command")},
+    )
+    content = page.encode("utf-8", "backslashreplace")  # a file's name may hold what UTF-8 cannot
     try:
-        replace_file(output_dir / REPORT_FILE, lambda file: file.write(page.encode()))
+        replace_file(output_dir / REPORT_FILE, lambda file: file.write(content))
     except OSError as error:
         raise UserError(f"--output_dir {output_dir}: {error.strerror or error}: make room there") from error
 
 
-def whole_page(title: str, parts: list[Markup]) -> str:
-    """The document around the sections. Its policy forbids every request and script."""
-    head = [
-        void("meta", charset="utf-8"),
-        void("meta", name="generator", content="evaluate.py"),
-        void("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        void("meta", http_equiv="Content-Security-Policy",
-             content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
-        tag("title", title),
-        tag("style", Markup(style_sheet())),
-    ]  # fmt: skip
-    return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', tag('main', parts)), lang='en')}\n"
+def label(model: str) -> str:
+    return model.replace("finetuned", "fine-tuned")
 
 
-def heading(samples: dict, metrics: dict | None) -> Markup:
-    """Title, verdict, warnings, and where to find what."""
-    subject = [prompt["text"] for prompt in samples["prompts"] if prompt["role"] == "subject"]
-    more = f" and {len(subject) - 1} more prompts" if len(subject) > 1 else ""
-    names = [Path(samples["models"][name]["path"]).name for name in (BASELINE, FINETUNED)]
-    links = [("#images", "Images"), ("#curves", "Curves"), ("#metrics", "Metrics"), ("#settings", "Settings")]
-    return tag(
-        "header",
-        tag("p", f"{names[1]} beside {names[0]}", class_="kicker"),
-        tag("h1", f"\u201c{subject[0]}\u201d{more}"),
-        verdict_part(metrics),
-        tag("nav", [tag("a", text, href=href) for href, text in links], aria_label="Sections"),
-    )
+def ordered(models: dict) -> list[str]:
+    """Baseline first, checkpoints by step, the fine-tuned model last."""
+    return [name for name in models if name != FINETUNED] + [FINETUNED]
 
 
-def verdict_part(metrics: dict | None) -> Markup:
-    if metrics is None:
-        return tag("p", "These images have not been scored: run evaluate.py --only score --only report.", class_="say")
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}".replace("-", verdict.MINUS)
+
+
+# Verdict
+
+
+def verdict_values(metrics: dict) -> dict:
+    """The headline, the numbers that matter, the best checkpoint, and the warnings."""
     sentences = verdict.headline(metrics, FINETUNED)
     if not sentences:
         reason = metrics["models"][FINETUNED]["clip_i"].get("reason", "")
@@ -85,86 +142,62 @@ def verdict_part(metrics: dict | None) -> Markup:
         text = "Neither memorised photos, nor lost variety, nor drift of other things beyond the thresholds."
         flags.insert(0, ("good", "No warning", text))
     flags.sort(key=lambda flag: ("warning", "good", "note").index(flag[0]))
-    best = verdict.best_model(metrics)
-    lines = [tag("p", tag("strong", f"Best: {best[0]}. "), f"Why: {best[1]}.")] if best else []
-    items = [tag("li", tag("b", title), text, class_=level) for level, title, text in flags]
-    return escape([tag("p", " ".join(sentences), class_="say"), tiles(metrics), lines,
-                   tag("ul", items, class_="flags", aria_label="Warnings") if items else ""])  # fmt: skip
+    return dict(headline=" ".join(sentences), tiles=tiles(metrics), best=verdict.best_model(metrics), flags=flags)
 
 
-def tiles(metrics: dict) -> Markup:
-    """The four numbers that matter, each with what it was."""
+def tiles(metrics: dict) -> list[tuple[str, str, str]] | None:
+    """(value, what it is, the baseline's) of the four numbers that matter; None if no encoder was there."""
     encoder = verdict.main_encoder(metrics)
     if encoder is None:
-        return Markup()
-    fidelity = verdict.fidelity_metric(metrics)
-    shown = [
-        (fidelity, "subject fidelity"),
-        ("clip_t", "prompt fidelity"),
-        (f"div_{encoder}", "variety between seeds"),
+        return None
+    shown = {
+        verdict.fidelity_metric(metrics): "subject fidelity",
+        "clip_t": "prompt fidelity",
+        f"div_{encoder}": "variety between seeds",
+        "clip_t_other": "other prompts, fidelity",
+    }
+    pairs = [
+        (name, *(metrics["models"][m][key]["value"] for m in (FINETUNED, BASELINE))) for key, name in shown.items()
     ]
-    shown.append(("clip_t_other", "other prompts, fidelity"))
-    cells = []
-    for key, label in shown:
-        ours, baseline = (metrics["models"][model][key]["value"] for model in (FINETUNED, BASELINE))
-        if ours is not None and baseline is not None:
-            label = [tag("span", label), tag("span", f"baseline {baseline:.3f}")]
-            cells.append(tag("div", tag("b", f"{ours:.3f}"), label, class_="tile"))
-    return tag("div", cells, class_="tiles")
+    return [
+        (f"{ours:.3f}", name, f"{baseline:.3f}")
+        for name, ours, baseline in pairs
+        if ours is not None and baseline is not None
+    ]
 
 
-def images_section(output_dir: Path, samples: dict, metrics: dict | None) -> Markup:
-    """The photos, then a grid for every prompt: a row a model, a column a seed."""
-    photos = load_photos(Path(samples["instance_data_dir"])) if photo_folder(samples) else []
+# Images
+
+
+def image_values(output_dir: Path, samples: dict, metrics: dict | None) -> dict:
+    """The photos, and a grid for every prompt."""
+    folder = samples["instance_data_dir"]
+    photos = load_photos(Path(folder)) if folder is not None and Path(folder).is_dir() else []
     side = thumbnail_side(len(samples["images"]) + len(photos))
-    parts = [tag("h2", "Images", id="images")]
-    if photos:
-        items = [tag("li", picture(photo, f"Your photo {name}", side), name) for name, photo in photos]
-        parts += [tag("h3", "Your photos"), scroller(tag("ul", items, class_="photos"), "Your photos")]
-    values = per_image_values(output_dir) if metrics is not None else {}
-    role = None
-    for prompt in samples["prompts"]:
-        grid = prompt_grid(output_dir, samples, prompt, side, values)
-        if grid:
-            if prompt["role"] != role:
-                role = prompt["role"]
-                parts.append(tag("p", tag("strong", ROLES[role][0]), ". ", ROLES[role][1], class_="role"))
-            parts += [tag("h3", f"\u201c{prompt['text']}\u201d"), grid]
-    if values:
-        parts.append(tag("p", "Below each image: its mean likeness to your photos.", class_="meta"))
-    return tag("section", parts)
+    captions = per_image_values(output_dir) if metrics is not None else {}
+    return dict(
+        photos=[(name, picture(photo, f"Your photo {name}", side)) for name, photo in photos],
+        grids=[grid(output_dir, samples, prompt, side, captions) for prompt in samples["prompts"]],
+        has_captions=bool(captions),
+    )
 
 
-def photo_folder(samples: dict) -> bool:
-    return samples["instance_data_dir"] is not None and Path(samples["instance_data_dir"]).is_dir()
-
-
-def prompt_grid(output_dir: Path, samples: dict, prompt: dict, side: int, values: dict) -> Markup:
+def grid(output_dir: Path, samples: dict, prompt: dict, side: int, captions: dict[str, str]) -> Grid:
     """The images of one prompt."""
     entries = [entry for entry in samples["images"] if entry["prompt"] == prompt["text"]]
-    seeds = list(dict.fromkeys(entry["seed"] for entry in entries))
-    if not entries:
-        return Markup()
     rows = []
     for model in ordered(samples["models"]):
-        name = {FINETUNED: "fine-tuned"}.get(model, model)
         cells = []
         for entry in (entry for entry in entries if entry["model"] == model):
-            alt = f"{name}, seed {entry['seed']}: {prompt['text']}"
-            cells.append(tag("td", picture(output_dir / entry["file"], alt, side), values.get(entry["file"], "")))
-        rows.append(tag("tr", tag("th", name, scope="row"), cells))
-    head = tag("tr", tag("td", ""), [tag("th", f"seed {seed}", scope="col") for seed in seeds])
-    grid = tag("table", tag("thead", head), tag("tbody", rows), class_="grid")
-    return scroller(grid, f"Images of: {prompt['text']}")
+            alt = f"{label(model)}, seed {entry['seed']}: {prompt['text']}"
+            cells.append((picture(output_dir / entry["file"], alt, side), captions.get(entry["file"], "")))
+        rows.append((label(model), cells))
+    seeds = list(dict.fromkeys(entry["seed"] for entry in entries))
+    return Grid(ROLES[prompt["role"]], prompt["text"], seeds, rows)
 
 
-def ordered(models: dict) -> list[str]:
-    """Baseline first, checkpoints by step, the fine-tuned model last."""
-    return [name for name in models if name != FINETUNED] + [FINETUNED]
-
-
-def per_image_values(output_dir: Path) -> dict[str, Markup]:
-    """What stands below each image, by file: DINO where it was computed, else CLIP-I."""
+def per_image_values(output_dir: Path) -> dict[str, str]:
+    """What stands below each image, by file: DINO if it was computed, else CLIP-I."""
     try:
         with (output_dir / METRICS_CSV).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -174,33 +207,26 @@ def per_image_values(output_dir: Path) -> dict[str, Markup]:
         return {}
 
 
-def caption(name: str, value: str) -> Markup:
-    return escape([name, "\u00a0", f"{float(value):.2f}".replace("-", verdict.MINUS)])
+def caption(name: str, value: str) -> str:
+    return f"{name}\u00a0" + f"{float(value):.2f}".replace("-", verdict.MINUS)
 
 
-def curves_section(folder: Path, samples: dict, metrics: dict | None, run: dict) -> Markup:
-    """Training loss, validation loss, and every metric over the checkpoints."""
-    charts = []
+# Curves
+
+
+def loss_curves(folder: Path) -> list[Chart]:
+    """Training loss and validation loss."""
     loss = read_points(folder / "metrics.jsonl", "loss")
-    if loss:
-        curves = [Series(loss, "raw"), Series(smooth(loss), "smooth")]
-        charts.append(line_chart("Training loss", curves, "as measured, and its moving average"))
-    if validation := read_points(folder / "validation.jsonl", "validation_loss"):
-        charts.append(line_chart("Validation loss", [Series(validation, "smooth")], "your photos with fixed noise"))
-    charts += metric_curves(samples, metrics, run)
-    if not any(charts):
-        return tag("section", tag("h2", "Curves", id="curves"), tag("p", "No curve: training left no metrics.jsonl."))
-    parts = [tag("h2", "Curves", id="curves"), tag("div", charts, class_="charts")]
-    if len(samples["models"]) > 2:
-        parts.append(tag("p", "Step 0 is the baseline. Upright bars are 95% intervals.", class_="meta"))
-    else:
-        parts.append(
-            tag("p", "--checkpoint all adds each metric over the checkpoints that training kept.", class_="meta")
-        )
-    return tag("section", parts)
+    curves = [Series(loss, "raw"), Series(smooth(loss), "smooth")]
+    validation = read_points(folder / "validation.jsonl", "validation_loss")
+    charts = [
+        line_chart("Training loss", curves, "as measured, and its moving average"),
+        line_chart("Validation loss", [Series(validation, "smooth")], "your photos with fixed noise"),
+    ]
+    return [chart for chart in charts if chart is not None]
 
 
-def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Markup]:
+def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Chart]:
     """A chart a metric over the steps: 0 is the baseline, the last is the fine-tuned model."""
     if metrics is None or len(samples["models"]) < 3:
         return []
@@ -215,7 +241,7 @@ def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Markup
         intervals = [(step, *entry["interval"]) for step, entry in found if entry.get("interval")]
         points = [(step, entry["value"]) for step, entry in found]
         charts.append(line_chart(title, [Series(points, "smooth", intervals)], note))
-    return charts
+    return [chart for chart in charts if chart is not None]
 
 
 def read_points(path: Path, key: str) -> list[tuple[float, float]]:
@@ -240,3 +266,65 @@ def read_json_or_empty(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+# Metrics
+
+
+def metric_table(samples: dict, metrics: dict) -> dict:
+    """Every metric of every model beside the photos' own value and the paper's; and those that were not computed."""
+    models = ordered(samples["models"])
+    rows, absent = [], {}
+    for key, name, meaning in REPORTED_METRICS:
+        entries = [metrics["models"][model][key] for model in models]
+        if all(entry["value"] is None for entry in entries):
+            absent.setdefault(entries[-1]["reason"], []).append(name)
+            continue
+        change = metrics["changes"][FINETUNED].get(key)
+        cells = [metric_cell(entry) for entry in entries] + [change_cell(change) if change else Cell("")]
+        photo = metrics["photos"].get(OF_PHOTOS.get(key, ""), {}).get("value")
+        cells += [Cell(number(value)) for value in (photo, *PAPER.get(key, (None,) * 3))]
+        rows.append(MetricRow(name, meaning, cells))
+    return dict(metric_rows=rows, absent_metrics=absent)
+
+
+def metric_cell(entry: dict) -> Cell:
+    if entry["value"] is None:
+        return Cell("\u2013", reason=entry["reason"])
+    interval = entry.get("interval")
+    return Cell(number(entry["value"]), f"{number(interval[0])} to {number(interval[1])}" if interval else "")
+
+
+def change_cell(change: dict) -> Cell:
+    value, *interval = map(verdict.signed, (change["value"], *(change["interval"] or ())))
+    return Cell(value, " to ".join(interval))
+
+
+# Settings
+
+
+def settings(samples: dict, metrics: dict | None, run: dict) -> list[tuple[str, dict]]:
+    """Everything that decides the images and the numbers, in groups."""
+    sampling = {name: samples[name] for name in (*SAMPLING_SETTINGS, "device")}
+    sampling |= {f"{name} version": version for name, version in samples["versions"].items()}
+    groups = [("Sampling", sampling)]
+    groups += [(f"Model: {label(name)}", flat(model)) for name, model in samples["models"].items()]
+    if metrics is not None:
+        encoders = {name: encoder for name, encoder in metrics["encoders"].items() if encoder is not None}
+        groups += [(f"Encoder: {name.upper()}", flat(encoder)) for name, encoder in encoders.items()]
+        groups.append(("Bootstrap", metrics["bootstrap"]))
+        photos = {photo["file"]: f"SHA-256 {photo['sha256']}" for photo in metrics["photos"]["files"]}
+        groups.append(("Photos", photos))
+    if arguments := run.get("arguments"):
+        result = {key: value for key, value in (run.get("result") or {}).items() if value is not None}
+        groups.append(("Training", flat(arguments) | result | {"device": run.get("device")}))
+    return groups
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    """Nested dictionaries as one, their keys joined by spaces."""
+    result = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}".replace("_", " ") if prefix else str(key)
+        result |= flat(value, f"{name} ") if isinstance(value, dict) else {name: value}
+    return result
