@@ -21,7 +21,7 @@ from utils.errors import run_main
 from utils.evaluation.report.charts import MAX_POINTS, Chart, Series, line_chart, smooth, thin, ticks
 from utils.evaluation.report.images import data_uri, thumbnail_side
 from utils.evaluation.report.page import REPORTED_METRICS, TEMPLATES
-from utils.samples import SETTINGS_KEY, samples_id
+from utils.samples import SETTINGS_KEY, SamplingSettings, samples_id
 
 CHROMIUM = Path("/usr/bin/chromium")
 INJECTION = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)> \"' & {}"
@@ -54,8 +54,7 @@ def write_result(folder: Path, photos: Path, *, prompt: str, num_prompts: int = 
                 entries.append(sample | {SETTINGS_KEY: str(seed)})
     models = dict(baseline=dict(path="model/sd", sha256=dict(unet="0")), finetuned=dict(path=str(output)))
     models["checkpoint-250"] = dict(path=str(output / "checkpoint-250"))
-    names = ("num_images", "num_drift_images", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
-    names += ("height", "width", "mixed_precision", "safety_checker", "identifier", "class_name", "batch_size")
+    names = ("num_images", "num_drift_images", "seed", *SamplingSettings._fields, "identifier", "class_name")
     samples = dict(written_by="evaluate.py", complete=True, files=[], samples_id=samples_id(entries), images=entries)
     samples |= dict(prompts=[dict(text=text, role=role) for text, role in prompts], models=models, device="cpu")
     samples |= dict(command=f"python evaluate.py --prompt '{prompt}'", versions=dict(torch="2"))

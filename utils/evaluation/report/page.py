@@ -12,7 +12,7 @@ from utils.comparison import load_photos
 from utils.errors import UserError
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.images import Picture, picture, thumbnail_side
-from utils.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE
+from utils.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE, SamplingSettings
 from utils.sampling import replace_file
 
 TEMPLATES = Environment(
@@ -62,10 +62,6 @@ OF_PHOTOS = {
 }
 # DreamBooth, arXiv 2208.12242, table 1: real images, DreamBooth on Stable Diffusion, Textual Inversion on the same.
 PAPER = {"dino": (0.774, 0.668, 0.569), "clip_i": (0.885, 0.803, 0.780), "clip_t": (None, 0.305, 0.255)}
-SAMPLING_SETTINGS = (
-    *("num_images", "num_drift_images", "seed", "num_inference_steps", "guidance_scale", "negative_prompt"),
-    *("height", "width", "mixed_precision", "safety_checker", "identifier", "class_name", "batch_size"),
-)
 
 
 class Grid(NamedTuple):
@@ -305,7 +301,9 @@ def change_cell(change: dict) -> Cell:
 
 def settings(samples: dict, metrics: dict | None, run: dict) -> list[tuple[str, dict]]:
     """Everything that decides the images and the numbers, in groups."""
-    sampling = {name: samples[name] for name in (*SAMPLING_SETTINGS, "device")}
+    sampling = {name: samples[name] for name in ("num_images", "num_drift_images", "seed")}
+    sampling |= SamplingSettings.read(samples).of_pixels()
+    sampling |= {name: samples[name] for name in ("identifier", "class_name", "batch_size", "device")}
     sampling |= {f"{name} version": version for name, version in samples["versions"].items()}
     groups = [("Sampling", sampling)]
     groups += [(f"Model: {label(name)}", flat(model)) for name, model in samples["models"].items()]
