@@ -6,9 +6,8 @@ import signal
 
 import pytest
 
-from tests.processes import Process, rows
-from tests.test_cli import as_argv, flags, run  # noqa: F401
-from tests.test_resume import LATEST, bits
+from tests.helpers.processes import Process
+from tests.helpers.script import LATEST, as_argv, bits, rows, run
 from train_dreambooth_colossalai import main
 from utils.checkpoint_files import Line, line_of, list_checkpoints
 
@@ -18,7 +17,7 @@ class TestBranches:
 
     OTHER = dict(seed=1, allow_changes=True)
 
-    def kill_a_branch(self, flags, tmp_path, killed_after: int, **changes) -> None:  # noqa: F811
+    def kill_a_branch(self, flags, tmp_path, killed_after: int, **changes) -> None:
         """Checkpoints 2, 4, 6 of one run; then another seed from checkpoint-2 on, killed."""
         output = tmp_path / "output"
         run(flags, max_train_steps=6, checkpointing_steps=2)
@@ -47,7 +46,7 @@ class TestBranches:
         return prepare
 
     @pytest.mark.parametrize("killed_after", [3, 5])
-    def test_latest_is_of_the_branch(self, flags, tmp_path, capsys, killed_after):  # noqa: F811
+    def test_latest_is_of_the_branch(self, flags, tmp_path, capsys, killed_after):
         output = tmp_path / "output"
         self.kill_a_branch(flags, tmp_path, killed_after)
         assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
@@ -61,7 +60,7 @@ class TestBranches:
         assert main(as_argv(flags | expected | dict(resume_from_checkpoint=tmp_path / "two/checkpoint-2"))) == 0
         assert bits(output) == bits(tmp_path / "whole")
 
-    def test_what_is_left_behind_stays_until_the_result(self, flags, tmp_path):  # noqa: F811
+    def test_what_is_left_behind_stays_until_the_result(self, flags, tmp_path):
         output = tmp_path / "output"
         self.kill_a_branch(flags, tmp_path, killed_after=5, checkpoints_total_limit=1)
         left = json.loads((output / "checkpoint-6/state.json").read_text())
@@ -70,7 +69,7 @@ class TestBranches:
         assert main(as_argv(flags | self.OTHER | LATEST | dict(max_train_steps=5))) == 0
         assert [found.step for found in list_checkpoints(output)] == [4]
 
-    def test_the_line_left_behind_can_be_gone_on_with(self, flags, tmp_path):  # noqa: F811
+    def test_the_line_left_behind_can_be_gone_on_with(self, flags, tmp_path):
         output = tmp_path / "output"
         self.kill_a_branch(flags, tmp_path, killed_after=5)
         assert main(as_argv(flags | dict(resume_from_checkpoint="checkpoint-6", max_train_steps=8))) == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import write_photos
+from tests.helpers.pipelines import write_photos
 from train_dreambooth_colossalai import main
 from utils.train_step import WARM_UP_STEPS
 

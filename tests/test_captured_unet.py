@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from bench.random_sd14 import EMBEDDED
-from tests.conftest import UNET_CONFIG, write_pipeline
+from tests.helpers.pipelines import UNET_CONFIG, write_pipeline
 from utils import captured_unet
 from utils.captured_unet import CapturedUNet
 from utils.sampling import load_pipeline, sample

@@ -2,14 +2,13 @@
 
 import pytest
 
-from tests.test_cli import as_argv, flags, losses, run  # noqa: F401
-from tests.test_prior_preservation import prior  # noqa: F401
+from tests.helpers.script import as_argv, losses, run
 from train_dreambooth_colossalai import main
 from utils import class_generation, latents
 from utils.errors import run_main
 
 
-def test_the_plan_is_said_before_an_image_is_made(prior, capsys, monkeypatch):  # noqa: F811
+def test_the_plan_is_said_before_an_image_is_made(prior, capsys, monkeypatch):
     plain, said = class_generation.write_image, []
 
     def write_image(*arguments):
@@ -21,7 +20,7 @@ def test_the_plan_is_said_before_an_image_is_made(prior, capsys, monkeypatch):  
     assert "have 0, need 5, will make 5 (1 ranks, 4 at a time), will use 5" in said[0]
 
 
-def test_images_of_another_prompt_end_the_run_before_anything_is_made(prior, tmp_path, capsys):  # noqa: F811
+def test_images_of_another_prompt_end_the_run_before_anything_is_made(prior, tmp_path, capsys):
     run(prior)
     before = sorted(prior["class_data_dir"].iterdir())
     other = prior | dict(class_prompt="a photo of a dog.", num_class_images=6, output_dir=tmp_path / "b")
@@ -30,7 +29,7 @@ def test_images_of_another_prompt_end_the_run_before_anything_is_made(prior, tmp
     assert sorted(prior["class_data_dir"].iterdir()) == before and not (tmp_path / "b").exists()
 
 
-def test_class_images_beyond_the_cache_are_encoded_anew_and_train_the_same(prior, tmp_path, monkeypatch):  # noqa: F811
+def test_class_images_beyond_the_cache_are_encoded_anew_and_train_the_same(prior, tmp_path, monkeypatch):
     expected = losses(run(prior))
     plain, num_encoded = latents.encode_images, []
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import write_photos, write_pipeline
+from tests.helpers.pipelines import write_photos, write_pipeline
 from utils import class_generation, class_images
 from utils.class_generation import image_seed, make_batch, write_image
 from utils.class_images import ClassDataset, file_name, generation_settings, model_hash, plan_class_images

@@ -1,12 +1,8 @@
 """The training script from its arguments to its files: in this process, and as its users start it."""
 
-import json
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -14,60 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import UNET_CONFIG, VAE_CONFIG, write_photos, write_pipeline
+from tests.helpers.pipelines import write_512_pixel_pipeline, write_photos, write_pipeline
+from tests.helpers.script import ROOT, SPREAD, UNET_FILE, as_argv, launch, losses, rows, run, run_json, weight_change
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.errors import run_main
-
-ROOT = Path(__file__).resolve().parent.parent
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
-LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-@pytest.fixture
-def flags(tmp_path, tiny_pipeline_dir, photos_dir) -> dict:
-    """A run of 3 steps in fp32; a value of True is a flag without value, None leaves it out."""
-    return dict(
-        pretrained_model_name_or_path=tiny_pipeline_dir,
-        instance_data_dir=photos_dir,
-        output_dir=tmp_path / "output",
-        instance_prompt="a photo of my cat.",
-        resolution=32,
-        train_batch_size=1,
-        mixed_precision="no",
-        learning_rate=1e-3,
-        lr_warmup_steps=0,
-        max_train_steps=3,
-    )
-
-
-def as_argv(flags: dict) -> list[str]:
-    given = ((name, value) for name, value in flags.items() if value is not None)
-    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given]
-
-
-def run(flags: dict, **changes) -> list[dict]:
-    """The rows of metrics.jsonl of a run in this process."""
-    flags = flags | changes
-    assert main(as_argv(flags)) == 0
-    return rows(Path(flags["output_dir"]))
-
-
-def rows(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(found: list[dict]) -> list[float]:
-    return [row["loss"] for row in found]
-
-
-def run_json(output: Path) -> dict:
-    return json.loads((output / "run.json").read_text(encoding="utf-8"))
-
-
-def weight_change(base: Path, output: Path) -> torch.Tensor:
-    before, after = load_file(base / UNET_FILE), load_file(output / UNET_FILE)
-    return torch.cat([(after[name].double() - before[name].double()).flatten() for name in before])
 
 
 def test_a_run_from_end_to_end(flags, tmp_path, tiny_pipeline_dir, photos_dir, capsys):
@@ -167,10 +114,6 @@ def test_gradient_checkpointing_changes_no_loss(flags, tmp_path):
     plain = run(flags)
     checkpointed = run(flags, gradient_checkpointing=True, output_dir=tmp_path / "checkpointed")
     assert losses(checkpointed) == pytest.approx(losses(plain), rel=1e-6)
-
-
-# A large epsilon, so that rounding in tiny gradients does not become a whole step of Adam's.
-SPREAD = dict(learning_rate=1e-3, adam_epsilon=1e-3)
 
 
 def test_micro_batches_are_one_batch(flags, tmp_path, tiny_pipeline_dir):
@@ -291,36 +234,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(flags, tmp_path, capsys, changes,
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and message in captured.err
     assert not (tmp_path / "output").exists()
     assert not torch.distributed.is_initialized()
-
-
-def launch(num_ranks: int, argv: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """The script under torchrun, without the environment that runs in this process left behind."""
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    torchrun = Path(sys.executable).with_name("torchrun")
-    command = [torchrun, "--standalone", "--nproc_per_node", num_ranks, ROOT / "train_dreambooth_colossalai.py", *argv]
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def write_512_pixel_pipeline(folder: Path) -> Path:
-    """VAE factor 8 as Stable Diffusion's, so small that 20 steps of 512 pixels in fp16 are quick on a CPU."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    write_pipeline(folder)
-    vae = dict(block_out_channels=(4, 4, 4, 4), down_block_types=("DownEncoderBlock2D",) * 4)
-    vae |= dict(up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512)
-    AutoencoderKL(**VAE_CONFIG | vae).save_pretrained(folder / "vae")
-    unet = dict(block_out_channels=(8, 8, 8, 8), sample_size=64)
-    unet |= dict(down_block_types=("DownBlock2D",) * 3 + ("CrossAttnDownBlock2D",))
-    unet |= dict(up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * 3)
-    UNet2DConditionModel(**UNET_CONFIG | unet).save_pretrained(folder / "unet")
-    return folder
 
 
 def test_the_recipes_command(tmp_path):

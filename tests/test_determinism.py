@@ -14,8 +14,7 @@ import torch
 
 from bench import determinism
 from bench.determinism_operations import differ, differing
-from tests.test_cli import ROOT, as_argv, flags, run  # noqa: F401
-from tests.test_resume import bits, without_times
+from tests.helpers.script import ROOT, as_argv, bits, run, without_times
 from utils.determinism import CUBLAS_VARIABLE, deterministic_kernels
 from utils.errors import RunFailed
 
@@ -53,7 +52,7 @@ def test_an_operation_without_a_deterministic_kernel_is_one_line():
             torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
 
 
-def test_the_flag_changes_nothing_on_a_cpu(flags, tmp_path):  # noqa: F811
+def test_the_flag_changes_nothing_on_a_cpu(flags, tmp_path):
     plain = run(flags, output_dir=tmp_path / "plain")
     found = run(flags, deterministic=True)
     assert [row["loss"] for row in found] == [row["loss"] for row in plain]
@@ -154,7 +153,7 @@ DEVICES = [
 
 @pytest.mark.parametrize(("device", "precision"), DEVICES)
 @pytest.mark.parametrize("kind", RUNS)
-def test_a_deterministic_run_that_is_killed_and_resumed(flags, tmp_path, device, precision, kind):  # noqa: F811
+def test_a_deterministic_run_that_is_killed_and_resumed(flags, tmp_path, device, precision, kind):
     """20 steps of the embedded model, checkpoints every 5: killed twice, the second time soon after the resume."""
     changes = dict(pretrained_model_name_or_path=EMBEDDED, resolution=64, max_train_steps=20, checkpointing_steps=5)
     changes |= dict(deterministic=True, learning_rate=1e-4) | precision | RUNS[kind]

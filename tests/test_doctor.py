@@ -1,13 +1,12 @@
 """The doctor: what is amiss, and one command for each problem."""
 
 import re
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.script import ROOT
 from utils import doctor
 
-ROOT = Path(__file__).resolve().parent.parent
 H100 = {"NVIDIA H100": (9, 0)}
 CURRENT = dict(cuda="13.0", driver="580.65.06", capabilities=H100, architectures=["sm_80", "sm_90", "sm_100"])
 

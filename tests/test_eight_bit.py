@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from tests.test_cli import as_argv, flags, run  # noqa: F401
-from tests.test_kernels import DEVICES, INTERPRETED, adamw_scalars
-from tests.test_resume import LATEST, bits, without_times
+from tests.helpers.kernels import DEVICES, INTERPRETED, adamw_scalars
+from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
 from utils import kernels
 from utils.eight_bit import BLOCK, EightBit
@@ -117,7 +116,7 @@ def test_the_first_update_is_that_of_exact_moments(weight_dtype):
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
-def test_a_run_resumes_to_the_same_bits(flags, tmp_path, precision):  # noqa: F811
+def test_a_run_resumes_to_the_same_bits(flags, tmp_path, precision):
     options = dict(use_8bit_adam=True, mixed_precision=precision)
     run(flags, max_train_steps=7, output_dir=tmp_path / "whole", **options)
     run(flags, max_train_steps=7, output_dir=tmp_path / "exact", mixed_precision=precision)
@@ -127,7 +126,7 @@ def test_a_run_resumes_to_the_same_bits(flags, tmp_path, precision):  # noqa: F8
     assert without_times(tmp_path / "output") == without_times(tmp_path / "whole")
 
 
-def test_a_resumed_run_may_not_change_to_8_bits(flags, tmp_path):  # noqa: F811
+def test_a_resumed_run_may_not_change_to_8_bits(flags, tmp_path):
     run(flags, max_train_steps=4, checkpointing_steps=2)
     with pytest.raises(UserError, match="use_8bit_adam"):
         main(as_argv(flags | LATEST | dict(max_train_steps=6, use_8bit_adam=True)))

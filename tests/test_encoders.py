@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny_encoders import write_clip, write_dino, write_safety_checker
+from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from utils import encoders
 from utils.encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform, open_rgb
 from utils.errors import UserError

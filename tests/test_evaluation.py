@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate
-from tests.tiny_encoders import write_clip, write_dino, write_safety_checker
+from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from utils import encoders, metrics, sampling
 from utils.errors import run_main
 from utils.evaluate_arguments import find_checkpoints, parse_args

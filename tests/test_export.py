@@ -9,13 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import write_pipeline
+from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
 from utils.errors import UserError, run_main
 from utils.export import export_single_file, main, original_unet_name, original_vae_name
 from utils.models import quiet_libraries
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "model" / "tiny-stable-diffusion"
-PARTS = ("unet", "vae", "text_encoder")
 
 
 def read_back(file: Path, config: Path):
@@ -142,16 +141,6 @@ def test_every_kind_of_folder(tmp_path, kind):
             save_file(half, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
     export_single_file(base, tmp_path / "one.safetensors")
     assert_same_weights(read_back(tmp_path / "one.safetensors", base), expected)
-
-
-def rename_vae_attention(base: Path) -> None:
-    """What diffusers before 0.15 wrote: other names for the same linear layers."""
-    file = base / "vae/diffusion_pytorch_model.safetensors"
-    tensors = load_file(file)
-    for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
-        tensors = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): v for name, v in tensors.items()}
-    assert any("proj_attn" in name for name in tensors)
-    save_file(tensors, file, {"format": "pt"})
 
 
 def test_the_command_line(tmp_path, tiny_pipeline_dir, capsys):

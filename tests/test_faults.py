@@ -12,10 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import write_photos
-from tests.processes import Process, rows, start_ranks, wait_for
-from tests.test_cli import ROOT, as_argv, flags, run, run_json  # noqa: F401
-from tests.test_resume import LATEST, UNET_FILE, bits, finish
+from tests.helpers.pipelines import write_photos
+from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.script import LATEST, ROOT, UNET_FILE, as_argv, bits, rows, run, run_json
 from utils.checkpoint_files import list_checkpoints
 from utils.ranks import EXIT_LOST_RANK
 
@@ -29,7 +28,7 @@ def no_debris(output: Path) -> bool:
     return not list(output.glob(".*"))
 
 
-def test_no_space_for_a_checkpoint_does_not_end_the_training(flags, tmp_path):  # noqa: F811
+def test_no_space_for_a_checkpoint_does_not_end_the_training(flags, tmp_path):
     output = tmp_path / "output"
     argv = as_argv(flags | dict(max_train_steps=5, checkpointing_steps=2))
     process = Process(argv, tmp_path / "text", limit_files_to(1_000_000))  # enough for the UNet, not for the moments
@@ -39,7 +38,7 @@ def test_no_space_for_a_checkpoint_does_not_end_the_training(flags, tmp_path):  
     assert len(rows(output)) == 5 and run_json(output)["status"] == "complete"
 
 
-def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):  # noqa: F811
+def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):
     run(flags, max_train_steps=4, output_dir=tmp_path / "whole")
     output = tmp_path / "output"
 
@@ -65,7 +64,7 @@ def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):  # 
     assert bits(output) == bits(tmp_path / "whole")
 
 
-def test_no_space_for_the_checkpoint_of_a_signal(flags, tmp_path):  # noqa: F811
+def test_no_space_for_the_checkpoint_of_a_signal(flags, tmp_path):
     output = tmp_path / "output"
     argv = as_argv(flags | dict(max_train_steps=5000))
     process = Process(argv, tmp_path / "text", limit_files_to(1_000_000))
@@ -76,7 +75,7 @@ def test_no_space_for_the_checkpoint_of_a_signal(flags, tmp_path):  # noqa: F811
     assert not list(output.glob("checkpoint-*")) and no_debris(output)
 
 
-def test_the_output_folder_vanishes(flags, tmp_path):  # noqa: F811
+def test_the_output_folder_vanishes(flags, tmp_path):
     output = tmp_path / "output"
     process = Process(as_argv(flags | dict(max_train_steps=60)), tmp_path / "text")
     wait_for(lambda: len(rows(output)) > 2)
@@ -85,7 +84,7 @@ def test_the_output_folder_vanishes(flags, tmp_path):  # noqa: F811
     assert (output / "model_index.json").is_file() and run_json(output)["status"] == "complete"
 
 
-def test_the_output_folder_becomes_unwritable(flags, tmp_path):  # noqa: F811
+def test_the_output_folder_becomes_unwritable(flags, tmp_path):
     output = tmp_path / "output"
     process = Process(as_argv(flags | dict(max_train_steps=60, checkpointing_steps=50)), tmp_path / "text")
     wait_for(lambda: len(rows(output)) > 2)
@@ -97,7 +96,7 @@ def test_the_output_folder_becomes_unwritable(flags, tmp_path):  # noqa: F811
     assert "Traceback" not in text and output.read_text() == "in the way"
 
 
-def test_a_photo_deleted_after_the_start_is_not_missed(flags, tmp_path):  # noqa: F811
+def test_a_photo_deleted_after_the_start_is_not_missed(flags, tmp_path):
     photos = write_photos(tmp_path / "photos", 3)
     argv = as_argv(flags | dict(max_train_steps=40, instance_data_dir=photos, checkpointing_steps=20))
     process = Process(argv, tmp_path / "text")
@@ -109,7 +108,7 @@ def test_a_photo_deleted_after_the_start_is_not_missed(flags, tmp_path):  # noqa
 
 
 @pytest.mark.parametrize("change", ["edited", "gone"])
-def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change):  # noqa: F811
+def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change):
     base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
     config, output = base / "vae/config.json", tmp_path / "output"
     content = config.read_text()
@@ -126,7 +125,7 @@ def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change)
     assert (output / "model_index.json").exists()
 
 
-def test_a_rank_that_dies_ends_the_others(flags, tmp_path):  # noqa: F811
+def test_a_rank_that_dies_ends_the_others(flags, tmp_path):
     output = tmp_path / "output"
     ranks = start_ranks(2, as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=3)), tmp_path / "text")
     wait_for(lambda: list_checkpoints(output))
@@ -151,7 +150,7 @@ def nan_after_step_5() -> None:
 
 
 @pytest.mark.parametrize("max_train_steps", [500, 9])
-def test_steps_that_are_not_finite_end_the_run(flags, tmp_path, max_train_steps):  # noqa: F811
+def test_steps_that_are_not_finite_end_the_run(flags, tmp_path, max_train_steps):
     output = tmp_path / "output"
     run(flags, max_train_steps=5, output_dir=tmp_path / "good")
     argv = as_argv(flags | dict(max_train_steps=max_train_steps, max_nonfinite_steps=4))
@@ -165,7 +164,7 @@ def test_steps_that_are_not_finite_end_the_run(flags, tmp_path, max_train_steps)
     assert not (output / "model_index.json").exists()
 
 
-def test_the_metrics_file_on_a_full_disk(flags, tmp_path):  # noqa: F811
+def test_the_metrics_file_on_a_full_disk(flags, tmp_path):
     process = Process(as_argv(flags | dict(max_train_steps=60)), tmp_path / "text", full_metrics)
     assert process.wait() == 0
     assert process.text().count("could not be written (No space left on device); the training goes on") == 1
@@ -212,7 +211,7 @@ sys.exit(run_main(main))
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_of_two_ranks(flags, tmp_path):  # noqa: F811
+def test_torchrun_restarts_a_run_of_two_ranks(flags, tmp_path):
     argv = as_argv(flags | dict(max_train_steps=8, checkpointing_steps=2))
     assert finish(start_ranks(2, argv, tmp_path / "whole.txt")) == [0, 0]
     whole = bits(tmp_path / "output")
@@ -229,7 +228,7 @@ def test_torchrun_restarts_a_run_of_two_ranks(flags, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_torchrun(flags, tmp_path, number):  # noqa: F811
+def test_a_signal_to_torchrun(flags, tmp_path, number):
     output = tmp_path / "output"
     torchrun = str(Path(sys.executable).with_name("torchrun"))
     script = str(ROOT / "train_dreambooth_colossalai.py")
@@ -245,5 +244,5 @@ def test_a_signal_to_torchrun(flags, tmp_path, number):  # noqa: F811
     assert main_again(flags | LATEST | dict(max_train_steps=checkpoint.step + 2), tmp_path) == [0, 0]
 
 
-def main_again(flags: dict, tmp_path: Path) -> list[int]:  # noqa: F811
+def main_again(flags: dict, tmp_path: Path) -> list[int]:
     return finish(start_ranks(2, as_argv(flags), tmp_path / "again"))

@@ -4,9 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.test_cli import as_argv, flags, run  # noqa: F401
-from tests.test_optimizer import make_module as make_odd_module
-from tests.test_resume import LATEST, bits, without_times
+from tests.helpers.modules import make_module as make_odd_module
+from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
 from utils import host_memory, kernels
 from utils.checkpoint import Checkpointer, read_checkpoint, restore
@@ -69,7 +68,7 @@ def equal(one, other) -> bool:
 
 
 @pytest.mark.parametrize("offload", ["moments", "all"])
-def test_on_a_cpu_the_flag_changes_nothing(flags, tmp_path, offload):  # noqa: F811
+def test_on_a_cpu_the_flag_changes_nothing(flags, tmp_path, offload):
     expected = run(flags, output_dir=tmp_path / "plain", mixed_precision="fp16")
     found = run(flags, mixed_precision="fp16", offload_optimizer=offload)
     assert bits(tmp_path / "output") == bits(tmp_path / "plain")
@@ -92,7 +91,7 @@ def test_an_update_in_pieces_is_the_whole_update(monkeypatch, eight_bit, weight_
 
 
 @pytest.mark.parametrize("changes", [dict(offload_optimizer="all"), dict(low_memory=True)], ids=str)
-def test_what_changes_no_bit_may_change_on_resume(flags, tmp_path, changes):  # noqa: F811
+def test_what_changes_no_bit_may_change_on_resume(flags, tmp_path, changes):
     run(flags, max_train_steps=6, mixed_precision="fp16", output_dir=tmp_path / "whole")
     run(flags, max_train_steps=4, mixed_precision="fp16", checkpointing_steps=2)
     assert main(as_argv(flags | LATEST | dict(max_train_steps=6, mixed_precision="fp16") | changes)) == 0
@@ -186,7 +185,7 @@ class TestOnAGpu:
         ids=str,
     )
     @pytest.mark.parametrize("precision", ["fp16", "no"])
-    def test_the_script(self, flags, tmp_path, capsys, memory_flags, precision):  # noqa: F811
+    def test_the_script(self, flags, tmp_path, capsys, memory_flags, precision):
         flags |= dict(mixed_precision=precision, max_train_steps=12, learning_rate=1e-4, checkpointing_steps=6)
         flags |= dict(deterministic=True)  # or attention's backward pass differs from run to run by more than 1e-5
         given = {name: memory_flags.get(name) for name in ("use_8bit_adam", "gradient_accumulation_steps")}

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import write_photos
-from tests.test_cli import ROOT
+from tests.helpers.pipelines import write_photos
+from tests.helpers.script import ROOT, dry_run
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.preflight import check_base_model
@@ -86,16 +86,6 @@ PHOTOS = {
     "cat 🐈 \x1b[31m.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
     "-rf.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
 }
-
-
-def dry_run(base: Path, photos: Path, tmp_path: Path, capsys, *more: str) -> tuple[int, str, str]:
-    from train_dreambooth_colossalai import main
-    from utils.errors import run_main
-
-    argv = ["--pretrained_model_name_or_path", base, "--instance_data_dir", photos, "--resolution=32", "--dry_run"]
-    argv += ["--instance_prompt=a cat", "--output_dir", tmp_path / "output", *more]
-    code = run_main(main, [str(value) for value in argv])
-    return code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize("name", PHOTOS)

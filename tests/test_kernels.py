@@ -3,18 +3,14 @@
 The cases on a GPU are chosen so that few kernels are compiled: every shape and every option once, not all of them.
 """
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
+from tests.helpers.kernels import DEVICES, GPU_MARKS, INTERPRETED, adamw_scalars
 from utils import fused_unet, kernels
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-DEVICES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
 ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 UNET_CONFIG = dict(
     sample_size=8,
@@ -183,11 +179,6 @@ def adamw_state(num, weight_dtype, device):
     master = torch.randn(num, device=device) * 0.1
     weight = None if weight_dtype is None else master.to(weight_dtype)
     return weight, master, torch.zeros_like(master), torch.zeros_like(master)
-
-
-def adamw_scalars(step, grad_scale, applies, device, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
-    corrections = 1 - betas[0] ** step, (1 - betas[1] ** step) ** 0.5
-    return torch.tensor([grad_scale, lr, *betas, eps, weight_decay, *corrections, float(applies)], device=device)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import write_photos
+from tests.helpers.pipelines import write_photos
 from utils.dataset import InstanceDataset
 from utils.diffusion import encode_images
 from utils.latents import InstanceLatents

@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from tests.test_cli import as_argv, flags  # noqa: F401
+from tests.helpers.script import as_argv
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.errors import run_main
@@ -105,7 +105,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_out_of_memory_anywhere_is_one_line(flags, tmp_path, monkeypatch, capsys, place):  # noqa: F811
+def test_out_of_memory_anywhere_is_one_line(flags, tmp_path, monkeypatch, capsys, place):
     monkeypatch.setattr(place, full)
     assert run_main(main, as_argv(flags)) == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
@@ -116,7 +116,7 @@ def test_out_of_memory_anywhere_is_one_line(flags, tmp_path, monkeypatch, capsys
     assert "error: the host's memory is full" in capsys.readouterr().err
 
 
-def test_other_errors_stay_what_they_are(flags, monkeypatch):  # noqa: F811
+def test_other_errors_stay_what_they_are(flags, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("a matrix of the wrong shape")
 
@@ -125,7 +125,7 @@ def test_other_errors_stay_what_they_are(flags, monkeypatch):  # noqa: F811
         main(as_argv(flags))
 
 
-def test_another_rank_says_it_itself(flags, monkeypatch, capsys):  # noqa: F811
+def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
     from utils.errors import RunFailed
     from utils.out_of_memory import out_of_memory_in_one_line
 
@@ -140,7 +140,7 @@ def test_another_rank_says_it_itself(flags, monkeypatch, capsys):  # noqa: F811
 @pytest.mark.parametrize("fraction", [1e-6, 1e-3])
 def test_a_gpu_that_is_too_small(tmp_path, photos_dir, capsys, fraction):
     """The embedded model, on a card of which it may have next to nothing."""
-    from tests.test_cli import ROOT
+    from tests.helpers.script import ROOT
 
     argv = [f"--pretrained_model_name_or_path={ROOT / 'model/tiny-stable-diffusion'}", "--resolution=64"]
     argv += [f"--instance_data_dir={photos_dir}", "--instance_prompt=a photo", f"--output_dir={tmp_path / 'output'}"]

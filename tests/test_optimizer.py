@@ -5,12 +5,8 @@ import math
 import pytest
 import torch
 
+from tests.helpers.modules import make_module
 from utils.optimizer import FlatParameters, MasterWeightsOptimizer, learning_rate_table
-
-
-def make_module() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 4 * 4, 5))
 
 
 def make_optimizer(weight_dtype=torch.float32, lr=1e-3, **options):

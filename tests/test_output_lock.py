@@ -10,9 +10,8 @@ import time
 
 import pytest
 
-from tests.processes import Process, rows, start_ranks, wait_for
-from tests.test_cli import as_argv, flags, run, run_json  # noqa: F401
-from tests.test_resume import LATEST, bits, finish
+from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.output_lock import LOCK_FILE, check_not_in_use, hold_output
@@ -25,7 +24,7 @@ def wait_less() -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_a_second_run_is_refused_and_the_first_goes_on(flags, tmp_path, num_ranks):  # noqa: F811
+def test_a_second_run_is_refused_and_the_first_goes_on(flags, tmp_path, num_ranks):
     output = tmp_path / "output"
     first = start_ranks(num_ranks, as_argv(flags | dict(max_train_steps=5000)), tmp_path / "first")
     wait_for(lambda: len(rows(output)) > 2)
@@ -41,7 +40,7 @@ def test_a_second_run_is_refused_and_the_first_goes_on(flags, tmp_path, num_rank
     assert not list(output.glob(".*"))
 
 
-def test_both_started_at_once(flags, tmp_path):  # noqa: F811
+def test_both_started_at_once(flags, tmp_path):
     """Both pass the checks before either holds the lock: one of them trains."""
     output, argv = tmp_path / "output", as_argv(flags | dict(max_train_steps=60))
     both = [Process(argv, tmp_path / name, lambda: setattr(main_module(), "run_preflight", slow_preflight))
@@ -66,7 +65,7 @@ def slow_preflight(args):
     return ready
 
 
-def test_a_killed_run_leaves_no_lock(flags, tmp_path):  # noqa: F811
+def test_a_killed_run_leaves_no_lock(flags, tmp_path):
     output = tmp_path / "output"
     run(flags, output_dir=tmp_path / "whole", max_train_steps=40)
     argv = as_argv(flags | dict(max_train_steps=40, checkpointing_steps=5))
@@ -79,7 +78,7 @@ def test_a_killed_run_leaves_no_lock(flags, tmp_path):  # noqa: F811
     assert bits(output) == bits(tmp_path / "whole") and not list(output.glob(".*"))
 
 
-def test_a_lock_that_is_left_alone_does_not_make_a_folder_foreign(flags, tmp_path):  # noqa: F811
+def test_a_lock_that_is_left_alone_does_not_make_a_folder_foreign(flags, tmp_path):
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / LOCK_FILE).write_text("process 1 on elsewhere\n")
     assert len(run(flags)) == 3
@@ -113,7 +112,7 @@ def test_a_lock_file_removed_while_waiting_is_made_anew(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks(flags, tmp_path, capsys, monkeypatch, number):  # noqa: F811
+def test_a_file_system_without_locks(flags, tmp_path, capsys, monkeypatch, number):
     def refuse(descriptor, kind):
         raise OSError(number, os.strerror(number))
 

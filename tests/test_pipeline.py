@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from tests.conftest import write_pipeline
+from tests.helpers.pipelines import write_pipeline
 from utils import models, pipeline
 from utils.preflight import PROGRAM
 

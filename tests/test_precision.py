@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from tests.conftest import SCHEDULER_CONFIG
+from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.diffusion import denoising_loss
 from utils.optimizer import FlatParameters, MasterWeightsOptimizer
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import write_photos, write_pipeline
+from tests.helpers.pipelines import write_photos, write_pipeline
+from tests.helpers.script import ROOT
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.errors import UserError
@@ -28,7 +29,6 @@ from utils.preflight import (
     weight_files,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
 

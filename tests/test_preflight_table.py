@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.conftest import write_photos
-from tests.test_cli import ROOT, as_argv, flags, run  # noqa: F401
-from tests.test_hostile_input import dry_run
+from tests.helpers.pipelines import write_photos
+from tests.helpers.script import ROOT, as_argv, dry_run, run
 from utils import preflight_resources
 from utils.errors import UserError
 from utils.gpu import gpu_is_possible
@@ -31,7 +30,7 @@ def rows_of(table: str) -> dict[str, str]:
     return {line[6:].split("  ", 1)[1].strip(): line[:4].strip() for line in table.splitlines()[1:-1]}
 
 
-def test_a_dry_run_checks_and_trains_nothing(flags, tmp_path, capsys):  # noqa: F811
+def test_a_dry_run_checks_and_trains_nothing(flags, tmp_path, capsys):
     from train_dreambooth_colossalai import main
 
     assert main(as_argv(flags | dict(dry_run=True))) == 0
@@ -51,7 +50,7 @@ def test_a_dry_run_lists_every_problem(tmp_path, tiny_pipeline_dir, capsys):
         assert sum(part in problem for problem in problems) == 1
 
 
-def test_a_run_shows_the_table_first(flags, capsys):  # noqa: F811
+def test_a_run_shows_the_table_first(flags, capsys):
     run(flags, max_train_steps=1)
     out = capsys.readouterr().out
     assert out.index("ready to train") < out.index("4 photos at 32 px")
@@ -131,7 +130,7 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
         assert check_disk(args, base, first)[1] == "ok"
 
 
-def test_what_is_written_is_what_was_said(flags, tmp_path, tiny_pipeline_dir):  # noqa: F811
+def test_what_is_written_is_what_was_said(flags, tmp_path, tiny_pipeline_dir):
     base = check_base_model(tiny_pipeline_dir)
     for save_dtype, each in (("fp32", 12), ("fp16", 14)):
         output = tmp_path / save_dtype

@@ -6,7 +6,7 @@ import pytest
 
 from bench.prior_preservation import CLASS, Clip, markdown, sample
 from bench.prompt_distance import distances
-from tests.test_cli import ROOT, as_argv
+from tests.helpers.script import ROOT, as_argv
 from train_dreambooth_colossalai import main
 from utils import class_images
 from utils.dataset import decode, find_photos

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from tests.conftest import SCHEDULER_CONFIG, write_photos
-from tests.test_cli import as_argv, flags, losses, rows, run, run_json  # noqa: F401
+from tests.helpers.pipelines import SCHEDULER_CONFIG, write_photos
+from tests.helpers.script import as_argv, losses, rows, run, run_json
 from train_dreambooth_colossalai import main
 from utils import class_images
 from utils.concepts import read_concepts
@@ -26,18 +26,6 @@ DRAW = dict(num_photos=4, latent_shape=(4, 8, 8), num_train_timesteps=1000)
 def make_scheduler(**options) -> DDPMScheduler:
     schedule = {key: SCHEDULER_CONFIG[key] for key in ("beta_start", "beta_end", "beta_schedule")}
     return DDPMScheduler(**schedule, **options)
-
-
-@pytest.fixture
-def prior(flags, tmp_path, monkeypatch) -> dict:  # noqa: F811
-    """A run with 5 class images, made in 2 denoising steps."""
-    monkeypatch.setattr(class_images, "NUM_INFERENCE_STEPS", 2)
-    return flags | dict(
-        with_prior_preservation=True,
-        class_data_dir=tmp_path / "class",
-        class_prompt="a photo of a cat.",
-        num_class_images=5,
-    )
 
 
 class TestLossWeights:
@@ -118,7 +106,7 @@ def test_the_loss_is_the_photos_plus_the_weighted_class_images(prior):
         assert row["instance_loss"] != row["class_loss"]
 
 
-def test_a_weight_of_zero_trains_as_without(prior, flags, tmp_path):  # noqa: F811
+def test_a_weight_of_zero_trains_as_without(prior, flags, tmp_path):
     found = run(prior, prior_loss_weight=0, train_batch_size=2)
     assert [row["instance_loss"] for row in found] == pytest.approx(
         losses(run(flags, train_batch_size=2, output_dir=tmp_path / "b")), rel=1e-5
@@ -163,7 +151,7 @@ def test_micro_batches_of_both_halves_are_one_batch(prior, tmp_path):
         assert [row[name] for row in micro] == pytest.approx([row[name] for row in batch], rel=1e-5)
 
 
-def test_captions_replace_the_prompt_photo_by_photo(flags, tmp_path):  # noqa: F811
+def test_captions_replace_the_prompt_photo_by_photo(flags, tmp_path):
     expected = losses(run(flags, train_batch_size=4))
     photos = write_photos(tmp_path / "photos")
     flags |= dict(instance_data_dir=photos, train_batch_size=4, output_dir=tmp_path / "b")
@@ -189,14 +177,14 @@ def test_a_class_folder_that_cannot_be_written(prior, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize(("content", "message"), [(b" \n", "is empty"), (b"\xff\xfe\x00", "cannot be read as UTF-8")])
-def test_a_caption_that_says_nothing(flags, tmp_path, capsys, content, message):  # noqa: F811
+def test_a_caption_that_says_nothing(flags, tmp_path, capsys, content, message):
     photos = write_photos(tmp_path / "photos")
     (photos / "photo-2.txt").write_bytes(content)
     assert run_main(main, as_argv(flags | dict(instance_data_dir=photos))) == 2
     assert f"photo-2.txt, the caption of photo-2.jpg, {message}" in capsys.readouterr().err
 
 
-def without_subject(flags: dict, entries: object, tmp_path: Path) -> dict:  # noqa: F811
+def without_subject(flags: dict, entries: object, tmp_path: Path) -> dict:
     """The flags with --concepts_list in the place of those that it replaces."""
     path = tmp_path / "concepts.json"
     path.write_text(json.dumps(entries))
@@ -204,7 +192,7 @@ def without_subject(flags: dict, entries: object, tmp_path: Path) -> dict:  # no
     return {name: value for name, value in flags.items() if name not in replaced} | dict(concepts_list=path)
 
 
-def concept_entry(flags: dict) -> dict:  # noqa: F811
+def concept_entry(flags: dict) -> dict:
     names = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
     return {name: str(flags[name]) for name in names if name in flags}
 
@@ -227,7 +215,7 @@ def test_two_subjects_of_two_classes(prior, tmp_path, capsys):
     assert all(np.isfinite(row["class_loss"]) for row in found)
 
 
-def test_the_class_fields_of_a_list_are_for_prior_preservation_only(flags, tmp_path):  # noqa: F811
+def test_the_class_fields_of_a_list_are_for_prior_preservation_only(flags, tmp_path):
     entry = concept_entry(flags) | dict(class_prompt="a cat", class_data_dir=str(tmp_path / "class"))
     expected = losses(run(flags))
     assert losses(run(without_subject(flags, [entry], tmp_path), output_dir=tmp_path / "b")) == expected

@@ -1,10 +1,7 @@
 """Several processes: the same run however it is spread, one decision for all, and an end for all when one dies."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,37 +9,27 @@ import psutil
 import pytest
 import torch
 
-from tests.conftest import write_photos
-from tests.test_cli import LAUNCHER_VARIABLES, ROOT, SPREAD, as_argv, flags, losses, rows, run, weight_change  # noqa: F401
+from tests.helpers.pipelines import write_photos
+from tests.helpers.script import (
+    ROOT,
+    SPREAD,
+    TRAIN,
+    as_argv,
+    launch,
+    losses,
+    rows,
+    run,
+    start,
+    weight_change,
+)
 from utils.class_generation import image_seed
 from utils.class_images import file_name, read_metadata
 
-TRAIN = ROOT / "train_dreambooth_colossalai.py"
-PROGRAM = ROOT / "tests" / "rank_program.py"
-
-
-def start(launcher: list, script: Path, argv: list) -> subprocess.Popen:
-    """torchrun with the launcher's own arguments, not waited for."""
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    command = [Path(sys.executable).with_name("torchrun"), *launcher, script, *argv]
-    return subprocess.Popen(
-        [str(part) for part in command],
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def launch(num_ranks: int, argv: list, script: Path = TRAIN) -> subprocess.CompletedProcess:
-    """The script on num_ranks processes of this machine, to its end."""
-    process = start(["--standalone", "--nproc_per_node", num_ranks], script, argv)
-    stdout, stderr = process.communicate(timeout=240)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+PROGRAM = ROOT / "tests/helpers/rank_program.py"
 
 
 @pytest.fixture
-def spread_flags(flags, tmp_path) -> dict:  # noqa: F811
+def spread_flags(flags, tmp_path) -> dict:
     """Five photos, one with a caption, and seven class images: neither is divisible by a step's six samples."""
     photos = write_photos(tmp_path / "five", 5)
     (photos / "photo-3.txt").write_text("my cat asleep")
@@ -94,7 +81,7 @@ def reports(folder: Path, num_ranks: int = 2) -> list[dict]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(num_ranks)]
 
 
-def test_an_overflow_on_one_rank_skips_the_step_on_all(flags, tmp_path):  # noqa: F811
+def test_an_overflow_on_one_rank_skips_the_step_on_all(flags, tmp_path):
     flags |= dict(mixed_precision="fp16", max_train_steps=4, lr_scheduler="linear", gradient_accumulation_steps=2)
     result = launch(2, ["overflow", tmp_path, *as_argv(flags)], PROGRAM)
     assert result.returncode == 0, result.stderr
@@ -110,7 +97,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(flags, tmp_path):  # noqa
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_all(flags, tmp_path):  # noqa: F811
+def test_a_rank_that_dies_ends_all(flags, tmp_path):
     started = time.monotonic()
     result = launch(2, ["die", tmp_path, *as_argv(flags | dict(max_train_steps=50))], PROGRAM)
     assert result.returncode != 0 and time.monotonic() - started < 90
@@ -122,12 +109,12 @@ def test_a_rank_that_dies_ends_all(flags, tmp_path):  # noqa: F811
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
 
 
-def class_flags(flags: dict, tmp_path: Path, count: int) -> dict:  # noqa: F811
+def class_flags(flags: dict, tmp_path: Path, count: int) -> dict:
     made = dict(class_data_dir=tmp_path / "class", num_class_images=count, sample_batch_size=1)
     return flags | dict(with_prior_preservation=True, class_prompt="a photo of a cat.", max_train_steps=1) | made
 
 
-def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):  # noqa: F811
+def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):
     count = 10
     argv = as_argv(class_flags(flags, tmp_path, count))
     process = start(["--standalone", "--nproc_per_node", 2], TRAIN, argv)
@@ -159,7 +146,7 @@ def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistake_that_rank_0_finds_is_one_line_and_ends_all(flags, tmp_path):  # noqa: F811
+def test_a_mistake_that_rank_0_finds_is_one_line_and_ends_all(flags, tmp_path):
     write_photos(tmp_path / "class", 3)
     result = launch(2, as_argv(class_flags(flags, tmp_path, 4)))
     assert result.returncode != 0

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_photos
+from tests.helpers.pipelines import write_photos
+from tests.helpers.script import ROOT
 from utils.arguments import training_parser
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
@@ -43,7 +43,8 @@ def test_every_link_of_the_documentation_leads_to_a_file():
 @pytest.fixture
 def newcomer(tmp_path) -> tuple[Path, dict[str, str]]:
     """A copy of the repository as it was downloaded, and an environment with this Python's programs first."""
-    from tests.test_cli import LAUNCHER_VARIABLES, write_512_pixel_pipeline
+    from tests.helpers.pipelines import write_512_pixel_pipeline
+    from tests.helpers.script import LAUNCHER_VARIABLES
 
     tree, programs = tmp_path / "repository", tmp_path / "bin"
     ignored = shutil.ignore_patterns(".git", ".venv", ".legs", ".*_cache", "__pycache__", "stable-diffusion-v1-4")

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import write_pipeline
-from tests.test_export import PARTS, rename_vae_attention
+from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
 from train_dreambooth_colossalai import main
 from utils.errors import run_main
 from utils.sampling import load_pipeline

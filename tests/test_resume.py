@@ -14,17 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import write_photos
-from tests.processes import Process, rows, start_ranks, wait_for
-from tests.test_cli import as_argv, flags, launch, run, run_json  # noqa: F401
+from tests.helpers.pipelines import write_photos
+from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.script import LATEST, UNET_FILE, as_argv, bits, rows, run, run_json, without_times
 from train_dreambooth_colossalai import main
 from utils import hashing
 from utils.checkpoint_files import list_checkpoints
 from utils.errors import UserError
 from utils.resume import differences, resume_command
-
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
-LATEST = dict(resume_from_checkpoint="latest")
 
 
 def change_scale_often() -> None:
@@ -34,18 +31,6 @@ def change_scale_often() -> None:
     MasterWeightsOptimizer.__init__.__kwdefaults__.update(growth_interval=1, initial_scale=2.0**17)
 
 
-def bits(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (output / "unet").iterdir()}
-
-
-def without_times(output: Path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "step_time"} for row in rows(output)]
-
-
-def finish(ranks: list[Process]) -> list[int]:
-    return [process.wait() for process in ranks]
-
-
 KINDS = dict(
     fp32=(1, dict(max_train_steps=24)),
     fp16=(1, dict(max_train_steps=24, mixed_precision="fp16", gradient_accumulation_steps=2)),
@@ -53,7 +38,7 @@ KINDS = dict(
 )
 
 
-def kill_and_resume(flags: dict, tmp_path: Path, kind: str, num_moments: int) -> None:  # noqa: F811
+def kill_and_resume(flags: dict, tmp_path: Path, kind: str, num_moments: int) -> None:
     """An uninterrupted run, then the same run killed and resumed at each of `num_moments` random moments."""
     num_ranks, changes = KINDS[kind]
     argv = as_argv(flags | changes | dict(checkpointing_steps=3, checkpoints_total_limit=2))
@@ -94,17 +79,17 @@ def kill_and_resume(flags: dict, tmp_path: Path, kind: str, num_moments: int) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_three_moments(flags, tmp_path, kind):  # noqa: F811
+def test_killed_at_three_moments(flags, tmp_path, kind):
     kill_and_resume(flags, tmp_path, kind, 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_twenty_moments(flags, tmp_path, kind):  # noqa: F811
+def test_killed_at_twenty_moments(flags, tmp_path, kind):
     kill_and_resume(flags, tmp_path, kind, 20)
 
 
-def test_diffusers_loads_a_checkpoint(flags, tmp_path):  # noqa: F811
+def test_diffusers_loads_a_checkpoint(flags, tmp_path):
     from diffusers import UNet2DConditionModel
 
     run(flags, max_train_steps=4, checkpointing_steps=2)
@@ -119,7 +104,7 @@ def test_diffusers_loads_a_checkpoint(flags, tmp_path):  # noqa: F811
     assert stored.keys() == {f"{kind}.{name}" for name in final for kind in ("exp_avg", "exp_avg_sq")}
 
 
-def test_what_a_checkpoint_of_half_precision_holds(flags, tmp_path):  # noqa: F811
+def test_what_a_checkpoint_of_half_precision_holds(flags, tmp_path):
     run(flags, max_train_steps=2, checkpointing_steps=2, mixed_precision="fp16", save_dtype="fp16")
     folder = tmp_path / "output/checkpoint-2"
     unet, stored = load_file(folder / UNET_FILE), load_file(folder / "training_state.safetensors")
@@ -131,7 +116,7 @@ def test_what_a_checkpoint_of_half_precision_holds(flags, tmp_path):  # noqa: F8
     assert "unet/config.json" in state["determines"]["base_model"] and state["arguments"]["seed"] == 0
 
 
-def test_a_finished_run_goes_on_with_more_steps(flags, tmp_path, tiny_pipeline_dir):  # noqa: F811
+def test_a_finished_run_goes_on_with_more_steps(flags, tmp_path, tiny_pipeline_dir):
     run(flags, max_train_steps=6, output_dir=tmp_path / "whole")
     run(flags, max_train_steps=4, checkpointing_steps=2)
     (tmp_path / "output/checkpoint-2/notes.txt").write_text("mine")
@@ -149,7 +134,7 @@ def test_a_finished_run_goes_on_with_more_steps(flags, tmp_path, tiny_pipeline_d
 
 
 @pytest.mark.parametrize("how", ["name", "path", "other output"])
-def test_an_earlier_checkpoint_by_name_or_path(flags, tmp_path, how):  # noqa: F811
+def test_an_earlier_checkpoint_by_name_or_path(flags, tmp_path, how):
     run(flags, max_train_steps=6, checkpointing_steps=2)
     output, expected = tmp_path / "output", bits(tmp_path / "output")
     wanted = "checkpoint-2" if how == "name" else output / "checkpoint-2"
@@ -160,13 +145,13 @@ def test_an_earlier_checkpoint_by_name_or_path(flags, tmp_path, how):  # noqa: F
     assert [row["step"] for row in rows(flags["output_dir"])][-4:] == [3, 4, 5, 6]
 
 
-def test_latest_without_any_starts_anew(flags, capsys):  # noqa: F811
+def test_latest_without_any_starts_anew(flags, capsys):
     assert main(as_argv(flags | LATEST)) == 0
     assert "yet: starting anew" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["checkpoint-9", "nowhere", "photos"])
-def test_a_checkpoint_that_is_none(flags, name):  # noqa: F811
+def test_a_checkpoint_that_is_none(flags, name):
     run(flags, checkpointing_steps=2)
     with pytest.raises(UserError, match=f"--resume_from_checkpoint {name}: .* there are: checkpoint-2$"):
         main(as_argv(flags | dict(resume_from_checkpoint=name)))
@@ -186,7 +171,7 @@ CHANGES = [
 ]
 
 
-def test_other_inputs_are_refused_with_the_difference(flags, tmp_path, tiny_pipeline_dir):  # noqa: F811
+def test_other_inputs_are_refused_with_the_difference(flags, tmp_path, tiny_pipeline_dir):
     run(flags, checkpointing_steps=2)
     for changes, message in CHANGES:
         with pytest.raises(UserError) as error:
@@ -205,13 +190,13 @@ def test_other_inputs_are_refused_with_the_difference(flags, tmp_path, tiny_pipe
     assert main(as_argv(flags | LATEST | dict(seed=1, allow_changes=True))) == 0
 
 
-def test_what_does_not_change_the_result_may_change(flags, tmp_path):  # noqa: F811
+def test_what_does_not_change_the_result_may_change(flags, tmp_path):
     run(flags, checkpointing_steps=2)
     changes = dict(save_dtype="fp16", checkpointing_steps=1, max_nonfinite_steps=5, report_to="tensorboard")
     assert main(as_argv(flags | LATEST | changes | dict(max_train_steps=4))) == 0
 
 
-def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):  # noqa: F811
+def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):
     run(flags, checkpointing_steps=2)
     path = tmp_path / "output/checkpoint-2/state.json"
     state = json.loads(path.read_text())
@@ -222,7 +207,7 @@ def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):  
     assert main(as_argv(flags | LATEST)) == 0
 
 
-def test_a_resume_reads_each_file_of_the_base_once(flags, tmp_path, tiny_pipeline_dir, monkeypatch):  # noqa: F811
+def test_a_resume_reads_each_file_of_the_base_once(flags, tmp_path, tiny_pipeline_dir, monkeypatch):
     base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
     for path in base.rglob("*"):
         os.utime(path, (1e9, 1e9))  # files that are years old, as a downloaded model's soon are
@@ -271,7 +256,7 @@ def test_the_resume_command(monkeypatch):
     )
 
 
-def test_an_unfinished_runs_checkpoints_are_not_left_behind(flags, tmp_path):  # noqa: F811
+def test_an_unfinished_runs_checkpoints_are_not_left_behind(flags, tmp_path):
     output = tmp_path / "output"
     run(flags, checkpointing_steps=2)
     path = output / "run.json"
@@ -282,7 +267,7 @@ def test_an_unfinished_runs_checkpoints_are_not_left_behind(flags, tmp_path):  #
     assert not list(output.glob("checkpoint-*")) and len(rows(output)) == 3
 
 
-def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, tmp_path):  # noqa: F811
+def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, tmp_path):
     output = tmp_path / "output"
     run(flags, checkpointing_steps=2)
     old = rows(output)
@@ -298,7 +283,7 @@ def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, tmp_pa
     assert run_json(output)["seed"] == 2 and len(rows(output)) == 3
 
 
-def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, tmp_path, capsys):  # noqa: F811
+def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, tmp_path, capsys):
     output = tmp_path / "output"
     run(flags, checkpointing_steps=1, checkpoints_total_limit=1)
     for name in ("checkpoint-1", "checkpoint-5"):
@@ -312,7 +297,7 @@ def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, tmp_path, caps
 
 
 @pytest.mark.parametrize("file", [UNET_FILE, "training_state.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):  # noqa: F811
+def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):
     run(flags, checkpointing_steps=2)
     path = tmp_path / "output/checkpoint-2" / file
     path.write_bytes(path.read_bytes()[:-100])
@@ -321,7 +306,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):  # noq
 
 
 @pytest.mark.parametrize(("precision", "scale"), [("no", 1.0), ("fp16", 2.0**-9)])
-def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeline_dir, precision, scale):  # noqa: F811
+def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeline_dir, precision, scale):
     from utils import models
     from utils.checkpoint import Checkpointer, read_checkpoint, restore
     from utils.optimizer import FlatParameters, MasterWeightsOptimizer
@@ -350,7 +335,7 @@ def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeli
     assert other.loss_scale == scale and other.num_applied == 1
 
 
-def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):  # noqa: F811
+def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):
     argv = as_argv(flags | dict(max_train_steps=8, checkpointing_steps=2))
     assert finish(start_ranks(1, argv, tmp_path / "whole.txt")) == [0]
     output = tmp_path / "output"
@@ -383,7 +368,7 @@ class TestSignals:
         ("num_ranks", "rank", "number"),
         [(1, 0, signal.SIGINT), (1, 0, signal.SIGTERM), (1, 0, signal.SIGHUP), (2, 1, signal.SIGTERM)],
     )
-    def test_the_state_is_kept(self, flags, tmp_path, num_ranks, rank, number):  # noqa: F811
+    def test_the_state_is_kept(self, flags, tmp_path, num_ranks, rank, number):
         output = tmp_path / "output"
         argv = as_argv(flags | dict(max_train_steps=5000))
         ranks = start_ranks(num_ranks, argv, tmp_path / "text")
@@ -401,14 +386,14 @@ class TestSignals:
         assert f"--nproc_per_node {num_ranks} " in command and "--resume_from_checkpoint latest" in command
         assert not list(output.glob(".*"))
 
-    def test_nohup(self, flags, tmp_path):  # noqa: F811
+    def test_nohup(self, flags, tmp_path):
         argv = as_argv(flags | dict(max_train_steps=40))
         process = Process(argv, tmp_path / "text", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
         wait_for(lambda: len(rows(tmp_path / "output")) > 3)
         process.kill(signal.SIGHUP)
         assert process.wait() == 0
 
-    def test_the_terminal_is_closed(self, flags, tmp_path):  # noqa: F811
+    def test_the_terminal_is_closed(self, flags, tmp_path):
         """A connection that breaks: the run gets SIGHUP, and whatever it prints from then on is an error."""
         output = tmp_path / "output"
         ours, terminal = os.openpty()
@@ -428,7 +413,7 @@ class TestSignals:
         (checkpoint,) = list_checkpoints(output)
         assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
 
-    def test_a_second_signal_ends_at_once(self, flags, tmp_path):  # noqa: F811
+    def test_a_second_signal_ends_at_once(self, flags, tmp_path):
         output = tmp_path / "output"
 
         def never_finish_writing() -> None:
@@ -457,7 +442,7 @@ class TestSignals:
     @pytest.mark.parametrize(
         ("seconds", "run_id", "warns"), [(25.0, "x", True), (25.0, None, False), (5.0, "x", False)]
     )
-    def test_a_slow_checkpoint_under_torchrun_is_warned_of(self, flags, tmp_path, seconds, run_id, warns):  # noqa: F811
+    def test_a_slow_checkpoint_under_torchrun_is_warned_of(self, flags, tmp_path, seconds, run_id, warns):
         def slow_disk() -> None:
             from utils.checkpoint import Checkpointer
 
@@ -477,7 +462,7 @@ class TestSignals:
         assert process.wait() == 143
         assert ("took 25 s: if the signal was sent to torchrun, it kills" in process.text()) == warns
 
-    def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, tmp_path):  # noqa: F811
+    def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, tmp_path):
         output = tmp_path / "output"
         process = Process(as_argv(flags | dict(max_train_steps=5000)), tmp_path / "text")
         wait_for(lambda: len(rows(output)) > 3)

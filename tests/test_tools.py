@@ -3,25 +3,21 @@
 import gzip
 import importlib.util
 import json
-import sys
-from pathlib import Path
 
+import build_tiny_pipeline
+import drawings
+import make_instance_images
 import numpy as np
+import previews
 import pytest
+import tiny_models
+import tiny_training
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from shapes import THINGS
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import build_tiny_pipeline  # noqa: E402
-import drawings  # noqa: E402
-import make_instance_images  # noqa: E402
-import previews  # noqa: E402
-import tiny_models  # noqa: E402
-import tiny_training  # noqa: E402
-from shapes import THINGS  # noqa: E402
+from tests.helpers.script import ROOT
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.test_cli import as_argv, flags, losses, rows  # noqa: F401
-from tests.test_ranks import TRAIN, launch, start
+from tests.helpers.script import TRAIN, as_argv, launch, rows, start
 from utils.class_images import read_metadata
 
 pytestmark = [
@@ -27,7 +26,7 @@ def ranks(argv: dict, num_ranks: int = 2):
 
 
 @pytest.mark.parametrize("no_cuda_graph", [None, True])
-def test_two_ranks_train_as_one(flags, tmp_path, no_cuda_graph):  # noqa: F811
+def test_two_ranks_train_as_one(flags, tmp_path, no_cuda_graph):
     flags |= SPREAD | dict(max_train_steps=24, no_cuda_graph=no_cuda_graph, mixed_precision="no")
     one = ranks(flags | dict(train_batch_size=2, output_dir=tmp_path / "one"), 1)
     two = ranks(flags | dict(output_dir=tmp_path / "two"))
@@ -38,7 +37,7 @@ def test_two_ranks_train_as_one(flags, tmp_path, no_cuda_graph):  # noqa: F811
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
 
 
-def test_accumulation_on_two_ranks(flags, tmp_path):  # noqa: F811
+def test_accumulation_on_two_ranks(flags, tmp_path):
     flags |= SPREAD | dict(max_train_steps=16, mixed_precision="no")
     accumulated = dict(gradient_accumulation_steps=2, output_dir=tmp_path / "accumulated")
     assert ranks(flags | accumulated).returncode == 0
@@ -48,7 +47,7 @@ def test_accumulation_on_two_ranks(flags, tmp_path):  # noqa: F811
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
 
 
-def test_resumed_on_two_and_refused_on_one(flags, tmp_path):  # noqa: F811
+def test_resumed_on_two_and_refused_on_one(flags, tmp_path):
     flags |= SPREAD | dict(max_train_steps=30, checkpointing_steps=15, deterministic=True)
     assert ranks(flags | dict(output_dir=tmp_path / "whole")).returncode == 0
     again = dict(output_dir=tmp_path / "again", resume_from_checkpoint=tmp_path / "whole" / "checkpoint-15")
@@ -64,7 +63,7 @@ def test_resumed_on_two_and_refused_on_one(flags, tmp_path):  # noqa: F811
     assert last["step"] == 30 and last["loss"] == pytest.approx(expected["loss"], rel=0.02)
 
 
-def test_class_images_are_shared_out(flags, tmp_path):  # noqa: F811
+def test_class_images_are_shared_out(flags, tmp_path):
     folder = tmp_path / "class"
     prior = dict(with_prior_preservation=True, class_data_dir=folder, class_prompt="a photo of a cat.")
     result = ranks(flags | SPREAD | prior | dict(num_class_images=5, sample_batch_size=2, max_train_steps=3))
@@ -73,7 +72,7 @@ def test_class_images_are_shared_out(flags, tmp_path):  # noqa: F811
     assert len(images) == 5 and len({read_metadata(path)["seed"] for path in images}) == 5
 
 
-def test_a_killed_rank_ends_the_other_with_a_line(flags, tmp_path):  # noqa: F811
+def test_a_killed_rank_ends_the_other_with_a_line(flags, tmp_path):
     process = start(
         ["--standalone", "--nproc_per_node", 2], TRAIN, as_argv(flags | SPREAD | dict(max_train_steps=20000))
     )

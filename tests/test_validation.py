@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from tests.conftest import write_photos
+from tests.helpers.pipelines import write_photos
 from train_dreambooth_colossalai import main
 
 PROMPT = "a photo of my cat."

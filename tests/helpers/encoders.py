@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tests.conftest import TEXT_CONFIG, write_tokenizer
+from tests.helpers.pipelines import TEXT_CONFIG, write_tokenizer
 
 VISION_CONFIG = dict(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8

@@ -1,7 +1,6 @@
 """Runs of the training script in processes of their own that can be killed: forked, so that imports cost nothing."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -54,7 +53,7 @@ class Process:
             os.kill(self.pid, number)
 
     def wait(self, seconds: float = 60) -> int:
-        """The exit code, negative for the signal that ended it; kills it and fails where it takes too long."""
+        """The exit code, negative for the signal that ended it; kills it and fails if it takes too long."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -81,13 +80,13 @@ def start_ranks(num_ranks: int, argv: list[str], output: Path, prepare=None, **e
     return [Process(argv, output, prepare, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(num_ranks)]
 
 
-def rows(output: Path) -> list[dict]:
-    path = output / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.002)
+
+
+def finish(ranks: list[Process]) -> list[int]:
+    """The exit codes."""
+    return [process.wait() for process in ranks]
