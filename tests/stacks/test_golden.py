@@ -1,4 +1,4 @@
-"""Twenty steps on the embedded model do what they did when tests/golden_trajectory.json was made."""
+"""Twenty steps on the embedded model do what they did when tests/stacks/golden_trajectory.json was made."""
 
 import copy
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tests import golden
+from tests.stacks import golden
 from train_dreambooth_colossalai import main
 
 

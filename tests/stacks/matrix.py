@@ -1,8 +1,8 @@
-"""What tests/matrix.sh does on each leg, with that leg's Python, and the table it makes of it.
+"""What tests/stacks/matrix.sh does on each leg, with that leg's Python, and the table it makes of it.
 
-python -m tests.matrix run LEGS_DIR LEG              the golden trajectory, into LEGS_DIR/LEG
-python -m tests.matrix sample LEGS_DIR LEG MAKER...  samples the pipelines that the legs MAKER made
-python -m tests.matrix table LEGS_DIR LEG...         compares all that, prints docs/compatibility.md's table
+python -m tests.stacks.matrix run LEGS_DIR LEG              the golden trajectory, into LEGS_DIR/LEG
+python -m tests.stacks.matrix sample LEGS_DIR LEG MAKER...  samples the pipelines that the legs MAKER made
+python -m tests.stacks.matrix table LEGS_DIR LEG...         compares all that, prints docs/compatibility.md's table
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import golden
+from tests.stacks import golden
 
 VERSIONED = ("python", "torch", "transformers", "diffusers", "accelerate", "peft", "numpy", "safetensors", "Pillow")
 SAMPLE_TOLERANCE = 2  # of 255: the largest difference of any pixel of one pipeline's samples in two legs

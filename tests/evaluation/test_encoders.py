@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
+from tests.helpers.script import ROOT
 from utils import encoders
 from utils.encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform, open_rgb
 from utils.errors import UserError
@@ -160,9 +161,8 @@ def test_the_safety_checkers_image_tower(folders):
 
 
 def test_the_embedded_clip_and_safety_checker_hold_the_same_image_tower():
-    from pathlib import Path
 
-    model = Path(encoders.__file__).parents[1] / "model"
+    model = ROOT / "model"
     clip = encoders.load_clip(model / "tiny-clip", CPU)
     checker = encoders.load_safety_checker(model / "tiny-stable-diffusion", CPU)
     assert np.allclose(clip.images(IMAGES[:2]), checker.images(IMAGES[:2]), atol=1e-6)

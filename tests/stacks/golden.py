@@ -4,8 +4,8 @@ Losses and gradient norms of every step, and for every block of the UNet the nor
 projections on fixed random directions. Directions and training draws come from utils.randomness, so they depend
 neither on the device nor on the version of torch.
 
-    python -m tests.golden OUTPUT_DIR                     runs it and compares it with tests/golden_trajectory.json
-    python -m tests.golden OUTPUT_DIR --write FILE        writes what it finds to FILE too
+    python -m tests.stacks.golden OUTPUT_DIR               runs it and compares it with golden_trajectory.json
+    python -m tests.stacks.golden OUTPUT_DIR --write FILE  writes what it finds to FILE too
 """
 
 import argparse
@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 
 from utils.randomness import Purpose, generator
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN_FILE = ROOT / "tests" / "golden_trajectory.json"
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN_FILE = Path(__file__).with_name("golden_trajectory.json")
 BASE = ROOT / "model" / "tiny-stable-diffusion"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 NUM_STEPS = 20

@@ -92,7 +92,7 @@ LOSSES_AT_SEED_0 = [1.02212095, 1.08922160, 1.06794786, 0.95240247, 1.10180187]
 
 @pytest.mark.skipif(
     f"diffusers=={diffusers.__version__}\n" not in re.sub(" .*", "", (ROOT / "requirements.txt").read_text()),
-    reason="other versions of diffusers draw other initial weights; tests/test_golden.py compares the stacks",
+    reason="other versions of diffusers draw other initial weights; tests/stacks/test_golden.py compares the stacks",
 )
 def test_the_losses_at_a_fixed_seed_are_pinned(flags):
     found = losses(run(flags, max_train_steps=5, seed=0))

@@ -14,7 +14,7 @@ from utils.errors import UserError, run_main
 from utils.export import export_single_file, main, original_unet_name, original_vae_name
 from utils.models import quiet_libraries
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "model" / "tiny-stable-diffusion"
+EMBEDDED = Path(__file__).resolve().parents[2] / "model" / "tiny-stable-diffusion"
 
 
 def read_back(file: Path, config: Path):
