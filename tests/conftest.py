@@ -1,6 +1,7 @@
 """The fixtures that several folders of tests share: a tiny base model, photos, the flags of a short run."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ torch.set_num_threads(1)  # tiny models: more threads only get in each other's w
 def tiny_pipeline_dir(tmp_path_factory) -> Path:
     """Never write into it: it is shared by all tests."""
     return write_pipeline(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture
+def base(tmp_path, tiny_pipeline_dir) -> Path:
+    """A copy of the tiny pipeline to spoil."""
+    return shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""--config: a YAML file or an earlier run's run.json in place of flags."""
+"""The parser that both scripts share: --config, flags that are mistyped, how a mistake ends."""
 
 import json
 import shlex
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.arguments import expand_config, parse_args
+from tests.helpers.script import complaint
+from utils.arguments import as_plain, expand_config, parse_args
 from utils.errors import UserError, run_main
 
 YAML = """\
@@ -49,7 +50,6 @@ def test_without_it_nothing_changes():
 
 
 def test_a_run_json_repeats_its_run(tmp_path):
-    from utils.arguments import as_plain
 
     args = parse_args([*REQUIRED, "--center_crop", "--learning_rate=2e-6", "--debug", "--max_train_steps=3"])
     run = dict(program="train_dreambooth_colossalai", arguments=as_plain(args), seed=0, photos=[dict(file="a.jpg")])
@@ -120,3 +120,56 @@ def test_a_run_from_a_config_and_again_from_its_run_json(tmp_path, tiny_pipeline
     assert json.loads(one)["loss"] == json.loads(two)["loss"]
     differing = {key for key, value in records[0]["arguments"].items() if records[1]["arguments"][key] != value}
     assert differing == {"output_dir"}
+
+
+@pytest.mark.parametrize(
+    ("unknown", "near"),
+    [
+        ("--leraning_rate", "--learning_rate"),
+        ("--max_train_step", "--max_train_steps"),
+        ("--centre_crop", "--center_crop"),
+        ("--batch_size", "--train_batch_size"),
+        ("--output-dir", "--output_dir"),
+        ("--learning_rates=3", "--learning_rate"),
+    ],
+)
+def test_the_nearest_flag_is_suggested(unknown, near):
+    said = complaint(unknown)
+    assert said == f"unrecognized arguments: {unknown}; did you mean {near}?"
+
+
+@pytest.mark.parametrize("unknown", ["--push_to_hub", "stray", " ", "--plugin=gemini"])
+def test_a_flag_like_no_other(unknown):
+    assert complaint(unknown).endswith("; --help lists the flags")
+
+
+@pytest.mark.parametrize("short", ["--res=64", "--max_train=3", "--learning=1e-6", "--output=x"])
+def test_no_abbreviations(short):
+    assert complaint(short).startswith(f"unrecognized arguments: {short}")
+
+
+def test_a_flag_without_its_value():
+    assert complaint("--resolution") == "argument --resolution: expected one argument"
+
+
+def test_a_user_error_is_one_line_from_rank_0(capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert run_main(parse_args, ["--resolution", "x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: argument --res")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("utils.errors.SECONDS_FOR_RANK_0", 0)
+    assert run_main(parse_args, ["--resolution", "x"]) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_debug_raises(monkeypatch):
+    with pytest.raises(UserError):
+        run_main(parse_args, ["--resolution", "x", "--debug"])
+
+
+def test_help_goes_to_stdout_with_exit_code_0(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_args(["--help"])
+    assert exit_.value.code == 0
+    assert "usage: train_dreambooth_colossalai.py" in capsys.readouterr().out

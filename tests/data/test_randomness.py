@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from utils.randomness import Purpose, draw_sample, generator, photo_index, sample_indices
+from utils.randomness import CLASS, Purpose, draw_sample, generator, photo_index, sample_indices
 
 DRAW = dict(num_photos=4, latent_shape=(4, 8, 8), num_train_timesteps=1000)
 
@@ -44,3 +44,24 @@ def test_a_step_covers_the_same_samples_however_it_is_spread(micro, ranks, batch
     spread = dict(num_micro_batches=micro, num_ranks=ranks, batch_size=batch)
     covered = [i for m in range(micro) for r in range(ranks) for i in sample_indices(3, m, r, **spread)]
     assert covered == [12, 13, 14, 15]
+
+
+class TestDraws:
+    """Class samples have streams of their own, and never move those of the photos."""
+
+    def test_the_draws_of_class_samples_never_change(self):
+        sample = draw_sample(0, 5, **DRAW, stream=CLASS)
+        assert (sample.photo, sample.timestep) == (3, 842)
+        photo = draw_sample(0, 5, **DRAW)
+        assert abs(np.corrcoef(sample.noise.ravel(), photo.noise.ravel())[0, 1]) < 0.2
+        assert abs(np.corrcoef(sample.latent_noise.ravel(), photo.latent_noise.ravel())[0, 1]) < 0.2
+
+    def test_a_noise_offset_shifts_whole_channels_by_its_size(self):
+        shifts = []
+        for index in range(300):
+            plain, shifted = (draw_sample(1, index, **DRAW, noise_offset=offset) for offset in (0.0, 0.1))
+            shift = shifted.noise - plain.noise
+            assert np.ptp(shift, axis=(1, 2)).max() < 1e-6
+            assert shifted.timestep == plain.timestep and (shifted.latent_noise == plain.latent_noise).all()
+            shifts.append(shift[:, 0, 0])
+        assert np.std(shifts) == pytest.approx(0.1, rel=0.1)

@@ -176,23 +176,6 @@ def test_an_fp16_base_gives_an_fp16_output(flags, tmp_path):
     assert run_json(tmp_path / "output")["arguments"]["save_dtype"] == "fp16"
 
 
-def test_tensorboard(flags, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = run(flags, report_to="tensorboard", logging_dir="boards")
-    assert list((tmp_path / "output/boards").glob("events.out.tfevents.*"))
-    events = EventAccumulator(str(tmp_path / "output/boards"))
-    events.Reload()
-    scalars = events.Scalars("train/loss")
-    assert [scalar.step for scalar in scalars] == [1, 2, 3]
-    assert [scalar.value for scalar in scalars] == pytest.approx(losses(found), rel=1e-6)
-
-
-def test_without_tensorboard_there_are_no_logs(flags, tmp_path):
-    run(flags, max_train_steps=1)
-    assert not (tmp_path / "output/logs").exists()
-
-
 def test_another_tokenizer(flags, tmp_path, tiny_pipeline_dir):
     expected = losses(run(flags, max_train_steps=1))
     folder = tiny_pipeline_dir / "tokenizer"

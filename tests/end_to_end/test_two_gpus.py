@@ -1,4 +1,4 @@
-"""NCCL: what tests/end_to_end/test_ranks.py shows with gloo processes, on two GPUs."""
+"""NCCL: what test_ranks.py shows with gloo processes, on two GPUs."""
 
 import signal
 

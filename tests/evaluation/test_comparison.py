@@ -1,4 +1,4 @@
-"""utils/comparison.py: every image is where the layout says, whatever the photos and the prompt are like."""
+"""Every image is where the layout says, whatever the photos and the prompt are like."""
 
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""utils/encoders.py: transforms against known pixels, features against the models called by hand."""
+"""Transforms against known pixels, features against the models called by hand."""
 
 import hashlib
 import json

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate
+from tests.helpers.script import UNET_FILE
 from utils import sampling
 from utils.comparison import fit, plan
 from utils.errors import run_main
-from utils.evaluate_arguments import build_parser
 
 torch.set_num_threads(1)  # models this small are slower on more threads, much slower where the CPU is shared
 PROMPT = "a photo of my cat."
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 PICTURES = [f"{stem}-{number}.png" for stem in ("baseline", "output") for number in (1, 2)] + ["comparison.png"]
 OTHER_FILES = ["samples.json", "metrics.json", "metrics.csv", "report.html"]
 DRIFT_PROMPTS = ["a photo of a cat", "a photo of a dog", "a photo of a house"]
@@ -397,60 +394,3 @@ def test_a_prompt_beyond_the_text_encoder_and_a_run_in_progress_are_warned_of(ca
     run_json.write_text(json.dumps(json.loads(run_json.read_text()) | dict(status="running")))
     stderr = warnings_of(capsys, finetuned_dir, result, "--prompt", "a " * 75 + "zebra")
     assert "does not see its end" in stderr and "holds an earlier result" in stderr
-
-
-# Its command line
-
-
-def test_the_flags_are_these():
-    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
-    assert flags == {
-        "-h",
-        "--help",
-        "--pretrained_model_name_or_path",
-        "--finetuned_model_name_or_path",
-        "--output_dir",
-        "--instance_data_dir",
-        "--prompt",
-        "--negative_prompt",
-        "--num_images",
-        "--seed",
-        "--num_inference_steps",
-        "--guidance_scale",
-        "--batch_size",
-        "--height",
-        "--width",
-        "--mixed_precision",
-        "--safety_checker",
-        "--prompts_file",
-        "--dreambench",
-        "--identifier",
-        "--class_name",
-        "--drift_prompt",
-        "--num_drift_images",
-        "--checkpoint",
-        "--only",
-        "--clip_model",
-        "--dino_model",
-        "--debug",
-    }
-
-
-def test_defaults_are_the_recipes():
-    args = build_parser().parse_args([])
-    assert args.only is None and args.prompt is None
-    assert (args.num_images, args.num_inference_steps, args.guidance_scale) == (4, 50, 7.5)
-    assert (str(args.finetuned_model_name_or_path), str(args.output_dir)) == ("output", "result")
-    assert not args.safety_checker
-
-
-def test_help_and_mistakes_do_not_import_torch():
-    program = (
-        "import sys, evaluate\n"
-        "from utils.errors import run_main\n"
-        "assert run_main(evaluate.main, ['--num_images', '0']) == 2\n"
-        "sys.exit('torch' in sys.modules)"
-    )
-    root = Path(evaluate.__file__).parent
-    completed = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
-    assert completed.returncode == 0, completed.stderr

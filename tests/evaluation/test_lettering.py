@@ -1,4 +1,4 @@
-"""utils/lettering.py: text of any script is written in a font that has it, or spelled out where there is none."""
+"""Text of any script is written in a font that has it, or spelled out where there is none."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""utils/metrics.py against references written as plain loops over Python floats, without numpy's matrix products."""
+"""Metrics against references written as plain loops over Python floats, without numpy's matrix products."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""utils/prompts.py: the paper's prompts, the guessed class, the subject's name left out."""
+"""The paper's prompts, the guessed class, the subject's name left out."""
 
 import pytest
 

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
+from tests.helpers.script import UNET_FILE
 from utils import encoders, metrics, sampling
 from utils.errors import run_main
 from utils.evaluate_arguments import find_checkpoints, parse_args
 
 torch.set_num_threads(1)
 PROMPT = "a photo of sks cat"
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
 def scale_unet(source: Path, target: Path, factor: float) -> None:

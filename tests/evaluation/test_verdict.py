@@ -1,4 +1,4 @@
-"""utils/verdict.py: each warning fires beyond its threshold and not before, with its numbers; the best checkpoint."""
+"""Each warning fires beyond its threshold and not before, with its numbers; the best checkpoint."""
 
 import copy
 

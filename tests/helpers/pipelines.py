@@ -127,3 +127,19 @@ def write_photos(folder: Path, count: int = 4, size: tuple[int, int] = (48, 48))
         values = np.random.default_rng(number).integers(0, 256, (size[1] // 8 or 1, size[0] // 8 or 1, 3), np.uint8)
         Image.fromarray(values).resize(size, Image.Resampling.BICUBIC).save(folder / f"photo-{number}.jpg", quality=95)
     return folder
+
+
+def listing(folder: Path) -> dict[str, tuple]:
+    """Everything below a folder with its mode, size and time of change."""
+    entries = {str(path.relative_to(folder)): path.lstat() for path in folder.rglob("*")}
+    return {name: (found.st_mode, found.st_size, found.st_mtime_ns, found.st_ino) for name, found in entries.items()}
+
+
+def edit_json(path: Path, **entries) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def largest_difference(images: list[Image.Image], others: list[Image.Image]) -> int:
+    """Of any pixel, in grey levels of 255."""
+    pairs = zip(images, others, strict=True)
+    return max(int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max()) for a, b in pairs)

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from train_dreambooth_colossalai import main
-from utils.errors import run_main
+from utils.arguments import parse_args
+from utils.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "train_dreambooth_colossalai.py"
@@ -20,6 +22,7 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "M
 LATEST = dict(resume_from_checkpoint="latest")
 # A large epsilon, so that rounding in tiny gradients does not become a whole step of Adam's.
 SPREAD = dict(learning_rate=1e-3, adam_epsilon=1e-3)
+REQUIRED = ["--pretrained_model_name_or_path", "base", "--instance_data_dir", "photos", "--instance_prompt", "a photo"]
 
 
 def as_argv(flags: dict) -> list[str]:
@@ -39,6 +42,36 @@ def dry_run(base: Path, photos: Path, tmp_path: Path, capsys, *more: str) -> tup
     argv += ["--instance_prompt=a cat", "--output_dir", tmp_path / "output", *more]
     code = run_main(main, [str(value) for value in argv])
     return code, *capsys.readouterr()
+
+
+def make_args(tmp_path: Path, **values):
+    """Parsed arguments whose folders are all below tmp_path."""
+    flags = dict(
+        pretrained_model_name_or_path=tmp_path / "base",
+        instance_data_dir=tmp_path / "photos",
+        output_dir=tmp_path / "output",
+        instance_prompt="a photo",
+    )
+    flags |= values
+    return parse_args([text for name, value in flags.items() for text in (f"--{name}", str(value))])
+
+
+def complaint(*argv: str) -> str:
+    """The one line that refuses these arguments."""
+    with pytest.raises(UserError) as error:
+        parse_args([*REQUIRED, *argv])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def run_python(code: str, *argv) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *(str(value) for value in argv)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def rows_of(table: str) -> dict[str, str]:
+    """{finding: verdict} of the preflight's table."""
+    return {line[6:].split("  ", 1)[1].strip(): line[:4].strip() for line in table.splitlines()[1:-1]}
 
 
 def start(launcher: list, script: Path, argv: list, cwd: Path = ROOT) -> subprocess.Popen:

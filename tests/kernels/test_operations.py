@@ -6,22 +6,11 @@ The cases on a GPU are chosen so that few kernels are compiled: every shape and 
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 
-from tests.helpers.kernels import DEVICES, GPU_MARKS, INTERPRETED, adamw_scalars
-from utils import fused_unet, kernels
+from tests.helpers.kernels import DEVICES, GPU_MARKS, INTERPRETED, relative_error
+from utils import kernels
 
 ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
-UNET_CONFIG = dict(
-    sample_size=8,
-    block_out_channels=(32, 64),
-    layers_per_block=1,
-    cross_attention_dim=32,
-    attention_head_dim=4,
-    norm_num_groups=8,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
 OPTIONS = [(False, True, True), (True, False, True), (False, True, False)]  # shifted, forks, silu
 SMALL_IMAGES = [(2, 64, 6, 10, 16), (1, 320, 4, 4, 32), (2, 1920, 1, 1, 32), (1, 96, 8, 8, 1)]
 LARGE_IMAGES = [
@@ -59,10 +48,6 @@ def token_cases():
 
 
 FEW_CASES = [("cpu", torch.float32), *on_gpu((torch.float32,), (torch.float16,), (torch.bfloat16,))]
-
-
-def relative_error(result, expected):
-    return ((result.double().cpu() - expected.double().cpu()).norm() / expected.double().cpu().norm()).item()
 
 
 def check(function, definition, arguments, num_outputs, tolerance):
@@ -175,102 +160,6 @@ def test_add_bias_residual(device, dtype, num_biases):
     check(kernels.add_bias_residual, definition, images + biases, 1, ROUNDING[dtype])
 
 
-def adamw_state(num, weight_dtype, device):
-    master = torch.randn(num, device=device) * 0.1
-    weight = None if weight_dtype is None else master.to(weight_dtype)
-    return weight, master, torch.zeros_like(master), torch.zeros_like(master)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("weight_dtype", [None, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("update", [kernels.adamw_, kernels.adamw_reference_], ids=["fused", "reference"])
-def test_adamw_is_torch_adamw(device, weight_dtype, update):
-    torch.manual_seed(0)
-    weight, master, exp_avg, exp_avg_sq = adamw_state(5003, weight_dtype, device)
-    expected = torch.nn.Parameter(master.clone())
-    start = master.clone()
-    optimizer = torch.optim.AdamW([expected], lr=1e-3, weight_decay=1e-2)
-    for step in range(1, 21):
-        grad = torch.randn(5003, device=device).to(weight_dtype or torch.float32)
-        update(weight, grad, master, exp_avg, exp_avg_sq, adamw_scalars(step, 0.25, True, device))
-        expected.grad = grad.float() * 0.25
-        optimizer.step()
-    assert relative_error(master - start, expected.detach() - start) < 1e-4
-    if weight is not None and not (INTERPRETED and weight_dtype == torch.bfloat16):  # the interpreter truncates
-        assert torch.equal(weight, master.to(weight_dtype))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("update", [kernels.adamw_, kernels.adamw_reference_], ids=["fused", "reference"])
-def test_adamw_skips_whatever_the_gradient_holds(device, update):
-    torch.manual_seed(0)
-    state = adamw_state(5003, torch.float16, device)
-    before = [buffer.clone() for buffer in state]
-    grad = torch.full((5003,), torch.nan, dtype=torch.float16, device=device)
-    grad[::2] = torch.inf
-    weight, master, exp_avg, exp_avg_sq = state
-    update(weight, grad, master, exp_avg, exp_avg_sq, adamw_scalars(1, torch.nan, False, device), zero_grad=True)
-    assert all(torch.equal(now, then) for now, then in zip(state, before, strict=True))
-    assert not grad.any()
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("weight_dtype", [None, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("numels", [(2048, 1024, 3000, 8, 512), (8, 1024, 2051)])
-def test_scattered_gradients_give_what_flat_ones_give(device, weight_dtype, numels):
-    if device == "cpu" and not INTERPRETED:
-        pytest.skip("says something about Triton only")
-    assert kernels.gradient_table([5, 1024, 2048], device) is None
-    compare_scattered_with_flat(kernels.gradient_table(list(numels), device), numels, weight_dtype, device)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("weight_dtype", [None, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("numels", [(5, 1024, 2051, 4096), (1023, 3, 2049, 1024)])
-def test_scattered_gradients_of_parameters_at_odd_offsets(device, weight_dtype, numels):
-    if device == "cpu" and not INTERPRETED:
-        pytest.skip("says something about Triton only")
-    table = kernels.kernels_scattered.GradientTable(list(numels), device)
-    assert not table.is_aligned
-    compare_scattered_with_flat(table, numels, weight_dtype, device)
-
-
-def compare_scattered_with_flat(table, numels, weight_dtype, device):
-    """Three updates, the second of which is skipped."""
-    torch.manual_seed(0)
-    flat_state = adamw_state(sum(numels), weight_dtype, device)
-    scattered_state = [None if buffer is None else buffer.clone() for buffer in flat_state]
-    dtype = weight_dtype or torch.float32
-    norms = torch.zeros(2, 1, device=device)
-    for step, applies in ((1, True), (2, False), (3, True)):
-        grad = torch.randn(sum(numels), device=device).to(dtype)
-        grad = grad if applies else torch.full_like(grad, torch.nan)
-        pieces = [piece.clone() for piece in grad.split(list(numels))]
-        table.set_addresses(pieces)
-        kernels.grad_norm_(grad, norms[0])
-        table.grad_norm_(dtype, norms[1])
-        assert relative_error(*norms) < 1e-5 if applies else norms.isnan().all()
-        scalars = adamw_scalars(step, 0.25, applies, device)
-        kernels.adamw_(flat_state[0], grad, *flat_state[1:], scalars)
-        table.adamw_(scattered_state[0], dtype, *scattered_state[1:], scalars)
-        for flat, scattered in zip(flat_state, scattered_state, strict=True):
-            assert flat is None or torch.equal(flat, scattered)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("num", [1, 4097, 100_003])
-def test_grad_norm(device, num):
-    torch.manual_seed(0)
-    grad = torch.randn(num, device=device).half()
-    out = torch.zeros(1, device=device)
-    kernels.grad_norm_(grad, out)
-    assert relative_error(out, grad.double().norm()) < 1e-5
-    for value in (torch.inf, torch.nan):
-        grad[num // 2] = value
-        kernels.grad_norm_(grad, out)
-        assert not out.isfinite()
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_results_are_bit_reproducible(device):
     if device == "cpu" and not INTERPRETED:
@@ -296,124 +185,3 @@ def test_results_are_bit_reproducible(device):
 
     first, second = run(), run()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def small_unet(device, dtype=torch.float32, flattens=True):
-    """A UNet in channels_last; with `flattens` its parameters lie one after the other in one buffer."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(**UNET_CONFIG).to(device, dtype).to(memory_format=torch.channels_last)
-    if flattens:
-        buffer = torch.empty(unet.num_parameters(), device=device, dtype=dtype)
-        for parameter, flat in zip(
-            unet.parameters(), buffer.split([p.numel() for p in unet.parameters()]), strict=True
-        ):
-            shape = parameter.shape
-            is_image = parameter.dim() == 4
-            view = flat.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2) if is_image else flat.view(shape)
-            parameter.data = view.copy_(parameter.data)
-    return unet.train()
-
-
-def unet_inputs(device, dtype=torch.float32):
-    torch.manual_seed(1)
-    sample = torch.randn(2, 4, 8, 8, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-    return sample, torch.tensor([3, 500], device=device), torch.randn(2, 7, 32, device=device).to(dtype)
-
-
-def forward_backward(unet, inputs):
-    unet.zero_grad()
-    model_pred = unet(*inputs).sample
-    model_pred.float().square().mean().backward()
-    return [model_pred.detach(), *(parameter.grad.clone() for parameter in unet.parameters())]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("flattens", [False, True])
-def test_fused_unet_computes_the_same(device, flattens):
-    tolerance = 1e-4 if device == "cuda" else 2e-5  # on a GPU attention's backward adds in any order
-    unet, inputs = small_unet(device, flattens=flattens), unet_inputs(device)
-    names, modules = list(unet.state_dict()), [type(module) for module in unet.modules()]
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        plain = forward_backward(unet, inputs)
-        counts = fused_unet.install(unet)
-        assert counts == dict(resnets=8, transformers=4, blocks=4, norm_out=1, time_embedding=1)
-        assert fused_unet.install(unet) == counts
-        fused = forward_backward(unet, inputs)
-        assert max(map(relative_error, fused, plain)) < tolerance
-        assert names == list(unet.state_dict()) and modules == [type(module) for module in unet.modules()]
-        unet.enable_gradient_checkpointing()
-        assert max(map(relative_error, forward_backward(unet, inputs), fused)) < tolerance
-        unet.disable_gradient_checkpointing()
-        fused_unet.uninstall(unet)
-        assert not any("forward" in module.__dict__ for module in unet.modules())
-        assert max(map(relative_error, forward_backward(unet, inputs), plain)) < tolerance
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_what_precedes_the_prompts_is_computed_once_for_equal_halves(device, monkeypatch):
-    unet, (sample, timesteps, prompts) = small_unet(device), unet_inputs(device)
-    sample, timesteps, prompts = sample.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([prompts, -prompts])
-    batches, attend = [], F.scaled_dot_product_attention
-
-    def counted(query, *others):
-        batches.append(len(query))
-        return attend(query, *others)
-
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        plain = unet(sample, timesteps, prompts).sample
-        counts = fused_unet.install(unet)
-        assert fused_unet.install(unet, equal_halves=True) == counts
-        monkeypatch.setattr(fused_unet.F, "scaled_dot_product_attention", counted)
-        assert relative_error(unet(sample, timesteps, prompts).sample, plain) < 2e-5
-    assert batches == [2] + 7 * [4]
-
-
-def test_fused_unet_knows_attention_masks():
-    unet, inputs = small_unet("cpu"), unet_inputs("cpu")
-    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]]).bool()
-    plain = unet(*inputs, encoder_attention_mask=mask).sample
-    fused_unet.install(unet)
-    assert relative_error(unet(*inputs, encoder_attention_mask=mask).sample, plain) < 1e-5
-
-
-def test_fused_unet_leaves_the_unfamiliar_alone():
-    unet = small_unet("cpu")
-    unet.down_blocks[0].resnets[0].time_embedding_norm = "scale_shift"
-    unet.down_blocks[1].resnets[0].conv1.register_forward_hook(lambda *_: None)
-    unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[1].p = 0.1
-    unet.up_blocks[0].resnets[0].dropout.p = 0.1
-    counts = fused_unet.install(unet)
-    assert counts == dict(resnets=5, transformers=3, blocks=3, norm_out=1, time_embedding=0)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_fused_unet_is_as_near_to_float32_as_the_plain_one(dtype):
-    reference = forward_backward(small_unet("cuda"), unet_inputs("cuda"))
-    unet, inputs = small_unet("cuda", dtype), unet_inputs("cuda", dtype)
-    plain = [relative_error(*pair) for pair in zip(forward_backward(unet, inputs), reference, strict=True)]
-    fused_unet.install(unet)
-    fused = [relative_error(*pair) for pair in zip(forward_backward(unet, inputs), reference, strict=True)]
-    assert fused[0] < 1.2 * plain[0]
-    assert sum(fused) < 1.2 * sum(plain)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_fused_unet_is_captured_in_a_cuda_graph():
-    unet, inputs = small_unet("cuda", torch.float16), unet_inputs("cuda", torch.float16)
-    fused_unet.install(unet)
-    eager = forward_backward(unet, inputs)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        forward_backward(unet, inputs)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = forward_backward(unet, inputs)
-    for _ in range(2):
-        graph.replay()
-    torch.cuda.synchronize()
-    assert max(map(relative_error, captured, eager)) < 5e-3

@@ -1,4 +1,4 @@
-"""utils/captured_unet.py: images through graphs are the plain ones, whichever UNet the graphs' weights belong to.
+"""Images through graphs are the plain ones, whichever UNet the graphs' weights belong to.
 
 On a CPU a stand-in for the graph reads, as a graph does, the addresses that the weights had when it was captured.
 """

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_pipeline
+from tests.helpers.script import UNET_FILE
 from utils import models, pipeline
 from utils.preflight import PROGRAM
 
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 
@@ -128,11 +128,6 @@ def test_everything_but_the_weights_is_the_bases(tmp_path, tiny_pipeline_dir):
     assert json.loads(found.pop("run.json"))["program"] == PROGRAM
     assert found.pop(UNET_FILE) == b"new weights" and expected.pop(UNET_FILE)
     assert found == expected
-
-
-@pytest.fixture
-def base(tmp_path, tiny_pipeline_dir) -> Path:
-    return shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
 
 
 def test_hidden_files_are_left_behind(tmp_path, base):
@@ -372,10 +367,3 @@ def test_what_a_killed_run_left_is_cleared_away_by_the_next(tmp_path, base):
     (output / ".run.json.partial").write_text("{")
     commit(output, base)
     assert not list(output.glob(".*"))
-
-
-def test_file_names_that_are_not_utf8_can_be_written_to_json(tmp_path):
-    name = os.fsdecode(b"caf\xe9.jpg")
-    pipeline.write_json(tmp_path / "a.json", {"file": name, "prompt": "кот 🐈\n"})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file": name, "prompt": "кот 🐈\n"}
-    assert "кот 🐈" in (tmp_path / "a.json").read_text(encoding="utf-8")

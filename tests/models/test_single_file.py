@@ -10,11 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
+from tests.helpers.script import EMBEDDED
 from utils.errors import UserError, run_main
 from utils.export import export_single_file, main, original_unet_name, original_vae_name
 from utils.models import quiet_libraries
-
-EMBEDDED = Path(__file__).resolve().parents[2] / "model" / "tiny-stable-diffusion"
 
 
 def read_back(file: Path, config: Path):

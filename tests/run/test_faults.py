@@ -164,35 +164,6 @@ def test_steps_that_are_not_finite_end_the_run(flags, tmp_path, max_train_steps)
     assert not (output / "model_index.json").exists()
 
 
-def test_the_metrics_file_on_a_full_disk(flags, tmp_path):
-    process = Process(as_argv(flags | dict(max_train_steps=60)), tmp_path / "text", full_metrics)
-    assert process.wait() == 0
-    assert process.text().count("could not be written (No space left on device); the training goes on") == 1
-
-
-def full_metrics() -> None:
-    from utils import logs
-
-    class Full:
-        name = "metrics.jsonl"
-
-        def write(self, text):
-            raise OSError(28, "No space left on device")
-
-        def fileno(self):
-            raise OSError(28, "No space left on device")
-
-        close = fileno
-
-    start = logs.TrainingLog.__init__
-
-    def with_full_disk(self, *args, **kwargs):
-        start(self, *args, **kwargs)
-        self._file = Full()
-
-    logs.TrainingLog.__init__ = with_full_disk
-
-
 DIES_ONCE = """
 import os, signal, sys
 sys.path.insert(0, {root!r})

@@ -14,11 +14,10 @@ import torch
 
 from bench import determinism
 from bench.determinism_operations import differ, differing
-from tests.helpers.script import ROOT, as_argv, bits, run, without_times
+from tests.helpers.script import EMBEDDED, ROOT, as_argv, bits, run, without_times
 from utils.determinism import CUBLAS_VARIABLE, deterministic_kernels
 from utils.errors import RunFailed
 
-EMBEDDED = ROOT / "model" / "tiny-stable-diffusion"
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 

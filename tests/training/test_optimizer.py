@@ -5,14 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.helpers.modules import make_module
-from utils.optimizer import FlatParameters, MasterWeightsOptimizer, learning_rate_table
-
-
-def make_optimizer(weight_dtype=torch.float32, lr=1e-3, **options):
-    module = make_module()
-    optimizer = MasterWeightsOptimizer(FlatParameters(module, weight_dtype, "cpu"), learning_rates=[lr], **options)
-    return module, optimizer
+from tests.helpers.modules import make_module, make_optimizer
+from utils.optimizer import FlatParameters, MasterWeightsOptimizer
 
 
 def set_gradients(optimizer, step: int, scale: float = 1.0) -> None:
@@ -47,28 +41,6 @@ def test_chunks_do_not_change_the_update(monkeypatch):
         optimizer.step()
         results.append(optimizer.flat.master.clone())
     assert torch.equal(*results)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_parameters_and_gradients_are_views_of_the_flat_buffers(memory_format):
-    module = make_module()
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    flat = FlatParameters(module, torch.float16, "cpu", memory_format)
-    for name, parameter in module.named_parameters():
-        assert torch.equal(parameter, before[name].half())
-        assert torch.equal(flat.state_dict(flat.master)[name], before[name])
-    assert module[0].weight.is_contiguous(memory_format=memory_format)
-    flat.weight.zero_()
-    module.half()(torch.randn(2, 3, 6, 6).half()).sum().backward()
-    assert all((p == 0).all() for p in module.parameters())
-    assert flat.grad.abs().sum() > 0
-
-
-def test_master_weights_are_the_files_values_not_their_rounded_cast():
-    module, optimizer = make_optimizer(torch.float16)
-    original = torch.cat([p.detach().flatten() for p in make_module().parameters()])
-    assert torch.equal(optimizer.flat.master, original)
-    assert not torch.equal(optimizer.flat.weight.float(), original)
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
@@ -130,12 +102,3 @@ def test_gradients_are_clipped_after_unscaling():
     metrics = optimizer.step()
     torch.testing.assert_close(metrics["grad_norm"], expected, rtol=1e-4, atol=0)
     torch.testing.assert_close(optimizer.exp_avg.norm(), torch.tensor(0.1), rtol=1e-3, atol=0)
-
-
-@pytest.mark.parametrize("name", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup"])
-def test_learning_rates_warm_up_and_follow_diffusers(name):
-    table = learning_rate_table(1e-3, name, num_warmup_steps=4, num_training_steps=20, num_cycles=2, power=1.0)
-    assert (
-        len(table) == 20 and table[0] == 0 and table[2] == pytest.approx(0.5e-3) and max(table) == pytest.approx(1e-3)
-    )
-    assert table[-1] < 1e-3 or name == "constant_with_warmup"
