@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.script import REQUIRED, complaint
 from utils.arguments import LR_SCHEDULERS, as_plain, parse_args, training_parser
-from utils.errors import UserError, run_main
-
-REQUIRED = ["--pretrained_model_name_or_path", "base", "--instance_data_dir", "photos", "--instance_prompt", "a photo"]
+from utils.errors import UserError
 
 # Flags and their defaults are a promise to users: a new flag is added here and in the README; none is taken away.
 DEFAULTS = dict(
@@ -69,13 +68,6 @@ DEFAULTS = dict(
     snr_gamma=None,
     noise_offset=0.0,
 )
-
-
-def complaint(*argv: str) -> str:
-    with pytest.raises(UserError) as error:
-        parse_args([*REQUIRED, *argv])
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_the_flags_and_their_defaults_are_frozen():
@@ -228,36 +220,6 @@ def test_resuming_and_starting_over_exclude_each_other():
     assert "--resume_from_checkpoint goes on with a run, --overwrite_output_dir starts over" in said
 
 
-@pytest.mark.parametrize(
-    ("unknown", "near"),
-    [
-        ("--leraning_rate", "--learning_rate"),
-        ("--max_train_step", "--max_train_steps"),
-        ("--centre_crop", "--center_crop"),
-        ("--batch_size", "--train_batch_size"),
-        ("--output-dir", "--output_dir"),
-        ("--learning_rates=3", "--learning_rate"),
-    ],
-)
-def test_the_nearest_flag_is_suggested(unknown, near):
-    said = complaint(unknown)
-    assert said == f"unrecognized arguments: {unknown}; did you mean {near}?"
-
-
-@pytest.mark.parametrize("unknown", ["--push_to_hub", "stray", " ", "--plugin=gemini"])
-def test_a_flag_like_no_other(unknown):
-    assert complaint(unknown).endswith("; --help lists the flags")
-
-
-@pytest.mark.parametrize("short", ["--res=64", "--max_train=3", "--learning=1e-6", "--output=x"])
-def test_no_abbreviations(short):
-    assert complaint(short).startswith(f"unrecognized arguments: {short}")
-
-
-def test_a_flag_without_its_value():
-    assert complaint("--resolution") == "argument --resolution: expected one argument"
-
-
 def test_every_flag_has_its_line_of_help():
     help_text = training_parser().format_help()
     assert all(f"--{name}" in help_text for name in DEFAULTS)
@@ -270,26 +232,3 @@ def test_arguments_as_plain_values():
     plain = as_plain(parse_args(REQUIRED))
     assert plain["output_dir"] == "output" and plain["max_train_steps"] is None
     assert json.loads(json.dumps(plain)) == plain
-
-
-def test_a_user_error_is_one_line_from_rank_0(capsys, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    assert run_main(parse_args, ["--resolution", "x"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: argument --res")
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("utils.errors.SECONDS_FOR_RANK_0", 0)
-    assert run_main(parse_args, ["--resolution", "x"]) == 2
-    assert capsys.readouterr() == ("", "")
-
-
-def test_debug_raises(monkeypatch):
-    with pytest.raises(UserError):
-        run_main(parse_args, ["--resolution", "x", "--debug"])
-
-
-def test_help_goes_to_stdout_with_exit_code_0(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        parse_args(["--help"])
-    assert exit_.value.code == 0
-    assert "usage: train_dreambooth_colossalai.py" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import write_photos
+from tests.helpers.pipelines import write_photos
 from utils.dataset import InstanceDataset, decode, find_photos, resize_shorter_side
 from utils.errors import UserError
 

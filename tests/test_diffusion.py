@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from tests.conftest import SCHEDULER_CONFIG
+from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.diffusion import denoising_loss, encode_images, encode_prompt, sample_latents, training_target
 from utils.models import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae, tokenize
 

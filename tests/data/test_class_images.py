@@ -1,0 +1,281 @@
+"""Class images: what is there is used, what is missing is made once, nothing foreign is mixed in."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers.pipelines import write_photos, write_pipeline
+from utils import class_generation, class_images
+from utils.class_generation import image_seed, make_batch, write_image
+from utils.class_images import ClassDataset, file_name, generation_settings, model_hash, plan_class_images
+from utils.concepts import Concept
+from utils.dataset import InstanceDataset
+from utils.drawing import is_blank
+from utils.errors import UserError
+from utils.preflight import check_base_model
+from utils.run_inputs import hash_files
+
+SETTINGS = dict(
+    prompt="a photo of a cat.",
+    model="abc",
+    scheduler="PNDMScheduler",
+    num_inference_steps=2,
+    guidance_scale=7.5,
+    height=16,
+    width=16,
+)
+
+
+@pytest.fixture
+def concept(tmp_path) -> Concept:
+    return Concept("a photo of my cat.", tmp_path / "photos", "a photo of a cat.", tmp_path / "class")
+
+
+def write_made(folder, number: int, **changes) -> None:
+    """A class image as this program writes it."""
+    folder.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(number).random((16, 16, 3), np.float32)
+    write_image(folder / file_name(number), pixels, dict(number=number, seed=number + 7, settings=SETTINGS | changes))
+
+
+def numbers_used(plan) -> list[str]:
+    return [path.name for path in plan.used]
+
+
+def test_an_empty_folder_needs_all(concept):
+    plan = plan_class_images(concept, SETTINGS, 3)
+    assert (plan.num_found, plan.missing) == (0, [0, 1, 2]) and numbers_used(plan) == [file_name(n) for n in range(3)]
+    assert not concept.class_data_dir.exists()
+    assert "have 0, need 3, will make 3 (2 ranks, 4 at a time), will use 3" in plan.summary(2, 4)
+
+
+def test_gaps_are_filled_and_what_is_there_is_kept(concept):
+    for number in (0, 2, 5):
+        write_made(concept.class_data_dir, number)
+    plan = plan_class_images(concept, SETTINGS, 5)
+    assert (plan.num_found, plan.missing) == (3, [1, 3])
+    assert numbers_used(plan) == [file_name(n) for n in (0, 1, 2, 3, 5)]
+    fewer = plan_class_images(concept, SETTINGS, 2)
+    assert fewer.missing == [] and numbers_used(fewer) == [file_name(0), file_name(2)]
+
+
+OTHER = dict(prompt="a photo of a dog.", model="def", scheduler="DDIMScheduler", num_inference_steps=3)
+OTHER |= dict(guidance_scale=1.0, height=32, width=32)
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER.items())
+def test_images_of_another_prompt_or_model_are_refused(concept, name, value):
+    write_made(concept.class_data_dir, 0)
+    write_made(concept.class_data_dir, 1, **{name: value})
+    said = f"made with another {name.replace('_', ' ')}, {value!r}, not {SETTINGS[name]!r}"
+    with pytest.raises(UserError, match=said):
+        plan_class_images(concept, SETTINGS, 1)
+
+
+def test_every_setting_that_is_compared_is_tested(tiny_pipeline_dir):
+    assert OTHER.keys() == generation_settings(tiny_pipeline_dir, "abc", "a cat").keys()
+
+
+@pytest.mark.parametrize("content", ['{"program": "train_dreambooth_colossalai", "images": []}', "not JSON"])
+def test_a_manifest_that_an_earlier_version_wrote_is_ignored(concept, content):
+    write_made(concept.class_data_dir, 0)
+    (concept.class_data_dir / "manifest.json").write_text(content)
+    plan = plan_class_images(concept, SETTINGS, 2)
+    assert (plan.num_found, plan.missing, plan.notes) == (1, [1], [])
+
+
+def test_enough_images_of_the_users_own_are_used_and_said_to_be(concept):
+    write_photos(concept.class_data_dir, 3)
+    plan = plan_class_images(concept, SETTINGS, 2)
+    assert plan.missing == [] and numbers_used(plan) == ["photo-0.jpg", "photo-1.jpg"]
+    assert "have 3, need 2, will make 0, will use 2\nthis program did not make" in plan.summary(1, 4)
+
+
+def test_too_few_images_of_the_users_own_are_not_filled_up(concept):
+    write_photos(concept.class_data_dir, 3)
+    with pytest.raises(UserError, match="holds 3 images that this program did not make.*--num_class_images 3"):
+        plan_class_images(concept, SETTINGS, 4)
+
+
+def test_the_users_images_beside_ours_are_left_out_and_said_to_be(concept):
+    write_made(concept.class_data_dir, 0)
+    write_photos(concept.class_data_dir, 3)
+    plan = plan_class_images(concept, SETTINGS, 2)
+    assert numbers_used(plan) == [file_name(0), file_name(1)] and plan.missing == [1]
+    assert "left out: 3 images" in plan.summary(1, 4)
+
+
+def test_an_image_cut_short_is_made_again(concept):
+    for number in range(2):
+        write_made(concept.class_data_dir, number)
+    path = concept.class_data_dir / file_name(1)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert plan_class_images(concept, SETTINGS, 2).missing == [1]
+    write_made(concept.class_data_dir, 1)
+    assert plan_class_images(concept, SETTINGS, 2).missing == []
+
+
+def test_a_copy_under_another_name_does_not_count_twice(concept):
+    write_made(concept.class_data_dir, 0)
+    (concept.class_data_dir / file_name(1)).write_bytes((concept.class_data_dir / file_name(0)).read_bytes())
+    assert plan_class_images(concept, SETTINGS, 2).missing == [1]
+
+
+@pytest.mark.parametrize("number_of_bytes", [0, 100])
+def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_bytes):
+    def save(_image, file, *_arguments, **_options):
+        file.write(b"x" * number_of_bytes)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        write_image(tmp_path / file_name(0), np.zeros((16, 16, 3)), dict(number=0, seed=7, settings=SETTINGS))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_appears_under_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    renamed = []
+
+    def replace(part, path):
+        assert not path.exists() and part.read_bytes().endswith(class_images.PNG_END)
+        renamed.append((part.parent, path))
+        part.rename(path)
+
+    monkeypatch.setattr("utils.class_generation.os.replace", replace)
+    write_made(tmp_path, 0)
+    assert renamed == [(tmp_path, tmp_path / file_name(0))]
+
+
+def test_the_model_hash_is_of_the_weights_not_of_the_place(tmp_path, tiny_pipeline_dir):
+    import shutil
+
+    def hash_of(folder) -> str:
+        return model_hash(hash_files(check_base_model(folder))["sha256"])
+
+    copy = shutil.copytree(tiny_pipeline_dir, tmp_path / "copy")
+    assert hash_of(copy) == hash_of(tiny_pipeline_dir)
+    (copy / "vae/.hidden").write_text("x")
+    assert hash_of(copy) == hash_of(tiny_pipeline_dir)
+    assert hash_of(write_pipeline(tmp_path / "other", seed=1)) != hash_of(copy)
+
+
+def test_seeds_differ_by_number_attempt_and_run():
+    seeds = {image_seed(run, number, attempt) for run in (0, 1) for number in range(50) for attempt in range(4)}
+    assert len(seeds) == 400
+    assert image_seed(0, 3, 0) == 3645047520, "a class folder half made by an earlier version would change"
+
+
+def stub_draw(monkeypatch, spoiled: set[int], value: float) -> list[int]:
+    """class_generation.draw gives noise, or `value` alone for the seeds in `spoiled`; returns the seeds asked for."""
+    asked = []
+
+    def draw(_pipeline, _settings, seeds):
+        asked.extend(seeds)
+        return np.stack(
+            [
+                np.full((16, 16, 3), value) if seed in spoiled else np.random.default_rng(seed).random((16, 16, 3))
+                for seed in seeds
+            ]
+        )
+
+    monkeypatch.setattr(class_generation, "draw", draw)
+    return asked
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), 0.5])
+def test_a_blank_image_is_made_again_with_another_seed(concept, monkeypatch, value):
+    asked = stub_draw(monkeypatch, {image_seed(5, 1, 0), image_seed(5, 1, 1)}, value)
+    plan = plan_class_images(concept, SETTINGS, 3)
+    plan.folder.mkdir()
+    make_batch(None, plan, plan.missing, seed=5)
+    first = [image_seed(5, number, 0) for number in range(3)]
+    assert asked == [*first, image_seed(5, 1, 1), image_seed(5, 1, 2)]
+    assert plan_class_images(concept, SETTINGS, 3).missing == []
+    assert class_images.read_metadata(plan.folder / file_name(1))["seed"] == image_seed(5, 1, 2)
+    assert not list(plan.folder.glob(".*"))
+
+
+def test_an_image_that_stays_blank_ends_the_run(concept, monkeypatch):
+    stub_draw(monkeypatch, {image_seed(0, 1, attempt) for attempt in range(9)}, 0.0)
+    plan = plan_class_images(concept, SETTINGS, 2)
+    plan.folder.mkdir()
+    with pytest.raises(UserError, match="4 times in a row; try --prior_generation_precision fp32"):
+        make_batch(None, plan, plan.missing, seed=0)
+
+
+def test_blank_is_what_eight_bits_show():
+    noise = np.random.default_rng(0).random((8, 8, 3))
+    assert not is_blank(noise) and is_blank(noise * 1e-4) and is_blank(np.where(noise > 0.9, np.nan, noise))
+
+
+def test_images_do_not_depend_on_the_batch(tiny_pipeline_dir):
+    pipeline = class_generation.load_class_pipeline(tiny_pipeline_dir, torch.float32, torch.device("cpu"))
+    assert type(pipeline.scheduler).__name__ == "PNDMScheduler" and pipeline.safety_checker is None
+    settings = generation_settings(tiny_pipeline_dir, "abc", "a cat") | dict(num_inference_steps=3)
+    assert (settings["height"], settings["width"]) == (32, 32)
+    together = class_generation.draw(pipeline, settings, [1, 2, 3])
+    alone = class_generation.draw(pipeline, settings, [2])
+    np.testing.assert_allclose(together[1], alone[0], atol=1e-4)
+    assert np.abs(together[0] - together[1]).max() > 0.01
+
+
+def test_too_little_memory_names_the_flag(tiny_pipeline_dir):
+    class Pipeline(SimpleNamespace):
+        def __call__(self, *_, **__):
+            raise torch.cuda.OutOfMemoryError("no")
+
+    unet = SimpleNamespace(config=SimpleNamespace(in_channels=4), dtype=torch.float16)
+    with pytest.raises(UserError, match="--sample_batch_size 2$"):
+        class_generation.draw(Pipeline(vae_scale_factor=8, unet=unet), SETTINGS, [1, 2, 3, 4])
+
+
+class TestClassDataset:
+    """As InstanceDataset, but images are opened when they are asked for."""
+
+    @pytest.fixture
+    def plan(self, concept):
+        folder = write_photos(concept.class_data_dir, 3, size=(48, 32))
+        image = Image.open(folder / "photo-2.jpg")
+        exif = image.getexif()
+        exif[0x0112] = 6  # to be turned by 90 degrees
+        image.save(folder / "photo-2.jpg", exif=exif)
+        return plan_class_images(concept, SETTINGS, 3)
+
+    @pytest.mark.parametrize("center_crop", [False, True])
+    def test_the_same_crops_as_of_photos(self, plan, center_crop):
+        dataset = ClassDataset([plan], 16, center_crop)
+        photos = InstanceDataset(plan.folder, 16, center_crop)
+        assert len(dataset) == 3 and dataset.has_fixed_crops == photos.has_fixed_crops == center_crop
+        assert dataset.prompt(2) == "a photo of a cat."
+        for number in range(3):
+            origin = dataset.crop_origin(number, (0.9, 0.7))
+            assert origin == photos.crop_origin(number, (0.9, 0.7))
+            assert torch.equal(dataset.pixel_values(number, *origin), photos.pixel_values(number, *origin))
+
+    def test_no_image_is_decoded_before_it_is_drawn(self, plan, monkeypatch):
+        decoded = []
+        monkeypatch.setattr(class_images, "decode", lambda path: decoded.append(path) or Image.open(path))
+        dataset = ClassDataset([plan], 16, center_crop=True)
+        assert decoded == []
+        dataset.pixel_values(1, 0, 0)
+        assert decoded == [plan.folder / "photo-1.jpg"]
+
+    def test_a_thousand_latents_of_512_pixels_fit_into_the_cache(self):
+        from utils.latents import MAX_CACHED_BYTES
+
+        assert 1000 * torch.empty(2, 4, 64, 64).nbytes < MAX_CACHED_BYTES / 4
+
+
+def test_only_images_that_a_run_draws_are_encoded():
+    from utils.inputs import drawn_class_images
+    from utils.randomness import CLASS, draw_sample
+
+    plan = Namespace(num_steps=5, samples_per_step=2)
+    drawn = drawn_class_images(3, plan, 50)
+    sizes = dict(num_photos=50, latent_shape=(1, 1, 1), num_train_timesteps=9, stream=CLASS)
+    assert drawn == {draw_sample(3, index, **sizes).photo for index in range(10)} and len(drawn) == 10
+    assert drawn_class_images(3, plan, 7) == set(range(7))

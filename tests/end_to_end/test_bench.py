@@ -1,0 +1,66 @@
+"""The benchmarks run on the embedded model on a CPU, so that what they print on a GPU is not their first run."""
+
+import json
+
+import pytest
+
+from bench import evaluate as bench
+from bench import loss_curves, train_step
+
+
+def test_train_step(tmp_path, capsys):
+    file = tmp_path / "results.json"
+    train_step.main(["--batch_sizes", "1", "--steps", "4", "--json", str(file)])
+    results = json.loads(file.read_text())
+    (ours,), (reference,) = results["ours"], results["reference"]
+    assert len(ours["losses"]) == 4 and 0 < ours["ms_a_step"] < 1e3 * ours["whole_run_seconds"]
+    assert ours["first_step_seconds"] < ours["whole_run_seconds"]
+    assert reference["ms_a_step"] > 0
+    said = capsys.readouterr().out
+    assert "ours      batch 1:" in said and "reference batch 1:" in said and "floor" in said
+
+
+def test_the_reference_loop_learns_what_the_script_learns(tmp_path, capsys):
+    loss_curves.main([str(tmp_path), "--resolution=64", "--steps=6"])
+    losses = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in loss_curves.NAMES}
+    for ours, eager, reference in zip(*losses.values(), strict=True):
+        assert ours == eager
+        assert abs(ours / reference - 1) < 1e-4
+    assert len(set(losses["reference"])) == 6
+    assert "graph: differs from the reference's loss by" in capsys.readouterr().out
+    assert (tmp_path / "loss_curves.svg").read_text().startswith("<svg xmlns=")
+
+
+def check_rows(results: dict) -> None:
+    assert [(row["name"], row["batch_size"]) for row in results["rows"]] == [
+        ("recipe's loop, fp32", 1),
+        ("evaluate.py's sampling", 1),
+        ("evaluate.py's sampling", 2),
+    ]
+    recipe = results["rows"][0]["seconds_an_image"]
+    for row in results["rows"]:
+        assert row["ratio"] == pytest.approx(recipe / row["seconds_an_image"])
+        assert row["images_a_second"] == pytest.approx(1 / row["seconds_an_image"])
+        assert row["first_call_seconds"] > 0
+
+
+def test_every_row_is_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "DEVICE", bench.torch.device("cpu"))
+    monkeypatch.setattr(bench, "IS_GPU", False)
+    flags = ["--quick", "--steps=1", "--batch_sizes", "1", "2", "--no_command", f"--json={tmp_path / 'bench.json'}"]
+    results = bench.main(flags)
+    check_rows(results)
+    assert results["differences"]["pixels, graphs to plain, largest"] == 0  # on a CPU both are the plain pipeline
+    assert 0 <= results["differences"]["latents, plain to fp32"] < 1e-3
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["rows"] == results["rows"] and "command" not in written
+    assert "times the recipe's" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_whole_command_is_timed(capsys):
+    results = bench.main(["--quick", "--steps=1", "--batch_sizes", "1", "2"])
+    check_rows(results)
+    assert results["command"]["images"] == 4
+    assert results["command"]["images_a_second"] == pytest.approx(4 / results["command"]["seconds"])
+    assert "the whole command: 4 images" in capsys.readouterr().out

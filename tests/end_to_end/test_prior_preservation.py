@@ -1,0 +1,74 @@
+"""Prior preservation: the script with class images, from end to end."""
+
+import pytest
+
+from tests.helpers.script import as_argv, losses, rows, run, run_json
+from train_dreambooth_colossalai import main
+from utils import class_images
+from utils.errors import run_main
+from utils.preflight import check_base_model
+from utils.run_inputs import hash_files
+
+DRAW = dict(num_photos=4, latent_shape=(4, 8, 8), num_train_timesteps=1000)
+
+
+def test_the_loss_is_the_photos_plus_the_weighted_class_images(prior):
+    found = run(prior, prior_loss_weight=0.5)
+    for row in found:
+        assert row["loss"] == pytest.approx(row["instance_loss"] + 0.5 * row["class_loss"], rel=1e-6)
+        assert row["instance_loss"] != row["class_loss"]
+
+
+def test_a_weight_of_zero_trains_as_without(prior, flags, tmp_path):
+    found = run(prior, prior_loss_weight=0, train_batch_size=2)
+    assert [row["instance_loss"] for row in found] == pytest.approx(
+        losses(run(flags, train_batch_size=2, output_dir=tmp_path / "b")), rel=1e-5
+    )
+    assert "class_loss" not in rows(tmp_path / "b")[0] and "instance_loss" not in rows(tmp_path / "b")[0]
+
+
+def test_class_images_are_made_once(prior, capsys):
+    run(prior)
+    assert "have 0, need 5, will make 5" in capsys.readouterr().out
+    folder = prior["class_data_dir"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"class-{n:05d}.png" for n in range(5)]
+    made = [class_images.read_metadata(path) for path in folder.iterdir()]
+    settings = dict(scheduler="PNDMScheduler", num_inference_steps=2, guidance_scale=7.5, height=32, width=32)
+    base = check_base_model(prior["pretrained_model_name_or_path"])
+    model = class_images.model_hash(hash_files(base)["sha256"])
+    settings |= dict(prompt="a photo of a cat.", model=model)
+    assert all(metadata["settings"] == settings for metadata in made)
+    assert len({metadata["seed"] for metadata in made}) == 5
+    recorded = dict(folder=str(folder), prompt="a photo of a cat.", num_used=5)
+    assert run_json(prior["output_dir"])["class_images"] == [recorded]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    run(prior)
+    assert "have 5, need 5, will make 0, will use 5" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_the_options_change_the_loss_and_only_it(prior, tmp_path):
+    prior |= dict(max_train_steps=1, train_batch_size=4)
+    plain = run(prior)[0]
+    for name, value in (("snr_gamma", 0.1), ("noise_offset", 0.1)):
+        other = run(prior, output_dir=tmp_path / name, **{name: value})[0]
+        assert other["instance_loss"] != plain["instance_loss"] and other["class_loss"] != plain["class_loss"]
+    fewer = run(prior, num_class_images=4, output_dir=tmp_path / "fewer")[0]
+    assert fewer["instance_loss"] == plain["instance_loss"] and fewer["class_loss"] != plain["class_loss"]
+
+
+def test_micro_batches_of_both_halves_are_one_batch(prior, tmp_path):
+    batch = run(prior, train_batch_size=4, snr_gamma=5)
+    micro = run(prior, train_batch_size=2, gradient_accumulation_steps=2, snr_gamma=5, output_dir=tmp_path / "micro")
+    for name in ("loss", "instance_loss", "class_loss", "grad_norm"):
+        assert [row[name] for row in micro] == pytest.approx([row[name] for row in batch], rel=1e-5)
+
+
+def test_a_class_folder_that_cannot_be_written(prior, tmp_path, capsys, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device", "class-00000.png")
+
+    monkeypatch.setattr("utils.class_generation.write_image", full_disk)
+    assert run_main(main, as_argv(prior)) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device: 'class-00000.png'" in said and "Traceback" not in said

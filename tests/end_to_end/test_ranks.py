@@ -1,0 +1,169 @@
+"""Several processes: the same run however it is spread, one decision for all, and an end for all when one dies."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.helpers.pipelines import write_photos
+from tests.helpers.script import ROOT, SPREAD, TRAIN, as_argv, launch, losses, rows, run, start, weight_change
+from utils.class_generation import image_seed
+from utils.class_images import file_name, read_metadata
+
+PROGRAM = ROOT / "tests/helpers/rank_program.py"
+
+
+@pytest.fixture
+def spread_flags(flags, tmp_path) -> dict:
+    """Five photos, one with a caption, and seven class images: neither is divisible by a step's six samples."""
+    photos = write_photos(tmp_path / "five", 5)
+    (photos / "photo-3.txt").write_text("my cat asleep")
+    return (
+        flags
+        | SPREAD
+        | dict(
+            instance_data_dir=photos,
+            with_prior_preservation=True,
+            class_data_dir=write_photos(tmp_path / "class", 7, size=(40, 40)),
+            class_prompt="a photo of a cat.",
+            num_class_images=7,
+            snr_gamma=5,
+            lr_scheduler="linear",
+            lr_warmup_steps=2,
+            scale_lr=True,
+            learning_rate=2e-4,
+            max_train_steps=4,
+            save_dtype="fp32",
+        )
+    )
+
+
+@pytest.fixture
+def one_process(spread_flags, tmp_path):
+    """The rows and the weights' change of the run on one rank."""
+    found = run(spread_flags, train_batch_size=6)
+    return found, weight_change(spread_flags["pretrained_model_name_or_path"], tmp_path / "output")
+
+
+@pytest.mark.parametrize(("num_ranks", "batch", "micro"), [(2, 3, 1), pytest.param(3, 1, 2, marks=pytest.mark.slow)])
+def test_a_run_does_not_depend_on_how_it_is_spread(spread_flags, one_process, tmp_path, num_ranks, batch, micro):
+    expected, expected_change = one_process
+    spread = dict(train_batch_size=batch, gradient_accumulation_steps=micro, output_dir=tmp_path / "ranks")
+    result = launch(num_ranks, [*as_argv(spread_flags | spread)])
+    assert result.returncode == 0, result.stderr
+    found = rows(tmp_path / "ranks")
+    assert len(found) == 4
+    for name in ("loss", "instance_loss", "class_loss", "grad_norm"):
+        assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=1e-5)
+    assert [row["lr"] for row in found] == pytest.approx([0, 0.6e-3, 1.2e-3, 0.6e-3]) and found[-1]["skipped"] is False
+    assert [row["lr"] for row in expected] == [row["lr"] for row in found]
+    change = weight_change(spread_flags["pretrained_model_name_or_path"], tmp_path / "ranks")
+    assert change.abs().max() > 1e-4
+    torch.testing.assert_close(change, expected_change, rtol=0, atol=1e-6)
+
+
+def reports(folder: Path, num_ranks: int = 2) -> list[dict]:
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(num_ranks)]
+
+
+def test_an_overflow_on_one_rank_skips_the_step_on_all(flags, tmp_path):
+    flags |= dict(mixed_precision="fp16", max_train_steps=4, lr_scheduler="linear", gradient_accumulation_steps=2)
+    result = launch(2, ["overflow", tmp_path, *as_argv(flags)], PROGRAM)
+    assert result.returncode == 0, result.stderr
+    found = rows(tmp_path / "output")
+    assert [row["skipped"] for row in found] == [False, True, False, False]
+    assert [row["loss_scale"] for row in found] == [65536, 65536, 32768, 32768]
+    assert found[1]["lr"] == found[2]["lr"] > found[3]["lr"], "a skipped step does not advance the schedule"
+    first, second = reports(tmp_path)
+    assert first["applied"] == second["applied"] == [1, 1, 2, 3]
+    assert first["master"] == second["master"]
+    # Two micro-batches a step: gradients travel with the second alone.
+    assert first["synchronised"] == second["synchronised"] == [False, True] * 4
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_all(flags, tmp_path):
+    started = time.monotonic()
+    result = launch(2, ["die", tmp_path, *as_argv(flags | dict(max_train_steps=50))], PROGRAM)
+    assert result.returncode != 0 and time.monotonic() - started < 90
+    assert "exitcode: -9" in result.stderr or "exitcode  : -9" in result.stderr
+    said = ("error: another rank has died", "error: rank 0: another process of this run has ended", "Signal 15")
+    assert any(line in result.stderr for line in said)
+    assert "Connection closed by peer" not in result.stderr
+    assert not (tmp_path / "output/model_index.json").exists()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+
+
+def class_flags(flags: dict, tmp_path: Path, count: int) -> dict:
+    made = dict(class_data_dir=tmp_path / "class", num_class_images=count, sample_batch_size=1)
+    return flags | dict(with_prior_preservation=True, class_prompt="a photo of a cat.", max_train_steps=1) | made
+
+
+def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):
+    count = 10
+    argv = as_argv(class_flags(flags, tmp_path, count))
+    process = start(["--standalone", "--nproc_per_node", 2], TRAIN, argv)
+    folder = tmp_path / "class"
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("class-*.png"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.send_signal(signal.SIGKILL)
+    process.communicate()
+    psutil.wait_procs(family, timeout=10)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("class-*.png")}
+    assert 3 <= len(before) < count, "the kill has to come half-way"
+    for name in before:
+        assert read_metadata(folder / name) is not None, "an image that is there is whole"
+
+    result = launch(2, argv)
+    assert result.returncode == 0, result.stderr
+    assert f"have {len(before)}, need {count}, will make {count - len(before)} (2 ranks" in result.stdout
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("class-*.png")}
+    assert sorted(after) == [file_name(number) for number in range(count)]
+    assert {name: after[name] for name in before} == before, "what was there is not made again"
+    seeds = {name: read_metadata(folder / name)["seed"] for name in after}
+    expected = {file_name(number): image_seed(0, number, 0) for number in range(count)}
+    assert seeds == expected, "as one rank would have made them"
+    assert result.stdout.count("will make") == 1, "one plan is said"
+    assert result.stderr.count(f"0/{(count - len(before) + 1) // 2} [") == 1, "one progress bar is shown"
+
+
+@pytest.mark.slow
+def test_a_mistake_that_rank_0_finds_is_one_line_and_ends_all(flags, tmp_path):
+    write_photos(tmp_path / "class", 3)
+    result = launch(2, as_argv(class_flags(flags, tmp_path, 4)))
+    assert result.returncode != 0
+    assert (result.stdout + result.stderr).count("error: --class_data_dir") == 1, result.stderr
+    assert "holds 3 images that this program did not make" in result.stderr
+    assert not (tmp_path / "output").exists() and len(list((tmp_path / "class").iterdir())) == 3
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_nodes(spread_flags, one_process, tmp_path):
+    """Two agents that meet at a rendezvous, as two machines would, with one rank each."""
+    expected, expected_change = one_process
+    argv = as_argv(spread_flags | dict(train_batch_size=3, output_dir=tmp_path / "ranks"))
+    node = ["--nnodes", 2, "--nproc_per_node", 1, "--rdzv_id", "test", "--rdzv_backend", "c10d"]
+    node += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
+    agents = [start(node, TRAIN, argv) for _ in range(2)]
+    said = [agent.communicate(timeout=240) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert sum("photos at 32 px" in stdout for stdout, _ in said) == 1
+    found = rows(tmp_path / "ranks")
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-5)
+    change = weight_change(spread_flags["pretrained_model_name_or_path"], tmp_path / "ranks")
+    torch.testing.assert_close(change, expected_change, rtol=0, atol=1e-6)

@@ -1,0 +1,82 @@
+"""How soon a mistake or a table is there: what has been imported by then."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.helpers.pipelines import listing
+from tests.helpers.script import EMBEDDED, ROOT, as_argv, run_python
+from utils.gpu import gpu_is_possible
+
+IMPORTED = """
+import sys
+from train_dreambooth_colossalai import main
+from utils.errors import run_main
+try:
+    code = run_main(main)
+except SystemExit as exit:
+    code = exit.code
+heavy = [name for name in ("torch", "numpy", "PIL", "diffusers", "transformers", "colossalai") if name in sys.modules]
+print("exit code", code, "imported", heavy)
+"""
+
+
+@pytest.mark.parametrize("case", ["help", "unknown flag", "no base", "resolution", "foreign output"])
+def test_complaints_come_before_torch_is_imported(tmp_path, base, case):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine.txt").write_text("mine")
+    argv = ["--pretrained_model_name_or_path", base, "--instance_data_dir", tmp_path / "photos"]
+    argv += ["--instance_prompt", "a photo"]
+    argv += {
+        "help": ["--help"],
+        "unknown flag": ["--lr", "1"],
+        "no base": ["--pretrained_model_name_or_path", tmp_path / "missing"],
+        "resolution": ["--resolution", "31", "--output_dir", tmp_path / "new"],
+        "foreign output": ["--output_dir", tmp_path / "elsewhere"],
+    }[case]
+    before = listing(tmp_path)
+    result = run_python(IMPORTED, *argv)
+    expected = 0 if case == "help" else 2
+    assert result.stdout.splitlines()[-1] == f"exit code {expected} imported []"
+    lines = result.stderr.splitlines()
+    assert lines == [] if case == "help" else (len(lines) == 1 and lines[0].startswith("error: "))
+    assert listing(tmp_path) == before
+
+
+def test_help_is_instant():
+    durations = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "train_dreambooth_colossalai.py", "--help"], cwd=ROOT, capture_output=True)
+        durations.append(time.perf_counter() - started)
+    assert min(durations) < 1
+
+
+def test_the_preflight_of_the_embedded_model_is_quick(tmp_path):
+    argv = ["--pretrained_model_name_or_path", EMBEDDED, "--instance_data_dir", ROOT / "instance", "--dry_run"]
+    argv += ["--instance_prompt", "a photo of my cat.", "--output_dir", tmp_path / "output", "--resolution", "64"]
+    command = [sys.executable, "train_dreambooth_colossalai.py", *map(str, argv)]
+    seconds = []
+    for _ in range(2):
+        before = os.times()
+        started = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        seconds.append(min(spent, time.perf_counter() - started))
+    assert min(seconds) < 1.5
+
+
+@pytest.mark.skipif(gpu_is_possible(), reason="where a GPU may be, torch is asked about it")
+def test_the_preflight_needs_no_torch(tmp_path, tiny_pipeline_dir, photos_dir):
+    argv = as_argv(dict(pretrained_model_name_or_path=tiny_pipeline_dir, instance_data_dir=photos_dir, dry_run=True))
+    argv += ["--instance_prompt=my cat", f"--output_dir={tmp_path / 'output'}", "--resolution=32"]
+    program = (
+        "import sys; from train_dreambooth_colossalai import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "0 False", result.stderr
+    assert "no GPU: training on the CPU" in result.stdout

@@ -1,0 +1,167 @@
+"""The tools that made the embedded model and the instance photos."""
+
+import gzip
+import importlib.util
+import json
+
+import build_tiny_pipeline
+import drawings
+import make_instance_images
+import numpy as np
+import previews
+import pytest
+import tiny_models
+import tiny_training
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from shapes import THINGS
+
+from tests.helpers.script import ROOT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    """A stand-in for CLIP's list of merges: as long, every merge different."""
+    path = tmp_path / "merges.txt.gz"
+    merges = [f"m{index} n{index}" for index in range(tiny_models.NUM_MERGES)]
+    path.write_bytes(gzip.compress("\n".join(["header", *merges, "never used"]).encode()))
+    return path
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_a_drawing_is_decided_by_its_seed(thing):
+    pixels, caption, labels = drawings.draw(3, thing)
+    again, same_caption, same_labels = drawings.draw(3, thing)
+    assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
+    assert np.array_equal(pixels, again) and caption == same_caption and labels == same_labels
+    assert thing in caption and labels[0] == thing
+    assert not np.array_equal(pixels, drawings.draw(4, thing)[0])
+
+
+def test_captions_tell_the_truth():
+    for seed in range(200):
+        _, caption, (thing, colour, background) = drawings.draw(seed)
+        named = [name for name in drawings.COLOURS if name in caption.split()]
+        assert thing in caption and set(named) <= {colour, background}
+        assert ("background" not in caption) or f"{background} background" in caption
+        assert "a orange" not in caption and "a apple" not in caption
+
+
+def test_dreambooth_prompts_occur_among_the_captions():
+    captions = {drawings.draw(seed, "cat")[1] for seed in range(400)}
+    assert {"a photo of my cat.", "a photo of a cat", "a photo of a sks cat"} <= captions
+
+
+def test_instance_images_are_nearly_identical_squares():
+    photo = Image.effect_noise((451, 300), 60).convert("RGB")
+    images = list(make_instance_images.instance_images(photo))
+    assert [image.size for image in images] == [(512, 512)] * 4
+    assert len({image.tobytes() for image in images}) == 4
+
+
+def test_the_stored_instance_images():
+    paths = sorted((ROOT / "instance").glob("*.jpg"))
+    assert [path.name for path in paths] == [f"cat-{number}.jpg" for number in range(1, 5)]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.size == (512, 512) and image.mode == "RGB"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="scikit-image is only needed by tools/")
+def test_photo_crops_are_decided_by_their_seed():
+    import photos
+
+    assert "chelsea.png" not in {*photos.CAPTIONED, *photos.DETAIL_ONLY, photos.PORTRAIT}
+    assert np.array_equal(photos.captioned_crop(5)[0], photos.captioned_crop(5)[0])
+    assert np.array_equal(photos.detail_crop(5), photos.detail_crop(5))
+    assert photos.detail_crop(5).shape == (64, 64, 3)
+
+
+def test_equal_captions_are_positives_of_each_other():
+    images = torch.nn.functional.normalize(torch.eye(4), dim=-1)
+    images[1] = images[0]
+    captions = torch.tensor([7, 7, 8, 9])
+    same = captions[:, None] == captions[None, :]
+    perfect = tiny_training.contrastive_loss(images, images, same, torch.tensor(100.0))
+    alone = tiny_training.contrastive_loss(images, images.roll(1, 0), same, torch.tensor(100.0))
+    assert perfect == pytest.approx(np.log(2) / 2, abs=1e-3) and alone > 10
+
+
+def test_the_noise_schedule_is_stable_diffusions():
+    from diffusers import DDPMScheduler
+
+    names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+    scheduler = DDPMScheduler(**{name: tiny_models.SCHEDULER_CONFIG[name] for name in names})
+    torch.testing.assert_close(tiny_training.alphas_cumprod(CPU), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_rises_and_falls():
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    rates = []
+    for step, fraction in ((0, 0.0), (199, 0.0), (1000, 0.5), (2000, 1.0)):
+        tiny_training.set_lr(optimizer, 1e-3, step, fraction)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] < 2e-5 and rates[1] == pytest.approx(1e-3, rel=0.01)
+    assert rates[2] == pytest.approx(5e-4, rel=0.02) and rates[3] == pytest.approx(1e-5, rel=0.01)
+
+
+class OneConvolution(torch.nn.Conv2d):
+    """Stands in for a UNet."""
+
+    def forward(self, sample, timestep, encoder_hidden_states, return_dict):
+        return (super().forward(sample),)
+
+
+def test_the_unet_learns_from_a_cache():
+    unet = OneConvolution(4, 4, 1)
+    before = unet.weight.detach().clone()
+    cache = (torch.randn(6, 4, 16, 16), torch.ones(6, 4, 16, 16), torch.zeros(2, 77, 64), torch.ones(6).long())
+    budget = tiny_training.Budget("unet", 0.05, CPU, lambda line: None)
+    tiny_training.train_unet(unet, cache, budget, 2, use_graph=False)
+    assert torch.isfinite(unet.weight).all() and not torch.equal(unet.weight, before)
+
+
+def test_tokenizer_files(tmp_path, vocabulary):
+    tiny_models.write_tokenizer(tmp_path, vocabulary)
+    tokens = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    assert len(tokens) == 49408 and tokens["!"] == 0 and tokens["<|endoftext|>"] == 49407
+    assert len((tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()) == tiny_models.NUM_MERGES + 1
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["model_max_length"] == 77
+
+
+def test_written_folders_hold_every_weight_and_keep_to_their_sizes(tmp_path, vocabulary):
+    clip, vae, unet = tiny_models.new_clip(), tiny_models.new_vae(), tiny_models.new_unet()
+    vae.register_to_config(scaling_factor=0.5)
+    tiny_models.write_clip(tmp_path / "tiny-clip", clip, vocabulary)
+    folder = tmp_path / "tiny-stable-diffusion"
+    tiny_models.write_pipeline(folder, clip, vae, unet, vocabulary)
+    lines = []
+    build_tiny_pipeline.report_sizes(tmp_path, lines.append)
+    assert len(lines) == 2
+    assert json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"] == 0.5
+    loaded = type(unet).from_pretrained(folder / "unet")
+    torch.testing.assert_close(loaded.conv_in.weight, unet.conv_in.weight, rtol=1e-3, atol=1e-6)
+    checker = load_file(folder / "safety_checker" / "model.safetensors")
+    assert checker["concept_embeds_weights"].min() > 1  # no cosine reaches it
+    assert "vision_model.vision_model.post_layernorm.weight" in checker
+    assert all(name.startswith("text_model.") for name in load_file(folder / "text_encoder" / "model.safetensors"))
+
+
+def test_sheets_hold_every_picture_under_its_label(tmp_path):
+    picture = Image.new("RGB", (64, 64), (200, 30, 30))
+    previews.save_sheet(tmp_path / "sheet.png", [("one", [picture] * 3), ("two", [picture])])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (3 * 128, 2 * (128 + previews.LABEL_HEIGHT))
+        assert sheet.getpixel((300, 60)) == (200, 30, 30) and sheet.getpixel((300, 220)) == (255, 255, 255)
+
+
+def test_no_prompt_asks_for_a_colour_on_itself():
+    prompts = previews.sheet_prompts(list(drawings.COLOURS))
+    assert len(prompts) == len(set(prompts)) and not any("{" in prompt for prompt in prompts)
+    for prompt in prompts:
+        named = [name for name in drawings.COLOURS if name in prompt.split()]
+        assert len(named) == len(set(named))
+        assert "background" not in prompt or len(named) == 2

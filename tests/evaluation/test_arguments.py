@@ -1,0 +1,62 @@
+"""The flags of evaluate.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluate
+from utils.evaluate_arguments import build_parser
+
+
+def test_the_flags_are_these():
+    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
+    assert flags == {
+        "-h",
+        "--help",
+        "--pretrained_model_name_or_path",
+        "--finetuned_model_name_or_path",
+        "--output_dir",
+        "--instance_data_dir",
+        "--prompt",
+        "--negative_prompt",
+        "--num_images",
+        "--seed",
+        "--num_inference_steps",
+        "--guidance_scale",
+        "--batch_size",
+        "--height",
+        "--width",
+        "--mixed_precision",
+        "--safety_checker",
+        "--prompts_file",
+        "--dreambench",
+        "--identifier",
+        "--class_name",
+        "--drift_prompt",
+        "--num_drift_images",
+        "--checkpoint",
+        "--only",
+        "--clip_model",
+        "--dino_model",
+        "--debug",
+    }
+
+
+def test_defaults_are_the_recipes():
+    args = build_parser().parse_args([])
+    assert args.only is None and args.prompt is None
+    assert (args.num_images, args.num_inference_steps, args.guidance_scale) == (4, 50, 7.5)
+    assert (str(args.finetuned_model_name_or_path), str(args.output_dir)) == ("output", "result")
+    assert not args.safety_checker
+
+
+def test_help_and_mistakes_do_not_import_torch():
+    program = (
+        "import sys, evaluate\n"
+        "from utils.errors import run_main\n"
+        "assert run_main(evaluate.main, ['--num_images', '0']) == 2\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    root = Path(evaluate.__file__).parent
+    completed = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr

@@ -1,0 +1,98 @@
+"""The paper's prompts, the guessed class, the subject's name left out."""
+
+import pytest
+
+from utils.errors import UserError
+from utils.prompts import (
+    DREAMBENCH,
+    class_prompt,
+    dreambench_prompts,
+    guess_subject,
+    number_prompts,
+    other_prompts,
+    read_prompts_file,
+    slug,
+    without_identifier,
+)
+
+
+def test_the_papers_lists_have_25_prompts_each():
+    assert [len(set(prompts)) for prompts in DREAMBENCH.values()] == [25, 25]
+    live, thing = (dreambench_prompts(kind, "sks", "dog") for kind in ("live", "object"))
+    assert live[0] == thing[0] == "a sks dog in the jungle"
+    assert live[13] == "a sks dog wearing a black top hat and a monocle"
+    assert thing[12] == "a sks dog with the Eiffel Tower in the background"
+    assert live[20:] == thing[20:] and live[-1] == "a cube shaped sks dog"
+    assert len(set(live) & set(thing)) == 15
+
+
+@pytest.mark.parametrize(
+    ("text", "identifier", "expected"),
+    [
+        ("a photo of my cat.", "my", "a photo of a cat."),
+        ("a photo of sks cat", "sks", "a photo of a cat"),
+        ("a sks dog in the jungle", "sks", "a dog in the jungle"),
+        ("a sks apple on the beach", "sks", "an apple on the beach"),
+        ("a cube shaped sks dog", "sks", "a cube shaped dog"),
+        ("The sks dog", "sks", "The dog"),
+        ("a SKS dog and a sks dog", "sks", "a dog and a dog"),
+        ("a sksy dog", "sks", "a sksy dog"),
+        ("a photo of sks", "sks", "a photo of"),
+        ("a (.*) dog", "(.*)", "a dog"),
+        ("a photo of a dog", None, "a photo of a dog"),
+        ("a photo of a dog", "", "a photo of a dog"),
+    ],
+)
+def test_the_subjects_name_is_left_out(text, identifier, expected):
+    assert without_identifier(text, identifier) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a photo of my cat.", ("cat", "my")),
+        ("a photo of sks dog", ("dog", "sks")),
+        ("a photo of a dog", ("dog", None)),
+        ("a photo of sks", (None, None)),
+        ("cat", ("cat", None)),
+        ("a photo of my cat 2", (None, None)),
+        ("", (None, None)),
+    ],
+)
+def test_class_and_name_are_guessed_from_the_usual_form_only(prompt, expected):
+    assert guess_subject(prompt) == expected
+
+
+def test_prompts_are_numbered_once_each_and_by_role():
+    prompts = number_prompts(["a sks dog", "a sks dog on the beach"], "dog", ["a photo of a cat", "a photo of a dog"])
+    assert [(prompt.text, prompt.role) for prompt in prompts] == [
+        ("a sks dog", "subject"),
+        ("a sks dog on the beach", "subject"),
+        ("a photo of a dog", "class"),
+        ("a photo of a cat", "other"),
+    ]
+    assert [prompt.folder for prompt in prompts][:2] == ["001-a-sks-dog", "002-a-sks-dog-on-the-beach"]
+
+
+def test_other_things_are_not_the_subjects_class():
+    assert other_prompts("Dog") == ["a photo of a house", "a photo of a car"]
+    assert other_prompts("cat") == ["a photo of a dog", "a photo of a house"]
+    assert class_prompt("apple") == "a photo of an apple"
+
+
+@pytest.mark.parametrize("text", ["../../etc/passwd", "Übergröße: 10 km/h", "日本", "", "x" * 99, "-"])
+def test_a_slug_is_a_plain_folder_name(text):
+    assert 1 <= len(slug(text)) <= 40
+    assert set(slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_a_prompts_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeffa cat\n\n# not this one\n  a dog  \r\n", encoding="utf-8")
+    assert read_prompts_file(path) == ["a cat", "a dog"]
+    path.write_text("# nothing\n")
+    with pytest.raises(UserError, match="holds no prompt"):
+        read_prompts_file(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_prompts_file(path)

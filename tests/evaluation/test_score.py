@@ -1,0 +1,364 @@
+"""generate, score and report end to end: prompts, checkpoints, resumption, each stage by itself."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import evaluate
+from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
+from tests.helpers.script import UNET_FILE
+from utils import encoders, metrics, sampling
+from utils.errors import run_main
+from utils.evaluate_arguments import find_checkpoints, parse_args
+
+torch.set_num_threads(1)
+PROMPT = "a photo of sks cat"
+
+
+def scale_unet(source: Path, target: Path, factor: float) -> None:
+    weights = load_file(source / UNET_FILE)
+    save_file({name: factor * value for name, value in weights.items()}, target / UNET_FILE, {"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def trained_dir(tiny_pipeline_dir, photos_dir, tmp_path_factory) -> Path:
+    """What training leaves, with two checkpoints and both curves. Never write into it."""
+    folder = shutil.copytree(tiny_pipeline_dir, tmp_path_factory.mktemp("run") / "output")
+    scale_unet(tiny_pipeline_dir, folder, 1.3)
+    for step in (5, 10):
+        shutil.copytree(tiny_pipeline_dir / "unet", folder / f"checkpoint-{step}" / "unet")
+        scale_unet(tiny_pipeline_dir, folder / f"checkpoint-{step}", 1 + step / 50)
+    arguments = dict(pretrained_model_name_or_path=str(tiny_pipeline_dir), instance_data_dir=str(photos_dir))
+    run = dict(
+        program="train_dreambooth_colossalai",
+        command="torchrun train_dreambooth_colossalai.py --instance_prompt='a photo of sks cat'",
+        arguments=arguments | dict(instance_prompt=PROMPT, max_train_steps=15),
+        result=dict(num_steps=15),
+    )
+    (folder / "run.json").write_text(json.dumps(run))
+    losses = [json.dumps(dict(step=step, loss=0.2 / step)) for step in range(1, 16)]
+    (folder / "metrics.jsonl").write_text("\n".join([*losses[:7], '{"step": 7, "loss": "nan"}', *losses[7:], '{"st']))
+    rows = [json.dumps(dict(step=step, validation_loss=0.1)) for step in (5, 10)]
+    (folder / "validation.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> list[str]:
+    root = tmp_path_factory.mktemp("encoders")
+    clip, dino = write_clip(root / "clip"), write_dino(root / "dino")
+    return ["--clip_model", str(clip), "--dino_model", str(dino)]
+
+
+def run(trained: Path, result: Path, *more: str) -> int:
+    quick = ["--num_images", "2", "--num_inference_steps", "1", "--output_dir", str(result)]
+    return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(trained_dir, models, tmp_path_factory) -> Path:
+    """Two prompts, two checkpoints, all metrics."""
+    folder = tmp_path_factory.mktemp("whole") / "result"
+    more = ["--prompt", PROMPT, "--prompt", "a sks cat on the beach", "--checkpoint", "all", *models]
+    assert run(trained_dir, folder, *more) == 0
+    return folder
+
+
+# generate
+
+
+def test_several_prompts_have_a_folder_each_for_every_model(whole, trained_dir):
+    samples = read(whole, "samples.json")
+    assert list(samples["models"]) == ["baseline", "finetuned", "checkpoint-5", "checkpoint-10"]
+    assert len(samples["images"]) == 4 * 2 * 5
+    assert (whole / "images/checkpoint-5/002-a-sks-cat-on-the-beach/seed-1.png").is_file()
+    assert not (whole / "output-1.png").exists() and (whole / "comparison.png").is_file()
+    assert samples["models"]["checkpoint-5"]["path"] == str(trained_dir / "checkpoint-5" / "unet")
+
+
+def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_path):
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    shutil.rmtree(folder / "unet")
+    shutil.copytree(folder / "checkpoint-10/unet", folder / "unet")
+    pipeline = sampling.load_pipeline(folder, torch.float32, torch.device("cpu"))
+    expected = np.asarray(sampling.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
+    with Image.open(whole / "images/checkpoint-10/001-a-photo-of-sks-cat/seed-1.png") as image:
+        assert np.abs(np.asarray(image, int) - expected).max() <= 1
+
+
+def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkeypatch):
+    texts, unets = [], []
+    with_unet = sampling.with_unet
+
+    def noting(pipeline, folder):
+        result = with_unet(pipeline, folder)
+        unets.append((result.vae is pipeline.vae, result.text_encoder is pipeline.text_encoder))
+        return result
+
+    monkeypatch.setattr(sampling.PromptEmbeddings, "__call__", spy(sampling.PromptEmbeddings.__call__, texts))
+    monkeypatch.setattr(sampling, "with_unet", noting)
+    more = ["--checkpoint", "all", "--only", "generate", "--num_drift_images", "1", "--batch_size", "1"]
+    assert run(trained_dir, tmp_path / "result", *more) == 0
+    assert unets == [(True, True), (True, True)]
+    assert len(texts) == len(set(texts)) == 4
+
+
+def spy(call, computed: list):
+    def wrapped(self, pipeline, prompt):
+        before = len(self._known)
+        result = call(self, pipeline, prompt)
+        computed.extend([prompt] * (len(self._known) - before))
+        return result
+
+    return wrapped
+
+
+def times(folder: Path) -> dict:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.png") if path.name != "comparison.png"}
+
+
+def test_images_with_equal_settings_are_not_made_again(trained_dir, tmp_path, capsys, monkeypatch):
+    result = tmp_path / "result"
+    assert run(trained_dir, result, "--only", "generate") == 0
+    before = times(result)
+    monkeypatch.setattr(sampling, "sample", None)  # calling it fails
+    assert run(trained_dir, result, "--only", "generate") == 0
+    assert times(result) == before
+    assert "16 of 16 images are there already" in capsys.readouterr().out
+    monkeypatch.undo()
+
+    (result / "output-2.png").unlink()
+    Image.new("RGB", (32, 32)).save(result / "baseline-1.png")
+    path = result / "images/finetuned/003-a-photo-of-a-dog/seed-0.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert run(trained_dir, result, "--only", "generate") == 0
+    changed = {path.name for path, time in times(result).items() if before.get(path) != time}
+    assert changed == {"output-2.png", "baseline-1.png", "seed-0.png"}
+
+    before = times(result)
+    assert run(trained_dir, result, "--only", "generate", "--num_images", "3") == 0
+    now = times(result)
+    assert {path.name for path in now if before.get(path) != now[path]} == {"output-3.png", "baseline-3.png"}
+
+
+@pytest.mark.parametrize("more", [["--guidance_scale", "3"], ["--seed", "4"], ["--negative_prompt", "x"]])
+def test_other_settings_make_other_images(trained_dir, tmp_path, more):
+    result = tmp_path / "result"
+    assert run(trained_dir, result, "--only", "generate", "--num_drift_images", "0") == 0
+    before = times(result)
+    assert run(trained_dir, result, "--only", "generate", "--num_drift_images", "0", *more) == 0
+    now = times(result)
+    assert len(now) == 4 and all(before[path] != now[path] for path in now)
+
+
+def test_a_changed_model_makes_its_own_images_anew(trained_dir, tiny_pipeline_dir, tmp_path):
+    folder, result = shutil.copytree(trained_dir, tmp_path / "output"), tmp_path / "result"
+    assert run(folder, result, "--only", "generate") == 0
+    before = times(result)
+    scale_unet(tiny_pipeline_dir, folder, 1.1)
+    assert run(folder, result, "--only", "generate") == 0
+    now = times(result)
+    assert {path.name for path in now if "baseline" in str(path) and before[path] != now[path]} == set()
+    assert all(before[path] != now[path] for path in now if "finetuned" in str(path) or "output-" in path.name)
+
+
+def test_images_of_a_prompt_no_longer_wanted_go(trained_dir, tmp_path):
+    result = tmp_path / "result"
+    assert run(trained_dir, result, "--only", "generate") == 0
+    (result / "images" / "mine.txt").write_text("mine")
+    assert run(trained_dir, result, "--only", "generate", "--num_drift_images", "0") == 0
+    assert [path.name for path in (result / "images").iterdir()] == ["mine.txt"]
+
+
+def test_the_papers_prompts_and_a_file_of_prompts(trained_dir, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a sks dog\na sks dog asleep\n")
+    more = ["--dreambench", "live", "--identifier", "sks", "--class_name", "dog", "--num_images", "1"]
+    more += ["--prompts_file", str(tmp_path / "prompts.txt"), "--num_drift_images", "0", "--only", "generate"]
+    assert run(trained_dir, tmp_path / "result", *more) == 0
+    samples = read(tmp_path / "result", "samples.json")
+    assert sum(prompt["role"] == "subject" for prompt in samples["prompts"]) == 27
+    assert (tmp_path / "result/images/finetuned/027-a-cube-shaped-sks-dog/seed-0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--dreambench", "live"], "--dreambench needs --identifier"),
+        (["--dreambench", "plants"], "--dreambench"),
+        (["--checkpoint", "7"], "checkpoint-7/unet (it holds: checkpoint-5, checkpoint-10)"),
+        (["--checkpoint", "../x"], "--checkpoint ../x"),
+        (["--prompts_file", "/no/such/file"], "--prompts_file /no/such/file"),
+        (["--only", "draw"], "--only"),
+        (["--clip_model", "/no/such/folder"], "--clip_model /no/such/folder does not exist"),
+        (["--only", "score"], "run evaluate.py without --only first"),
+        (["--drift_prompt", "\udcff"], "--drift_prompt holds characters"),
+    ],
+)
+def test_a_mistake_is_named(trained_dir, tmp_path, capsys, more, message):
+    assert run(trained_dir, tmp_path / "result", *more) == 2
+    stderr = capsys.readouterr().err
+    assert message in stderr and stderr.count("\n") == 1
+    assert not (tmp_path / "result").exists()
+
+
+def test_checkpoints_are_found_by_step(trained_dir, tmp_path):
+    assert find_checkpoints(trained_dir, ["all"]) == ["checkpoint-5", "checkpoint-10"]
+    assert find_checkpoints(trained_dir, ["10", "checkpoint-5", "all"]) == ["checkpoint-5", "checkpoint-10"]
+    assert find_checkpoints(trained_dir, []) == []
+    assert parse_args(["--only", "report", "--only", "score"]).stages == ("score", "report")
+
+
+# score
+
+
+def test_metrics_are_what_the_functions_give_for_the_images(whole, models, photos_dir):
+    record = read(whole, "metrics.json")
+    cpu = torch.device("cpu")
+    clip, dino = encoders.load_clip(Path(models[1]), cpu), encoders.load_dino(Path(models[3]), cpu)
+    photos = [encoders.open_rgb(path) for path in sorted(photos_dir.iterdir())]
+    files = [
+        [f"images/finetuned/{folder}/seed-{seed}.png" for seed in (0, 1)]
+        for folder in ("001-a-photo-of-sks-cat", "002-a-sks-cat-on-the-beach")
+    ]
+    images = [[encoders.open_rgb(whole / file) for file in row] for row in files]
+    found = record["models"]["finetuned"]
+    for encoder, fidelity, suffix in ((clip, "clip_i", "clip"), (dino, "dino", "dino")):
+        rows, real = np.array([encoder.images(row) for row in images]), encoder.images(photos)
+        flat = rows.reshape(4, -1)
+        assert found[fidelity]["value"] == pytest.approx((flat @ real.T).mean(), abs=1e-6)
+        assert found[f"copy_{suffix}"]["value"] == pytest.approx((flat @ real.T).max(axis=1).mean(), abs=1e-6)
+        assert found[f"copy_{suffix}_max"]["value"] == pytest.approx((flat @ real.T).max(), abs=1e-6)
+        apart = np.mean([1 - row[0] @ row[1] for row in rows])
+        assert found[f"div_{suffix}"]["value"] == pytest.approx(apart, abs=1e-6)
+        assert record["photos"][f"real_{suffix}"]["value"] == pytest.approx(metrics.real_similarity(real), abs=1e-6)
+        of_class = encoder.images(
+            [encoders.open_rgb(whole / f"images/finetuned/003-a-photo-of-a-cat/seed-{seed}.png") for seed in (0, 1)]
+        )
+        assert found[f"pres_{suffix}"]["value"] == pytest.approx((of_class @ real.T).mean(), abs=1e-6)
+    with_name = clip.texts([PROMPT, "a sks cat on the beach"])
+    without_name = clip.texts(["a photo of a cat", "a cat on the beach"])
+    for name, texts in (("clip_t", without_name), ("clip_t_with_token", with_name)):
+        expected = np.mean([clip.images(row) @ text for row, text in zip(images, texts, strict=True)])
+        assert found[name]["value"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_value_has_its_interval_or_its_reason(whole):
+    record = read(whole, "metrics.json")
+    assert set(record["models"]) == {"baseline", "finetuned", "checkpoint-5", "checkpoint-10"}
+    for model, values in record["models"].items():
+        for name, entry in values.items():
+            if name == "div_lpips":
+                assert entry["value"] is None and "lpips" in entry["reason"]
+            elif not name.endswith("_max"):
+                low, high = entry["interval"]
+                assert low - 1e-9 <= entry["value"] <= high + 1e-9 or name.startswith("div"), (model, name)
+    assert len(record["encoders"]["clip"]["sha256"]["model.safetensors"]) == 64
+    assert record["encoders"]["dino"]["transform"]["resize_shorter_side"] == 37
+    assert record["samples_id"] == read(whole, "samples.json")["samples_id"]
+
+
+def test_the_table_has_a_line_an_image(whole):
+    with (whole / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    record, samples = read(whole, "metrics.json"), read(whole, "samples.json")
+    assert [row["file"] for row in rows] == [entry["file"] for entry in samples["images"]]
+    for name in ("clip_i", "clip_t", "clip_t_with_token", "dino", "copy_clip", "copy_dino"):
+        values = [float(row[name]) for row in rows if (row["model"], row["role"]) == ("finetuned", "subject")]
+        assert len(values) == 4
+        assert np.mean(values) == pytest.approx(record["models"]["finetuned"][name]["value"], abs=1e-5)
+
+
+def test_scoring_again_gives_the_same_file(whole, models, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "result")
+    before = (folder / "metrics.json").read_bytes()
+    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder), *models]) == 0
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+def test_without_models_every_metric_says_what_it_needs(trained_dir, tmp_path):
+    assert run(trained_dir, tmp_path / "result") == 0
+    record = read(tmp_path / "result", "metrics.json")
+    for entry in record["models"]["finetuned"].values():
+        assert entry["value"] is None and entry["reason"].startswith("needs ")
+    assert "--clip_model" in record["models"]["finetuned"]["clip_i"]["reason"]
+    assert "--dino_model" in record["models"]["finetuned"]["pres_dino"]["reason"]
+    assert record["warnings"] == {"finetuned": []}
+
+
+def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline_dir, tmp_path, photos_dir):
+    base = write_safety_checker(shutil.copytree(tiny_pipeline_dir, tmp_path / "base"))
+    result = tmp_path / "result"
+    assert run(trained_dir, result, "--pretrained_model_name_or_path", str(base)) == 0
+    record = read(result, "metrics.json")
+    assert record["encoders"]["clip"]["folder"] == str(base / "safety_checker")
+    found = record["models"]["finetuned"]
+    encoder = encoders.load_safety_checker(base, torch.device("cpu"))
+    real = encoder.images([encoders.open_rgb(path) for path in sorted(photos_dir.iterdir())])
+    images = encoder.images([encoders.open_rgb(result / f"output-{number}.png") for number in (1, 2)])
+    assert found["clip_i"]["value"] == pytest.approx((images @ real.T).mean(), abs=1e-6)
+    assert found["clip_t"]["value"] is None and "text tower" in found["clip_t"]["reason"]
+
+
+def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir):
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    run_json = folder / "run.json"
+    run_json.write_text(run_json.read_text().replace(str(photos_dir), str(tmp_path / "gone")))
+    assert run(folder, tmp_path / "result", *models, "--num_images", "1", "--num_drift_images", "0") == 0
+    values = read(tmp_path / "result", "metrics.json")
+    assert "--instance_data_dir" in values["models"]["finetuned"]["clip_i"]["reason"]
+    assert "--num_images" in values["models"]["finetuned"]["div_clip"]["reason"]
+    assert values["models"]["finetuned"]["clip_t"]["value"] is not None
+    assert values["models"]["finetuned"]["clip_t"]["interval"] is None
+    (tmp_path / "one").mkdir()
+    shutil.copy(photos_dir / "photo-0.jpg", tmp_path / "one")
+    more = ["--only", "score", "--output_dir", str(tmp_path / "result"), *models]
+    assert run_main(evaluate.main, [*more, "--instance_data_dir", str(tmp_path / "one")]) == 0
+    values = read(tmp_path / "result", "metrics.json")
+    assert values["models"]["finetuned"]["clip_i"]["value"] is not None
+    assert values["photos"]["real_clip"] == dict(value=None, reason="needs two photos or more")
+
+
+# report
+
+
+def test_the_report_shows_everything(whole):
+    page = (whole / "report.html").read_text()
+    for text in ("Training loss", "Validation loss", "CLIP-T", "checkpoint-5", "a sks cat on the beach", "Best: "):
+        assert text in page, text
+    assert page.count("<img ") == 4 * 2 * 5 + 4
+    assert page.count("data:image/") == page.count("<img ") == page.count(' alt="')
+    assert "torchrun train_dreambooth_colossalai.py" in page and "python evaluate.py" in page
+    assert "http-equiv" in page and "<script" not in page
+    assert "0.774" in page and "0.668" in page
+
+
+def test_metrics_of_other_images_are_not_shown(trained_dir, models, tmp_path):
+    result = tmp_path / "result"
+    assert run(trained_dir, result, *models) == 0
+    assert "have not been scored" not in (result / "report.html").read_text()
+    assert run(trained_dir, result, "--seed", "7", "--only", "generate", "--only", "report") == 0
+    assert "have not been scored" in (result / "report.html").read_text()
+
+
+def test_an_older_or_unfinished_samples_json_is_refused(whole, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / "result")
+    samples = read(folder, "samples.json")
+    for broken in (samples | dict(complete=False), {k: v for k, v in samples.items() if k != "prompts"}):
+        (folder / "samples.json").write_text(json.dumps(broken))
+        assert run_main(evaluate.main, ["--only", "report", "--output_dir", str(folder)]) == 2
+        assert "--only generate" in capsys.readouterr().err
+    (folder / "samples.json").write_text(json.dumps(samples))
+    (folder / samples["images"][0]["file"]).unlink()
+    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder)]) == 2
+    assert "is missing" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""Two runs never work in one output folder at the same time; a killed one is in nobody's way."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json
+from train_dreambooth_colossalai import main
+from utils.errors import UserError
+from utils.output_lock import LOCK_FILE, check_not_in_use, hold_output
+
+
+def wait_less() -> None:
+    from utils import output_lock
+
+    output_lock.SECONDS_FOR_A_DYING_RUN = 0.2
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_second_run_is_refused_and_the_first_goes_on(flags, tmp_path, num_ranks):
+    output = tmp_path / "output"
+    first = start_ranks(num_ranks, as_argv(flags | dict(max_train_steps=5000)), tmp_path / "first")
+    wait_for(lambda: len(rows(output)) > 2)
+    for changes in (LATEST, dict(overwrite_output_dir=True), dict(dry_run=True)):
+        second = Process(as_argv(flags | changes), tmp_path / "second", wait_less)
+        assert second.wait() == 2
+    text = second.text()
+    holder = f"process {first[0].pid} on {socket.gethostname()}"
+    assert text.count(f"--output_dir {output} is in use by another run ({holder}): wait for it, end it") == 3
+    assert "Traceback" not in text
+    first[0].kill(signal.SIGTERM)
+    assert finish(first) == [143] * num_ranks and run_json(output)["status"] == "stopped"
+    assert not list(output.glob(".*"))
+
+
+def test_both_started_at_once(flags, tmp_path):
+    """Both pass the checks before either holds the lock: one of them trains."""
+    output, argv = tmp_path / "output", as_argv(flags | dict(max_train_steps=60))
+    both = [Process(argv, tmp_path / name, lambda: setattr(main_module(), "run_preflight", slow_preflight))
+            for name in "ab"]  # fmt: skip
+    assert sorted(finish(both)) == [0, 2]
+    texts = [process.text() for process in both]
+    assert sum("is in use by another run" in text for text in texts) == 1
+    assert len(rows(output)) == 60 and not list(output.glob(".*"))
+
+
+def main_module():
+    import train_dreambooth_colossalai
+
+    return train_dreambooth_colossalai
+
+
+def slow_preflight(args):
+    from utils.preflight_table import run_preflight
+
+    ready = run_preflight(args)
+    time.sleep(1)
+    return ready
+
+
+def test_a_killed_run_leaves_no_lock(flags, tmp_path):
+    output = tmp_path / "output"
+    run(flags, output_dir=tmp_path / "whole", max_train_steps=40)
+    argv = as_argv(flags | dict(max_train_steps=40, checkpointing_steps=5))
+    process = Process(argv, tmp_path / "text")
+    wait_for(lambda: (output / "checkpoint-5").exists())
+    process.kill()
+    process.wait()
+    assert (output / LOCK_FILE).exists()
+    assert main([*argv, "--resume_from_checkpoint=latest"]) == 0
+    assert bits(output) == bits(tmp_path / "whole") and not list(output.glob(".*"))
+
+
+def test_a_lock_that_is_left_alone_does_not_make_a_folder_foreign(flags, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / LOCK_FILE).write_text("process 1 on elsewhere\n")
+    assert len(run(flags)) == 3
+
+
+def test_a_dying_run_is_waited_for(tmp_path):
+    with open(tmp_path / LOCK_FILE, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.5, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
+        started = time.monotonic()
+        check_not_in_use(tmp_path)
+        assert 0.3 < time.monotonic() - started < 3
+
+
+def test_a_lock_file_removed_while_waiting_is_made_anew(tmp_path):
+    path = tmp_path / LOCK_FILE
+    path.touch()
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+        def leave() -> None:
+            path.unlink()
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+        threading.Timer(0.1, leave).start()
+        with hold_output(tmp_path):
+            assert path.read_text().startswith(f"process {os.getpid()} on ")
+            with pytest.raises(UserError, match="is in use by another run"), hold_output(tmp_path):
+                pass
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks(flags, tmp_path, capsys, monkeypatch, number):
+    def refuse(descriptor, kind):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert len(run(flags)) == 3
+    said = capsys.readouterr().err
+    assert said.count("cannot be locked") == 1 and "start no second run into this folder" in said
+
+
+def test_a_folder_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(ZeroDivisionError), hold_output(tmp_path / "new"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()

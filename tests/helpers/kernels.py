@@ -1,0 +1,25 @@
+"""What tests of kernels share: the devices, AdamW's scalars, moments in 8 bits, the error."""
+
+import os
+
+import pytest
+import torch
+
+from utils.eight_bit import EightBit
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
+
+
+def adamw_scalars(step, grad_scale, applies, device, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+    corrections = 1 - betas[0] ** step, (1 - betas[1] ** step) ** 0.5
+    return torch.tensor([grad_scale, lr, *betas, eps, weight_decay, *corrections, float(applies)], device=device)
+
+
+def relative_error(result, expected):
+    return ((result.double().cpu() - expected.double().cpu()).norm() / expected.double().cpu().norm()).item()
+
+
+def make_eight_bit(numel: int, signed: bool, device="cpu") -> EightBit:
+    return EightBit.zeros(numel, signed=signed, device=torch.device(device), on_host=False)

@@ -1,0 +1,92 @@
+"""Runs of the training script in processes of their own that can be killed: forked, so that imports cost nothing."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Process:
+    """The script's main in a forked process; what it prints goes to `output`."""
+
+    def __init__(self, argv: list[str], output: Path, prepare: Callable[[], None] | None = None, **environment: str):
+        self.output = output
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._run(argv, prepare, environment)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            os._exit(99)
+
+    def _run(self, argv: list[str], prepare, environment: dict) -> None:
+        from train_dreambooth_colossalai import main
+        from utils.errors import run_main
+
+        descriptor = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+        import sys
+        import threading
+
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())  # its own one is shared with this process's parent, kill or no kill
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+        os.environ.update(environment)
+        if prepare:
+            prepare()
+        code = run_main(main, argv)
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        os._exit(code)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit code, negative for the signal that ended it; kills it and fails if it takes too long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.005)
+        self.kill()
+        os.waitpid(self.pid, 0)
+        raise AssertionError(f"still running after {seconds} s:\n{self.text()}")
+
+    def text(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
+
+
+def start_ranks(num_ranks: int, argv: list[str], output: Path, prepare=None, **environment: str) -> list[Process]:
+    """One Process per rank, as torchrun starts them."""
+    if num_ranks == 1:
+        return [Process(argv, output, prepare, **environment)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = dict(environment, WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    shared |= dict(LOCAL_WORLD_SIZE=str(num_ranks))
+    return [Process(argv, output, prepare, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(num_ranks)]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
+
+
+def finish(ranks: list[Process]) -> list[int]:
+    """The exit codes."""
+    return [process.wait() for process in ranks]

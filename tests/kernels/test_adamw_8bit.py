@@ -1,0 +1,57 @@
+"""AdamW with moments in 8 bits: the kernel, and its first update."""
+
+import pytest
+import torch
+
+from tests.helpers.kernels import DEVICES, INTERPRETED, adamw_scalars, make_eight_bit
+from utils import kernels
+
+
+def steps(device: str, numel: int, weight_dtype, num_steps: int, update) -> list[torch.Tensor]:
+    """Weight, master and both moments' parts after `num_steps` of `update`, the third of which is skipped."""
+    torch.manual_seed(0)
+    master = torch.randn(numel, device=device) * 0.1
+    weight = None if weight_dtype is None else master.to(weight_dtype)
+    moments = make_eight_bit(numel, True, device), make_eight_bit(numel, False, device)
+    for step in range(1, num_steps + 1):
+        grad = torch.randn(numel, device=device) * torch.logspace(-5, 0, numel, device=device)
+        grad = grad.to(weight_dtype or torch.float32)
+        grad[300:600] = 0
+        applies = step != 3
+        grad[0] = grad[0] if applies else torch.nan
+        before = [part.clone() for part in (moments[0].levels, moments[1].levels, master)]
+        update(weight, grad, master, *moments, adamw_scalars(step, 0.25, applies, device))
+        if not applies:
+            assert torch.equal(before[0], moments[0].levels) and torch.equal(before[1], moments[1].levels)
+            assert torch.equal(before[2], master)
+    parts = [part for moment in moments for part in (moment.levels.float(), moment.scales)]
+    return [master, *parts] if weight is None else [weight.float(), master, *parts]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weight_dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("numel", [100, 4096, 5003])
+def test_the_kernel_computes_what_torch_computes(device, weight_dtype, numel, monkeypatch):
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("says something about Triton only")
+    found = steps(device, numel, weight_dtype, 5, kernels.adamw_8bit_)
+    monkeypatch.setattr(kernels, "runs_triton", lambda x: False)
+    expected = steps(device, numel, weight_dtype, 5, kernels.adamw_8bit_)
+    for ours, theirs in zip(found[-4:], expected[-4:], strict=True):
+        assert ((ours - theirs).abs() > 1e-6 * theirs.abs()).double().mean() <= 1e-3  # a level at a rounding boundary
+    torch.testing.assert_close(found[-5], expected[-5], rtol=1e-5, atol=1e-6)
+    if weight_dtype and not (INTERPRETED and weight_dtype == torch.bfloat16):  # the interpreter truncates
+        assert torch.equal(found[0], found[1].to(weight_dtype).float())
+
+
+@pytest.mark.parametrize("weight_dtype", [None, torch.float16])
+def test_the_first_update_is_that_of_exact_moments(weight_dtype):
+    """They are rounded after their use."""
+    torch.manual_seed(0)
+    master, grad = torch.randn(2, 1000)
+    exact = master.clone()
+    scalars = adamw_scalars(1, 0.25, True, "cpu")
+    grad = grad.to(weight_dtype or torch.float32)
+    kernels.adamw_8bit_(None, grad, master, make_eight_bit(1000, True), make_eight_bit(1000, False), scalars)
+    kernels.adamw_reference_(None, grad, exact, torch.zeros(1000), torch.zeros(1000), scalars)
+    assert torch.equal(master, exact)

@@ -1,0 +1,52 @@
+"""Kernels compiled ahead of their first run."""
+
+import pytest
+import torch
+
+from utils import kernels, rehearsal
+from utils.rehearsal import rehearse
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_no_kernel_runs_in_a_rehearsal_and_all_run_after_it():
+    grad = torch.ones(1 << 16, device="cuda", dtype=torch.float16)
+    out = torch.full((1,), -1.0, device="cuda")
+    image = torch.randn(2, 64, 8, 8, device="cuda", dtype=torch.float16, requires_grad=True)
+    weight, bias = torch.ones(64, device="cuda", dtype=torch.float16), torch.zeros(64, device="cuda").half()
+    compiled = []
+
+    def launch_forwards_and_backwards():
+        kernels.grad_norm_(grad, out)
+        y = kernels.group_norm(image, weight, bias, 32, 1e-5, True)
+        y.sum().backward()
+        compiled.append(y.shape)
+
+    assert rehearse(launch_forwards_and_backwards) is None
+    assert compiled == [(2, 64, 8, 8)] and out.item() == -1.0
+    image.grad = None
+    launch_forwards_and_backwards()
+    assert out.item() == 256.0
+    expected = torch.autograd.grad(
+        torch.nn.functional.silu(torch.nn.functional.group_norm(image.float(), 32)).sum(), image
+    )[0]
+    torch.testing.assert_close(image.grad, expected, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_failed_rehearsal_is_a_line_and_leaves_launches_as_they_were():
+    def fails():
+        raise RuntimeError("first line\nsecond line")
+
+    assert rehearse(fails) == "RuntimeError: first line"
+    out = torch.zeros(1, device="cuda")
+    kernels.grad_norm_(torch.ones(4096, device="cuda"), out)
+    assert out.item() == 64.0
+
+
+def test_without_triton_nothing_is_rehearsed(monkeypatch):
+    monkeypatch.setattr(rehearsal, "AsyncCompileMode", None)
+    assert rehearse(lambda: pytest.fail("must not be called")) is None

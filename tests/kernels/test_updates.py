@@ -1,0 +1,96 @@
+"""AdamW and the gradient norm against torch's own: by Triton on a GPU or interpreted, else by torch."""
+
+import pytest
+import torch
+
+from tests.helpers.kernels import DEVICES, INTERPRETED, adamw_scalars, relative_error
+from utils import kernels
+
+
+def adamw_state(num, weight_dtype, device):
+    master = torch.randn(num, device=device) * 0.1
+    weight = None if weight_dtype is None else master.to(weight_dtype)
+    return weight, master, torch.zeros_like(master), torch.zeros_like(master)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weight_dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("update", [kernels.adamw_, kernels.adamw_reference_], ids=["fused", "reference"])
+def test_adamw_is_torch_adamw(device, weight_dtype, update):
+    torch.manual_seed(0)
+    weight, master, exp_avg, exp_avg_sq = adamw_state(5003, weight_dtype, device)
+    expected = torch.nn.Parameter(master.clone())
+    start = master.clone()
+    optimizer = torch.optim.AdamW([expected], lr=1e-3, weight_decay=1e-2)
+    for step in range(1, 21):
+        grad = torch.randn(5003, device=device).to(weight_dtype or torch.float32)
+        update(weight, grad, master, exp_avg, exp_avg_sq, adamw_scalars(step, 0.25, True, device))
+        expected.grad = grad.float() * 0.25
+        optimizer.step()
+    assert relative_error(master - start, expected.detach() - start) < 1e-4
+    if weight is not None and not (INTERPRETED and weight_dtype == torch.bfloat16):  # the interpreter truncates
+        assert torch.equal(weight, master.to(weight_dtype))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("update", [kernels.adamw_, kernels.adamw_reference_], ids=["fused", "reference"])
+def test_adamw_skips_whatever_the_gradient_holds(device, update):
+    torch.manual_seed(0)
+    state = adamw_state(5003, torch.float16, device)
+    before = [buffer.clone() for buffer in state]
+    grad = torch.full((5003,), torch.nan, dtype=torch.float16, device=device)
+    grad[::2] = torch.inf
+    weight, master, exp_avg, exp_avg_sq = state
+    update(weight, grad, master, exp_avg, exp_avg_sq, adamw_scalars(1, torch.nan, False, device))
+    assert all(torch.equal(now, then) for now, then in zip(state, before, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weight_dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("numels", "aligned"),
+    [
+        ((2048, 1024, 3000, 8, 512), True),
+        ((8, 1024, 2051), True),
+        ((5, 1024, 2051, 4096), False),
+        ((1023, 3, 2049, 1024), False),
+    ],
+)
+def test_scattered_gradients_give_what_flat_ones_give(device, weight_dtype, numels, aligned):
+    """Three updates, the second of which is skipped; also of parameters at odd offsets of the flat buffer."""
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("says something about Triton only")
+    table = kernels.gradient_table(list(numels), device)
+    assert table.is_aligned == aligned
+    torch.manual_seed(0)
+    flat_state = adamw_state(sum(numels), weight_dtype, device)
+    scattered_state = [None if buffer is None else buffer.clone() for buffer in flat_state]
+    dtype = weight_dtype or torch.float32
+    norms = torch.zeros(2, 1, device=device)
+    for step, applies in ((1, True), (2, False), (3, True)):
+        grad = torch.randn(sum(numels), device=device).to(dtype)
+        grad = grad if applies else torch.full_like(grad, torch.nan)
+        pieces = [piece.clone() for piece in grad.split(list(numels))]
+        table.set_addresses(pieces)
+        kernels.grad_norm_(grad, norms[0])
+        table.grad_norm_(dtype, norms[1])
+        assert relative_error(*norms) < 1e-5 if applies else norms.isnan().all()
+        scalars = adamw_scalars(step, 0.25, applies, device)
+        kernels.adamw_(flat_state[0], grad, *flat_state[1:], scalars)
+        table.adamw_(scattered_state[0], dtype, *scattered_state[1:], scalars)
+        for flat, scattered in zip(flat_state, scattered_state, strict=True):
+            assert flat is None or torch.equal(flat, scattered)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num", [1, 4097, 100_003])
+def test_grad_norm(device, num):
+    torch.manual_seed(0)
+    grad = torch.randn(num, device=device).half()
+    out = torch.zeros(1, device=device)
+    kernels.grad_norm_(grad, out)
+    assert relative_error(out, grad.double().norm()) < 1e-5
+    for value in (torch.inf, torch.nan):
+        grad[num // 2] = value
+        kernels.grad_norm_(grad, out)
+        assert not out.isfinite()

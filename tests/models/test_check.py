@@ -1,0 +1,163 @@
+"""Is a folder a whole Stable Diffusion v1 pipeline? Every complaint, and that complaining touches nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.pipelines import edit_json, listing, write_photos
+from tests.helpers.script import UNET_FILE, make_args
+from train_dreambooth_colossalai import main
+from utils.errors import UserError
+from utils.preflight import check_base_model, check_resolution, weight_files
+
+
+def edit_index(folder: Path, part: str, value) -> None:
+    edit_json(folder / "model_index.json", **{part: value})
+
+
+def test_a_complete_pipeline_passes(tiny_pipeline_dir):
+    model = check_base_model(tiny_pipeline_dir)
+    assert model == (tiny_pipeline_dir, 4, [tiny_pipeline_dir / UNET_FILE])
+
+
+def cut(path: Path, num_bytes: int) -> None:
+    path.write_bytes(path.read_bytes()[:num_bytes])
+
+
+def rename_weights(folder: Path, suffix: str) -> None:
+    for path in folder.rglob("*.safetensors"):
+        path.rename(path.with_name(path.name.replace(".safetensors", suffix)))
+
+
+SPOILT = {
+    "no index": (lambda b: (b / "model_index.json").unlink(), r"has no model_index\.json, so it is not a complete"),
+    "index no JSON": (lambda b: (b / "model_index.json").write_text("{"), r"model_index\.json cannot be read as JSON"),
+    "index not UTF-8": (lambda b: (b / "model_index.json").write_bytes(b"\xff\xfe{"), r"cannot be read as JSON"),
+    "index a list": (lambda b: (b / "model_index.json").write_text("[]"), r"does not hold a JSON object"),
+    "unet class": (
+        lambda b: edit_index(b, "unet", ["diffusers", "SD3Transformer2DModel"]),
+        r"model_index\.json: unet is 'SD3Transformer2DModel', but .* is UNet2DConditionModel",
+    ),
+    "vae class": (lambda b: edit_index(b, "vae", ["diffusers", "VQModel"]), "vae is 'VQModel'.*AutoencoderKL"),
+    "text encoder class": (
+        lambda b: edit_index(b, "text_encoder", ["transformers", "T5EncoderModel"]),
+        "text_encoder is 'T5EncoderModel'.*CLIPTextModel",
+    ),
+    "part null": (lambda b: edit_index(b, "vae", [None, None]), "vae is None, but"),
+    "part not named": (lambda b: edit_index(b, "unet", None), "unet is None, but"),
+    "no unet folder": (lambda b: shutil.rmtree(b / "unet"), r"lacks unet/config\.json"),
+    "no vae config": (lambda b: (b / "vae" / "config.json").unlink(), r"lacks vae/config\.json"),
+    "unet config no JSON": (lambda b: (b / "unet/config.json").write_text("no"), r"unet/config\.json cannot be read"),
+    "no tokenizer": (lambda b: shutil.rmtree(b / "tokenizer"), "lacks tokenizer/"),
+    "empty tokenizer": (lambda b: (b / "tokenizer/vocab.json").unlink(), r"lacks tokenizer/vocab\.json"),
+    "no scheduler": (lambda b: shutil.rmtree(b / "scheduler"), r"scheduler/scheduler_config\.json is missing"),
+    "scheduler no JSON": (
+        lambda b: (b / "scheduler/scheduler_config.json").write_text("{]"),
+        r"scheduler_config\.json cannot be read as JSON",
+    ),
+    "prediction type": (
+        lambda b: edit_json(b / "scheduler/scheduler_config.json", prediction_type="sample"),
+        r"scheduler_config\.json: prediction_type is 'sample'; this program trains epsilon and v_prediction",
+    ),
+    "inpainting": (
+        lambda b: edit_json(b / "unet/config.json", in_channels=9),
+        "in_channels is 9, but the VAE's latents have 4; inpainting and depth models cannot be trained",
+    ),
+    "cross attention": (
+        lambda b: edit_json(b / "unet/config.json", cross_attention_dim=1024),
+        "hidden_size is 16, but the UNet's cross_attention_dim is 1024",
+    ),
+    "no unet weights": (lambda b: (b / UNET_FILE).unlink(), r"unet holds no weights \(diffusion_pytorch_model\.safe"),
+    "no vae weights": (lambda b: next((b / "vae").glob("*.safetensors")).unlink(), "vae holds no weights"),
+    "no text encoder weights": (
+        lambda b: (b / "text_encoder/model.safetensors").unlink(),
+        r"text_encoder holds no weights \(model\.safetensors\)",
+    ),
+    "lfs pointer": (
+        lambda b: (b / UNET_FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "is a git-lfs pointer, not the weights; run 'git lfs install && git lfs pull' in",
+    ),
+    "lfs pointer in the text encoder": (
+        lambda b: (b / "text_encoder/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        r"text_encoder/model\.safetensors is a git-lfs pointer",
+    ),
+    "dead link": (
+        lambda b: ((b / UNET_FILE).unlink(), (b / UNET_FILE).symlink_to(b / "blob")),
+        r"unet/diffusion_pytorch_model\.safetensors cannot be read \(No such file",
+    ),
+    "empty weights": (lambda b: cut(b / UNET_FILE, 0), "is not a whole safetensors file"),
+    "unet cut short": (lambda b: cut(b / UNET_FILE, 5000), "is not a whole safetensors file"),
+    "vae cut by a byte": (
+        lambda b: cut(b / "vae/diffusion_pytorch_model.safetensors", -1),
+        r"vae/diffusion_pytorch_model\.safetensors is not a whole safetensors file \(its header promises",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_an_unfit_base_is_refused_by_name_and_left_as_it_was(tmp_path, base, case):
+    spoil, message = SPOILT[case]
+    spoil(base)
+    write_photos(tmp_path / "photos", 1)
+    before = listing(tmp_path)
+    argv = ["--pretrained_model_name_or_path", base, "--instance_data_dir", tmp_path / "photos"]
+    argv += ["--instance_prompt", "a photo", "--output_dir", tmp_path / "new" / "output"]
+    with pytest.raises(UserError, match=message) as error:
+        main([str(value) for value in argv])
+    assert str(base) in str(error.value) and "\n" not in str(error.value)
+    assert listing(tmp_path) == before
+
+
+def test_a_name_on_the_hub_is_not_downloaded(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match="nothing is downloaded .* https://huggingface.co/CompVis/stable-diffusion-v1-4 "
+    ):
+        check_base_model(Path("CompVis/stable-diffusion-v1-4"))
+
+
+@pytest.mark.parametrize("name", ["missing", "/no/where", "./model/sd", "../a/b", "a/b/c"])
+def test_a_missing_folder_is_not_taken_for_a_name_on_the_hub(monkeypatch, tmp_path, name):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--pretrained_model_name_or_path: there is no folder") as error:
+        check_base_model(Path(name))
+    assert "huggingface" not in str(error.value)
+
+
+def test_a_file_is_not_a_folder(tmp_path):
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(UserError, match="model.safetensors is a file; name the pipeline's folder"):
+        check_base_model(tmp_path / "model.safetensors")
+
+
+def test_configurations_may_leave_out_defaults(base):
+    config = json.loads((base / "vae/config.json").read_text())
+    del config["block_out_channels"], config["latent_channels"]
+    (base / "vae/config.json").write_text(json.dumps(config))
+    assert check_base_model(base).vae_scale_factor == 1
+
+
+def test_weights_may_be_bin_or_variants(base):
+    rename_weights(base, ".fp16.safetensors")
+    assert check_base_model(base).unet_weights == [base / "unet/diffusion_pytorch_model.fp16.safetensors"]
+    (base / "text_encoder/model.fp16.safetensors").unlink()
+    torch.save({}, base / "text_encoder/pytorch_model.bin")
+    assert weight_files(base, "text_encoder") == [base / "text_encoder/pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(("resolution", "near"), [(33, "32 or 36"), (3, "4"), (31, "28 or 32")])
+def test_a_resolution_that_the_vae_cannot_encode(tmp_path, base, resolution, near):
+    args = make_args(tmp_path, resolution=resolution)
+    with pytest.raises(
+        UserError, match=f"--resolution {resolution} is not divisible by the VAE's factor 4; use {near}"
+    ):
+        check_resolution(args, check_base_model(base))
+
+
+@pytest.mark.parametrize("resolution", [4, 32, 36])
+def test_a_resolution_that_the_vae_can_encode(tmp_path, base, resolution):
+    check_resolution(make_args(tmp_path, resolution=resolution), check_base_model(base))

@@ -1,0 +1,140 @@
+"""Images depend on prompt, settings and seed alone, whatever they are drawn together with."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.pipelines import largest_difference
+from utils.drawing import initial_latents, is_blank
+from utils.errors import UserError
+from utils.sampling import load_pipeline, num_denoising_steps, sample, truncated_text
+
+CPU = torch.device("cpu")
+PROMPT = "a photo of my cat."
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_dir):
+    return load_pipeline(tiny_pipeline_dir, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def images(pipeline):
+    return sample(pipeline, PROMPT, [0, 1, 2, 3], num_inference_steps=STEPS)
+
+
+def test_latents_of_an_image_come_from_its_generator_alone(pipeline):
+    def draw(*seeds):
+        return initial_latents(pipeline, [torch.Generator().manual_seed(seed) for seed in seeds], 32, 48)
+
+    assert draw(4, 5).shape == (2, 4, 8, 12)
+    assert torch.equal(draw(4, 5, 6)[1:2], draw(5))
+    assert not torch.equal(draw(4), draw(5))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_images_do_not_depend_on_the_batch_size(pipeline, images, batch_size):
+    others = sample(pipeline, PROMPT, [0, 1, 2, 3], num_inference_steps=STEPS, batch_size=batch_size)
+    assert largest_difference(images, others) <= 1
+
+
+def test_another_seed_or_prompt_makes_another_image(pipeline, images):
+    assert largest_difference(images[:1], images[1:2]) > 10
+    assert largest_difference(images[:1], sample(pipeline, "!!!!", [0], num_inference_steps=STEPS)) > 0
+
+
+def test_an_image_is_the_one_that_the_pipeline_makes_with_the_same_seed(pipeline, images):
+    generator = torch.Generator("cpu").manual_seed(2)
+    expected = pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=7.5, generator=generator).images
+    assert largest_difference(images[2:3], expected) <= 1
+
+
+def test_a_stochastic_scheduler_is_independent_of_the_batch_size_too(base):
+    from diffusers import DDPMScheduler
+
+    pipeline = load_pipeline(base, torch.float32, CPU)
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    one_by_one, at_once = (
+        sample(pipeline, PROMPT, [0, 1], num_inference_steps=STEPS, batch_size=batch_size) for batch_size in (1, 2)
+    )
+    assert largest_difference(one_by_one, at_once) <= 1
+
+
+def test_sizes_guidance_and_negative_prompt_reach_the_pipeline(pipeline, images):
+    (wide,) = sample(pipeline, PROMPT, [0], num_inference_steps=1, height=32, width=64)
+    assert wide.size == (64, 32)
+    unguided = sample(pipeline, PROMPT, [0], num_inference_steps=STEPS, guidance_scale=1)
+    steered = sample(pipeline, PROMPT, [0], num_inference_steps=STEPS, negative_prompt="zzzz")
+    assert largest_difference(images[:1], unguided) > 0
+    assert largest_difference(images[:1], steered) > 0
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_on_step_is_called_as_often_as_announced(pipeline, batch_size):
+    calls = []
+    seeds = [0, 1, 2]
+    sample(pipeline, PROMPT, seeds, num_inference_steps=3, batch_size=batch_size, on_step=lambda: calls.append(1))
+    assert len(calls) == num_denoising_steps(pipeline, len(seeds), 3, batch_size)
+    assert len(calls) % {None: 1, 1: 3, 2: 2}[batch_size] == 0
+
+
+def test_not_a_number_is_seen_as_a_blank_image_and_gives_no_numpy_warning(base, images):
+    pipeline = load_pipeline(base, torch.float32, CPU)
+    torch.nn.init.constant_(pipeline.unet.conv_out.bias, float("nan"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        (image,) = sample(pipeline, PROMPT, [0], num_inference_steps=1)
+    assert is_blank(image)
+    assert not is_blank(images[0])
+
+
+@pytest.mark.parametrize(("num_images", "mend"), [(4, "--batch_size 2"), (1, "--height and --width")])
+def test_too_little_gpu_memory_is_a_user_error_that_names_the_flag(pipeline, monkeypatch, num_images, mend):
+    def fail(*_args, **_kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pipeline.unet, "forward", fail)
+    with pytest.raises(UserError, match=mend):
+        sample(pipeline, PROMPT, list(range(num_images)), num_inference_steps=1)
+
+
+def test_truncated_text(pipeline):
+    assert truncated_text(pipeline, PROMPT) == ""
+    assert truncated_text(pipeline, "a " * 75) == ""
+    assert "zebra" in truncated_text(pipeline, "a " * 75 + "zebra").replace(" ", "")
+
+
+def test_the_prompt_of_no_words_is_sampled(pipeline):
+    assert len(sample(pipeline, "", [0, 1], num_inference_steps=1)) == 2
+
+
+def add_safety_checker(folder: Path, threshold: float) -> None:
+    """Adds a feature extractor and a safety checker that objects to every similarity above `threshold`."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    vision = sizes | dict(image_size=32, patch_size=16)
+    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=sizes, vision_config=vision, projection_dim=8))
+    torch.nn.init.constant_(checker.concept_embeds_weights, threshold)
+    torch.nn.init.normal_(checker.concept_embeds)
+    checker.save_pretrained(folder / "safety_checker")
+    (folder / "feature_extractor").mkdir()
+    size = dict(size=32, crop_size=32, feature_extractor_type="CLIPFeatureExtractor")
+    (folder / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(size))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= dict(feature_extractor=["transformers", "CLIPFeatureExtractor"])
+    index |= dict(safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(("threshold", "blank"), [(-2.0, True), (2.0, False)])
+def test_the_safety_checker_blacks_out_what_it_objects_to(base, threshold, blank):
+    add_safety_checker(base, threshold)
+    pipeline = load_pipeline(base, torch.float32, CPU, safety_checker=True)
+    assert is_blank(sample(pipeline, PROMPT, [0], num_inference_steps=1)[0]) == blank
+    assert load_pipeline(base, torch.float32, CPU).safety_checker is None

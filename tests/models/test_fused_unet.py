@@ -1,0 +1,141 @@
+"""The UNet with fused operations computes what diffusers' computes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+
+from tests.helpers.kernels import DEVICES, relative_error
+from utils import fused_unet
+
+UNET_CONFIG = dict(
+    sample_size=8,
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    cross_attention_dim=32,
+    attention_head_dim=4,
+    norm_num_groups=8,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
+
+
+def small_unet(device, dtype=torch.float32, flattens=True):
+    """A UNet in channels_last; with `flattens` its parameters lie one after the other in one buffer."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**UNET_CONFIG).to(device, dtype).to(memory_format=torch.channels_last)
+    if flattens:
+        buffer = torch.empty(unet.num_parameters(), device=device, dtype=dtype)
+        for parameter, flat in zip(
+            unet.parameters(), buffer.split([p.numel() for p in unet.parameters()]), strict=True
+        ):
+            shape = parameter.shape
+            is_image = parameter.dim() == 4
+            view = flat.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2) if is_image else flat.view(shape)
+            parameter.data = view.copy_(parameter.data)
+    return unet.train()
+
+
+def unet_inputs(device, dtype=torch.float32):
+    torch.manual_seed(1)
+    sample = torch.randn(2, 4, 8, 8, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    return sample, torch.tensor([3, 500], device=device), torch.randn(2, 7, 32, device=device).to(dtype)
+
+
+def forward_backward(unet, inputs):
+    unet.zero_grad()
+    model_pred = unet(*inputs).sample
+    model_pred.float().square().mean().backward()
+    return [model_pred.detach(), *(parameter.grad.clone() for parameter in unet.parameters())]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("flattens", [False, True])
+def test_fused_unet_computes_the_same(device, flattens):
+    tolerance = 1e-4 if device == "cuda" else 2e-5  # on a GPU attention's backward adds in any order
+    unet, inputs = small_unet(device, flattens=flattens), unet_inputs(device)
+    names, modules = list(unet.state_dict()), [type(module) for module in unet.modules()]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        plain = forward_backward(unet, inputs)
+        counts = fused_unet.install(unet)
+        assert counts == dict(resnets=8, transformers=4, blocks=4, norm_out=1, time_embedding=1)
+        assert fused_unet.install(unet) == counts
+        fused = forward_backward(unet, inputs)
+        assert max(map(relative_error, fused, plain)) < tolerance
+        assert names == list(unet.state_dict()) and modules == [type(module) for module in unet.modules()]
+        unet.enable_gradient_checkpointing()
+        assert max(map(relative_error, forward_backward(unet, inputs), fused)) < tolerance
+        unet.disable_gradient_checkpointing()
+        fused_unet.uninstall(unet)
+        assert not any("forward" in module.__dict__ for module in unet.modules())
+        assert max(map(relative_error, forward_backward(unet, inputs), plain)) < tolerance
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_precedes_the_prompts_is_computed_once_for_equal_halves(device, monkeypatch):
+    unet, (sample, timesteps, prompts) = small_unet(device), unet_inputs(device)
+    sample, timesteps, prompts = sample.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([prompts, -prompts])
+    batches, attend = [], F.scaled_dot_product_attention
+
+    def counted(query, *others):
+        batches.append(len(query))
+        return attend(query, *others)
+
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        plain = unet(sample, timesteps, prompts).sample
+        counts = fused_unet.install(unet)
+        assert fused_unet.install(unet, equal_halves=True) == counts
+        monkeypatch.setattr(fused_unet.F, "scaled_dot_product_attention", counted)
+        assert relative_error(unet(sample, timesteps, prompts).sample, plain) < 2e-5
+    assert batches == [2] + 7 * [4]
+
+
+def test_fused_unet_knows_attention_masks():
+    unet, inputs = small_unet("cpu"), unet_inputs("cpu")
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]]).bool()
+    plain = unet(*inputs, encoder_attention_mask=mask).sample
+    fused_unet.install(unet)
+    assert relative_error(unet(*inputs, encoder_attention_mask=mask).sample, plain) < 1e-5
+
+
+def test_fused_unet_leaves_the_unfamiliar_alone():
+    unet = small_unet("cpu")
+    unet.down_blocks[0].resnets[0].time_embedding_norm = "scale_shift"
+    unet.down_blocks[1].resnets[0].conv1.register_forward_hook(lambda *_: None)
+    unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[1].p = 0.1
+    unet.up_blocks[0].resnets[0].dropout.p = 0.1
+    counts = fused_unet.install(unet)
+    assert counts == dict(resnets=5, transformers=3, blocks=3, norm_out=1, time_embedding=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fused_unet_is_as_near_to_float32_as_the_plain_one(dtype):
+    reference = forward_backward(small_unet("cuda"), unet_inputs("cuda"))
+    unet, inputs = small_unet("cuda", dtype), unet_inputs("cuda", dtype)
+    plain = [relative_error(*pair) for pair in zip(forward_backward(unet, inputs), reference, strict=True)]
+    fused_unet.install(unet)
+    fused = [relative_error(*pair) for pair in zip(forward_backward(unet, inputs), reference, strict=True)]
+    assert fused[0] < 1.2 * plain[0]
+    assert sum(fused) < 1.2 * sum(plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_fused_unet_is_captured_in_a_cuda_graph():
+    unet, inputs = small_unet("cuda", torch.float16), unet_inputs("cuda", torch.float16)
+    fused_unet.install(unet)
+    eager = forward_backward(unet, inputs)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        forward_backward(unet, inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward_backward(unet, inputs)
+    for _ in range(2):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert max(map(relative_error, captured, eager)) < 5e-3

@@ -1,0 +1,171 @@
+"""What is loaded from a folder, in which dtype, and what two folders share."""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.helpers.pipelines import largest_difference, write_pipeline
+from tests.helpers.script import UNET_FILE
+from utils.drawing import is_blank
+from utils.errors import UserError
+from utils.preflight import check_base_model, default_save_dtype
+from utils.sampling import load_pipeline, same_component, sample, shared_components
+
+CPU = torch.device("cpu")
+PROMPT = "a photo of my cat."
+STEPS = 4
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_lack_a_tensor_are_refused_when_loaded(tmp_path, base, part):
+    from utils import models
+
+    path = next((base / part).glob("*.safetensors"))
+    tensors = load_file(path)
+    lost = sorted(tensors)[0]
+    del tensors[lost]
+    save_file(tensors, path, {"format": "pt"})
+    load = dict(unet=lambda: models.load_unet(base)).get(part)
+    load = load or (lambda: getattr(models, f"load_{part}")(base, torch.float32, "cpu"))
+    with pytest.raises(UserError, match=f"{part}.*(lacks 1 of|keys are missing).*{lost.split('.')[-1]}"):
+        load()
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_of_another_shape_are_refused_when_loaded(base, part):
+    from utils import models
+
+    path = next((base / part).glob("*.safetensors"))
+    tensors = load_file(path)
+    tensors[sorted(tensors)[0]] = torch.zeros(1, 1)
+    save_file(tensors, path, {"format": "pt"})
+    load = dict(unet=lambda: models.load_unet(base)).get(part)
+    load = load or (lambda: getattr(models, f"load_{part}")(base, torch.float32, "cpu"))
+    with pytest.raises(UserError, match=f"{part} cannot be loaded as a"):
+        load()
+
+
+def test_another_tokenizer_is_a_tokenizers_folder(tmp_path, tiny_pipeline_dir):
+    from utils.models import load_tokenizer
+
+    assert load_tokenizer(tiny_pipeline_dir, tiny_pipeline_dir / "tokenizer").model_max_length == 77
+    for name in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="--tokenizer_name .* no tokenizer_config.json in it"):
+            load_tokenizer(tiny_pipeline_dir, name)
+
+
+def test_an_fp16_pipeline_is_loaded_in_fp32_for_the_masters(tmp_path):
+    from utils.models import load_unet
+
+    folder = write_pipeline(tmp_path / "half", dtype=torch.float16)
+    assert default_save_dtype(check_base_model(folder).unet_weights) == "fp16"
+    assert {p.dtype for p in load_unet(folder).parameters()} == {torch.float32}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_dir):
+    return load_pipeline(tiny_pipeline_dir, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def images(pipeline):
+    return sample(pipeline, PROMPT, [0, 1, 2, 3], num_inference_steps=STEPS)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float16, torch.bfloat16])
+def test_every_model_is_loaded_in_the_wanted_dtype(tiny_pipeline_dir, weight_dtype):
+    pipeline = load_pipeline(tiny_pipeline_dir, weight_dtype, CPU)
+    for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        assert {parameter.dtype for parameter in model.parameters()} == {weight_dtype}
+    (image,) = sample(pipeline, PROMPT, [0], num_inference_steps=1)
+    assert not is_blank(image)
+
+
+def test_components_with_the_same_files_are_shared(pipeline, tiny_pipeline_dir, tmp_path):
+    folder = shutil.copytree(tiny_pipeline_dir, tmp_path / "linked", copy_function=os.link)
+    weights = load_file(folder / UNET_FILE)
+    (folder / UNET_FILE).unlink()
+    save_file({name: 1.5 * value for name, value in weights.items()}, folder / UNET_FILE, {"format": "pt"})
+    other = load_pipeline(folder, torch.float32, CPU, shared_with=pipeline)
+    assert shared_components(other, pipeline) == ["vae", "text_encoder", "tokenizer"]
+    assert other.scheduler is not pipeline.scheduler
+    seeds = [0]
+    assert largest_difference(*(sample(p, PROMPT, seeds, num_inference_steps=STEPS) for p in (pipeline, other))) > 0
+
+
+@pytest.mark.parametrize("changed", ["unet", "vae", "text_encoder"])
+def test_one_changed_byte_of_a_component_ends_its_sharing(tiny_pipeline_dir, base, changed):
+    weights = next((base / changed).glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for name in ("unet", "vae", "text_encoder"):
+        assert same_component(tiny_pipeline_dir, base, name) == (name != changed)
+
+
+def test_files_that_loading_passes_over_do_not_end_sharing(tiny_pipeline_dir, base):
+    for name in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin", ".hidden"):
+        (base / "unet" / name).write_bytes(b"ignored")
+    assert same_component(tiny_pipeline_dir, base, "unet")
+
+
+def make_old_format(folder: Path) -> None:
+    """Rewrites the folder as in 2022: .bin files, the VAE's old attention names, no scaling_factor, other variants."""
+    for part, name in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        weights = load_file(folder / part / f"{name}.safetensors")
+        if part == "vae":
+            for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+                weights = {key.replace(f".{new}.", f".{old}."): value for key, value in weights.items()}
+            assert any(".proj_attn." in key for key in weights)
+        bin_name = "pytorch_model.bin" if part == "text_encoder" else f"{name}.bin"
+        torch.save(weights, folder / part / bin_name)
+        (folder / part / f"{name}.safetensors").unlink()
+    for variant in ("fp16", "non_ema"):
+        (folder / "unet" / f"diffusion_pytorch_model.{variant}.bin").write_bytes(b"not to be read")
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    del config["scaling_factor"]
+    (folder / "vae" / "config.json").write_text(json.dumps(config))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= dict(_diffusers_version="0.2.2", feature_extractor=["transformers", "CLIPFeatureExtractor"])
+    index |= dict(safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def test_a_folder_in_the_old_format_makes_the_same_images(base, images):
+    make_old_format(base)
+    pipeline = load_pipeline(base, torch.float32, CPU)
+    assert pipeline.safety_checker is None and pipeline.feature_extractor is None
+    assert largest_difference(images[:2], sample(pipeline, PROMPT, [0, 1], num_inference_steps=STEPS)) <= 1
+
+
+def test_a_folder_with_fp16_files_only_is_loaded(base, images):
+    """The same command on the same machine gives the same bits. An image drawn in another batch, as here, may differ
+    by one grey level of 255, because convolutions of another batch size add in another order."""
+    for path in base.rglob("*.safetensors"):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    pipeline = load_pipeline(base, torch.float32, CPU)
+    assert largest_difference(images[:1], sample(pipeline, PROMPT, [0], num_inference_steps=STEPS)) <= 1
+
+
+def test_loading_is_silent(tiny_pipeline_dir, capfd):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sample(load_pipeline(tiny_pipeline_dir, torch.float32, CPU), PROMPT, [0], num_inference_steps=1)
+    assert not caught
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_that_does_not_load_is_a_user_error(base):
+    (base / UNET_FILE).write_bytes(b"nothing")
+    with pytest.raises(UserError, match="base could not be loaded"):
+        load_pipeline(base, torch.float32, CPU)

@@ -1,0 +1,142 @@
+"""Base folders as people have them: each trains as the same weights do in a folder of today, and its result loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
+from train_dreambooth_colossalai import main
+from utils.errors import run_main
+from utils.sampling import load_pipeline
+
+# .bin and .safetensors names of the parts differ for the text encoder.
+BIN_NAMES = dict(
+    unet="diffusion_pytorch_model.bin", vae="diffusion_pytorch_model.bin", text_encoder="pytorch_model.bin"
+)
+
+
+def edit_json(path: Path, **changes) -> None:
+    """Sets keys of a JSON file; None takes one away."""
+    values = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
+    path.write_text(json.dumps(values))
+
+
+def weight_file(base: Path, part: str) -> Path:
+    return next((base / part).glob("*.safetensors"))
+
+
+def no_scaling_factor(base: Path) -> None:
+    edit_json(base / "vae/config.json", scaling_factor=None, force_upcast=None)
+    assert "scaling_factor" not in (base / "vae/config.json").read_text()
+
+
+def bin_files(base: Path) -> None:
+    for part in PARTS:
+        file = weight_file(base, part)
+        torch.save(load_file(file), base / part / BIN_NAMES[part])
+        file.unlink()
+
+
+def both_kinds_of_files(base: Path) -> None:
+    for part in PARTS:
+        zeros = {name: torch.zeros_like(value) for name, value in load_file(weight_file(base, part)).items()}
+        torch.save(zeros, base / part / BIN_NAMES[part])  # not the file that is to be loaded
+
+
+def fp16_variants_beside(base: Path) -> None:
+    for part in PARTS:
+        file = weight_file(base, part)
+        halves = {name: torch.zeros_like(value).half() for name, value in load_file(file).items()}
+        save_file(halves, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+
+
+def non_ema_beside(base: Path) -> None:
+    file = weight_file(base, "unet")
+    zeros = {name: torch.zeros_like(value) for name, value in load_file(file).items()}
+    save_file(zeros, file.with_name(f"{file.stem}.non_ema.safetensors"), {"format": "pt"})
+
+
+def fp16_variants_only(base: Path) -> None:
+    for part in PARTS:
+        file = weight_file(base, part)
+        halves = {name: value.half() for name, value in load_file(file).items()}
+        save_file(halves, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+
+
+def feature_extractor_of_old(base: Path) -> None:
+    edit_json(base / "model_index.json", feature_extractor=["transformers", "CLIPFeatureExtractor"])
+    (base / "feature_extractor").mkdir()
+    config = dict(feature_extractor_type="CLIPFeatureExtractor", size=224, crop_size=224, do_resize=True)
+    (base / "feature_extractor/preprocessor_config.json").write_text(json.dumps(config))
+
+
+def index_without_safety_checker(base: Path) -> None:
+    edit_json(base / "model_index.json", safety_checker=None, feature_extractor=None, requires_safety_checker=None)
+
+
+def old_versions(base: Path) -> None:
+    edit_json(base / "model_index.json", _diffusers_version="0.2.2")
+    for part in ("unet", "vae"):
+        edit_json(base / part / "config.json", _diffusers_version="0.2.2", _name_or_path="/somewhere/else")
+    old = dict(clip_sample=False, _diffusers_version="0.8.0", skip_prk_steps=True, trained_betas=None)
+    edit_json(base / "scheduler/scheduler_config.json", prediction_type=None, timestep_spacing=None, **old)
+
+
+KINDS = [
+    no_scaling_factor,
+    rename_vae_attention,
+    bin_files,
+    both_kinds_of_files,
+    fp16_variants_beside,
+    non_ema_beside,
+    feature_extractor_of_old,
+    index_without_safety_checker,
+    old_versions,
+]
+
+
+def argv(base: Path, photos: Path, output: Path) -> list[str]:
+    flags = [f"--pretrained_model_name_or_path={base}", f"--instance_data_dir={photos}", f"--output_dir={output}"]
+    flags += ["--instance_prompt=a cat", "--resolution=32", "--train_batch_size=1", "--max_train_steps=1"]
+    return [*flags, "--learning_rate=1e-3", "--lr_warmup_steps=0", "--mixed_precision=no"]
+
+
+def loss_and_result(base: Path, photos: Path, output: Path) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss of one step, and the weights of the UNet that the finished pipeline loads."""
+    assert main(argv(base, photos, output)) == 0
+    pipeline = load_pipeline(output, torch.float32, torch.device("cpu"))
+    return json.loads((output / "metrics.jsonl").read_text())["loss"], pipeline.unet.state_dict()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, tiny_pipeline_dir, photos_dir) -> tuple[float, dict[str, torch.Tensor]]:
+    return loss_and_result(tiny_pipeline_dir, photos_dir, tmp_path_factory.mktemp("expected") / "output")
+
+
+@pytest.mark.parametrize("change", KINDS, ids=lambda change: change.__name__)
+def test_it_trains_as_the_plain_folder_does(tmp_path, photos_dir, expected, change):
+    change(base := write_pipeline(tmp_path / "base"))
+    loss, unet = loss_and_result(base, photos_dir, tmp_path / "output")
+    assert loss == expected[0]
+    assert all(torch.equal(unet[name], value) for name, value in expected[1].items())
+
+
+def test_fp16_variants_alone(tmp_path, photos_dir, expected):
+    fp16_variants_only(base := write_pipeline(tmp_path / "base"))
+    loss, unet = loss_and_result(base, photos_dir, tmp_path / "output")
+    assert loss == pytest.approx(expected[0], rel=1e-3) and loss != expected[0]
+    assert unet.keys() == expected[1].keys()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_git_lfs_pointer_is_named(tmp_path, photos_dir, capsys, part):
+    file = weight_file(write_pipeline(tmp_path / "base"), part)
+    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 3438354725\n")
+    capsys.readouterr()
+    assert run_main(main, argv(tmp_path / "base", photos_dir, tmp_path / "output")) == 2
+    said = capsys.readouterr().err
+    assert f"{file} is a git-lfs pointer" in said and "git lfs pull" in said and said.count("\n") == 1

@@ -1,0 +1,367 @@
+"""The output folder: complete, loadable, exact, and safe whatever happens while it is written."""
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from tests.helpers.pipelines import write_pipeline
+from tests.helpers.script import UNET_FILE
+from utils import models, pipeline
+from utils.preflight import PROGRAM
+
+DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_pipeline_dir):
+    """A function of the weight dtype's name: a boosted UNet whose master weights moved, its optimizer, its booster."""
+    from utils.colossal import boost, launch
+    from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+
+    launch(0)
+
+    def train(name: str) -> tuple:
+        unet = models.load_unet(tiny_pipeline_dir)
+        flat = FlatParameters(unet, DTYPES[name], "cpu", torch.channels_last)
+        optimizer = MasterWeightsOptimizer(flat, learning_rates=[1e-6])
+        flat.grad.copy_(torch.randn(flat.grad.shape, generator=torch.Generator().manual_seed(0)))
+        optimizer.step()
+        return boost(unet, optimizer)
+
+    yield train
+    dist.destroy_process_group()
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stamps(folder: Path) -> dict[str, tuple]:
+    """Names, sizes and times, not link counts."""
+    found = {str(path.relative_to(folder)): path.lstat() for path in folder.rglob("*")}
+    return {name: (stat_.st_mode, stat_.st_size, stat_.st_mtime_ns, stat_.st_ino) for name, stat_ in found.items()}
+
+
+def commit(output: Path, base: Path, content: bytes = b"new weights", **run) -> None:
+    """A whole run's writing with a stand-in for the UNet's weights."""
+    pipeline.start_output(output, run)
+    pipeline.commit_pipeline(output, base, lambda folder: (folder / Path(UNET_FILE).name).write_bytes(content))
+
+
+def load(folder: Path):
+    from diffusers import DiffusionPipeline
+
+    with models.quiet_libraries():
+        return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+
+def commit_trained(output: Path, base: Path, parts: tuple, save_dtype: str, save_format: str) -> None:
+    _, optimizer, _ = parts
+    pipeline.start_output(output, {})
+    pipeline.commit_pipeline(
+        output,
+        base,
+        lambda folder: pipeline.save_unet(optimizer.flat, folder, save_dtype, save_format),
+    )
+
+
+@pytest.mark.parametrize("save_format", ["safetensors", "bin"])
+@pytest.mark.parametrize("save_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("weight_dtype", ["fp32", "fp16", "bf16"])
+def test_the_file_holds_the_master_weights(
+    tmp_path, trained, tiny_pipeline_dir, weight_dtype, save_dtype, save_format
+):
+    unet, optimizer, _ = parts = trained(weight_dtype)
+    masters = dict(optimizer.flat.named(optimizer.flat.master))
+    before = {name: value.clone() for name, value in unet.unwrap().state_dict().items()}
+    commit_trained(tmp_path / "out", tiny_pipeline_dir, parts, save_dtype, save_format)
+    path = tmp_path / "out/unet" / f"diffusion_pytorch_model.{save_format}"
+    assert [p.name for p in path.parent.iterdir() if p.suffix != ".json"] == [path.name]
+    saved = load_file(path) if save_format == "safetensors" else torch.load(path, weights_only=True)
+    # From the masters in every case: a bf16 weight's rounding must not reach an fp16 file.
+    expected = {name: value.to(DTYPES[save_dtype]) for name, value in masters.items()}
+    assert saved.keys() == expected.keys() == before.keys()
+    assert all(torch.equal(saved[name], expected[name]) and saved[name].is_contiguous() for name in saved)
+    assert all(saved[name].dtype == DTYPES[save_dtype] for name in saved)
+    # Saving is not the end of the weights in memory: nothing is cast.
+    after = unet.unwrap().state_dict()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+
+
+def test_masters_differ_from_the_base_by_what_fp16_cannot_hold(tmp_path, trained, tiny_pipeline_dir):
+    commit_trained(tmp_path / "out", tiny_pipeline_dir, trained("fp16"), "fp32", "safetensors")
+    old, new = load_file(tiny_pipeline_dir / UNET_FILE), load_file(tmp_path / "out" / UNET_FILE)
+    moved = torch.cat([(new[name] != old[name]).flatten() for name in old]).float().mean()
+    moved_in_half = torch.cat([(new[name].half() != old[name].half()).flatten() for name in old]).float().mean()
+    assert moved > 0.99 and moved_in_half < 0.5
+
+
+@pytest.mark.parametrize(("save_dtype", "save_format"), [("fp32", "safetensors"), ("fp16", "bin")])
+def test_the_folder_loads_and_samples(tmp_path, trained, tiny_pipeline_dir, save_dtype, save_format):
+    parts = trained("fp32")
+    commit_trained(tmp_path / "out", tiny_pipeline_dir, parts, save_dtype, save_format)
+    loaded = load(tmp_path / "out")
+    loaded.set_progress_bar_config(disable=True)
+    image = loaded("a photo", num_inference_steps=1, height=32, width=32, output_type="np").images
+    assert image.shape == (1, 32, 32, 3)
+    masters = dict(parts[1].flat.named(parts[1].flat.master))
+    for name, value in loaded.unet.state_dict().items():
+        assert torch.equal(value.float(), masters[name].to(DTYPES[save_dtype]).float())
+    base = load(tiny_pipeline_dir)
+    for part in ("vae", "text_encoder"):
+        state_dict = getattr(base, part).state_dict()
+        assert all(torch.equal(value, state_dict[n]) for n, value in getattr(loaded, part).state_dict().items())
+
+
+def test_everything_but_the_weights_is_the_bases(tmp_path, tiny_pipeline_dir):
+    commit(tmp_path / "out", tiny_pipeline_dir)
+    expected, found = snapshot(tiny_pipeline_dir), snapshot(tmp_path / "out")
+    index = json.loads(found.pop("model_index.json"))
+    assert index == json.loads(expected.pop("model_index.json"))
+    assert json.loads(found.pop("run.json"))["program"] == PROGRAM
+    assert found.pop(UNET_FILE) == b"new weights" and expected.pop(UNET_FILE)
+    assert found == expected
+
+
+def test_hidden_files_are_left_behind(tmp_path, base):
+    (base / "vae/.DS_Store").write_text("x")
+    (base / "tokenizer/.cache").write_text("x")
+    (base / ".git").mkdir()
+    (base / "samples").mkdir()
+    (base / "unet/diffusion_pytorch_model.bin").write_text("old weights")
+    (base / "v1-4.ckpt").write_text("another program's")
+    commit(tmp_path / "out", base)
+    names = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert not names & {".DS_Store", ".cache", ".git", "samples", "diffusion_pytorch_model.bin", "v1-4.ckpt"}
+
+
+def test_a_base_whose_index_names_a_part_that_it_lacks(tmp_path, base):
+    index = json.loads((base / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (base / "model_index.json").write_text(json.dumps(index))
+    commit(tmp_path / "out", base, (base / UNET_FILE).read_bytes())
+    index = json.loads((tmp_path / "out/model_index.json").read_text())
+    assert index["safety_checker"] == index["feature_extractor"] == [None, None]
+    assert load(tmp_path / "out").safety_checker is None
+
+
+def test_a_safety_checker_comes_along(tmp_path, base):
+    (base / "safety_checker/deep").mkdir(parents=True)
+    (base / "safety_checker/config.json").write_text("{}")
+    (base / "safety_checker/deep/file").write_text("deep")
+    commit(tmp_path / "out", base)
+    assert (tmp_path / "out/safety_checker/deep/file").read_text() == "deep"
+
+
+def test_large_files_are_hard_links_and_small_ones_copies(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 50_000)
+    commit(tmp_path / "out", base)
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.is_symlink()
+        original = base / path.relative_to(tmp_path / "out")
+        if path.is_file() and original.is_file() and path.name != Path(UNET_FILE).name:
+            assert path.samefile(original) == (original.stat().st_size >= 50_000), path
+    assert (tmp_path / "out/vae" / Path(UNET_FILE).name).samefile(base / "vae" / Path(UNET_FILE).name)
+
+
+def test_the_trained_weights_never_share_a_file_with_the_base(tmp_path, base, trained, monkeypatch):
+    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 1)
+    commit_trained(tmp_path / "out", base, trained("fp32"), "fp32", "safetensors")
+    assert not (tmp_path / "out" / UNET_FILE).samefile(base / UNET_FILE)
+
+
+def test_where_links_are_impossible_files_are_copied(tmp_path, base, monkeypatch):
+    def refuse(*args):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 1)
+    monkeypatch.setattr(pipeline.os, "link", refuse)
+    commit(tmp_path / "out", base)
+    vae_file = "vae/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "out" / vae_file).read_bytes() == (base / vae_file).read_bytes()
+    assert (tmp_path / "out" / vae_file).stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("link_above", [1, 1 << 30])
+def test_a_base_made_of_symbolic_links(tmp_path, base, monkeypatch, link_above):
+    """As a hub cache: every file is a link to a blob of another name."""
+    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", link_above)
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(p for p in sorted(base.rglob("*")) if p.is_file()):
+        path.rename(blobs / str(number))
+        path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
+    commit(tmp_path / "out", base, (base / UNET_FILE).read_bytes())
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    shutil.rmtree(blobs)
+    load(tmp_path / "out")
+
+
+def test_a_base_of_fp16_variants_gives_a_folder_that_loads(tmp_path, trained):
+    base = write_pipeline(tmp_path / "base", dtype=torch.float16)
+    for path in base.rglob("*.safetensors"):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    commit_trained(tmp_path / "out", base, trained("fp32"), "fp16", "safetensors")
+    assert load(tmp_path / "out").vae.config.latent_channels == 4
+    assert not list((tmp_path / "out").rglob("*.fp16.*"))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_file_modes_follow_the_umask(tmp_path, base, trained, umask):
+    before = os.umask(umask)
+    try:
+        commit_trained(tmp_path / "out", base, trained("fp32"), "fp32", "safetensors")
+    finally:
+        assert os.umask(before) == umask
+    for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")]:
+        full = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == full & ~umask, path
+
+
+def test_a_second_run_replaces_the_first_and_leaves_the_users_files(tmp_path, base):
+    output = tmp_path / "out"
+    (base / "safety_checker").mkdir()
+    (base / "safety_checker/config.json").write_text("{}")
+    commit(output, base, b"first")
+    (output / "notes.txt").write_text("mine")
+    (output / "samples").mkdir()
+    (output / "samples/1.png").write_text("mine")
+    (output / "unet/diffusion_pytorch_model.bin").write_text("of an earlier format")
+    shutil.rmtree(base / "safety_checker")
+    commit(output, base, b"second", seed=7)
+    assert (output / UNET_FILE).read_bytes() == b"second"
+    assert (output / "notes.txt").read_text() == (output / "samples/1.png").read_text() == "mine"
+    # Two UNet files, one of them stale, would leave it to the loader which one is meant.
+    assert not (output / "unet/diffusion_pytorch_model.bin").exists()
+    assert not (output / "safety_checker").exists()
+    assert json.loads((output / "run.json").read_text())["seed"] == 7
+    assert not list(output.glob(".*"))
+
+
+def test_replacing_an_output_of_links_does_not_touch_the_base(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 1)
+    before = stamps(base)
+    for content in (b"first", b"second"):
+        commit(tmp_path / "out", base, content)
+    shutil.rmtree(tmp_path / "out")
+    assert stamps(base) == before
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at_call(monkeypatch, module, name: str, number: int) -> None:
+    """The `number`th call (from 1) of module.name raises; later ones work, as they do for the clean-up after it."""
+    original, calls = getattr(module, name), []
+
+    def function(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == number:
+            raise Crash(f"{name}, call {number}")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, function)
+
+
+def count_calls(monkeypatch, module, name: str, action) -> int:
+    with monkeypatch.context() as patch:
+        original, calls = getattr(module, name), []
+        patch.setattr(module, name, lambda *args, **kwargs: (calls.append(args), original(*args, **kwargs))[1])
+        action()
+    return len(calls)
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize(("module", "name"), [(os, "replace"), (os, "fsync"), (shutil, "copyfile"), (os, "link")])
+def test_a_crash_anywhere_leaves_the_old_pipeline_or_none(tmp_path, base, monkeypatch, module, name, existing):
+    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 50_000)
+    commit(tmp_path / "counted", base, b"first")
+    num_calls = count_calls(monkeypatch, module, name, lambda: commit(tmp_path / "counted", base))
+    assert num_calls >= 1
+    before = stamps(base)
+    for number in range(1, num_calls + 1):
+        output = tmp_path / f"out-{number}"
+        if existing:
+            commit(output, base, b"old weights")
+        old = snapshot(output)
+        with monkeypatch.context() as patch:
+            crash_at_call(patch, module, name, number)
+            try:
+                commit(output, base)
+                crashed = False
+            except Crash:
+                crashed = True
+        assert crashed or not existing  # the first run has fewer calls to make
+        found = snapshot(output)
+        if not crashed or found.get(UNET_FILE) == b"new weights":
+            found.pop("run.json")
+            whole = snapshot(tmp_path / "counted")
+            assert found == {key: value for key, value in whole.items() if key != "run.json"}
+        elif existing:
+            for ours in (old, found):
+                ours.pop("run.json")
+                ours.pop(".run.json.partial", None)
+            assert found == old, f"{name} call {number}"
+        else:
+            assert "model_index.json" not in found
+        assert not list(output.glob(".assembling-*"))
+        assert stamps(base) == before
+
+
+def test_a_kill_between_two_moves_leaves_no_half_pipeline_that_loads(tmp_path, base, monkeypatch):
+    def visible(folder: Path) -> dict[str, bytes]:
+        return {n: b for n, b in snapshot(folder).items() if not n.startswith(".") and n != "run.json"}
+
+    commit(tmp_path / "out", base, b"old weights")
+    old = visible(tmp_path / "out")
+    (base / "scheduler/scheduler_config.json").write_text('{"of": "another base"}')
+    commit(tmp_path / "new", base)
+    new = visible(tmp_path / "new")
+    original, indices = os.replace, []
+
+    def replace(source, target):
+        original(source, target)
+        found = visible(tmp_path / "out")
+        indices.append("model_index.json" in found)
+        assert not indices[-1] or found in (old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    commit(tmp_path / "out", base)
+    assert False in indices and indices[-1] and visible(tmp_path / "out") == new
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_to_write_the_weights_leaves_the_old_pipeline_or_none(tmp_path, base, existing):
+    output = tmp_path / "out"
+    if existing:
+        commit(output, base, b"old weights")
+    old = snapshot(output)
+
+    def fail(folder: Path) -> None:
+        (folder / Path(UNET_FILE).name).write_bytes(b"half of th")
+        raise OSError(28, "No space left on device")
+
+    pipeline.start_output(output, {})
+    with pytest.raises(OSError, match="No space"):
+        pipeline.commit_pipeline(output, base, fail)
+    found = snapshot(output)
+    found.pop("run.json"), old.pop("run.json", None)
+    assert found == old
+
+
+def test_what_a_killed_run_left_is_cleared_away_by_the_next(tmp_path, base):
+    output = tmp_path / "out"
+    (output / ".assembling-old/unet").mkdir(parents=True)
+    (output / ".assembling-old/unet/half").write_text("x")
+    (output / ".run.json.partial").write_text("{")
+    commit(output, base)
+    assert not list(output.glob(".*"))

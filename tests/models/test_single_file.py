@@ -1,0 +1,190 @@
+"""One file in the original checkpoint's layout: what diffusers reads back from it is the pipeline, to the bit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
+from tests.helpers.script import EMBEDDED
+from utils.errors import UserError, run_main
+from utils.export import export_single_file, main, original_unet_name, original_vae_name
+from utils.models import quiet_libraries
+
+
+def read_back(file: Path, config: Path):
+    """The pipeline as diffusers' from_single_file makes it, with the configurations of a local folder."""
+    from diffusers import StableDiffusionPipeline, __version__
+
+    if __version__.startswith("0.27."):
+        pytest.skip("from_single_file of diffusers 0.27 takes no local configuration")
+    with quiet_libraries():
+        pipeline = StableDiffusionPipeline.from_single_file(
+            str(file), config=str(config), local_files_only=True, torch_dtype=torch.float32
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_folder(folder: Path):
+    from utils.sampling import load_pipeline
+
+    return load_pipeline(folder, torch.float32, torch.device("cpu"))
+
+
+def weights(pipeline) -> dict[str, torch.Tensor]:
+    found = {(part, name): value for part in PARTS for name, value in getattr(pipeline, part).state_dict().items()}
+    return {key: value for key, value in found.items() if not key[1].endswith("position_ids")}
+
+
+def assert_same_weights(pipeline, expected) -> None:
+    found, wanted = weights(pipeline), weights(expected)
+    assert found.keys() == wanted.keys()
+    assert [key for key in wanted if not torch.equal(found[key], wanted[key])] == []
+
+
+def test_the_embedded_model_read_back_draws_the_same_images(tmp_path):
+    from utils.sampling import sample
+
+    export_single_file(EMBEDDED, tmp_path / "one.safetensors")
+    pipeline, expected = read_back(tmp_path / "one.safetensors", EMBEDDED), load_folder(EMBEDDED)
+    pipeline.safety_checker = None
+    assert_same_weights(pipeline, expected)
+    prompt = "a photo of a cat"
+    images = [np.asarray(sample(p, prompt, [3], num_inference_steps=3)[0]) for p in (pipeline, expected)]
+    assert images[0].std() > 10 and (images[0] == images[1]).all()
+
+
+def test_every_name_is_the_original_checkpoints(tmp_path):
+    export_single_file(EMBEDDED, tmp_path / "one.safetensors")
+    names = set(load_file(tmp_path / "one.safetensors"))
+    assert {
+        "model.diffusion_model.time_embed.0.weight",
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+        "model.diffusion_model.input_blocks.2.0.op.weight",
+        "model.diffusion_model.middle_block.1.norm.weight",
+        "model.diffusion_model.output_blocks.1.1.conv.weight",
+        "model.diffusion_model.output_blocks.3.2.conv.bias",
+        "model.diffusion_model.out.2.bias",
+        "first_stage_model.encoder.mid.attn_1.proj_out.weight",
+        "first_stage_model.decoder.up.2.upsample.conv.weight",
+        "first_stage_model.quant_conv.bias",
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+    } <= names
+    files = [file for part in PARTS for file in (EMBEDDED / part).glob("*.safetensors")]
+    assert len(names) == sum(len(load_file(file)) for file in files)
+
+
+def test_training_writes_it_too(tmp_path, tiny_pipeline_dir, photos_dir):
+    from train_dreambooth_colossalai import main as train
+
+    argv = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--instance_data_dir={photos_dir}"]
+    argv += [
+        f"--output_dir={tmp_path / 'output'}",
+        "--instance_prompt=a cat",
+        "--resolution=32",
+        "--max_train_steps=1",
+    ]
+    argv += ["--learning_rate=1e-3", "--lr_warmup_steps=0", f"--export_single_file={tmp_path / 'one.safetensors'}"]
+    assert train(argv) == 0
+    pipeline = read_back(tmp_path / "one.safetensors", tmp_path / "output")
+    assert_same_weights(pipeline, load_folder(tmp_path / "output"))
+    base = load_folder(tiny_pipeline_dir)
+    assert not torch.equal(pipeline.unet.conv_in.weight, base.unet.conv_in.weight)
+    (tmp_path / "one.safetensors").write_text("mine")
+    assert run_main(train, argv) == 2
+
+
+def test_names_of_stable_diffusion_v1():
+    attention = {1, 2, 3}
+
+    def unet(name: str) -> str:
+        return original_unet_name(name, 2, attention)
+
+    assert unet("down_blocks.0.downsamplers.0.conv.weight") == "input_blocks.3.0.op.weight"
+    assert unet("down_blocks.1.resnets.0.conv_shortcut.bias") == "input_blocks.4.0.skip_connection.bias"
+    assert unet("down_blocks.3.resnets.1.norm1.weight") == "input_blocks.11.0.in_layers.0.weight"
+    assert unet("up_blocks.0.upsamplers.0.conv.weight") == "output_blocks.2.1.conv.weight"
+    assert unet("up_blocks.1.upsamplers.0.conv.weight") == "output_blocks.5.2.conv.weight"
+    assert unet("up_blocks.3.attentions.2.proj_out.bias") == "output_blocks.11.1.proj_out.bias"
+    assert unet("mid_block.resnets.1.time_emb_proj.weight") == "middle_block.2.emb_layers.1.weight"
+    assert original_vae_name("decoder.up_blocks.0.resnets.2.conv2.bias", 4) == "decoder.up.3.block.2.conv2.bias"
+    assert original_vae_name("encoder.mid_block.attentions.0.query.bias", 4) == "encoder.mid.attn_1.q.bias"
+    with pytest.raises(ValueError, match="class_embedding.weight has no place"):
+        unet("class_embedding.weight")
+
+
+@pytest.mark.parametrize("kind", ["old attention names", "bin", "fp16", "fp16 variant", "no text_model prefix"])
+def test_every_kind_of_folder(tmp_path, kind):
+    base = write_pipeline(tmp_path / "base", dtype=torch.float16 if kind == "fp16" else torch.float32)
+    expected = load_folder(base)
+    if kind == "old attention names":
+        rename_vae_attention(base)
+    if kind == "no text_model prefix":
+        file = base / "text_encoder/model.safetensors"
+        plain = {name.removeprefix("text_model."): value for name, value in load_file(file).items()}
+        save_file(plain, file, {"format": "pt"})
+    for part in PARTS:
+        (file,) = (base / part).glob("*.safetensors")
+        if kind == "bin":
+            name = "pytorch_model.bin" if part == "text_encoder" else f"{file.stem}.bin"
+            torch.save(load_file(file), file.with_name(name))
+            file.unlink()
+        if kind == "fp16 variant":
+            half = {name: value.half() for name, value in load_file(file).items()}
+            save_file(half, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+    export_single_file(base, tmp_path / "one.safetensors")
+    assert_same_weights(read_back(tmp_path / "one.safetensors", base), expected)
+
+
+def test_the_command_line(tmp_path, tiny_pipeline_dir, capsys):
+    file = tmp_path / "new" / "one.safetensors"
+    argv = [str(tiny_pipeline_dir), str(file)]
+    assert run_main(main, [*argv, "--dtype=fp16"]) == 0
+    assert capsys.readouterr().out.startswith(f"{file}: 0.")
+    assert {value.dtype for value in load_file(file).values()} == {torch.float16}
+    assert run_main(main, argv) == 0  # its own file is replaced
+    assert {value.dtype for value in load_file(file).values()} == {torch.float32}
+    assert [path.name for path in file.parent.iterdir()] == ["one.safetensors"]
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["written_by"] == "train_dreambooth_colossalai"
+
+
+def test_a_file_of_someone_elses_is_not_replaced(tmp_path, tiny_pipeline_dir, capsys):
+    for name, write in {
+        "mine.safetensors": lambda path: save_file({"a": torch.zeros(1)}, path),
+        "text.safetensors": lambda path: path.write_text("precious"),
+        "folder.safetensors": Path.mkdir,
+        "link.safetensors": lambda path: path.symlink_to("nowhere"),
+    }.items():
+        write(tmp_path / name)
+        assert run_main(main, [str(tiny_pipeline_dir), str(tmp_path / name)]) == 2
+        assert f"{name} exists and was not written by this program" in capsys.readouterr().err
+    assert run_main(main, [str(tiny_pipeline_dir), str(tmp_path / "x.ckpt")]) == 2
+    assert "a name like x.safetensors" in capsys.readouterr().err
+    assert run_main(main, [str(tiny_pipeline_dir), str(tmp_path / "text.safetensors" / "x.safetensors")]) == 2
+    assert "nothing can be written in" in capsys.readouterr().err
+
+
+def test_other_architectures_are_refused(tmp_path):
+    base = write_pipeline(tmp_path / "base")
+    config = json.loads((base / "unet/config.json").read_text())
+    (base / "unet/config.json").write_text(json.dumps(config | dict(use_linear_projection=True)))
+    with pytest.raises(UserError, match="not a Stable Diffusion v1 pipeline"):
+        export_single_file(base, tmp_path / "one.safetensors")
+    assert not (tmp_path / "one.safetensors").exists()
+
+
+def test_a_failure_leaves_no_file(tmp_path, tiny_pipeline_dir, monkeypatch):
+    export_single_file(tiny_pipeline_dir, tmp_path / "one.safetensors")
+    before = (tmp_path / "one.safetensors").read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        export_single_file(tiny_pipeline_dir, tmp_path / "one.safetensors", "fp16")
+    assert (tmp_path / "one.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]

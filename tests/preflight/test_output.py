@@ -1,0 +1,96 @@
+"""Which folders may be written to."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.pipelines import listing
+from tests.helpers.script import make_args
+from utils.errors import UserError
+from utils.preflight import check_output_dir, is_own_output
+
+
+class TestOutputDir:
+    """check_output_dir, with base/, photos/ and elsewhere/ in tmp_path."""
+
+    @pytest.fixture(autouse=True)
+    def folders(self, tmp_path):
+        for name in ("base/unet", "photos/more", "elsewhere"):
+            (tmp_path / name).mkdir(parents=True)
+        (tmp_path / "photos/a.jpg").write_text("photo")
+        (tmp_path / "to_base").symlink_to(tmp_path / "base")
+        (tmp_path / "to_all").symlink_to(tmp_path)
+
+    def refuse(self, tmp_path: Path, output: Path, message: str, **values) -> None:
+        before = listing(tmp_path)
+        with pytest.raises(UserError, match=message) as error:
+            check_output_dir(make_args(tmp_path, output_dir=output, **values))
+        assert "--output_dir" in str(error.value) and "\n" not in str(error.value)
+        assert listing(tmp_path) == before
+
+    @pytest.mark.parametrize("output", ["base", "base/out", "base/unet", "to_base", "to_base/x", "to_all/base/x", "."])
+    def test_overlap_with_the_base(self, tmp_path, output):
+        self.refuse(tmp_path, tmp_path / output, "overlaps --pretrained_model_name_or_path")
+
+    @pytest.mark.parametrize("output", ["photos", "photos/new/out", "base/../photos", "to_all/photos/more"])
+    def test_overlap_with_the_photos(self, tmp_path, output):
+        self.refuse(tmp_path, tmp_path / output, "overlaps --instance_data_dir")
+
+    def test_overlap_where_the_inputs_are_named_through_links(self, tmp_path):
+        links = dict(pretrained_model_name_or_path=tmp_path / "to_base")
+        self.refuse(tmp_path, tmp_path / "base/x", "overlaps --pretrained_model_name_or_path", **links)
+
+    def test_overlap_with_relative_names(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path / "base")
+        self.refuse(tmp_path, Path("x"), "overlaps --pretrained", pretrained_model_name_or_path=".")
+
+    def test_overlap_with_another_tokenizer(self, tmp_path):
+        folder = tmp_path / "elsewhere"
+        self.refuse(tmp_path, folder / "out", "overlaps --tokenizer_name", tokenizer_name=folder)
+
+    def test_a_common_beginning_of_the_name_is_no_overlap(self, tmp_path):
+        check_output_dir(make_args(tmp_path, output_dir=tmp_path / "base-new"))
+        check_output_dir(make_args(tmp_path, output_dir=tmp_path / "photo"))
+
+    def test_foreign_files(self, tmp_path):
+        (tmp_path / "elsewhere/thesis.txt").write_text("mine")
+        self.refuse(tmp_path, tmp_path / "elsewhere", "holds files that this program did not write")
+
+    @pytest.mark.parametrize("run", ["{}", "[]", "{", '{"program": "another"}', '"train_dreambooth_colossalai"'])
+    def test_a_run_json_of_another_program(self, tmp_path, run):
+        (tmp_path / "elsewhere/run.json").write_text(run)
+        assert not is_own_output(tmp_path / "elsewhere")
+        self.refuse(tmp_path, tmp_path / "elsewhere", "holds files that this program did not write")
+
+    def test_a_file(self, tmp_path):
+        (tmp_path / "elsewhere/file").write_text("mine")
+        self.refuse(tmp_path, tmp_path / "elsewhere/file", "is not a folder")
+        self.refuse(tmp_path, tmp_path / "elsewhere/file/out", "elsewhere/file is a file")
+        (tmp_path / "elsewhere/file").chmod(0o755)
+        self.refuse(tmp_path, tmp_path / "elsewhere/file/out", "elsewhere/file is a file")
+
+    def test_a_dead_link(self, tmp_path):
+        (tmp_path / "elsewhere/link").symlink_to(tmp_path / "nowhere")
+        self.refuse(tmp_path, tmp_path / "elsewhere/link", "is not a folder")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_no_permission(self, tmp_path):
+        (tmp_path / "elsewhere").chmod(stat.S_IRUSR | stat.S_IXUSR)
+        self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
+
+    def test_no_permission_as_the_system_says_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("utils.preflight.os.access", lambda path, mode: False)
+        self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
+
+    def test_new_empty_and_own_folders_pass_and_nothing_is_made(self, tmp_path):
+        own = tmp_path / "own"
+        own.mkdir()
+        (own / "run.json").write_text('{"program": "train_dreambooth_colossalai"}')
+        (own / "notes.txt").write_text("mine")
+        (tmp_path / "to_elsewhere").symlink_to(tmp_path / "elsewhere")
+        before = listing(tmp_path)
+        for output in ("new", "new/deep/er", "elsewhere", "to_elsewhere", "own"):
+            check_output_dir(make_args(tmp_path, output_dir=tmp_path / output))
+        assert listing(tmp_path) == before

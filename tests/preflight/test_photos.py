@@ -1,0 +1,190 @@
+"""Photos of every kind: a picture or one line that names the file, never a traceback or a hang."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import time
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.helpers.fuzzing import FUZZ, SECONDS_OF_FUZZ
+from tests.helpers.pipelines import write_photos
+from tests.helpers.script import ROOT, dry_run, rows_of
+from utils.dataset import InstanceDataset
+from utils.errors import UserError
+from utils.preflight import check_base_model
+
+
+def png(width: int, height: int, depth: int = 8, colour: int = 2, body: bytes = b"\0" * 100) -> bytes:
+    """A PNG that claims a size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def picture(mode: str, size: tuple[int, int], kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind, **options)
+    return file.getvalue()
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) * 2 // 3]
+
+
+FRAMES = dict(save_all=True, append_images=[Image.new("RGB", (32, 32), (9, 9, 9))])
+# (what the file holds, whether it is a picture)
+PHOTOS = {
+    "bomb.png": (lambda: png(60_000, 60_000), False),
+    "bomb of one row.png": (lambda: png(2_000_000_000, 1), False),
+    "cut.png": (lambda: cut(picture("RGB", (64, 64), "PNG")), False),
+    "cut.jpg": (lambda: cut(picture("RGB", (64, 64), "JPEG")), False),
+    "cut.webp": (lambda: cut(picture("RGB", (64, 64), "WEBP")), False),
+    "cut.bmp": (lambda: cut(picture("RGB", (64, 64), "BMP")), False),
+    "cut.tiff": (lambda: cut(picture("RGB", (64, 64), "TIFF")), False),
+    "cut.gif": (lambda: picture("RGB", (64, 64), "GIF")[:20], False),
+    "text.jpg": (lambda: b"no photo at all", False),
+    "empty.png": (lambda: b"", False),
+    "html.webp": (lambda: b"<!DOCTYPE html><html>404</html>", False),
+    "svg.png": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', False),
+    "zip.jpg": (lambda: b"PK\x03\x04" + b"\0" * 60, False),
+    "zero size.png": (lambda: png(0, 0), False),
+    "of another name.jpg": (lambda: picture("RGB", (64, 64), "PNG"), True),
+    "16 bit.png": (lambda: picture("I;16", (64, 64), "PNG"), True),
+    "32 bit.tiff": (lambda: picture("I", (64, 64), "TIFF"), True),
+    "float.tiff": (lambda: picture("F", (64, 64), "TIFF"), True),
+    "cmyk.jpg": (lambda: picture("CMYK", (64, 64), "JPEG"), True),
+    "palette.png": (lambda: picture("P", (64, 64), "PNG"), True),
+    "black and white.png": (lambda: picture("1", (64, 64), "PNG"), True),
+    "lab.tiff": (lambda: picture("LAB", (64, 64), "TIFF"), True),
+    "ycc.jpg": (lambda: picture("YCbCr", (64, 64), "JPEG"), True),
+    "animated.gif": (lambda: picture("RGB", (32, 32), "GIF", **FRAMES), True),
+    "animated.webp": (lambda: picture("RGB", (32, 32), "WEBP", **FRAMES), True),
+    "animated.png": (lambda: picture("RGB", (32, 32), "PNG", **FRAMES), True),
+    "1x1.png": (lambda: picture("RGB", (1, 1), "PNG"), True),
+    "20000 wide.png": (lambda: picture("L", (20_000, 400), "PNG"), True),
+    "10000 square.jpg": (lambda: picture("L", (10_000, 10_000), "JPEG"), True),
+    "new\nline.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
+    "cat 🐈 \x1b[31m.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
+    "-rf.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
+}
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_photos(tmp_path, tiny_pipeline_dir, capsys, name):
+    make, good = PHOTOS[name]
+    photos = write_photos(tmp_path / "photos", 1)
+    (photos / name).write_bytes(make())
+    code, out, err = dry_run(tiny_pipeline_dir, photos, tmp_path, capsys)
+    assert code == (0 if good else 2) and err == ""
+    rows = [line for line in out.splitlines() if line.startswith(("ok ", "note", "STOP"))]
+    named = [row for row in rows if ascii(name)[1:-1].split("\\")[0] in row]
+    assert named and any(row.startswith("STOP") for row in named) != good
+    assert "\x1b" not in out and len(out.splitlines()) == len(rows) + 2
+
+
+def test_links_in_circles_and_fifos_are_skipped(tmp_path, tiny_pipeline_dir, capsys):
+    photos = write_photos(tmp_path / "photos", 1)
+    (photos / "loop.jpg").symlink_to("loop.jpg")
+    (photos / "up").symlink_to("..")
+    os.mkfifo(photos / "fifo.png")
+    code, out, _ = dry_run(tiny_pipeline_dir, photos, tmp_path, capsys)
+    assert code == 0 and "loop.jpg: not a regular file" in out and "fifo.png: not a regular file" in out
+
+
+def test_a_folder_that_is_a_circle(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(UserError, match="there is no folder"):
+        InstanceDataset(tmp_path / "circle", 16)
+    with pytest.raises(UserError, match="there is no folder"):
+        check_base_model(tmp_path / "circle")
+
+
+def test_pillows_remarks_do_not_reach_the_terminal(tmp_path, tiny_pipeline_dir):
+    photos = write_photos(tmp_path / "photos", 1)
+    Image.new("L", (10_000, 10_000)).save(photos / "large.png")
+    argv = ["--pretrained_model_name_or_path", tiny_pipeline_dir, "--instance_data_dir", photos, "--dry_run"]
+    argv += ["--instance_prompt", "a cat", "--output_dir", tmp_path / "output", "--resolution", 32]
+    command = [sys.executable, "train_dreambooth_colossalai.py", *map(str, argv)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (result.returncode, result.stderr) == (0, "") and "very large (100 megapixels)" in result.stdout
+
+
+def whole_photos() -> list[bytes]:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
+    found = []
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "TGA", "ICO", "JPEG2000"):
+        file = io.BytesIO()
+        noise.save(file, kind)
+        found.append(file.getvalue())
+    return found
+
+
+@st.composite
+def damaged(draw, whole: list[bytes]) -> bytes:
+    content = bytearray(draw(st.sampled_from(whole)))
+    for _ in range(draw(st.integers(0, 8))):
+        content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
+    if draw(st.booleans()):
+        content = content[: draw(st.integers(0, len(content)))]
+    return bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_fuzzed_photos(tmp_path):
+    end, outcomes = time.monotonic() + SECONDS_OF_FUZZ, dict(picture=0, refused=0)
+
+    @settings(max_examples=20_000, **FUZZ)
+    @given(damaged(whole_photos()))
+    def read(content: bytes) -> None:
+        if time.monotonic() > end:
+            return
+        (tmp_path / "photo.jpg").write_bytes(content)
+        try:
+            dataset = InstanceDataset(tmp_path, 16)
+        except UserError as error:
+            assert "photo.jpg" in str(error) and "\n" not in str(error)
+            outcomes["refused"] += 1
+        else:
+            assert dataset.photos[0].pixels.dtype == np.uint8
+            outcomes["picture"] += 1
+
+    read()
+    print(outcomes)
+    assert min(outcomes.values()) > 100
+
+
+def test_what_is_said_of_photos(tmp_path, tiny_pipeline_dir, capsys):
+    photos = write_photos(tmp_path / "photos", 1)
+    (photos / "again.jpg").write_bytes((photos / "photo-0.jpg").read_bytes())
+    Image.open(photos / "photo-0.jpg").resize((60, 60)).save(photos / "nearly.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 50, 4), np.uint8))
+    noise.convert("RGB").save(photos / "turned.jpg", exif=exif)
+    noise.save(photos / "see-through.png")
+    noise.convert("CMYK").resize((16, 16)).save(photos / "small.jpg")
+    (photos / "notes.txt").write_text("no photo")
+    (photos / ".DS_Store").write_text("")
+    code, out, _ = dry_run(tiny_pipeline_dir, photos, tmp_path, capsys)
+    rows = rows_of(out)
+    assert code == 0
+    assert rows["photo-0.jpg: JPEG 48x48"] == "ok"
+    assert rows["turned.jpg: JPEG 40x50, turned upright (EXIF 6)"] == "ok"
+    assert rows["see-through.png: PNG 50x40, transparency on white"] == "ok"
+    assert rows["small.jpg: JPEG 16x16, CMYK made RGB, enlarged 2.0 times, it will look soft"] == "note"
+    assert rows["'photo-0.jpg' is 'again.jpg' again"] == "note"
+    assert rows["'nearly.png' is nearly 'again.jpg'"] == "note"
+    assert rows["notes.txt: not an image"] == "note" and rows[".DS_Store: hidden"] == "ok"
+    assert not any("turned" in row and "nearly" in row for row in rows)

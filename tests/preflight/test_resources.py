@@ -1,0 +1,89 @@
+"""Disk space, the GPU and its memory, before a run needs them."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers.script import run
+from utils import preflight_resources
+from utils.errors import UserError
+from utils.preflight import check_base_model
+from utils.preflight_resources import check_device, check_disk, num_parameters
+
+
+def make_args(tmp_path, **values) -> Namespace:
+    options = dict(save_dtype="fp32", output_dir=tmp_path / "a/b", max_train_steps=1000, checkpointing_steps=100)
+    options |= dict(checkpoints_total_limit=None, train_batch_size=1, resolution=512, mixed_precision="fp16")
+    options |= dict(gradient_checkpointing=False, low_memory=False, use_8bit_adam=False, offload_optimizer="none")
+    return Namespace(**options | dict(with_prior_preservation=False) | values)
+
+
+def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypatch):
+    base = check_base_model(tiny_pipeline_dir)
+    count = sum(value.numel() for value in load_file(base.unet_weights[0]).values())
+    assert num_parameters(base) == count
+    free = {}
+    monkeypatch.setattr(preflight_resources.shutil, "disk_usage", lambda path: Namespace(free=free["bytes"]))
+    for limit, most, first in ((None, 10, 0), (2, 3, 0), (None, 5, 500)):
+        args = make_args(tmp_path, checkpoints_total_limit=limit)
+        needed = count * 4 + most * count * 12
+        free["bytes"] = needed - 1
+        with pytest.raises(UserError, match=r"too little disk space \(.* for the result, .* free\); .*_total_limit"):
+            check_disk(args, base, first)
+        free["bytes"] = needed
+        assert check_disk(args, base, first)[1] == "note"
+        free["bytes"] = needed + count * 12
+        assert check_disk(args, base, first)[1] == "ok"
+
+
+def test_what_is_written_is_what_was_said(flags, tmp_path, tiny_pipeline_dir):
+    base = check_base_model(tiny_pipeline_dir)
+    for save_dtype, each in (("fp32", 12), ("fp16", 14)):
+        output = tmp_path / save_dtype
+        run(flags, max_train_steps=1, checkpointing_steps=1, save_dtype=save_dtype, output_dir=output)
+        written = sum(path.stat().st_size for path in (output / "checkpoint-1").rglob("*") if path.is_file())
+        assert written == pytest.approx(num_parameters(base) * each, rel=0.2)  # headers weigh in a model so small
+
+
+def fake_cuda(monkeypatch, free: float) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=0: (int(free), int(free)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: "A GPU")
+
+
+def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
+    base = check_base_model(tiny_pipeline_dir)
+    fake_cuda(monkeypatch, 8e9)
+    assert check_device(make_args(tmp_path), base)[1] == "ok"
+    finding, verdict = check_device(make_args(tmp_path, train_batch_size=16), base)
+    assert verdict == "note" and "it fits with --gradient_checkpointing (about 4.3 GB)" in finding
+    finding, verdict = check_device(make_args(tmp_path, resolution=4096), base)
+    assert verdict == "note" and "it may not fit; try a smaller --resolution" in finding
+    args = make_args(tmp_path, low_memory=True, gradient_checkpointing=True, offload_optimizer="moments")
+    with monkeypatch.context() as without_triton:
+        without_triton.setattr("utils.kernels.HAS_TRITON", False)
+        with pytest.raises(UserError, match="--low_memory: offloading on a GPU needs Triton .* which is not here"):
+            check_device(args, base)
+    monkeypatch.setattr("utils.kernels.reaches_host_memory", lambda device: True)
+    finding, verdict = check_device(args, base)
+    assert verdict == "ok" and "(--low_memory: --gradient_checkpointing --offload_optimizer moments)" in finding
+    monkeypatch.setattr(preflight_resources, "free_host_memory", lambda: 1e3)
+    finding, verdict = check_device(args, base)
+    assert verdict == "note" and "--use_8bit_adam or another --offload_optimizer takes less" in finding
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--nproc_per_node 2, but torch sees 1 GPUs"):
+        check_device(make_args(tmp_path), base)
+
+
+@pytest.mark.parametrize(("hidden", "verdict"), [(None, "note"), ("", "ok")])
+def test_a_gpu_that_torch_cannot_use_is_said_loudly(tmp_path, tiny_pipeline_dir, monkeypatch, hidden, verdict):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(preflight_resources.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    finding, found = check_device(make_args(tmp_path), check_base_model(tiny_pipeline_dir))
+    assert found == verdict and ("TORCH CANNOT USE IT" in finding) == (verdict == "note")

@@ -1,0 +1,38 @@
+"""The table of the checks: every problem at once, and a verdict."""
+
+import torch
+
+from tests.helpers.script import as_argv, dry_run, rows_of, run
+from utils.preflight_table import Table
+
+
+def test_a_dry_run_checks_and_trains_nothing(flags, tmp_path, capsys):
+    from train_dreambooth_colossalai import main
+
+    assert main(as_argv(flags | dict(dry_run=True))) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("preflight\n") and out.splitlines()[-1].startswith("ready to train (")
+    assert not (tmp_path / "output").exists() and not torch.distributed.is_initialized()
+
+
+def test_a_dry_run_lists_every_problem(tmp_path, tiny_pipeline_dir, capsys):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/mine.txt").write_text("mine")
+    options = ("--resolution=33", "--tokenizer_name=nowhere")
+    code, out, err = dry_run(tiny_pipeline_dir, tmp_path / "nowhere", tmp_path, capsys, *options)
+    assert code == 2 and err == "" and out.splitlines()[-1].startswith("NOT READY: 4 to mend")
+    problems = [finding for finding, verdict in rows_of(out).items() if verdict == "STOP"]
+    for part in ("--resolution 33", "holds files that", "--instance_data_dir", "--tokenizer_name nowhere"):
+        assert sum(part in problem for problem in problems) == 1
+
+
+def test_a_run_shows_the_table_first(flags, capsys):
+    run(flags, max_train_steps=1)
+    out = capsys.readouterr().out
+    assert out.index("ready to train") < out.index("4 photos at 32 px")
+
+
+def test_a_table_cannot_be_written_into_by_a_name():
+    table = Table(collects=True)
+    table.add("photo", "a\nSTOP\x1b[31m 🐈")
+    assert str(table).count("\n") == 2 and "\x1b" not in str(table) and "🐈" in str(table)

@@ -1,0 +1,90 @@
+"""What a checkpoint holds, and which folders are none."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers.script import LATEST, UNET_FILE, as_argv, run
+from train_dreambooth_colossalai import main
+from utils.errors import UserError
+
+
+def test_diffusers_loads_a_checkpoint(flags, tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    run(flags, max_train_steps=4, checkpointing_steps=2)
+    output = tmp_path / "output"
+    unet, info = UNet2DConditionModel.from_pretrained(
+        output, subfolder="checkpoint-4/unet", output_loading_info=True, local_files_only=True
+    )
+    assert not any(info.values()) and unet.dtype == torch.float32
+    final = load_file(output / UNET_FILE)
+    assert all(torch.equal(value, final[name]) for name, value in unet.state_dict().items())
+    stored = load_file(output / "checkpoint-4/training_state.safetensors")
+    assert stored.keys() == {f"{kind}.{name}" for name in final for kind in ("exp_avg", "exp_avg_sq")}
+
+
+def test_what_a_checkpoint_of_half_precision_holds(flags, tmp_path):
+    run(flags, max_train_steps=2, checkpointing_steps=2, mixed_precision="fp16", save_dtype="fp16")
+    folder = tmp_path / "output/checkpoint-2"
+    unet, stored = load_file(folder / UNET_FILE), load_file(folder / "training_state.safetensors")
+    for name, value in unet.items():
+        assert value.dtype == torch.float16 and torch.equal(value, stored[f"master.{name}"].half())
+    state = json.loads((folder / "state.json").read_text())
+    assert (state["step"], state["optimizer"]["loss_scale"], state["optimizer"]["num_applied"]) == (2, 65536.0, 2)
+    assert state["determines"]["photos"].keys() == {f"photo-{number}.jpg" for number in range(4)}
+    assert "unet/config.json" in state["determines"]["base_model"] and state["arguments"]["seed"] == 0
+
+
+def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, tmp_path, capsys):
+    output = tmp_path / "output"
+    run(flags, checkpointing_steps=1, checkpoints_total_limit=1)
+    for name in ("checkpoint-1", "checkpoint-5"):
+        (output / name).mkdir()
+        (output / name / "thesis.txt").write_text("mine")
+    changes = dict(checkpointing_steps=1, checkpoints_total_limit=1, max_train_steps=6)
+    assert main(as_argv(flags | LATEST | changes)) == 0
+    assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-5", "checkpoint-6"}
+    assert (output / "checkpoint-5/thesis.txt").read_text() == "mine"
+    assert "checkpoint-5 exists and is not this program's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", [UNET_FILE, "training_state.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):
+    run(flags, checkpointing_steps=2)
+    path = tmp_path / "output/checkpoint-2" / file
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a whole (safetensors file|checkpoint)"):
+        main(as_argv(flags | dict(resume_from_checkpoint="checkpoint-2")))
+
+
+@pytest.mark.parametrize(("precision", "scale"), [("no", 1.0), ("fp16", 2.0**-9)])
+def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeline_dir, precision, scale):
+    from utils import models
+    from utils.checkpoint import Checkpointer, read_checkpoint, restore
+    from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+
+    def optimizer(memory_format) -> MasterWeightsOptimizer:
+        flat = FlatParameters(
+            models.load_unet(tiny_pipeline_dir), models.WEIGHT_DTYPES[precision], "cpu", memory_format
+        )
+        return MasterWeightsOptimizer(flat, learning_rates=[1e-3])
+
+    one, other = optimizer(torch.channels_last), optimizer(torch.contiguous_format)
+    one.flat.grad.copy_(torch.randn(one.flat.grad.shape, generator=torch.Generator().manual_seed(0)))
+    one.step()
+    one.loss_scale.fill_(scale)
+    options = dict(unet_config=b"{}", describe=dict, save_dtype="fp32", run_id="x", total_limit=None, say=print)
+    Checkpointer(tmp_path, one, **options).save_and_wait(7)
+    places = {name: getattr(other, name).data_ptr() for name in ("exp_avg", "loss_scale", "num_good")}
+    restore(read_checkpoint(tmp_path / "checkpoint-7"), other)
+    assert places == {name: getattr(other, name).data_ptr() for name in places}
+    for name in ("exp_avg", "exp_avg_sq"):
+        ours, theirs = (dict(each.flat.named(getattr(each, name))) for each in (one, other))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours) and any(value.any() for value in ours.values())
+    for name in ("master", "weight"):
+        ours, theirs = (dict(each.flat.named(getattr(each.flat, name))) for each in (one, other))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert other.loss_scale == scale and other.num_applied == 1

@@ -1,0 +1,219 @@
+"""What goes wrong around a run: each fault ends with a clear line, the right exit code, and nothing half-written."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers.pipelines import write_photos
+from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.script import LATEST, ROOT, UNET_FILE, as_argv, bits, rows, run, run_json
+from utils.checkpoint_files import list_checkpoints
+from utils.ranks import EXIT_LOST_RANK
+
+
+def limit_files_to(num_bytes: int):
+    """The kernel itself refuses to write more into any file."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+
+def no_debris(output: Path) -> bool:
+    return not list(output.glob(".*"))
+
+
+def test_no_space_for_a_checkpoint_does_not_end_the_training(flags, tmp_path):
+    output = tmp_path / "output"
+    argv = as_argv(flags | dict(max_train_steps=5, checkpointing_steps=2))
+    process = Process(argv, tmp_path / "text", limit_files_to(1_000_000))  # enough for the UNet, not for the moments
+    assert process.wait() == 0
+    assert f"checkpoint-2 could not be written to {output}: File too large" in process.text()
+    assert not list(output.glob("checkpoint-*")) and no_debris(output)
+    assert len(rows(output)) == 5 and run_json(output)["status"] == "complete"
+
+
+def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):
+    run(flags, max_train_steps=4, output_dir=tmp_path / "whole")
+    output = tmp_path / "output"
+
+    def full_at_last() -> None:
+        from utils.guard import Guard
+
+        commit = Guard._commit
+
+        def limited(self, booster, unet):
+            limit_files_to(100_000)()
+            commit(self, booster, unet)
+
+        Guard._commit = limited
+
+    argv = as_argv(flags | dict(max_train_steps=4, checkpointing_steps=3))
+    process = Process(argv, tmp_path / "text", full_at_last)
+    assert process.wait() == 1
+    text = process.text()
+    assert f"error: the pipeline could not be written to {output}: " in text and "Traceback" not in text
+    assert "The state after step 3 is in" in text and "--resume_from_checkpoint latest" in text
+    assert not (output / "model_index.json").exists() and no_debris(output)
+    assert Process([*argv, "--resume_from_checkpoint=latest"], tmp_path / "again").wait() == 0
+    assert bits(output) == bits(tmp_path / "whole")
+
+
+def test_no_space_for_the_checkpoint_of_a_signal(flags, tmp_path):
+    output = tmp_path / "output"
+    argv = as_argv(flags | dict(max_train_steps=5000))
+    process = Process(argv, tmp_path / "text", limit_files_to(1_000_000))
+    wait_for(lambda: len(rows(output)) > 2)
+    process.kill(signal.SIGTERM)
+    assert process.wait() == 1
+    assert "error: checkpoint-" in process.text() and "File too large" in process.text()
+    assert not list(output.glob("checkpoint-*")) and no_debris(output)
+
+
+def test_the_output_folder_vanishes(flags, tmp_path):
+    output = tmp_path / "output"
+    process = Process(as_argv(flags | dict(max_train_steps=60)), tmp_path / "text")
+    wait_for(lambda: len(rows(output)) > 2)
+    output.rename(tmp_path / "moved")
+    assert process.wait() == 0, process.text()
+    assert (output / "model_index.json").is_file() and run_json(output)["status"] == "complete"
+
+
+def test_the_output_folder_becomes_unwritable(flags, tmp_path):
+    output = tmp_path / "output"
+    process = Process(as_argv(flags | dict(max_train_steps=60, checkpointing_steps=50)), tmp_path / "text")
+    wait_for(lambda: len(rows(output)) > 2)
+    output.rename(tmp_path / "moved")
+    output.write_text("in the way")
+    assert process.wait() == 1
+    text = process.text()
+    assert "error: the pipeline could not be written" in text and "checkpoint-50 could not be written" in text
+    assert "Traceback" not in text and output.read_text() == "in the way"
+
+
+def test_a_photo_deleted_after_the_start_is_not_missed(flags, tmp_path):
+    photos = write_photos(tmp_path / "photos", 3)
+    argv = as_argv(flags | dict(max_train_steps=40, instance_data_dir=photos, checkpointing_steps=20))
+    process = Process(argv, tmp_path / "text")
+    wait_for(lambda: len(rows(tmp_path / "output")) > 2)
+    (photos / "photo-1.jpg").unlink()
+    assert process.wait() == 0
+    again = Process([*argv, "--resume_from_checkpoint=checkpoint-20"], tmp_path / "again")
+    assert again.wait() == 2 and "photos: 'photo-1.jpg' has gone" in again.text()
+
+
+@pytest.mark.parametrize("change", ["edited", "gone"])
+def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change):
+    base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
+    config, output = base / "vae/config.json", tmp_path / "output"
+    content = config.read_text()
+    argv = as_argv(flags | dict(max_train_steps=40, pretrained_model_name_or_path=base))
+    process = Process(argv, tmp_path / "text")
+    wait_for(lambda: len(rows(output)) > 2)
+    config.unlink() if change == "gone" else config.write_text(content + " ")
+    assert process.wait() == 1
+    assert "vae/config.json has changed since the start" in process.text() and "Traceback" not in process.text()
+    assert not (output / "model_index.json").exists() and no_debris(output)
+    config.write_text(content)
+    assert list_checkpoints(output)[-1].step == 40
+    assert Process([*argv, "--resume_from_checkpoint=latest"], tmp_path / "again").wait() == 0
+    assert (output / "model_index.json").exists()
+
+
+def test_a_rank_that_dies_ends_the_others(flags, tmp_path):
+    output = tmp_path / "output"
+    ranks = start_ranks(2, as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=3)), tmp_path / "text")
+    wait_for(lambda: list_checkpoints(output))
+    ranks[1].kill()
+    assert [process.wait(20) for process in ranks] == [EXIT_LOST_RANK, -signal.SIGKILL]
+    text = ranks[0].text()
+    assert "error: rank 0: another process of this run has ended" in text, text
+    assert "--resume_from_checkpoint latest" in text, text
+    assert "Traceback" not in text and list_checkpoints(output)
+
+
+def nan_after_step_5() -> None:
+    from utils import train_step
+
+    loss, calls = train_step.denoising_loss, []
+
+    def spoilt(*args):
+        calls.append(None)
+        return loss(*args) * (1 if len(calls) <= 5 else torch.nan)
+
+    train_step.denoising_loss = spoilt
+
+
+@pytest.mark.parametrize("max_train_steps", [500, 9])
+def test_steps_that_are_not_finite_end_the_run(flags, tmp_path, max_train_steps):
+    output = tmp_path / "output"
+    run(flags, max_train_steps=5, output_dir=tmp_path / "good")
+    argv = as_argv(flags | dict(max_train_steps=max_train_steps, max_nonfinite_steps=4))
+    process = Process(argv, tmp_path / "text", nan_after_step_5)
+    assert process.wait() == 1
+    text = process.text()
+    assert "error: 4 steps in a row had no finite gradient, up to step 9" in text and "--learning_rate" in text
+    assert [row["skipped"] for row in rows(output)] == [False] * 5 + [True] * 4
+    kept, good = load_file(output / "checkpoint-9" / UNET_FILE), load_file(tmp_path / "good" / UNET_FILE)
+    assert all(torch.equal(kept[name], good[name]) for name in good)
+    assert not (output / "model_index.json").exists()
+
+
+DIES_ONCE = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from utils.guard import Guard
+after_step = Guard.after_step
+def dying(self, step):
+    after_step(self, step)
+    if step == 5 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+        if self.checkpointer: self.checkpointer.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+Guard.after_step = dying
+from train_dreambooth_colossalai import main
+from utils.errors import run_main
+sys.exit(run_main(main))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_of_two_ranks(flags, tmp_path):
+    argv = as_argv(flags | dict(max_train_steps=8, checkpointing_steps=2))
+    assert finish(start_ranks(2, argv, tmp_path / "whole.txt")) == [0, 0]
+    whole = bits(tmp_path / "output")
+    shutil.rmtree(tmp_path / "output")
+    script = tmp_path / "dies_once.py"
+    script.write_text(DIES_ONCE.format(root=str(ROOT)))
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    command = [torchrun, "--standalone", "--nproc_per_node=2", "--max_restarts=1", str(script), *argv]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert bits(tmp_path / "output") == whole and len(rows(tmp_path / "output")) == 8
+    assert json.loads((tmp_path / "output/run.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_torchrun(flags, tmp_path, number):
+    output = tmp_path / "output"
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    script = str(ROOT / "train_dreambooth_colossalai.py")
+    argv = as_argv(flags | dict(max_train_steps=5000))
+    command = [torchrun, "--standalone", "--nproc_per_node=2", script, *argv]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: len(rows(output)) > 2, 100)
+    process.send_signal(number)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode != 0 and "stopped after step" in text
+    (checkpoint,) = list_checkpoints(output)
+    assert checkpoint.step == len(rows(output)) and no_debris(output)
+    assert main_again(flags | LATEST | dict(max_train_steps=checkpoint.step + 2), tmp_path) == [0, 0]
+
+
+def main_again(flags: dict, tmp_path: Path) -> list[int]:
+    return finish(start_ranks(2, as_argv(flags), tmp_path / "again"))

@@ -1,0 +1,248 @@
+"""A run that is killed and resumed is the run that was not: the same bits, the same losses, the same files."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.pipelines import write_photos
+from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json, without_times
+from train_dreambooth_colossalai import main
+from utils.checkpoint_files import list_checkpoints
+from utils.errors import UserError
+from utils.resume import resume_command
+
+
+def change_scale_often() -> None:
+    """fp16's loss scale doubles after every second applied update, so it overflows again and again."""
+    from utils.optimizer import MasterWeightsOptimizer
+
+    MasterWeightsOptimizer.__init__.__kwdefaults__.update(growth_interval=1, initial_scale=2.0**17)
+
+
+KINDS = dict(
+    fp32=(1, dict(max_train_steps=24)),
+    fp16=(1, dict(max_train_steps=24, mixed_precision="fp16", gradient_accumulation_steps=2)),
+    ranks=(2, dict(max_train_steps=12, mixed_precision="fp16", save_dtype="fp16")),
+)
+
+
+def kill_and_resume(flags: dict, tmp_path: Path, kind: str, num_moments: int) -> None:
+    """An uninterrupted run, then the same run killed and resumed at each of `num_moments` random moments."""
+    num_ranks, changes = KINDS[kind]
+    argv = as_argv(flags | changes | dict(checkpointing_steps=3, checkpoints_total_limit=2))
+    started = time.monotonic()
+    assert finish(start_ranks(num_ranks, argv, tmp_path / "whole.txt", change_scale_often)) == [0] * num_ranks
+    seconds = time.monotonic() - started
+    output = flags["output_dir"]
+    whole, expected = bits(output), without_times(output)
+    if changes.get("mixed_precision") == "fp16":
+        assert len({row["loss_scale"] for row in expected}) > 2 and any(row["skipped"] for row in expected)
+    resumed = [*argv, "--resume_from_checkpoint=latest"]
+    chance = random.Random(kind)
+    kills, steps = 0, set()
+    shutil.rmtree(output)
+    while kills < num_moments:
+        started = time.monotonic()
+        ranks = start_ranks(num_ranks, resumed, tmp_path / "killed.txt", change_scale_often)
+        time.sleep(seconds * chance.uniform(0.1, 0.9))
+        victim = ranks[chance.randrange(num_ranks)]
+        victim.kill()
+        steps.add(len(rows(output)))
+        codes = [victim.wait()]
+        for other in ranks:
+            if other is not victim:  # which may wait for a connection to the victim: torchrun would end it like this
+                time.sleep(0.3)
+                other.kill(signal.SIGTERM)
+                codes.append(other.wait())
+        kills += -signal.SIGKILL in codes
+        if set(codes) == {0}:  # it was over before
+            seconds = min(seconds, time.monotonic() - started)
+            assert bits(output) == whole
+            shutil.rmtree(output)
+    assert finish(start_ranks(num_ranks, resumed, tmp_path / "last.txt", change_scale_often)) == [0] * num_ranks
+    assert bits(output) == whole
+    assert without_times(output) == expected
+    assert not list(output.glob(".*")) and len(steps) > 1
+    assert [found.step for found in list_checkpoints(output)] == [len(expected) - 3, len(expected)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_three_moments(flags, tmp_path, kind):
+    kill_and_resume(flags, tmp_path, kind, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_twenty_moments(flags, tmp_path, kind):
+    kill_and_resume(flags, tmp_path, kind, 20)
+
+
+def test_a_finished_run_goes_on_with_more_steps(flags, tmp_path, tiny_pipeline_dir):
+    run(flags, max_train_steps=6, output_dir=tmp_path / "whole")
+    run(flags, max_train_steps=4, checkpointing_steps=2)
+    (tmp_path / "output/checkpoint-2/notes.txt").write_text("mine")
+    with (tmp_path / "output/metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 1.0, "skipped": false}\n{"step": 6, "lo')
+    assert main(as_argv(flags | LATEST | dict(max_train_steps=6))) == 0
+    assert bits(tmp_path / "output") == bits(tmp_path / "whole")
+    assert without_times(tmp_path / "output") == without_times(tmp_path / "whole")
+    assert (
+        run_json(tmp_path / "output")["result"]["final_loss"] == run_json(tmp_path / "whole")["result"]["final_loss"]
+    )
+    assert run_json(tmp_path / "output")["resumed_from"].endswith("checkpoint-4")
+    with pytest.raises(UserError, match="checkpoint-4 is beyond --max_train_steps 3"):
+        main(as_argv(flags | LATEST | dict(max_train_steps=3)))
+
+
+@pytest.mark.parametrize("how", ["name", "path", "other output"])
+def test_an_earlier_checkpoint_by_name_or_path(flags, tmp_path, how):
+    run(flags, max_train_steps=6, checkpointing_steps=2)
+    output, expected = tmp_path / "output", bits(tmp_path / "output")
+    wanted = "checkpoint-2" if how == "name" else output / "checkpoint-2"
+    flags["output_dir"] = tmp_path / "elsewhere" if how == "other output" else output
+    changes = dict(max_train_steps=6, checkpointing_steps=2, resume_from_checkpoint=wanted)
+    assert main(as_argv(flags | changes)) == 0
+    assert bits(flags["output_dir"]) == expected
+    assert [row["step"] for row in rows(flags["output_dir"])][-4:] == [3, 4, 5, 6]
+
+
+def test_latest_without_any_starts_anew(flags, capsys):
+    assert main(as_argv(flags | LATEST)) == 0
+    assert "yet: starting anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["checkpoint-9", "nowhere", "photos"])
+def test_a_checkpoint_that_is_none(flags, name):
+    run(flags, checkpointing_steps=2)
+    with pytest.raises(UserError, match=f"--resume_from_checkpoint {name}: .* there are: checkpoint-2$"):
+        main(as_argv(flags | dict(resume_from_checkpoint=name)))
+
+
+CHANGES = [
+    (dict(seed=1), "--seed: 0 -> 1"),
+    (dict(train_batch_size=2), "--train_batch_size: 1 -> 2"),
+    (dict(gradient_accumulation_steps=2), "--gradient_accumulation_steps: 1 -> 2"),
+    (dict(mixed_precision="bf16"), "--mixed_precision: 'no' -> 'bf16'"),
+    (dict(learning_rate=2e-3), "--learning_rate: 0.001 -> 0.002"),
+    (dict(instance_prompt="a dog"), "--instance_prompt: 'a photo of my cat.' -> 'a dog'"),
+    (dict(resolution=36), "--resolution: 32 -> 36"),
+    (dict(center_crop=True), "--center_crop: False -> True"),
+    (dict(lr_scheduler="linear"), "--lr_scheduler: 'constant' -> 'linear'; --max_train_steps: None -> 3"),
+    (dict(adam_beta1=0.5), "--adam_beta1: 0.9 -> 0.5"),
+]
+
+
+def test_other_inputs_are_refused_with_the_difference(flags, tmp_path, tiny_pipeline_dir):
+    run(flags, checkpointing_steps=2)
+    for changes, message in CHANGES:
+        with pytest.raises(UserError) as error:
+            main(as_argv(flags | LATEST | changes))
+        assert f"other inputs: {message}. Give" in str(error.value)
+    photos = write_photos(tmp_path / "photos", 5)
+    (photos / "photo-0.jpg").write_bytes((photos / "photo-1.jpg").read_bytes())
+    with pytest.raises(UserError, match="photos: 'photo-4.jpg' is new; photos: 'photo-0.jpg' has changed"):
+        main(as_argv(flags | LATEST | dict(instance_data_dir=photos)))
+    base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
+    assert main(as_argv(flags | LATEST | dict(pretrained_model_name_or_path=base))) == 0  # the same files
+    config = base / "scheduler/scheduler_config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(UserError, match="base_model: 'scheduler/scheduler_config.json' has changed"):
+        main(as_argv(flags | LATEST | dict(pretrained_model_name_or_path=base)))
+    assert main(as_argv(flags | LATEST | dict(seed=1, allow_changes=True))) == 0
+
+
+def test_what_does_not_change_the_result_may_change(flags, tmp_path):
+    run(flags, checkpointing_steps=2)
+    changes = dict(save_dtype="fp16", checkpointing_steps=1, max_nonfinite_steps=5, report_to="tensorboard")
+    assert main(as_argv(flags | LATEST | changes | dict(max_train_steps=4))) == 0
+
+
+def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):
+    run(flags, checkpointing_steps=2)
+    path = tmp_path / "output/checkpoint-2/state.json"
+    state = json.loads(path.read_text())
+    del state["determines"]["arguments"]["deterministic"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match="--deterministic: False -> True"):
+        main(as_argv(flags | LATEST | dict(deterministic=True)))
+    assert main(as_argv(flags | LATEST)) == 0
+
+
+def test_a_flag_that_has_gone_is_not_compared(flags, tmp_path):
+    run(flags, checkpointing_steps=2)
+    path = tmp_path / "output/checkpoint-2/state.json"
+    state = json.loads(path.read_text())
+    state["determines"]["arguments"]["compile"] = False
+    path.write_text(json.dumps(state))
+    assert main(as_argv(flags | LATEST)) == 0
+
+
+def test_the_resume_command(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    argv = ["--seed=1", "--resume_from_checkpoint", "checkpoint-1", "--instance_prompt", "my cat", "--allow_changes"]
+    command = resume_command([*argv, "--overwrite_output_dir"], 2)
+    expected = "--seed=1 --instance_prompt 'my cat' --resume_from_checkpoint latest"
+    assert command.endswith(f"torchrun --nproc_per_node 2 train_dreambooth_colossalai.py {expected}")
+    assert resume_command(["--resume_from_checkpoint=x", "--seed=1"], 1).endswith(
+        ".py --seed=1 --resume_from_checkpoint latest"
+    )
+
+
+def test_an_unfinished_runs_checkpoints_are_not_left_behind(flags, tmp_path):
+    output = tmp_path / "output"
+    run(flags, checkpointing_steps=2)
+    path = output / "run.json"
+    path.write_text(path.read_text().replace('"complete"', '"running"'))
+    with pytest.raises(UserError, match="unfinished run with checkpoint-2: .* latest, or start over with --overwrite"):
+        main(as_argv(flags))
+    run(flags, overwrite_output_dir=True, seed=3)
+    assert not list(output.glob("checkpoint-*")) and len(rows(output)) == 3
+
+
+def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, tmp_path):
+    output = tmp_path / "output"
+    run(flags, checkpointing_steps=2)
+    old = rows(output)
+    process = Process(as_argv(flags | dict(max_train_steps=10_000, seed=1)), tmp_path / "text")
+    wait_for(lambda: (output / "metrics.jsonl.previous").exists() and len(rows(output)) > 2)
+    process.kill()
+    process.wait()
+    previous = [json.loads(line) for line in (output / "metrics.jsonl.previous").read_text().splitlines()]
+    assert previous == old and json.loads((output / "run.json.previous").read_text())["status"] == "complete"
+    assert (output / "checkpoint-2").is_dir() and (output / "model_index.json").is_file()
+    run(flags, seed=2)
+    assert not list(output.glob("*.previous")) and not list(output.glob("checkpoint-*"))
+    assert run_json(output)["seed"] == 2 and len(rows(output)) == 3
+
+
+def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):
+    argv = as_argv(flags | dict(max_train_steps=8, checkpointing_steps=2))
+    assert finish(start_ranks(1, argv, tmp_path / "whole.txt")) == [0]
+    output = tmp_path / "output"
+    expected = bits(output)
+    shutil.rmtree(output)
+
+    def die_at_step_5() -> None:
+        from utils.logs import TrainingLog
+
+        step = TrainingLog.step
+
+        def dying(self, global_step, metrics):
+            if global_step == 5:
+                wait_for(lambda: (output / "checkpoint-4").is_dir())
+                os.kill(os.getpid(), signal.SIGKILL)
+            step(self, global_step, metrics)
+
+        TrainingLog.step = dying
+
+    assert finish(start_ranks(1, argv, tmp_path / "a", die_at_step_5)) == [-signal.SIGKILL]
+    restarted = start_ranks(1, argv, tmp_path / "b", TORCHELASTIC_RESTART_COUNT="1")
+    assert finish(restarted) == [0] and "going on from" in restarted[0].text()
+    assert bits(output) == expected and len(rows(output)) == 8

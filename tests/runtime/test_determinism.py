@@ -1,0 +1,173 @@
+"""--deterministic: its switches, the benchmark of kernels, a run on a GPU that is killed and resumed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import determinism
+from bench.studies.determinism_operations import differ, differing
+from tests.helpers.script import EMBEDDED, ROOT, as_argv, bits, run, without_times
+from utils.determinism import CUBLAS_VARIABLE, deterministic_kernels
+from utils.errors import RunFailed
+
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv(CUBLAS_VARIABLE, "wrong")  # so that it is as it was before, afterwards
+
+
+def test_the_switches_are_set_and_put_back():
+    with deterministic_kernels(False):
+        assert not torch.are_deterministic_algorithms_enabled() and os.environ[CUBLAS_VARIABLE] == "wrong"
+    with deterministic_kernels(True):
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ[CUBLAS_VARIABLE] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_a_choice_of_the_users_that_is_deterministic_stays(monkeypatch):
+    monkeypatch.setenv(CUBLAS_VARIABLE, ":16:8")
+    with deterministic_kernels(True):
+        assert os.environ[CUBLAS_VARIABLE] == ":16:8"
+
+
+def test_an_operation_without_a_deterministic_kernel_is_one_line():
+    with pytest.raises(
+        RunFailed, match="^--deterministic: put_ does not have .*; leave the flag out, or update torch$"
+    ):
+        with deterministic_kernels(True):
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+
+
+def test_the_flag_changes_nothing_on_a_cpu(flags, tmp_path):
+    plain = run(flags, output_dir=tmp_path / "plain")
+    found = run(flags, deterministic=True)
+    assert [row["loss"] for row in found] == [row["loss"] for row in plain]
+    assert bits(tmp_path / "output") == bits(tmp_path / "plain")
+
+
+def test_a_difference_in_one_bit_is_found():
+    one = torch.tensor([1.0, float("nan"), 0.0])
+    assert not differ(one, one.clone())
+    assert differ(one, torch.tensor([1.0, float("nan"), -0.0]))
+    values = iter([1.0, 1.0, 1.0, 1.0 + 2**-23])
+    results = differing(lambda: [torch.ones(2), torch.tensor([next(values)])], 3)
+    assert results["same"] is False and results["differs"] == [False, True]
+
+
+def test_the_benchmark_on_a_cpu(tmp_path, capsys):
+    file = tmp_path / "found.json"
+    determinism.main(["--small", "--device=cpu", "--setting=flag", f"--json={file}"])
+    found = json.loads(file.read_text())
+    assert found["unet"]["differs"] == [] and found["unet"]["num_parameters"] == 208
+    same = [row["same"] for row in found["operations"] if "error" not in row]
+    assert len(same) > 30 and all(same)
+    assert all("attention" in row["kind"] for row in found["operations"] if "error" in row)
+    assert "linear: 17 of 17 shapes identical" in determinism.report(found)
+
+
+def test_the_benchmark_finds_a_graph_that_is_not_the_eager_step(monkeypatch):
+    import torch.distributed as dist
+
+    from utils.colossal import launch
+
+    class NotQuite:
+        def __init__(self, step, say):
+            self.step, self.error = step, 0.0
+
+        def __call__(self, batches):
+            metrics = self.step(batches)
+            self.step.optimizer.exp_avg[5] += self.error
+            return metrics
+
+    launch(0)
+    try:
+        cpu = torch.device("cpu")
+        step, batch = determinism.make_step(determinism.SMALL_CONFIG, cpu, torch.float32)
+        monkeypatch.setattr("utils.train_step.CapturedStep", NotQuite)
+        found = determinism.compare_with_graph(step, batch, cpu)
+        assert found["moves"] and found["eager against replay"] == [] == found["second replay against replay"]
+        monkeypatch.setattr(NotQuite, "__init__", lambda self, step, say: vars(self).update(step=step, error=1e-3))
+        found = determinism.compare_with_graph(step, batch, cpu)
+        assert found["eager against replay"] == ["exp_avg"] and found["second eager against eager"] == []
+    finally:
+        dist.destroy_process_group()
+
+
+KILLS_ITSELF = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from utils.guard import Guard
+after_step = Guard.after_step
+def dying(self, step):
+    after_step(self, step)
+    if step == {step}:
+        self.checkpointer.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+Guard.after_step = dying
+from train_dreambooth_colossalai import main
+from utils.errors import run_main
+sys.exit(run_main(main))
+"""
+
+
+def start(argv: list[str], folder: Path, killed_after: int | None = None) -> str:
+    """A run in a process of its own, since a forked one cannot use the GPU; returns what it printed."""
+    script = ROOT / "train_dreambooth_colossalai.py"
+    if killed_after is not None:
+        script = folder / "kills_itself.py"
+        script.write_text(KILLS_ITSELF.format(root=str(ROOT), step=killed_after))
+    environment = {name: value for name, value in os.environ.items() if name != CUBLAS_VARIABLE}
+    result = subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, env=environment)
+    text = result.stdout + result.stderr
+    assert result.returncode == (0 if killed_after is None else -signal.SIGKILL), text
+    assert "could not be captured" not in text
+    return text
+
+
+RUNS = dict(
+    plain=dict(),
+    accumulation=dict(gradient_accumulation_steps=2),
+    class_images=dict(
+        with_prior_preservation=True, class_prompt="a photo of a cat.", num_class_images=3, sample_batch_size=3
+    ),
+)
+DEVICES = [
+    pytest.param("cuda", dict(mixed_precision="fp16"), marks=on_gpu, id="cuda"),
+    pytest.param("cpu", dict(mixed_precision="no"), marks=pytest.mark.slow, id="cpu"),
+]
+
+
+@pytest.mark.parametrize(("device", "precision"), DEVICES)
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_deterministic_run_that_is_killed_and_resumed(flags, tmp_path, device, precision, kind):
+    """20 steps of the embedded model, checkpoints every 5: killed twice, the second time soon after the resume."""
+    changes = dict(pretrained_model_name_or_path=EMBEDDED, resolution=64, max_train_steps=20, checkpointing_steps=5)
+    changes |= dict(deterministic=True, learning_rate=1e-4) | precision | RUNS[kind]
+    if kind == "class_images":
+        changes["class_data_dir"] = tmp_path / "class"
+    argv, output = as_argv(flags | changes), tmp_path / "output"
+    start(argv, tmp_path)
+    whole, expected = bits(output), without_times(output)
+    assert len({row["loss"] for row in expected}) == 20
+    shutil.rmtree(output)
+    first = random.Random(kind).randrange(6, 15)
+    start(argv, tmp_path, killed_after=first)
+    resumed = [*argv, "--resume_from_checkpoint=latest"]
+    kept = first // 5 * 5
+    assert f"going on from {output}/checkpoint-{kept}" in start(resumed, tmp_path, killed_after=kept + 2)
+    assert f"going on from {output}/checkpoint-{kept}" in start(resumed, tmp_path)
+    assert without_times(output) == expected
+    assert bits(output) == whole

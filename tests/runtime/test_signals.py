@@ -1,0 +1,124 @@
+"""Signals: a run that is asked to stop keeps its state."""
+
+import fcntl
+import os
+import signal
+import termios
+import time
+
+import pytest
+
+from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.script import LATEST, as_argv, rows, run_json
+from utils.checkpoint_files import list_checkpoints
+
+
+class TestSignals:
+    """A signal on any rank ends the run after the step, with the state kept."""
+
+    @pytest.mark.parametrize(
+        ("num_ranks", "rank", "number"),
+        [(1, 0, signal.SIGINT), (1, 0, signal.SIGTERM), (1, 0, signal.SIGHUP), (2, 1, signal.SIGTERM)],
+    )
+    def test_the_state_is_kept(self, flags, tmp_path, num_ranks, rank, number):
+        output = tmp_path / "output"
+        argv = as_argv(flags | dict(max_train_steps=5000))
+        ranks = start_ranks(num_ranks, argv, tmp_path / "text")
+        wait_for(lambda: len(rows(output)) > 3)
+        ranks[rank].kill(number)
+        assert finish(ranks) == [128 + number] * num_ranks
+        (checkpoint,) = list_checkpoints(output)
+        assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
+        text = ranks[0].text()
+        assert (
+            f"stopped after step {checkpoint.step} of 5000 ({number.name}). The state" in text
+            and "Traceback" not in text
+        )
+        command = text.strip().splitlines()[-1]
+        assert f"--nproc_per_node {num_ranks} " in command and "--resume_from_checkpoint latest" in command
+        assert not list(output.glob(".*"))
+
+    def test_nohup(self, flags, tmp_path):
+        argv = as_argv(flags | dict(max_train_steps=40))
+        process = Process(argv, tmp_path / "text", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        wait_for(lambda: len(rows(tmp_path / "output")) > 3)
+        process.kill(signal.SIGHUP)
+        assert process.wait() == 0
+
+    def test_the_terminal_is_closed(self, flags, tmp_path):
+        """A connection that breaks: the run gets SIGHUP, and whatever it prints from then on is an error."""
+        output = tmp_path / "output"
+        ours, terminal = os.openpty()
+
+        def use_the_terminal() -> None:
+            os.close(ours)
+            os.setsid()
+            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+            os.dup2(terminal, 1), os.dup2(terminal, 2)
+            os.close(terminal)
+
+        process = Process(as_argv(flags | dict(max_train_steps=5000)), tmp_path / "text", use_the_terminal)
+        os.close(terminal)
+        wait_for(lambda: len(rows(output)) > 3)
+        os.close(ours)
+        assert process.wait() == 128 + signal.SIGHUP
+        (checkpoint,) = list_checkpoints(output)
+        assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
+
+    def test_a_second_signal_ends_at_once(self, flags, tmp_path):
+        output = tmp_path / "output"
+
+        def never_finish_writing() -> None:
+            from utils.checkpoint import Checkpointer
+
+            fill = Checkpointer._fill
+
+            def slow(self, folder, step):
+                fill(self, folder, step)
+                if step != 2:
+                    time.sleep(1000)
+
+            Checkpointer._fill = slow
+
+        argv = as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=2))
+        process = Process(argv, tmp_path / "text", never_finish_writing)
+        wait_for(lambda: (output / "checkpoint-2").is_dir())
+        process.kill(signal.SIGINT)
+        time.sleep(1.2)
+        process.kill(signal.SIGINT)
+        assert process.wait(5) == 130
+        assert [found.step for found in list_checkpoints(output)] == [2]
+        resumed = Process(as_argv(flags | LATEST | dict(max_train_steps=4)), tmp_path / "resumed")
+        assert resumed.wait() == 0 and not list(output.glob(".*"))
+
+    @pytest.mark.parametrize(
+        ("seconds", "run_id", "warns"), [(25.0, "x", True), (25.0, None, False), (5.0, "x", False)]
+    )
+    def test_a_slow_checkpoint_under_torchrun_is_warned_of(self, flags, tmp_path, seconds, run_id, warns):
+        def slow_disk() -> None:
+            from utils.checkpoint import Checkpointer
+
+            write = Checkpointer._write
+
+            def slow(self, step, arrived):
+                write(self, step, arrived)
+                self.seconds = seconds
+
+            Checkpointer._write = slow
+
+        environment = dict(TORCHELASTIC_RUN_ID=run_id) if run_id else {}
+        argv = as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=2))
+        process = Process(argv, tmp_path / "text", slow_disk, **environment)
+        wait_for(lambda: "checkpoint-4: " in process.text())
+        process.kill(signal.SIGTERM)
+        assert process.wait() == 143
+        assert ("took 25 s: if the signal was sent to torchrun, it kills" in process.text()) == warns
+
+    def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, tmp_path):
+        output = tmp_path / "output"
+        process = Process(as_argv(flags | dict(max_train_steps=5000)), tmp_path / "text")
+        wait_for(lambda: len(rows(output)) > 3)
+        process.kill(signal.SIGINT)
+        time.sleep(0.05)
+        process.kill(signal.SIGINT)
+        assert process.wait() == 130 and len(list_checkpoints(output)) == 1

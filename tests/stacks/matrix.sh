@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The program on several stacks, each in a virtual environment of its own below LEGS_DIR (.legs; up to 6 GB a leg):
+#   default   requirements.txt, in .venv (or VENV)     upstream  requirements-upstream.txt, ColossalAI's own pins
+#   oldest    tests/stacks/legs/oldest.txt                    newest    requirements.txt without its pins
+# On each: the golden trajectory and run.sh with ten steps; then every leg samples the pipelines of all of them.
+#   bash tests/stacks/matrix.sh [--brief] [LEG...]            --brief: no run.sh; all legs where none is named
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+legs_dir="$(realpath -m "${LEGS_DIR:-.legs}")"
+brief=
+[ "${1:-}" != "--brief" ] || { brief=1; shift; }
+[ $# -gt 0 ] || set -- default upstream oldest newest
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+requirements() {
+  case "$1" in
+    upstream) cat requirements-upstream.txt ;;
+    oldest) cat tests/stacks/legs/oldest.txt ;;
+    newest) sed 's/==[^ ]*//' requirements.txt ;;
+    *) echo "matrix.sh: there is no leg $1, only default, upstream, oldest and newest" >&2; exit 2 ;;
+  esac
+}
+
+venv_of() { if [ "$1" = default ]; then echo "${VENV:-.venv}"; else echo "$legs_dir/$1/venv"; fi; }
+
+install() {  # LEG: as setup.sh does it, again only where the list has changed
+  if [ "$1" = default ]; then [ -n "${VENV:-}" ] || bash setup.sh; return; fi
+  local venv="$legs_dir/$1/venv" list="$legs_dir/$1/requirements.txt"
+  requirements "$1" > "$list.new"
+  if [ -e "$venv/.installed" ] && cmp -s "$list.new" "$list"; then return; fi
+  rm -f "$venv/.installed"
+  mv "$list.new" "$list"
+  [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps colossalai==0.5.0
+  touch "$venv/.installed"
+}
+
+check() {  # LEG
+  rm -rf "$legs_dir/$1"/{golden,output,result}
+  "$(venv_of "$1")/bin/python" -m tests.stacks.matrix run "$legs_dir" "$1" || return 1
+  [ -z "$brief" ] || return 0
+  VENV="$(venv_of "$1")" OUTPUT_DIR="$legs_dir/$1/output" RESULT_DIR="$legs_dir/$1/result" MAX_TRAIN_STEPS=10 \
+    NUM_INFERENCE_STEPS=5 NUM_IMAGES=2 bash run.sh
+}
+
+failed=()
+for leg in "$@"; do
+  echo "=== $leg: installing"
+  mkdir -p "$legs_dir/$leg"
+  install "$leg"
+  echo "=== $leg: running"
+  check "$leg" || failed+=("$leg")
+done
+for leg in "$@"; do
+  "$(venv_of "$leg")/bin/python" -m tests.stacks.matrix sample "$legs_dir" "$leg" "$@" || failed+=("$leg")
+done
+[ ${#failed[@]} -eq 0 ] || { echo "matrix.sh: failed: ${failed[*]}" >&2; exit 1; }
+"$(venv_of "$1")/bin/python" -m tests.stacks.matrix table "$legs_dir" "$@"

@@ -1,0 +1,175 @@
+"""The parser that both scripts share: --config, flags that are mistyped, how a mistake ends."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.script import complaint
+from utils.arguments import as_plain, expand_config, parse_args
+from utils.errors import UserError, run_main
+
+YAML = """\
+# a run
+pretrained_model_name_or_path: base
+instance_data_dir: "my photos"
+instance_prompt: 'a photo of sks cat: sitting'
+mixed_precision: no
+learning_rate: 1e-6
+center_crop: true
+scale_lr: false
+max_train_steps:
+tokenizer_name: null
+"""
+REQUIRED = ["--pretrained_model_name_or_path=base", "--instance_data_dir=photos", "--instance_prompt=a photo"]
+
+
+def write(tmp_path: Path, text: str, name: str = "run.yaml") -> Path:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path / name
+
+
+def test_keys_are_the_flags_and_values_are_what_is_spelled(tmp_path):
+    args = parse_args(["--config", str(write(tmp_path, YAML))])
+    flags = ["--pretrained_model_name_or_path=base", "--instance_data_dir=my photos", "--mixed_precision=no"]
+    flags += ["--instance_prompt=a photo of sks cat: sitting", "--learning_rate=1e-6", "--center_crop"]
+    assert args == parse_args(flags)
+    assert (args.mixed_precision, args.learning_rate, args.center_crop, args.scale_lr) == ("no", 1e-6, True, False)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_the_command_line_wins_wherever_it_stands(tmp_path, order):
+    config = f"--config={write(tmp_path, YAML)}"
+    argv = [config, "--learning_rate=3"] if order == 0 else ["--learning_rate", "3", config]
+    assert parse_args(argv).learning_rate == 3 and parse_args(argv).mixed_precision == "no"
+
+
+def test_without_it_nothing_changes():
+    assert expand_config(REQUIRED) == REQUIRED
+
+
+def test_a_run_json_repeats_its_run(tmp_path):
+
+    args = parse_args([*REQUIRED, "--center_crop", "--learning_rate=2e-6", "--debug", "--max_train_steps=3"])
+    run = dict(program="train_dreambooth_colossalai", arguments=as_plain(args), seed=0, photos=[dict(file="a.jpg")])
+    again = parse_args(["--config", str(write(tmp_path, json.dumps(run), "run.json"))])
+    assert vars(again) == vars(args) | dict(debug=False)
+
+
+def test_a_json_file_of_flags(tmp_path):
+    values = dict(instance_prompt="null", mixed_precision="no", max_train_steps=None, center_crop=True, seed=7)
+    args = parse_args([*REQUIRED[:2], "--config", str(write(tmp_path, json.dumps(values)))])
+    assert (args.instance_prompt, args.mixed_precision, args.seed) == ("null", "no", 7)
+    assert args.max_train_steps is None and args.center_crop is True
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("leraning_rate: 1", "there is no flag 'leraning_rate'; did you mean learning_rate?"),
+        ("max-train-steps: 1", "did you mean max_train_steps?"),
+        ("plugin: gemini", "there is no flag 'plugin'; keys are the flags that --help lists, without dashes"),
+        ("config: other.yaml", "there is no flag 'config'"),
+        ("resolution: big", "argument --resolution: 'big' is not a whole number"),
+        ("resolution: [1, 2]", "resolution holds a list or a table"),
+        ('{"resolution": [1]}', "resolution holds a list or a table"),
+        ("seed: 1\nseed: 2", "line 2: 'seed' is there twice"),
+        ("center_crop: maybe", "center_crop is 'maybe', but it can only be true or false"),
+        ("- resolution", "does not hold lines of the form 'flag: value'"),
+        ("seed: [1", "is not valid YAML"),
+        ('{"seed": 1', "is not valid JSON"),
+        ("instance_prompt: ' '", "--instance_prompt is empty"),
+    ],
+)
+def test_mistakes(tmp_path, text, said):
+    argv = REQUIRED[:2] if "instance_prompt" in text else REQUIRED
+    with pytest.raises(UserError) as error:
+        parse_args(["--config", str(write(tmp_path, text)), *argv])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_empty_file_says_nothing(tmp_path):
+    assert parse_args(["--config", str(write(tmp_path, "# nothing\n")), *REQUIRED]) == parse_args(REQUIRED)
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError, match="--config .* cannot be read"):
+            parse_args(["--config", str(path), *REQUIRED])
+    (tmp_path / "latin.yaml").write_bytes(b"instance_prompt: \xe4")
+    with pytest.raises(UserError, match="cannot be read"):
+        parse_args(["--config", str(tmp_path / "latin.yaml"), *REQUIRED])
+    with pytest.raises(UserError, match="argument --config: expected one argument"):
+        parse_args([*REQUIRED, "--config"])
+
+
+def test_a_run_from_a_config_and_again_from_its_run_json(tmp_path, tiny_pipeline_dir, photos_dir):
+    from train_dreambooth_colossalai import main
+
+    text = f"pretrained_model_name_or_path: {tiny_pipeline_dir}\ninstance_data_dir: {photos_dir}\n"
+    text += "instance_prompt: a cat\nresolution: 32\nmax_train_steps: 1\ntrain_batch_size: 1\nlr_warmup_steps: 0\n"
+    config = write(tmp_path, text)
+    assert main(["--config", str(config), f"--output_dir={tmp_path / 'one'}"]) == 0
+    again = f"--config={tmp_path / 'one' / 'run.json'}"
+    assert run_main(main, [again, f"--output_dir={tmp_path / 'two'}"]) == 0
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
+    command = shlex.split(records[0]["command"])
+    assert "--resolution=32" in command and not any("--config" in part for part in command)
+    one, two = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("one", "two"))
+    assert json.loads(one)["loss"] == json.loads(two)["loss"]
+    differing = {key for key, value in records[0]["arguments"].items() if records[1]["arguments"][key] != value}
+    assert differing == {"output_dir"}
+
+
+@pytest.mark.parametrize(
+    ("unknown", "near"),
+    [
+        ("--leraning_rate", "--learning_rate"),
+        ("--max_train_step", "--max_train_steps"),
+        ("--centre_crop", "--center_crop"),
+        ("--batch_size", "--train_batch_size"),
+        ("--output-dir", "--output_dir"),
+        ("--learning_rates=3", "--learning_rate"),
+    ],
+)
+def test_the_nearest_flag_is_suggested(unknown, near):
+    said = complaint(unknown)
+    assert said == f"unrecognized arguments: {unknown}; did you mean {near}?"
+
+
+@pytest.mark.parametrize("unknown", ["--push_to_hub", "stray", " ", "--plugin=gemini"])
+def test_a_flag_like_no_other(unknown):
+    assert complaint(unknown).endswith("; --help lists the flags")
+
+
+@pytest.mark.parametrize("short", ["--res=64", "--max_train=3", "--learning=1e-6", "--output=x"])
+def test_no_abbreviations(short):
+    assert complaint(short).startswith(f"unrecognized arguments: {short}")
+
+
+def test_a_flag_without_its_value():
+    assert complaint("--resolution") == "argument --resolution: expected one argument"
+
+
+def test_a_user_error_is_one_line_from_rank_0(capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert run_main(parse_args, ["--resolution", "x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: argument --res")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("utils.errors.SECONDS_FOR_RANK_0", 0)
+    assert run_main(parse_args, ["--resolution", "x"]) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_debug_raises(monkeypatch):
+    with pytest.raises(UserError):
+        run_main(parse_args, ["--resolution", "x", "--debug"])
+
+
+def test_help_goes_to_stdout_with_exit_code_0(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_args(["--help"])
+    assert exit_.value.code == 0
+    assert "usage: train_dreambooth_colossalai.py" in capsys.readouterr().out

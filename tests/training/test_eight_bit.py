@@ -1,0 +1,77 @@
+"""AdamW's moments in 8 bits: what they lose, that they lose it once, and that runs with them resume exactly."""
+
+import pytest
+import torch
+
+from tests.helpers.kernels import make_eight_bit
+from tests.helpers.script import LATEST, as_argv, bits, run, without_times
+from train_dreambooth_colossalai import main
+from utils.eight_bit import BLOCK
+from utils.errors import UserError
+
+
+def wide_values(numel: int, signed: bool) -> torch.Tensor:
+    """Of magnitudes from 1e-30 to 1e3, one block of zeros among them."""
+    values = torch.randn(numel) * torch.logspace(-30, 3, numel)
+    values[BLOCK : 2 * BLOCK] = 0
+    values[3 * BLOCK + 5 :: 1000] = 0
+    return values if signed else values.square()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("numel", [1, 255, 256, 10_000])
+def test_quantising_what_was_dequantised_gives_the_same_bits(signed, numel):
+    torch.manual_seed(0)
+    first, second = make_eight_bit(numel, signed), make_eight_bit(numel, signed)
+    first.quantize_(wide_values(numel, signed))
+    values = first.dequantize()
+    second.quantize_(values)
+    assert values.shape == (numel,) and values.isfinite().all()
+    assert torch.equal(first.levels, second.levels) and torch.equal(first.scales, second.scales)
+    assert torch.equal(values, second.dequantize())
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_how_near_the_values_are(signed):
+    torch.manual_seed(0)
+    values = torch.randn(100 * BLOCK)
+    values = values if signed else values.square()
+    eight_bit = make_eight_bit(len(values), signed)
+    eight_bit.quantize_(values)
+    blocks, found = values.view(-1, BLOCK), eight_bit.dequantize().view(-1, BLOCK)
+    largest = blocks.abs().argmax(1, keepdim=True)
+    torch.testing.assert_close(found.gather(1, largest), blocks.gather(1, largest), rtol=1e-6, atol=0)
+    assert ((found - blocks).norm() / blocks.norm()).item() < (0.01 if signed else 0.006)
+    assert torch.equal(found == 0, blocks == 0) or signed  # the update divides by the second moment's root
+
+
+def test_slices_and_pieces(monkeypatch):
+    monkeypatch.setattr("utils.eight_bit._PIECE", 2 * BLOCK)
+    torch.manual_seed(0)
+    values, device = torch.randn(5 * BLOCK + 3), torch.device("cpu")
+    whole, in_pieces = make_eight_bit(len(values), True), make_eight_bit(len(values), True)
+    whole.quantize_(values)
+    in_pieces.write_from(values, device)
+    assert torch.equal(whole.levels, in_pieces.levels) and torch.equal(whole.scales, in_pieces.scales)
+    assert [piece.stop for piece in whole.pieces()] == [2 * BLOCK, 4 * BLOCK, 5 * BLOCK + 3]
+    read = torch.empty_like(values)
+    whole.read_into(read, device)
+    assert torch.equal(read, whole.dequantize())
+    assert torch.equal(whole[slice(BLOCK, 3 * BLOCK)].dequantize(), read[BLOCK : 3 * BLOCK])
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_run_resumes_to_the_same_bits(flags, tmp_path, precision):
+    options = dict(use_8bit_adam=True, mixed_precision=precision)
+    run(flags, max_train_steps=7, output_dir=tmp_path / "whole", **options)
+    run(flags, max_train_steps=7, output_dir=tmp_path / "exact", mixed_precision=precision)
+    run(flags, max_train_steps=4, checkpointing_steps=4, **options)
+    assert main(as_argv(flags | LATEST | options | dict(max_train_steps=7))) == 0
+    assert bits(tmp_path / "output") == bits(tmp_path / "whole") != bits(tmp_path / "exact")
+    assert without_times(tmp_path / "output") == without_times(tmp_path / "whole")
+
+
+def test_a_resumed_run_may_not_change_to_8_bits(flags, tmp_path):
+    run(flags, max_train_steps=4, checkpointing_steps=2)
+    with pytest.raises(UserError, match="use_8bit_adam"):
+        main(as_argv(flags | LATEST | dict(max_train_steps=6, use_8bit_adam=True)))

@@ -1,0 +1,171 @@
+"""The estimate of GPU memory, what it advises, and the line that a run out of memory ends with."""
+
+import json
+from argparse import Namespace
+
+import pytest
+import torch
+
+from tests.helpers.script import as_argv
+from train_dreambooth_colossalai import main
+from utils.arguments import parse_args
+from utils.errors import run_main
+from utils.memory_estimate import alternatives, host_memory_needed, memory_needed, memory_parts
+from utils.out_of_memory import out_of_memory_line
+
+SD = 859_520_964
+REQUIRED = ["--pretrained_model_name_or_path=base", "--instance_data_dir=photos", "--instance_prompt=a photo"]
+
+
+def make_args(*given: str) -> Namespace:
+    return parse_args([*REQUIRED, "--train_batch_size=1", "--mixed_precision=fp16", *given])
+
+
+def gigabytes(*given: str) -> float:
+    return memory_needed(make_args(*given), SD) / 1e9
+
+
+def test_what_was_measured():
+    """docs/benchmarks.md, one H200."""
+    assert gigabytes() == pytest.approx(14.08, abs=0.1)
+    assert gigabytes("--gradient_checkpointing") == pytest.approx(14.01, abs=0.1)
+    assert gigabytes("--train_batch_size=8") == pytest.approx(18.50, abs=0.1)
+
+
+def test_each_flag_takes_away_its_part():
+    plain = memory_parts(make_args(), SD)
+    offloaded = memory_parts(make_args("--offload_optimizer=all"), SD)
+    assert plain["fp32 masters"] == 4 * SD and plain["moments"] == 8 * SD and plain["gradients"] == 2 * SD
+    assert offloaded["fp32 masters"] == 0 == offloaded["moments"]
+    assert memory_parts(make_args("--offload_optimizer=moments"), SD)["fp32 masters"] == 4 * SD
+    assert memory_parts(make_args("--use_8bit_adam"), SD)["moments"] == pytest.approx(2.03 * SD, rel=0.01)
+    in_fp32 = memory_parts(make_args("--mixed_precision=no", "--offload_optimizer=all"), SD)
+    assert (in_fp32["weights"], in_fp32["fp32 masters"]) == (4 * SD, 0)
+    one, two = (gigabytes("--train_batch_size=4", *more) for more in ((), ("--resolution=256",)))
+    assert one > two > gigabytes("--low_memory")
+    assert gigabytes("--with_prior_preservation", "--class_prompt=x", "--class_data_dir=y") == pytest.approx(
+        gigabytes("--train_batch_size=2")
+    )
+
+
+def test_several_ranks_have_buckets_all_the_time(monkeypatch):
+    alone, in_8_bits = gigabytes(), gigabytes("--use_8bit_adam")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert gigabytes() == pytest.approx(alone + 0.77, abs=0.01)
+    assert gigabytes("--use_8bit_adam") == pytest.approx(in_8_bits + 2 * SD / 1e9, abs=0.01)
+
+
+def test_host_memory():
+    assert host_memory_needed(make_args(), SD) == 0
+    assert host_memory_needed(make_args("--offload_optimizer=moments"), SD) == 8 * SD
+    assert host_memory_needed(make_args("--low_memory"), SD) == 12 * SD
+    assert host_memory_needed(make_args("--low_memory", "--mixed_precision=no"), SD) == 8 * SD
+    assert host_memory_needed(make_args("--low_memory", "--use_8bit_adam"), SD) < 6.1 * SD
+
+
+def test_the_flags_that_are_advised_save_what_is_said():
+    found = dict(alternatives(make_args("--train_batch_size=8"), SD))
+    assert list(found) == [
+        "--gradient_checkpointing",
+        "--use_8bit_adam",
+        "--offload_optimizer moments",
+        "--offload_optimizer all",
+        "--low_memory",
+        "--train_batch_size 4",
+    ]
+    for advice, needed in found.items():
+        assert needed / 1e9 == pytest.approx(gigabytes("--train_batch_size=8", *advice.split()))
+    assert dict(alternatives(make_args("--low_memory"), SD)) == {}
+    assert list(dict(alternatives(make_args("--offload_optimizer=moments"), SD))) == [
+        "--offload_optimizer all",
+        "--low_memory",
+    ]
+
+
+def test_the_line():
+    line = out_of_memory_line(make_args("--gradient_checkpointing"), SD)
+    assert "needs about 14.1 GB" in line and "--offload_optimizer all 10.3 GB" in line
+    assert "--gradient_checkpointing" not in line and "--low_memory" not in line
+    assert "What saves" not in out_of_memory_line(make_args("--low_memory"), SD)
+
+
+def full(*args, **kwargs):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def host_full(*args, **kwargs):
+    raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+PLACES = [
+    "utils.train_step.TrainStep.__call__",
+    "utils.inputs.encode_inputs",
+    "utils.optimizer.FlatParameters.__init__",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_out_of_memory_anywhere_is_one_line(flags, tmp_path, monkeypatch, capsys, place):
+    monkeypatch.setattr(place, full)
+    assert run_main(main, as_argv(flags)) == 1
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("error: the GPU's memory is full") and "--resolution" in last
+    assert not torch.distributed.is_initialized() and not (tmp_path / "output/model_index.json").exists()
+    monkeypatch.setattr(place, host_full)
+    assert run_main(main, as_argv(flags | dict(overwrite_output_dir=True))) == 1
+    assert "error: the host's memory is full" in capsys.readouterr().err
+
+
+def test_other_errors_stay_what_they_are(flags, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a matrix of the wrong shape")
+
+    monkeypatch.setattr("utils.train_step.TrainStep.__call__", broken)
+    with pytest.raises(RuntimeError, match="wrong shape"):
+        main(as_argv(flags))
+
+
+def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
+    from utils.errors import RunFailed
+    from utils.out_of_memory import out_of_memory_in_one_line
+
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RunFailed), out_of_memory_in_one_line(make_args(), SD):
+        full()
+    assert capsys.readouterr().err.startswith("error: rank 1: the GPU's memory is full")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("fraction", [1e-6, 1e-3])
+def test_a_gpu_that_is_too_small(tmp_path, photos_dir, capsys, fraction):
+    """The embedded model, on a card of which it may have next to nothing."""
+    from tests.helpers.script import ROOT
+
+    argv = [f"--pretrained_model_name_or_path={ROOT / 'model/tiny-stable-diffusion'}", "--resolution=64"]
+    argv += [f"--instance_data_dir={photos_dir}", "--instance_prompt=a photo", f"--output_dir={tmp_path / 'output'}"]
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(fraction)
+    try:
+        assert run_main(main, [*argv, "--train_batch_size=64", "--max_train_steps=5"]) == 1
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    text = capsys.readouterr().err
+    assert "error: the GPU's memory is full" in text and "Traceback" not in text
+
+
+def test_the_table_of_measurements(tmp_path, tiny_pipeline_dir, photos_dir, capsys):
+    """On a CPU there is no GPU memory to measure: the command, its flags and its table."""
+    from bench.memory import main as measure
+    from bench.memory import smallest_card
+
+    arguments = [f"--model={tiny_pipeline_dir}", f"--photos={photos_dir}", f"--json={tmp_path / 'a.json'}"]
+    rows = measure([*arguments, "--only", "low_memory", "--steps=2", "--use_8bit_adam"])["rows"]
+    assert [row["flags"] for row in rows] == ["--low_memory --use_8bit_adam"]
+    assert rows[0]["ms_a_step"] > 0 and len(rows[0]["losses"]) == 2 and rows[0]["estimated_bytes"] > 3e8
+    assert json.loads((tmp_path / "a.json").read_text())["rows"] == rows
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("| --low_memory --use_8bit_adam | 1 | - | ")
+    assert len({line.count("|") for line in lines[1:]}) == 1
+    assert smallest_card(7.8e9, None) == "8 GB" and smallest_card(7.8e9, 8.7e9) == "12 GB"
+    assert smallest_card(23e9, 24e9) == "24 GB" and smallest_card(90e9, None) == "none"
