@@ -11,7 +11,7 @@ from argparse import Namespace
 
 from utils.arguments import expand_config, parse_args
 from utils.errors import run_main
-from utils.output_lock import hold_output
+from utils.files.lock import hold_output
 from utils.preflight import BaseModel
 from utils.preflight_table import Ready, run_preflight
 

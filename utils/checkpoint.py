@@ -30,10 +30,10 @@ from utils.checkpoint_files import (
 )
 from utils.eight_bit import EightBit
 from utils.errors import RunFailed, UserError
+from utils.files.safetensors_files import SAVE_DTYPES, write_safetensors
 from utils.memory_estimate import free_host_memory
 from utils.pipeline import STAGING_PREFIX, sync_directory, sync_tree, write_json
 from utils.preflight import PROGRAM, safetensors_dtype
-from utils.safetensors_writer import SAVE_DTYPES, write_safetensors
 
 SCALARS = ("loss_scale", "num_good", "num_applied", "num_skipped")
 

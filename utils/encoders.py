@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from utils.errors import UserError
-from utils.hashing import sha256_of
+from utils.files.hashing import sha256_of
 from utils.metrics import unit_rows
 from utils.models import quiet_libraries
 from utils.preflight import read_json

@@ -15,7 +15,7 @@ from utils import comparison, sampling
 from utils.captured_unet import CapturedUNet
 from utils.drawing import is_blank
 from utils.errors import UserError
-from utils.hashing import in_background, sha256_of_all
+from utils.files.hashing import in_background, sha256_of_all
 from utils.models import WEIGHT_DTYPES
 from utils.pipeline import write_json
 from utils.prompts import SUBJECT, Prompt

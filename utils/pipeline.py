@@ -77,7 +77,7 @@ def save_unet(flat, folder: Path, save_dtype: str, save_format: str) -> Path:
     """Writes the UNet's weights, always from the fp32 masters of its FlatParameters. Returns the file."""
     import torch
 
-    from utils.safetensors_writer import SAVE_DTYPES, write_safetensors
+    from utils.files.safetensors_files import SAVE_DTYPES, write_safetensors
 
     path, dtype = folder / f"{UNET_STEM}.{save_format}", SAVE_DTYPES[save_dtype]
     flat.settle()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
+from utils.files.lock import LOCK_FILE, check_not_in_use
 from utils.model_files import (
     default_save_dtype,
     has_only_fp16_variants,
@@ -16,7 +17,6 @@ from utils.model_files import (
     safetensors_header,
     weight_files,
 )
-from utils.output_lock import LOCK_FILE, check_not_in_use
 
 __all__ = ["default_save_dtype", "has_only_fp16_variants", "safetensors_dtype"]  # from model_files, for others
 

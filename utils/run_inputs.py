@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.arguments import as_plain
 from utils.concepts import Concept
-from utils.hashing import sha256_of
+from utils.files.hashing import sha256_of
 from utils.pipeline import FROZEN_PARTS
 from utils.preflight import MODEL_INDEX, BaseModel
 

@@ -13,7 +13,7 @@ from utils import timing
 from utils.arguments import as_plain
 from utils.checkpoint_files import discard, line_of, list_checkpoints, next_line
 from utils.concepts import Concept
-from utils.hashing import in_background
+from utils.files.hashing import in_background
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
 from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, read_record, start_output, write_json

@@ -11,7 +11,7 @@ from PIL import Image
 
 from utils import encoders, metrics
 from utils.errors import UserError
-from utils.hashing import sha256_of
+from utils.files.hashing import sha256_of
 from utils.pipeline import write_json
 from utils.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
 from utils.samples import BASELINE, METRICS_CSV, METRICS_JSON, WRITTEN_BY

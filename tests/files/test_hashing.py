@@ -8,7 +8,8 @@ import pytest
 
 from tests.helpers.script import LATEST, UNET_FILE, as_argv, run
 from train_dreambooth_colossalai import main
-from utils import hashing, run_inputs
+from utils import run_inputs
+from utils.files import hashing
 
 
 def test_a_file_with_two_names_is_read_once(tmp_path, monkeypatch):

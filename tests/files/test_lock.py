@@ -14,13 +14,13 @@ from tests.helpers.processes import Process, finish, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
-from utils.output_lock import LOCK_FILE, check_not_in_use, hold_output
+from utils.files.lock import LOCK_FILE, check_not_in_use, hold_output
 
 
 def wait_less() -> None:
-    from utils import output_lock
+    from utils.files import lock
 
-    output_lock.SECONDS_FOR_A_DYING_RUN = 0.2
+    lock.SECONDS_FOR_A_DYING_RUN = 0.2
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
