@@ -27,11 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     # Imported only now, so that --help and complaints are instant.
     import torch.distributed as dist
 
-    from utils.colossal import get_accelerator, launch
-    from utils.determinism import deterministic_kernels
     from utils.out_of_memory import out_of_memory_in_one_line
     from utils.preflight_resources import num_parameters
-    from utils.ranks import lost_rank_in_one_line
+    from utils.runtime.colossal import get_accelerator, launch
+    from utils.runtime.determinism import deterministic_kernels
+    from utils.runtime.ranks import lost_rank_in_one_line
     from utils.train_step import training_stream
 
     with hold_output(args.output_dir), contextlib.ExitStack() as surroundings:
@@ -52,9 +52,9 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
 
     from utils import logs, run_record
     from utils.class_generation import prepare_class_images
-    from utils.colossal import barrier
     from utils.guard import Guard
     from utils.inputs import encode_inputs
+    from utils.runtime.colossal import barrier
     from utils.train_step import BatchSource, CapturedStep, TrainStep
     from utils.validation import Validation
 
@@ -114,8 +114,8 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
     import torch
 
     from utils import fused_unet, models
-    from utils.colossal import boost
     from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+    from utils.runtime.colossal import boost
 
     unet = models.load_unet(base.folder)
     if args.gradient_checkpointing:

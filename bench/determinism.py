@@ -30,7 +30,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench: librarie
 
 from bench.random_sd14 import UNET_CONFIG  # noqa: E402
 from bench.studies.determinism_operations import cases, differ, differing  # noqa: E402
-from utils.determinism import CUBLAS_CHOICES, CUBLAS_VARIABLE, deterministic_kernels  # noqa: E402
+from utils.runtime.determinism import CUBLAS_CHOICES, CUBLAS_VARIABLE, deterministic_kernels  # noqa: E402
 
 SETTINGS = ("default", "warn_only", "flag")
 SMALL_CONFIG = dict(
@@ -97,9 +97,9 @@ def make_step(config: dict, device: torch.device, dtype: torch.dtype):
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     from utils import fused_unet
-    from utils.colossal import boost
     from utils.inputs import TrainingInputs
     from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+    from utils.runtime.colossal import boost
     from utils.train_step import MicroBatch, TrainStep
 
     with torch.device(device):
@@ -255,7 +255,7 @@ def run_here(args: argparse.Namespace) -> dict:
     """The setting asked for, in this process."""
     import torch.distributed as dist
 
-    from utils.colossal import launch
+    from utils.runtime.colossal import launch
 
     launch(0)
     try:

@@ -35,7 +35,7 @@ from utils.errors import UserError
 from utils.pipeline import sync_directory
 from utils.preflight import read_json
 from utils.randomness import Purpose, generator
-from utils.ranks import together
+from utils.runtime.ranks import together
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as the model's fault

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.optional_packages import IMPORTED_NAMES, why_not
+from utils.runtime.stand_ins import IMPORTED_NAMES, why_not
 
 # The oldest and the newest version of tests/matrix.sh's legs (docs/compatibility.md).
 TESTED = {
@@ -158,7 +158,7 @@ def examine() -> list[Finding]:
         found += [Finding("problem", f"torch cannot be imported ({reason})", REINSTALL)] if reason else examine_gpu()
         found += optional_findings()
     if not any(finding.level == "problem" for finding in found):
-        reason = why_not("utils.colossal")
+        reason = why_not("utils.runtime.colossal")
         found += [Finding("problem", f"colossalai cannot be imported ({reason})", REINSTALL)] if reason else []
     return [*found, Finding("ok", "no compiler, nvcc or Apex is needed: nothing is built on installation")]
 

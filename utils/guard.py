@@ -15,11 +15,11 @@ from utils.errors import RunFailed
 from utils.export import export_single_file
 from utils.out_of_memory import is_out_of_memory
 from utils.pipeline import commit_pipeline, save_unet
-from utils.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
 from utils.resume import Start, resume_command
 from utils.run_inputs import base_files
-from utils.signals import StopRequest
-from utils.timing import mark
+from utils.runtime.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
+from utils.runtime.signals import StopRequest
+from utils.runtime.timing import mark
 
 NONFINITE = 1  # as an exit code
 

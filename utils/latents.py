@@ -5,7 +5,7 @@ from collections.abc import Collection
 import torch
 
 from utils.diffusion import encode_images
-from utils.timing import mark
+from utils.runtime.timing import mark
 
 MAX_CACHED_BYTES = 1 << 30
 

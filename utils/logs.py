@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from utils.pipeline import METRICS_FILE
-from utils.timing import mark
+from utils.runtime.timing import mark
 from utils.train_step import METRICS
 
 LOSS_SMOOTHING = 0.95

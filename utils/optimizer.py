@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from utils import host_memory, kernels
-from utils.colossal import OptimizerWrapper
 from utils.eight_bit import EightBit
-from utils.timing import mark
+from utils.runtime.colossal import OptimizerWrapper
+from utils.runtime.timing import mark
 
 GROWTH_INTERVAL = 2000  # applied updates in a row before the loss scale doubles (torch.amp.GradScaler's figure)
 MIN_LOSS_SCALE = 2.0**-14

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from utils import preflight
 from utils.concepts import read_concepts
 from utils.errors import EXIT_USER_ERROR, UserError
-from utils.gpu import gpu_is_possible
+from utils.runtime.gpu import gpu_is_possible
 
 OK, NOTE, STOP = "ok", "note", "STOP"
 

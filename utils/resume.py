@@ -24,9 +24,9 @@ from utils.checkpoint_files import (
 from utils.concepts import Concept
 from utils.errors import UserError
 from utils.files.hashing import in_background
-from utils.gpu import gpu_is_usable
 from utils.preflight import RUN_FILE, BaseModel, read_json, safetensors_dtype
 from utils.run_inputs import base_files, determinants, fill_in_defaults, hash_files
+from utils.runtime.gpu import gpu_is_usable
 
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
 
@@ -63,7 +63,9 @@ def prepare_start(args: Namespace, base: BaseModel, concepts: list[Concept], dat
 
 def _compare(args: Namespace, checkpoint: Checkpoint, num_ranks: int, concepts, dataset, base_hashes: Future) -> None:
     if not args.dry_run:
-        importlib.import_module("utils.colossal")  # training needs it: it takes seconds, as the hashing does meanwhile
+        importlib.import_module(
+            "utils.runtime.colossal"
+        )  # training needs it: it takes seconds, as the hashing does meanwhile
     found = determinants(args, num_ranks, concepts, dataset, base_hashes.result())
     for change in check_same_run(args, checkpoint, found):
         print(f"changed since the checkpoint: {change}", flush=True)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-from utils import timing
 from utils.arguments import as_plain
 from utils.checkpoint_files import discard, line_of, list_checkpoints, next_line
 from utils.concepts import Concept
@@ -20,6 +19,7 @@ from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, read_record, start_o
 from utils.preflight import PROGRAM, RUN_FILE
 from utils.resume import Start
 from utils.run_inputs import determinants, fill_in_defaults
+from utils.runtime import timing
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 

@@ -13,7 +13,7 @@ from utils.diffusion import denoising_loss, sample_latents, training_target
 from utils.inputs import TrainingInputs
 from utils.randomness import CLASS, INSTANCE, draw_sample, sample_indices
 from utils.rehearsal import rehearse
-from utils.timing import mark
+from utils.runtime.timing import mark
 
 METRICS = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "instance_loss", "class_loss")
 WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose algorithms, kernels are compiled

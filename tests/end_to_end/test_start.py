@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.pipelines import listing
 from tests.helpers.script import EMBEDDED, ROOT, as_argv, run_python
-from utils.gpu import gpu_is_possible
+from utils.runtime.gpu import gpu_is_possible
 
 IMPORTED = """
 import sys

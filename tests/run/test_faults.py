@@ -16,7 +16,7 @@ from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import Process, finish, start_ranks, wait_for
 from tests.helpers.script import LATEST, ROOT, UNET_FILE, as_argv, bits, rows, run, run_json
 from utils.checkpoint_files import list_checkpoints
-from utils.ranks import EXIT_LOST_RANK
+from utils.runtime.ranks import EXIT_LOST_RANK
 
 
 def limit_files_to(num_bytes: int):

@@ -15,8 +15,8 @@ import torch
 from bench import determinism
 from bench.studies.determinism_operations import differ, differing
 from tests.helpers.script import EMBEDDED, ROOT, as_argv, bits, run, without_times
-from utils.determinism import CUBLAS_VARIABLE, deterministic_kernels
 from utils.errors import RunFailed
+from utils.runtime.determinism import CUBLAS_VARIABLE, deterministic_kernels
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -81,7 +81,7 @@ def test_the_benchmark_on_a_cpu(tmp_path, capsys):
 def test_the_benchmark_finds_a_graph_that_is_not_the_eager_step(monkeypatch):
     import torch.distributed as dist
 
-    from utils.colossal import launch
+    from utils.runtime.colossal import launch
 
     class NotQuite:
         def __init__(self, step, say):

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from tests.helpers.script import ROOT
-from utils import optional_packages
 from utils.errors import run_main
+from utils.runtime import stand_ins
 
 BROKEN = {
     "bitsandbytes": 'raise RuntimeError("CUDA Setup failed\\nmany more lines")',
@@ -47,7 +47,7 @@ def test_training_goes_on_without_them(broken_packages, tmp_path, tiny_pipeline_
 def test_packages_that_work_are_left_alone():
     import peft
 
-    with optional_packages.stand_ins() as broken:
+    with stand_ins.stand_ins() as broken:
         assert broken == {}
         assert sys.modules["peft"] is peft
     assert sys.modules["peft"] is peft
@@ -56,8 +56,8 @@ def test_packages_that_work_are_left_alone():
 def test_stand_ins_are_gone_afterwards(monkeypatch):
     import importlib.util
 
-    monkeypatch.setattr(optional_packages, "IMPORTED_NAMES", {"no_such_pkg": {"no_such_pkg.part": ["Thing"]}})
-    with optional_packages.stand_ins() as broken:
+    monkeypatch.setattr(stand_ins, "IMPORTED_NAMES", {"no_such_pkg": {"no_such_pkg.part": ["Thing"]}})
+    with stand_ins.stand_ins() as broken:
         assert broken == {"no_such_pkg": "No module named 'no_such_pkg'"}
         from no_such_pkg.part import Thing
 

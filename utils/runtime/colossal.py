@@ -10,8 +10,8 @@ import sys
 import warnings
 
 from utils.doctor import problems_of_gpu
-from utils.optional_packages import stand_ins
-from utils.timing import mark
+from utils.runtime.stand_ins import stand_ins
+from utils.runtime.timing import mark
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""The process: its libraries, ranks, device and clock."""
