@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench: libraries look for a package named `kernels`
 
 from bench.random_sd14 import UNET_CONFIG  # noqa: E402
-from utils import fused_unet, kernels  # noqa: E402
+from utils import fused_unet
+from utils.kernels import operations  # noqa: E402
 
 START = time.time()
 ROTATED_BYTES = 256 << 20
@@ -113,7 +114,7 @@ def operations():
             return F.silu(F.group_norm(x, 32, weight, bias, 1e-5)).contiguous(memory_format=torch.channels_last)
 
         def fused(x, weight, bias):
-            return kernels.group_norm(x, weight, bias, 32, 1e-5, True)
+            return operations.group_norm(x, weight, bias, 32, 1e-5, True)
 
         compare(f"GroupNorm+SiLU {batch}x{channels}x{size}x{size}", plain, fused, (x, weight, bias), 8)
     for rows, features in ((4096, 320), (256, 1280), (32768, 320)):
@@ -125,7 +126,7 @@ def operations():
             return total, F.layer_norm(total, weight.shape, weight, bias)
 
         def fused_norm(x, residual, x_bias, weight, bias):
-            return kernels.add_layer_norm(x, weight, bias, 1e-5, residual, x_bias)
+            return operations.add_layer_norm(x, weight, bias, 1e-5, residual, x_bias)
 
         compare(f"add+LayerNorm {rows}x{features}", plain_norm, fused_norm, (x, residual, x_bias, weight, bias), 8)
     for rows, width in ((4096, 1280), (256, 5120), (32768, 1280)):
@@ -134,7 +135,9 @@ def operations():
             hidden, gate = x.chunk(2, dim=-1)
             return hidden * F.gelu(gate)
 
-        compare(f"GEGLU {rows}x{2 * width}", plain_geglu, kernels.geglu, (torch.randn(1, rows, 2 * width, **half),), 4)
+        compare(
+            f"GEGLU {rows}x{2 * width}", plain_geglu, operations.geglu, (torch.randn(1, rows, 2 * width, **half),), 4
+        )
 
 
 def optimizer():
@@ -147,10 +150,10 @@ def optimizer():
     master, exp_avg, exp_avg_sq = source.normal_(), target.zero_(), torch.zeros(n, device="cuda")
     scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0], device="cuda")
     buffers = weight, grad, master, exp_avg, exp_avg_sq, scalars
-    ms = milliseconds(lambda: kernels.adamw_(*buffers))
+    ms = milliseconds(lambda: operations.adamw_(*buffers))
     say(f"adamw_: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
     out = torch.zeros(1, device="cuda")
-    ms = milliseconds(lambda: kernels.grad_norm_(grad, out))
+    ms = milliseconds(lambda: operations.grad_norm_(grad, out))
     torch_ms = milliseconds(lambda: torch.linalg.vector_norm(grad, dtype=torch.float32))
     say(f"grad_norm_: {ms:.2f} ms, {2 * n / ms / 1e6:.0f} GB/s; torch's vector_norm: {torch_ms:.2f} ms")
 

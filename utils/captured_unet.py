@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from utils import fused_unet, kernels
+from utils import fused_unet
+from utils.kernels import operations
 
 WARM_UP_CALLS = 2  # before a capture: kernels are compiled, libraries choose algorithms
 
@@ -65,7 +66,7 @@ class CapturedUNet:
 
     def _capture(self, unet, plain: Callable, inputs: tuple, is_guided: bool):
         """A graph of the fused forward, else of the plain one, else None. Guidance gives the same latents twice."""
-        for fuses in dict.fromkeys((kernels.HAS_TRITON, False)):
+        for fuses in dict.fromkeys((operations.HAS_TRITON, False)):
             try:
                 if fuses:
                     fused_unet.install(unet, equal_halves=is_guided)

@@ -1,4 +1,4 @@
-"""Swaps forwards of a diffusers UNet2DConditionModel for ones that use utils.kernels, in place.
+"""Swaps forwards of a diffusers UNet2DConditionModel for ones that use utils.kernels.operations, in place.
 
 Modules, parameters, names and the state dict stay what they are; only instances' `forward` changes. What is replaced
 computes the same with fewer kernels:
@@ -28,7 +28,7 @@ from utils.fusible import (
     is_plain_transformer,
     projections,
 )
-from utils.kernels import add_bias_residual, add_layer_norm, geglu, group_norm
+from utils.kernels.operations import add_bias_residual, add_layer_norm, geglu, group_norm
 
 _KINDS = ("resnets", "transformers", "blocks", "norm_out", "time_embedding")
 

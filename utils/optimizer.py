@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils import host_memory, kernels
+from utils import host_memory
 from utils.eight_bit import EightBit
+from utils.kernels import operations
 from utils.runtime.colossal import OptimizerWrapper
 from utils.runtime.timing import mark
 
@@ -52,7 +53,7 @@ class FlatParameters:
         scattered_grads: leave each gradient where autograd, or with several ranks DDP, puts it (see
             kernels_scattered), instead of adding it into a buffer of zeros; without Triton the buffer.
         offload_optimizer: "moments", "all": those, or `master` too, are in pinned host memory, which needs
-            kernels.reaches_host_memory. Nothing on a CPU.
+            operations.reaches_host_memory. Nothing on a CPU.
 
     `master` holds the float32 values as they were in the file, not their rounded cast; for float32 it is `weight`.
     """
@@ -80,7 +81,7 @@ class FlatParameters:
             parameter.data = weight
         mark("weights placed")
         numels = [parameter.numel() for _, parameter in self.parameters]
-        self.grad, self.grad_table = None, kernels.gradient_table(numels, device) if scattered_grads else None
+        self.grad, self.grad_table = None, operations.gradient_table(numels, device) if scattered_grads else None
         if self.grad_table is not None:
             return
         self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)
@@ -205,14 +206,14 @@ class MasterWeightsOptimizer(OptimizerWrapper):
 
     @torch.no_grad()
     def rehearse(self) -> None:
-        """An update that is not applied, for utils.rehearsal."""
+        """An update that is not applied, for utils.kernels.ahead_of_time."""
         self._measure_grad_norm()
         grad_norm = self._scaled_grad_norm[0]
         self._update(self._scalars(self.learning_rates[:1], grad_norm, self.loss_scale, torch.zeros_like(grad_norm)))
 
     def _measure_grad_norm(self) -> None:
         if self.flat.grad_table is None:
-            kernels.grad_norm_(self.flat.grad, self._scaled_grad_norm)
+            operations.grad_norm_(self.flat.grad, self._scaled_grad_norm)
             return
         if not torch.cuda.is_current_stream_capturing():
             self.flat.bind_grads()
@@ -224,11 +225,11 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         if self.flat.grad_table is not None:
             self.flat.grad_table.adamw_(weight, self.flat.weight.dtype, *state, scalars)
             return
-        update = kernels.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else kernels.adamw_
+        update = operations.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else operations.adamw_
         update(weight, self.flat.grad, *state, scalars)
 
     def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
-        """The `scalars` of kernels.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""
+        """The `scalars` of operations.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""
         corrections = 1 - self._betas ** (self.num_applied + 1)
         grad_scale = 1 / loss_scale
         if self.max_grad_norm > 0:

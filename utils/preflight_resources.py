@@ -76,11 +76,11 @@ def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
 
 def _check_offload(args: Namespace, device) -> None:
     """Raises UserError if the update's kernels cannot read and write the host's memory from this GPU."""
-    from utils import kernels
+    from utils.kernels import operations
 
-    if not kernels.reaches_host_memory(device):
+    if not operations.reaches_host_memory(device):
         flag = "--low_memory" if args.low_memory else f"--offload_optimizer {args.offload_optimizer}"
-        why = "which cannot reach the host's memory here" if kernels.HAS_TRITON else "which is not here"
+        why = "which cannot reach the host's memory here" if operations.HAS_TRITON else "which is not here"
         mend = "--gradient_checkpointing and --use_8bit_adam save memory without it"
         raise UserError(f"{flag}: offloading on a GPU needs Triton 3.2 or newer, {why}; {mend}")
 

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from utils.diffusion import denoising_loss, sample_latents, training_target
 from utils.inputs import TrainingInputs
+from utils.kernels.ahead_of_time import rehearse
 from utils.randomness import CLASS, INSTANCE, draw_sample, sample_indices
-from utils.rehearsal import rehearse
 from utils.runtime.timing import mark
 
 METRICS = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "instance_loss", "class_loss")
@@ -126,7 +126,7 @@ class TrainStep:
         return torch.stack([metrics[name].double() for name in METRICS])
 
     def rehearse(self, micro_batches: list[MicroBatch]) -> str | None:
-        """Compiles the step's kernels (see utils.rehearsal), lets the libraries choose theirs, and changes nothing."""
+        """Compiles the step's kernels (see utils.kernels.ahead_of_time), lets the libraries choose theirs, and changes nothing."""
 
         def without_a_trace():
             self.optimizer.zero_grad()

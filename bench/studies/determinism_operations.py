@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from utils import kernels
+from utils.kernels import operations
 
 ATTENTION = ((4096, 40), (1024, 80), (256, 160), (64, 160))  # pixels, width of a head; keys: as many, or 77
 BACKENDS = ("DEFAULT", "FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
@@ -159,16 +159,16 @@ def fused_cases(images: tuple, tokens: tuple, place: dict) -> Iterator[Case]:
         return torch.randn(1, side, side, channels, **place).permute(0, 3, 1, 2)
 
     def norm(x, weight, bias, shift, shift_bias):
-        return kernels.group_norm(x, weight, bias, groups, 1e-5, True, shift, shift_bias, fork=True)
+        return operations.group_norm(x, weight, bias, groups, 1e-5, True, shift, shift_bias, fork=True)
 
     def add_norm(x, residual, x_bias, weight, bias):
-        return kernels.add_layer_norm(x, weight, bias, 1e-5, residual, x_bias)
+        return operations.add_layer_norm(x, weight, bias, 1e-5, residual, x_bias)
 
     for channels, side in images:
         parameters = [torch.randn(shape, **place) for shape in ((channels,), (channels,), (1, channels), (channels,))]
         for kind, function, inputs in (
             ("group_norm", norm, lambda c=channels, s=side, p=parameters: [image(c, s), *p]),
-            ("add_bias_residual", kernels.add_bias_residual, lambda c=channels, s=side, p=parameters: [
+            ("add_bias_residual", operations.add_bias_residual, lambda c=channels, s=side, p=parameters: [
                 image(c, s), image(c, s), p[0], p[1]]),
         ):  # fmt: skip
             yield Case(kind, f"{channels}x{side}x{side}", lambda f=function, i=inputs: forward_backward(f, i()))
@@ -179,7 +179,7 @@ def fused_cases(images: tuple, tokens: tuple, place: dict) -> Iterator[Case]:
             return forward_backward(add_norm, [*states, *torch.randn(3, features, **place).unbind()])
 
         def make_geglu(rows=rows, features=features):
-            return forward_backward(kernels.geglu, [torch.randn(1, rows, 8 * features, **place)])
+            return forward_backward(operations.geglu, [torch.randn(1, rows, 8 * features, **place)])
 
         yield Case("add_layer_norm", f"{rows}x{features}", make_norm)
         yield Case("geglu", f"{rows}x{8 * features}", make_geglu)
@@ -192,7 +192,7 @@ def optimizer_cases(place: dict) -> Iterator[Case]:
 
     def make(scattered: bool):
         grads = [torch.randn(numel, **place) for numel in PARAMETERS]
-        table = kernels.gradient_table(list(PARAMETERS), place["device"]) if scattered else None
+        table = operations.gradient_table(list(PARAMETERS), place["device"]) if scattered else None
         master, grad = torch.randn(count, device=place["device"]), torch.cat(grads)
         weight = None if place["dtype"] == torch.float32 else torch.empty_like(grad)
         given = torch.tensor(scalars, device=place["device"])
@@ -203,8 +203,8 @@ def optimizer_cases(place: dict) -> Iterator[Case]:
             state = [master.clone(), torch.zeros_like(master), torch.zeros_like(master)]
             norm = torch.zeros(1, device=place["device"])
             if table is None:
-                kernels.grad_norm_(grad, norm)
-                kernels.adamw_(weight, grad, *state, given)
+                operations.grad_norm_(grad, norm)
+                operations.adamw_(weight, grad, *state, given)
             else:
                 table.grad_norm_(grads[0].dtype, norm)
                 table.adamw_(weight, grads[0].dtype, *state, given)
@@ -213,5 +213,5 @@ def optimizer_cases(place: dict) -> Iterator[Case]:
         return run
 
     yield Case("grad_norm_ and adamw_", f"{count} parameters", lambda: make(False))
-    if kernels.HAS_TRITON and place["device"] == "cuda":
+    if operations.HAS_TRITON and place["device"] == "cuda":
         yield Case("grad_norm_ and adamw_, scattered", f"{count} parameters", lambda: make(True))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from utils import kernels, rehearsal
-from utils.rehearsal import rehearse
+from utils.kernels import ahead_of_time, operations
+from utils.kernels.ahead_of_time import rehearse
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -19,8 +19,8 @@ def test_no_kernel_runs_in_a_rehearsal_and_all_run_after_it():
     compiled = []
 
     def launch_forwards_and_backwards():
-        kernels.grad_norm_(grad, out)
-        y = kernels.group_norm(image, weight, bias, 32, 1e-5, True)
+        operations.grad_norm_(grad, out)
+        y = operations.group_norm(image, weight, bias, 32, 1e-5, True)
         y.sum().backward()
         compiled.append(y.shape)
 
@@ -43,10 +43,10 @@ def test_a_failed_rehearsal_is_a_line_and_leaves_launches_as_they_were():
 
     assert rehearse(fails) == "RuntimeError: first line"
     out = torch.zeros(1, device="cuda")
-    kernels.grad_norm_(torch.ones(4096, device="cuda"), out)
+    operations.grad_norm_(torch.ones(4096, device="cuda"), out)
     assert out.item() == 64.0
 
 
 def test_without_triton_nothing_is_rehearsed(monkeypatch):
-    monkeypatch.setattr(rehearsal, "AsyncCompileMode", None)
+    monkeypatch.setattr(ahead_of_time, "AsyncCompileMode", None)
     assert rehearse(lambda: pytest.fail("must not be called")) is None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.kernels import DEVICES, GPU_MARKS, INTERPRETED, relative_error
-from utils import kernels
+from utils.kernels import operations
 
 ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 OPTIONS = [(False, True, True), (True, False, True), (False, True, False)]  # shifted, forks, silu
@@ -82,7 +82,7 @@ def test_group_norm(device, dtype, shape, options):
     shift = torch.randn(batch, channels, device=device).to(dtype)
 
     def fused(x, weight, bias, shift, shift_bias):
-        return kernels.group_norm(x, weight, bias, num_groups, 1e-5, silu, shift, shift_bias, forks)
+        return operations.group_norm(x, weight, bias, num_groups, 1e-5, silu, shift, shift_bias, forks)
 
     def definition(x, weight, bias, shift, shift_bias):
         total = x if shift is None else x + shift[:, :, None, None] + shift_bias[:, None, None]
@@ -91,7 +91,7 @@ def test_group_norm(device, dtype, shape, options):
         return (y, x * 1) if forks else y
 
     arguments = [random_image(*size, dtype, device), weight, bias, *((shift, shift_bias) if shifted else (None, None))]
-    tolerance = ROUNDING[dtype] * (1 if kernels.runs_triton(arguments[0]) else 3)
+    tolerance = ROUNDING[dtype] * (1 if operations.runs_triton(arguments[0]) else 3)
     check(fused, definition, arguments, 2 if forks else 1, tolerance)
 
 
@@ -100,7 +100,7 @@ def test_group_norm_of_an_image_in_another_layout(device):
     torch.manual_seed(0)
     x = torch.randn(2, 32, 6, 9, device=device)[..., 1:]
     weight, bias = torch.randn(2, 32, device=device)
-    y = kernels.group_norm(x, weight, bias, 8, 1e-5, True)
+    y = operations.group_norm(x, weight, bias, 8, 1e-5, True)
     assert relative_error(y, F.silu(F.group_norm(x, 8, weight, bias, 1e-5))) < 2e-6
 
 
@@ -108,10 +108,10 @@ def test_group_norm_of_an_image_in_another_layout(device):
 def test_group_norm_where_the_mean_is_large(device):
     torch.manual_seed(0)
     x = (1000 + torch.randn(1, 32, 8, 8, device=device)).contiguous(memory_format=torch.channels_last)
-    if not kernels.runs_triton(x):
+    if not operations.runs_triton(x):
         pytest.skip("torch's own statistics of channels_last images on a CPU are 10% off here")
     weight, bias = torch.ones(32, device=device), torch.zeros(32, device=device)
-    y = kernels.group_norm(x, weight, bias, 4, 1e-5, False)
+    y = operations.group_norm(x, weight, bias, 4, 1e-5, False)
     assert relative_error(y, F.group_norm(x.double(), 4, weight.double(), bias.double(), 1e-5)) < 2e-4
 
 
@@ -129,7 +129,7 @@ def test_add_layer_norm(device, dtype, shape, adds):
         return total, F.layer_norm(total, (features,), weight, bias, 1e-5)
 
     def fused(x, weight, bias, residual, x_bias):
-        return kernels.add_layer_norm(x, weight, bias, 1e-5, residual, x_bias)
+        return operations.add_layer_norm(x, weight, bias, 1e-5, residual, x_bias)
 
     arguments = [x, weight, bias, residual if adds_residual else None, x_bias if adds_bias else None]
     check(fused, definition, arguments, 2, ROUNDING[dtype])
@@ -144,7 +144,7 @@ def test_geglu(device, dtype, shape):
         hidden, gate = x.chunk(2, dim=-1)
         return hidden * F.gelu(gate)
 
-    check(kernels.geglu, definition, [(2 * torch.randn(shape, device=device)).to(dtype)], 1, ROUNDING[dtype])
+    check(operations.geglu, definition, [(2 * torch.randn(shape, device=device)).to(dtype)], 1, ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("device, dtype", FEW_CASES)
@@ -157,7 +157,7 @@ def test_add_bias_residual(device, dtype, num_biases):
     def definition(x, residual, *biases):
         return x + residual + sum(bias[:, None, None] for bias in biases)
 
-    check(kernels.add_bias_residual, definition, images + biases, 1, ROUNDING[dtype])
+    check(operations.add_bias_residual, definition, images + biases, 1, ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -173,14 +173,14 @@ def test_results_are_bit_reproducible(device):
 
     def run():
         torch.manual_seed(1)
-        y, x_again = kernels.group_norm(x, weight, bias, 32, 1e-5, True, fork=True)
-        total, normed = kernels.add_layer_norm(tokens, scale, offset, 1e-5, x_bias=offset)
-        outputs = [y, x_again, total, normed, kernels.geglu(tokens)]
+        y, x_again = operations.group_norm(x, weight, bias, 32, 1e-5, True, fork=True)
+        total, normed = operations.add_layer_norm(tokens, scale, offset, 1e-5, x_bias=offset)
+        outputs = [y, x_again, total, normed, operations.geglu(tokens)]
         grads = torch.autograd.grad(
             outputs, [x, weight, bias, tokens, scale, offset], [torch.randn_like(o) for o in outputs]
         )
         out = torch.zeros(1, device=device)
-        kernels.grad_norm_(grads[0].flatten(), out)
+        operations.grad_norm_(grads[0].flatten(), out)
         return *outputs, *grads, out
 
     first, second = run(), run()

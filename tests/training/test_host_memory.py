@@ -6,9 +6,10 @@ from safetensors.torch import load_file
 
 from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
-from utils import host_memory, kernels
+from utils import host_memory
 from utils.checkpoint import Checkpointer, read_checkpoint, restore
 from utils.eight_bit import EightBit
+from utils.kernels import operations
 from utils.optimizer import FlatParameters, MasterWeightsOptimizer
 
 NUM_STEPS = 5
@@ -111,7 +112,7 @@ class TestOnAGpu:
     def test_kernels_reach_host_memory(self):
         x = host_memory.pinned_zeros(1000, torch.float32, torch.device("cuda"))
         assert x.is_pinned() and len(x) == 1000 and not x.any()
-        assert kernels.reaches_host_memory(torch.device("cuda"))
+        assert operations.reaches_host_memory(torch.device("cuda"))
 
     @pytest.mark.parametrize("captured", [False, True])
     @pytest.mark.parametrize("scattered", [False, True])

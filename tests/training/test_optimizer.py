@@ -35,7 +35,7 @@ def test_updates_are_those_of_torch_adamw(max_grad_norm):
 def test_chunks_do_not_change_the_update(monkeypatch):
     results = []
     for chunk in (7, 1 << 18):
-        monkeypatch.setattr("utils.kernels._CHUNK", chunk)
+        monkeypatch.setattr("utils.kernels.operations._CHUNK", chunk)
         module, optimizer = make_optimizer()
         set_gradients(optimizer, 0)
         optimizer.step()

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from utils.kernels_optimizer import apply_adamw, root_of_sum
+from utils.kernels.adamw import apply_adamw, root_of_sum
 
 BLOCK = 1024
 _NORM_PROGRAMS = 2048  # fixed, so that the order of summation does not depend on the GPU

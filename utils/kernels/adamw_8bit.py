@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from utils.kernels_optimizer import adamw_update
+from utils.kernels.adamw import adamw_update
 
 BLOCK = 256  # eight_bit.BLOCK
 _ROWS = 4  # blocks a program

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch.autograd.function import once_differentiable
 
-from utils import kernels_group_norm_triton as kernels
+from utils.kernels import group_norm_triton as kernels
 
 MAX_GROUP_CHANNELS = 512  # above it, a tile no longer fits into registers
 _WANTED_PROGRAMS = 264  # two for each of an H100's processors

@@ -13,14 +13,7 @@ import torch.nn.functional as F
 try:
     import triton
 
-    from utils import (
-        kernels_eight_bit,
-        kernels_elementwise,
-        kernels_group_norm,
-        kernels_layer_norm,
-        kernels_optimizer,
-        kernels_scattered,
-    )
+    from utils.kernels import adamw, adamw_8bit, adamw_scattered, elementwise, group_norm, layer_norm
 
     HAS_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)  # 3.0, 3.1: the compiler itself aborts
 except ImportError:
@@ -32,8 +25,8 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def gradient_table(numels, device):
-    """A kernels_scattered.GradientTable for parameters of `numels` elements each; None without Triton."""
-    return kernels_scattered.GradientTable(numels, device) if HAS_TRITON else None
+    """A adamw_scattered.GradientTable for parameters of `numels` elements each; None without Triton."""
+    return adamw_scattered.GradientTable(numels, device) if HAS_TRITON else None
 
 
 def runs_triton(x: torch.Tensor) -> bool:
@@ -51,10 +44,10 @@ def group_norm(x, weight, bias, num_groups, eps, silu, shift=None, shift_bias=No
         shift_bias: [C] or None, e.g. the bias of the convolution that made x.
         fork: also return x, for its other use: the gradient of that use is then added inside the backward kernel.
     """
-    if runs_triton(x) and x.shape[1] // num_groups <= kernels_group_norm.MAX_GROUP_CHANNELS:
+    if runs_triton(x) and x.shape[1] // num_groups <= group_norm.MAX_GROUP_CHANNELS:
         x = x.contiguous(memory_format=torch.channels_last)
         shift = None if shift is None else shift.contiguous()
-        return kernels_group_norm.GroupNorm.apply(x, weight, bias, shift, shift_bias, num_groups, eps, silu, fork)
+        return group_norm.GroupNorm.apply(x, weight, bias, shift, shift_bias, num_groups, eps, silu, fork)
     shifted = x
     for addend in (shift, shift_bias):
         shifted = shifted if addend is None else shifted + addend[..., None, None]
@@ -65,9 +58,9 @@ def group_norm(x, weight, bias, num_groups, eps, silu, shift=None, shift_bias=No
 
 def add_layer_norm(x, weight, bias, eps, residual=None, x_bias=None):
     """Returns s = x + x_bias + residual and LayerNorm(s). x, residual: [..., D]; the others: [D]."""
-    if runs_triton(x) and x.shape[-1] <= kernels_layer_norm.MAX_FEATURES:
+    if runs_triton(x) and x.shape[-1] <= layer_norm.MAX_FEATURES:
         residual = None if residual is None else residual.contiguous()
-        return kernels_layer_norm.AddLayerNorm.apply(x.contiguous(), weight, bias, residual, x_bias, eps)
+        return layer_norm.AddLayerNorm.apply(x.contiguous(), weight, bias, residual, x_bias, eps)
     for addend in (x_bias, residual):
         x = x if addend is None else x + addend
     return x, F.layer_norm(x, weight.shape, weight, bias, eps)
@@ -76,7 +69,7 @@ def add_layer_norm(x, weight, bias, eps, residual=None, x_bias=None):
 def geglu(x):
     """[..., 2D] -> [..., D]: the first half times gelu (exact, with erf) of the second."""
     if runs_triton(x):
-        return kernels_elementwise.Geglu.apply(x.contiguous())
+        return elementwise.Geglu.apply(x.contiguous())
     hidden, gate = x.chunk(2, dim=-1)
     return hidden * F.gelu(gate)
 
@@ -85,7 +78,7 @@ def add_bias_residual(x, residual, bias=None, residual_bias=None):
     """x + bias + residual + residual_bias; x, residual: [B, C, H, W] of one dtype, biases: [C] or None."""
     if runs_triton(x):
         x, residual = (image.contiguous(memory_format=torch.channels_last) for image in (x, residual))
-        return kernels_elementwise.AddBiasResidual.apply(x, residual, bias, residual_bias)
+        return elementwise.AddBiasResidual.apply(x, residual, bias, residual_bias)
     for addend in (bias, residual_bias):
         x = x if addend is None else x + addend[:, None, None]
     return x + residual
@@ -102,7 +95,7 @@ def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
             With apply 0 nothing changes, whatever the gradient holds.
     """
     if runs_triton(grad):
-        kernels_optimizer.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
+        adamw.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
     else:
         adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
 
@@ -110,7 +103,7 @@ def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
 def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
     """As adamw_, with moments that are eight_bit.EightBit, rounded after their use: 16 bytes a parameter."""
     if runs_triton(grad):
-        kernels_eight_bit.adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
+        adamw_8bit.adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
         return
     for piece in exp_avg.pieces():
         moments = exp_avg[piece].dequantize(), exp_avg_sq[piece].dequantize()
@@ -129,7 +122,7 @@ def reaches_host_memory(device):
     x = pinned_zeros(256, torch.float32, device)
     try:
         with torch.cuda.device(device):
-            kernels_optimizer.add_one_(x)
+            adamw.add_one_(x)
             torch.cuda.synchronize(device)
     except (RuntimeError, ValueError):
         return False
@@ -139,7 +132,7 @@ def reaches_host_memory(device):
 def grad_norm_(grad, out):
     """out[0] = the fp32 Euclidean norm of the flat grad [N]; inf and NaN propagate."""
     if runs_triton(grad):
-        kernels_optimizer.grad_norm_(grad, out)
+        adamw.grad_norm_(grad, out)
     else:
         out[0] = torch.linalg.vector_norm(grad, dtype=torch.float32)
 

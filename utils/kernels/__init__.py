@@ -1,0 +1,1 @@
+"""Triton kernels and their definitions in plain torch; they know tensors, not this project."""
