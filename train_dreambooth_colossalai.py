@@ -12,7 +12,7 @@ from argparse import Namespace
 from utils.arguments import expand_config, parse_args
 from utils.errors import run_main
 from utils.files.lock import hold_output
-from utils.preflight import BaseModel
+from utils.models.check import BaseModel
 from utils.preflight_table import Ready, run_preflight
 
 
@@ -113,13 +113,13 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
     """
     import torch
 
-    from utils import fused_unet, models
+    from utils.models import fused_unet, loading
     from utils.optimizer import FlatParameters, MasterWeightsOptimizer
     from utils.runtime.colossal import boost
 
-    unet = models.load_unet(base.folder)
+    unet = loading.load_unet(base.folder)
     if args.gradient_checkpointing:
-        models.enable_gradient_checkpointing(unet)
+        loading.enable_gradient_checkpointing(unet)
     on_gpu = device.type == "cuda"
     memory_format = torch.channels_last if on_gpu else torch.contiguous_format
     flat = FlatParameters(

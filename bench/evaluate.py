@@ -4,7 +4,7 @@ python bench/evaluate.py [--model DIR] [--batch_sizes 1 4 8] [--steps 50] [--qui
 
 Without --model: random weights of Stable Diffusion v1.4's shape on a GPU (512 px, 50 steps), the embedded model on a
 CPU (64 px, 4 steps). Guidance 7.5 throughout. Method: the recipe's loop is DiffusionPipeline.from_pretrained in fp32,
-one image a call; ours is utils.sampling.sample in evaluate.py's default precision. Seconds an image are the median
+one image a call; ours is utils.models.drawing.sample in evaluate.py's default precision. Seconds an image are the median
 over the calls after the first, host work included, PNGs not; the first call, with compilation and capture, stands
 beside it. Differences are of final latents, relative to the second's norm, and of pixels in levels of 255. Then the
 whole command, in a process of its own: as many images of the baseline and of a fine-tuned model as the largest batch.
@@ -31,14 +31,14 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # not bench: libraries look for packages named `kernels` and `evaluate`
 
 from bench.random_sd14 import EMBEDDED, write_pipeline  # noqa: E402
-from utils import sampling  # noqa: E402
-from utils.captured_unet import CapturedUNet  # noqa: E402
 from utils.drawing import draw, image_size  # noqa: E402
+from utils.models import drawing  # noqa: E402
+from utils.models.captured_unet import CapturedUNet  # noqa: E402
 
 PROMPT = "a photo of my cat."
 GUIDANCE = 7.5
 UNET_FILE = Path("unet") / "diffusion_pytorch_model.safetensors"
-DEVICE = sampling.pick_device()
+DEVICE = drawing.pick_device()
 IS_GPU = DEVICE.type == "cuda"
 
 
@@ -79,7 +79,7 @@ def reset_memory() -> None:
 def latents_of(pipeline, seeds: list[int], steps: int, captured: CapturedUNet | None = None) -> torch.Tensor:
     """Final latents [N,C,h,w], float32."""
     height, width = image_size(pipeline)
-    embeddings = sampling.PromptEmbeddings(None, GUIDANCE)
+    embeddings = drawing.PromptEmbeddings(None, GUIDANCE)
     with torch.inference_mode():
         prompt_embeds, negative_prompt_embeds = embeddings(pipeline, PROMPT)
         options = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
@@ -94,7 +94,7 @@ def recipe_loop(model: Path, num_images: int, steps: int, seeds: list[int]) -> t
     """The recipe's sampling, timed; and its final latents of `seeds`."""
     from diffusers import DiffusionPipeline
 
-    from utils.models import quiet_libraries
+    from utils.models.loading import quiet_libraries
 
     with quiet_libraries():
         pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True).to(DEVICE)
@@ -113,12 +113,12 @@ def our_rows(pipeline, batch_sizes: list[int], num_calls: int, steps: int, say) 
     for batch_size in batch_sizes:
         reset_memory()
         captured = CapturedUNet(say) if IS_GPU else None
-        embeddings = sampling.PromptEmbeddings(None, GUIDANCE)
+        embeddings = drawing.PromptEmbeddings(None, GUIDANCE)
         options = dict(num_inference_steps=steps, guidance_scale=GUIDANCE, embeddings=embeddings, captured=captured)
         calls = []
         for call in range(num_calls + 1):
             seeds = list(range(call * batch_size, (call + 1) * batch_size))
-            calls.append(timed(partial(sampling.sample, pipeline, PROMPT, seeds, **options))[0])
+            calls.append(timed(partial(drawing.sample, pipeline, PROMPT, seeds, **options))[0])
         rows.append(row("evaluate.py's sampling", batch_size, calls))
         print_row(rows[-1])
     return rows
@@ -135,7 +135,7 @@ def differences(pipeline, fp32_latents: torch.Tensor, num_images: int, steps: in
     plain, ours = (latents_of(pipeline, seeds, steps, c) for c in (None, captured))
     options = dict(num_inference_steps=steps, guidance_scale=GUIDANCE)
     pixels = [
-        np.stack([np.asarray(image, int) for image in sampling.sample(pipeline, PROMPT, seeds, captured=c, **options)])
+        np.stack([np.asarray(image, int) for image in drawing.sample(pipeline, PROMPT, seeds, captured=c, **options)])
         for c in (None, captured)
     ]
     found = {
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Runs everything and prints the table; returns the results."""
     args = parse_args(argv)
     warnings: list[str] = []
-    results = dict(versions=sampling.versions(), steps=args.steps, warnings=warnings)
+    results = dict(versions=drawing.versions(), steps=args.steps, warnings=warnings)
     results["device"] = torch.cuda.get_device_name() if IS_GPU else "cpu"
     print(results["device"], results["versions"], flush=True)
     num_calls, largest = (2 if args.quick else 5), max(args.batch_sizes)
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> dict:
         seeds = list(range(1 if args.quick else 2))
         recipe, fp32_latents = recipe_loop(model, num_calls if args.quick else num_calls + 1, args.steps, seeds)
         print_row(recipe)
-        pipeline = sampling.load_pipeline(model, torch.float16 if IS_GPU else torch.float32, DEVICE)
+        pipeline = drawing.load_pipeline(model, torch.float16 if IS_GPU else torch.float32, DEVICE)
         ours = our_rows(pipeline, args.batch_sizes, num_calls, args.steps, warnings.append)
         for entry in (recipe, *ours):
             entry["ratio"] = recipe["seconds_an_image"] / entry["seconds_an_image"]

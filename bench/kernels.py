@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench: libraries look for a package named `kernels`
 
 from bench.random_sd14 import UNET_CONFIG  # noqa: E402
-from utils import fused_unet
 from utils.kernels import operations  # noqa: E402
+from utils.models import fused_unet
 
 START = time.time()
 ROTATED_BYTES = 256 << 20

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import models
 from utils.diffusion import encode_prompt
+from utils.models import loading
 
 
 def parse_args(argv=None):
@@ -27,9 +27,9 @@ def parse_args(argv=None):
 @torch.no_grad()
 def distances(folder: Path, prompts: list[str]) -> list[tuple[str, list[str], float]]:
     """(prompt, its tokens, its distance from the first prompt as a fraction of that one's norm)."""
-    tokenizer = models.load_tokenizer(folder)
-    text_encoder = models.load_text_encoder(folder, torch.float32, torch.device("cpu"))
-    encoded = [encode_prompt(text_encoder, models.tokenize(tokenizer, prompt)) for prompt in prompts]
+    tokenizer = loading.load_tokenizer(folder)
+    text_encoder = loading.load_text_encoder(folder, torch.float32, torch.device("cpu"))
+    encoded = [encode_prompt(text_encoder, loading.tokenize(tokenizer, prompt)) for prompt in prompts]
     far = [float((each - encoded[0]).norm() / encoded[0].norm()) for each in encoded]
     return [(prompt, tokenizer.tokenize(prompt), each) for prompt, each in zip(prompts, far, strict=True)]
 

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 
 from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.diffusion import denoising_loss, encode_images, encode_prompt, sample_latents, training_target
-from utils.models import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae, tokenize
+from utils.models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae, tokenize
 
 TIMESTEPS = torch.tensor([0, 1, 500, 999])
 

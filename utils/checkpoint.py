@@ -32,8 +32,8 @@ from utils.eight_bit import EightBit
 from utils.errors import RunFailed, UserError
 from utils.files.safetensors_files import SAVE_DTYPES, write_safetensors
 from utils.memory_estimate import free_host_memory
-from utils.pipeline import STAGING_PREFIX, sync_directory, sync_tree, write_json
-from utils.preflight import PROGRAM, safetensors_dtype
+from utils.models.check import PROGRAM, safetensors_dtype
+from utils.models.saving import STAGING_PREFIX, sync_directory, sync_tree, write_json
 
 SCALARS = ("loss_scale", "num_good", "num_applied", "num_skipped")
 

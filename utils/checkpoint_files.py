@@ -9,8 +9,8 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.pipeline import STAGING_PREFIX, UNET_STEM
-from utils.preflight import PROGRAM
+from utils.models.check import PROGRAM
+from utils.models.saving import STAGING_PREFIX, UNET_STEM
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "training_state.safetensors"

@@ -17,8 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from utils import drawing, models
-from utils.captured_unet import CapturedUNet
+from utils import drawing
 from utils.class_images import (
     METADATA_KEY,
     ClassDataset,
@@ -32,8 +31,10 @@ from utils.class_images import (
 from utils.concepts import Concept
 from utils.drawing import is_blank
 from utils.errors import UserError
-from utils.pipeline import sync_directory
-from utils.preflight import read_json
+from utils.models import loading
+from utils.models.captured_unet import CapturedUNet
+from utils.models.check import read_json
+from utils.models.saving import sync_directory
 from utils.randomness import Purpose, generator
 from utils.runtime.ranks import together
 
@@ -99,12 +100,12 @@ def load_class_pipeline(folder: Path, weight_dtype: torch.dtype, device):
     import diffusers
 
     config = read_json(folder / "scheduler" / "scheduler_config.json")
-    with models.quiet_libraries():
+    with loading.quiet_libraries():
         pipeline = diffusers.StableDiffusionPipeline(
-            vae=models.load_vae(folder, weight_dtype, device),
-            text_encoder=models.load_text_encoder(folder, weight_dtype, device),
-            tokenizer=models.load_tokenizer(folder),
-            unet=models.load_unet(folder).requires_grad_(False).eval().to(device, dtype=weight_dtype),
+            vae=loading.load_vae(folder, weight_dtype, device),
+            text_encoder=loading.load_text_encoder(folder, weight_dtype, device),
+            tokenizer=loading.load_tokenizer(folder),
+            unet=loading.load_unet(folder).requires_grad_(False).eval().to(device, dtype=weight_dtype),
             scheduler=getattr(diffusers, config["_class_name"]).from_config(config),
             safety_checker=None,
             feature_extractor=None,

@@ -19,7 +19,7 @@ from PIL import Image
 from utils.concepts import Concept
 from utils.dataset import crop_origin, decode, find_photos, resize_shorter_side
 from utils.errors import UserError
-from utils.preflight import read_json
+from utils.models.check import read_json
 
 if TYPE_CHECKING:
     import torch

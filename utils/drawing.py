@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.models import quiet_libraries
+from utils.models.loading import quiet_libraries
 
 
 def image_size(pipeline) -> tuple[int, int]:

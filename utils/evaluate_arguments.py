@@ -10,8 +10,8 @@ from pathlib import Path
 
 from utils.arguments import Parser, non_negative_float, non_negative_int, positive_int, seed_int
 from utils.errors import UserError
+from utils.models.check import MODEL_INDEX, RUN_FILE, read_json
 from utils.pipeline_folder import check_is_folder, check_pipeline_folder
-from utils.preflight import MODEL_INDEX, RUN_FILE, read_json
 from utils.prompts import (
     DREAMBENCH,
     dreambench_prompts,

@@ -11,13 +11,14 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from utils import comparison, sampling
-from utils.captured_unet import CapturedUNet
+from utils import comparison
 from utils.drawing import is_blank
 from utils.errors import UserError
 from utils.files.hashing import in_background, sha256_of_all
-from utils.models import WEIGHT_DTYPES
-from utils.pipeline import write_json
+from utils.models import drawing
+from utils.models.captured_unet import CapturedUNet
+from utils.models.loading import WEIGHT_DTYPES
+from utils.models.saving import write_json
 from utils.prompts import SUBJECT, Prompt
 from utils.samples import (
     BASELINE,
@@ -39,7 +40,7 @@ NUM_WRITERS = 4  # threads that write images
 
 def generate(args: Namespace, prompts: list[Prompt]) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
-    device = sampling.pick_device()
+    device = drawing.pick_device()
     mixed_precision = args.mixed_precision or ("fp16" if device.type == "cuda" else "no")
     settings = SamplingSettings.read({**vars(args), "mixed_precision": mixed_precision})
     if device.type == "cpu" and mixed_precision == "fp16":
@@ -50,7 +51,7 @@ def generate(args: Namespace, prompts: list[Prompt]) -> None:
     hashing = in_background(hash_models, args)  # gigabytes, while they are loaded
     pipelines = load_pipelines(args, settings, device)
     for prompt in prompts:
-        if unseen := sampling.truncated_text(pipelines[BASELINE], prompt.text):
+        if unseen := drawing.truncated_text(pipelines[BASELINE], prompt.text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
 
     samples = plan_samples(args, prompts)
@@ -70,9 +71,9 @@ def load_pipelines(args: Namespace, settings: SamplingSettings, device) -> dict:
     """Baseline and fine-tuned; what is the same in both is loaded once. Checkpoints are loaded in their turn."""
     weight_dtype = WEIGHT_DTYPES[settings.mixed_precision]
     options = dict(weight_dtype=weight_dtype, device=device, safety_checker=settings.safety_checker)
-    baseline = sampling.load_pipeline(args.pretrained_model_name_or_path, **options)
-    finetuned = sampling.load_pipeline(args.finetuned_model_name_or_path, shared_with=baseline, **options)
-    if {"unet", "text_encoder", "vae"} <= set(sampling.shared_components(finetuned, baseline)):
+    baseline = drawing.load_pipeline(args.pretrained_model_name_or_path, **options)
+    finetuned = drawing.load_pipeline(args.finetuned_model_name_or_path, shared_with=baseline, **options)
+    if {"unet", "text_encoder", "vae"} <= set(drawing.shared_components(finetuned, baseline)):
         warn("the fine-tuned weights equal the baseline's: both rows will be the same")
     return {BASELINE: baseline, FINETUNED: finetuned}
 
@@ -91,7 +92,7 @@ def describe_models(args: Namespace, pipelines: dict, hashes: dict) -> dict[str,
         scheduler = pipelines[BASELINE if name == BASELINE else FINETUNED].scheduler
         path = str(unet if name in args.checkpoint else folder)
         models[name] = dict(path=path, scheduler=type(scheduler).__name__, sha256=hashes[name])
-    models[FINETUNED]["shared_with_baseline"] = sampling.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
+    models[FINETUNED]["shared_with_baseline"] = drawing.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
     return models
 
 
@@ -101,7 +102,7 @@ def hash_models(args: Namespace) -> dict[str, dict[str, str]]:
     for name, (folder, unet) in model_folders(args).items():
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
             directory = unet if part == "unet" else folder / part
-            files[name, part] = [directory / file for file in sampling.loaded_files(directory)]
+            files[name, part] = [directory / file for file in drawing.loaded_files(directory)]
     digests = sha256_of_all(path for paths in files.values() for path in paths)
     hashes: dict = {}
     for (name, part), paths in files.items():
@@ -112,7 +113,7 @@ def hash_models(args: Namespace) -> dict[str, dict[str, str]]:
 def image_settings(settings: SamplingSettings, sample: Sample, model: dict, device_type: str) -> dict:
     """All that decides an image's pixels: an image with equal settings need not be made again."""
     made_with = dict(prompt=sample.prompt, seed=sample.seed, model=model["sha256"], device=device_type)
-    return settings.of_pixels() | made_with | dict(versions=sampling.versions())
+    return settings.of_pixels() | made_with | dict(versions=drawing.versions())
 
 
 def sample_all(
@@ -148,13 +149,11 @@ def sample_groups(settings: SamplingSettings, wanted: list[Sample], pipelines: d
     groups = [list(group) for _, group in groupby(wanted, key=lambda sample: (sample.model, sample.prompt))]
     pipeline_of = {name: pipelines[BASELINE if name == BASELINE else FINETUNED] for name in models}
     num_steps = sum(
-        sampling.num_denoising_steps(
-            pipeline_of[g[0].model], len(g), settings.num_inference_steps, settings.batch_size
-        )
+        drawing.num_denoising_steps(pipeline_of[g[0].model], len(g), settings.num_inference_steps, settings.batch_size)
         for g in groups
     )
     options = settings.of_sampling()
-    options["embeddings"] = sampling.PromptEmbeddings(settings.negative_prompt, settings.guidance_scale)
+    options["embeddings"] = drawing.PromptEmbeddings(settings.negative_prompt, settings.guidance_scale)
     if pipelines[BASELINE].device.type == "cuda":
         options["captured"] = CapturedUNet(warn)
     interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
@@ -164,16 +163,16 @@ def sample_groups(settings: SamplingSettings, wanted: list[Sample], pipelines: d
         for group in groups:
             if group[0].model != name:
                 name, loaded = group[0].model, None
-                loaded = pipelines.get(name) or sampling.with_unet(pipelines[FINETUNED], Path(models[name]["path"]))
+                loaded = pipelines.get(name) or drawing.with_unet(pipelines[FINETUNED], Path(models[name]["path"]))
                 progress_bar.set_description("fine-tuned" if name == FINETUNED else name)
             seeds = [sample.seed for sample in group]
-            yield group, sampling.sample(loaded, group[0].prompt, seeds, on_step=progress_bar.update, **options)
+            yield group, drawing.sample(loaded, group[0].prompt, seeds, on_step=progress_bar.update, **options)
 
 
 def save_sample(path: Path, image: Image.Image, text: dict) -> bool:
     """Writes an image; returns whether it is blank."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sampling.save_png(path, image, text)
+    drawing.save_png(path, image, text)
     return is_blank(image)
 
 
@@ -226,7 +225,7 @@ def describe(
         class_name=args.class_name,
         instance_data_dir=str(photos) if photos is not None else None,
         device=str(device),
-        versions=sampling.versions(),
+        versions=drawing.versions(),
         models=models,
         images=entries,
     )
@@ -251,7 +250,7 @@ def write_comparison(
     subtitle = f"the first of {num_subject} prompts, " if num_subject > 1 else ""
     subtitle += settings.in_words()
     sheet = comparison.make_comparison(first, subtitle, seeds, rows, photos or None)
-    sampling.save_png(args.output_dir / COMPARISON_FILE, sheet, settings.png_text(first))
+    drawing.save_png(args.output_dir / COMPARISON_FILE, sheet, settings.png_text(first))
 
 
 def open_image(path: Path) -> Image.Image:

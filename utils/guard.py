@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from utils.checkpoint import Checkpointer, restore
 from utils.checkpoint_files import list_checkpoints
 from utils.errors import RunFailed
-from utils.export import export_single_file
+from utils.models.saving import commit_pipeline, save_unet
+from utils.models.single_file import export_single_file
 from utils.out_of_memory import is_out_of_memory
-from utils.pipeline import commit_pipeline, save_unet
 from utils.resume import Start, resume_command
 from utils.run_inputs import base_files
 from utils.runtime.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from utils import models
 from utils.diffusion import encode_prompt, min_snr_weights
 from utils.latents import InstanceLatents
+from utils.models import loading
 from utils.randomness import CLASS, photo_index
 from utils.sampler import Sampler
 
@@ -45,8 +45,8 @@ def encode_inputs(args: Namespace, folder, dataset, class_dataset, plan, device)
     """
     datasets = [dataset] if class_dataset is None else [dataset, class_dataset]
     prompts = list(dict.fromkeys(each.prompt(number) for each in datasets for number in range(len(each))))
-    vae = models.load_vae(folder, plan.weight_dtype, device)
-    noise_scheduler = models.load_noise_scheduler(folder)
+    vae = loading.load_vae(folder, plan.weight_dtype, device)
+    noise_scheduler = loading.load_noise_scheduler(folder)
     class_latents = None
     if class_dataset is not None:
         class_latents = InstanceLatents(class_dataset, vae, drawn_class_images(args.seed, plan, len(class_dataset)))
@@ -67,9 +67,9 @@ def encode_inputs(args: Namespace, folder, dataset, class_dataset, plan, device)
 
 def encode_prompts(args: Namespace, folder, prompts: list[str], weight_dtype: torch.dtype, device) -> torch.Tensor:
     """[P,77,C]; one by one, so that a prompt's encoding does not depend on the others."""
-    tokenizer = models.load_tokenizer(folder, args.tokenizer_name)
-    text_encoder = models.load_text_encoder(folder, weight_dtype, device)
-    return torch.cat([encode_prompt(text_encoder, models.tokenize(tokenizer, text).to(device)) for text in prompts])
+    tokenizer = loading.load_tokenizer(folder, args.tokenizer_name)
+    text_encoder = loading.load_text_encoder(folder, weight_dtype, device)
+    return torch.cat([encode_prompt(text_encoder, loading.tokenize(tokenizer, text).to(device)) for text in prompts])
 
 
 def drawn_class_images(seed: int, plan, num_class_images: int) -> set[int]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.pipeline import METRICS_FILE
+from utils.models.saving import METRICS_FILE
 from utils.runtime.timing import mark
 from utils.train_step import METRICS
 

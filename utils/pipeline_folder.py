@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.model_files import LFS_POINTER, WEIGHT_STEMS, read_json
-from utils.preflight import MODEL_INDEX, RUN_FILE
+from utils.models.check import MODEL_INDEX, RUN_FILE
+from utils.models.folder import LFS_POINTER, WEIGHT_STEMS, read_json
 
 
 def check_pipeline_folder(folder: Path, flag: str, safety_checker: bool = False) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.memory_estimate import GB, alternatives, free_host_memory, host_memory_needed, memory_needed
-from utils.model_files import safetensors_header, weight_files
-from utils.pipeline import FROZEN_PARTS
-from utils.preflight import BaseModel
+from utils.models.check import BaseModel
+from utils.models.folder import safetensors_header, weight_files
+from utils.models.saving import FROZEN_PARTS
 
 
 def num_parameters(base: BaseModel) -> int:

@@ -5,9 +5,9 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from utils import preflight
 from utils.concepts import read_concepts
 from utils.errors import EXIT_USER_ERROR, UserError
+from utils.models import check
 from utils.runtime.gpu import gpu_is_possible
 
 OK, NOTE, STOP = "ok", "note", "STOP"
@@ -91,12 +91,12 @@ def run_preflight(args: Namespace) -> Ready:
 
 
 def _check_model_and_output(table: Table, args: Namespace):
-    base = table.run("base model", preflight.check_base_model, args.pretrained_model_name_or_path)
+    base = table.run("base model", check.check_base_model, args.pretrained_model_name_or_path)
     if base is not None:
-        table.run("resolution", preflight.check_resolution, args, base)
-    table.run("output", preflight.check_output_dir, args)
+        table.run("resolution", check.check_resolution, args, base)
+    table.run("output", check.check_output_dir, args)
     if base is not None:
-        args.save_dtype = args.save_dtype or table.run("base model", preflight.default_save_dtype, base.unet_weights)
+        args.save_dtype = args.save_dtype or table.run("base model", check.default_save_dtype, base.unet_weights)
     return base
 
 

@@ -24,7 +24,7 @@ from utils.checkpoint_files import (
 from utils.concepts import Concept
 from utils.errors import UserError
 from utils.files.hashing import in_background
-from utils.preflight import RUN_FILE, BaseModel, read_json, safetensors_dtype
+from utils.models.check import RUN_FILE, BaseModel, read_json, safetensors_dtype
 from utils.run_inputs import base_files, determinants, fill_in_defaults, hash_files
 from utils.runtime.gpu import gpu_is_usable
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from utils.arguments import as_plain
 from utils.concepts import Concept
 from utils.files.hashing import sha256_of
-from utils.pipeline import FROZEN_PARTS
-from utils.preflight import MODEL_INDEX, BaseModel
+from utils.models.check import MODEL_INDEX, BaseModel
+from utils.models.saving import FROZEN_PARTS
 
 TRAINED_ON = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # Every other argument changes what is trained: a new flag is compared unless it is named here.

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from utils import models
 from utils.drawing import draw, image_size
+from utils.models import loading
 
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5
 
@@ -21,14 +21,14 @@ class Sampler:
 
     def __init__(self, folder: Path, vae: torch.nn.Module, prompt_embeds: torch.Tensor, negative_prompt_embeds):
         self.vae = vae
-        self.scheduler = models.load_sampling_scheduler(folder)
+        self.scheduler = loading.load_sampling_scheduler(folder)
         self.embeds = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
 
     @torch.no_grad()
     def __call__(self, unet: torch.nn.Module, num_images: int, seed: int) -> list:
         """PIL images; number k is drawn with a CPU generator seeded with seed + k, whatever the number of images."""
         parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-        with models.quiet_libraries():
+        with loading.quiet_libraries():
             from diffusers import StableDiffusionPipeline
 
             pipeline = StableDiffusionPipeline(

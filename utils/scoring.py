@@ -12,10 +12,10 @@ from PIL import Image
 from utils import encoders, metrics
 from utils.errors import UserError
 from utils.files.hashing import sha256_of
-from utils.pipeline import write_json
+from utils.models.drawing import pick_device, replace_file
+from utils.models.saving import write_json
 from utils.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
 from utils.samples import BASELINE, METRICS_CSV, METRICS_JSON, WRITTEN_BY
-from utils.sampling import pick_device, replace_file
 from utils.verdict import find_warnings
 
 GET_CLIP = (

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from bench.random_sd14 import UNET_CONFIG  # noqa: E402
-from utils import captured_unet, fused_unet  # noqa: E402
+from utils.models import captured_unet, fused_unet  # noqa: E402
 
 REPEATS = 15
 TOP = 30

@@ -16,7 +16,7 @@ from utils.concepts import Concept
 from utils.dataset import InstanceDataset
 from utils.drawing import is_blank
 from utils.errors import UserError
-from utils.preflight import check_base_model
+from utils.models.check import check_base_model
 from utils.run_inputs import hash_files
 
 SETTINGS = dict(

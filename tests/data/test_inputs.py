@@ -9,7 +9,7 @@ from tests.helpers.pipelines import write_photos
 from utils.dataset import InstanceDataset
 from utils.diffusion import encode_images
 from utils.latents import InstanceLatents
-from utils.models import load_vae
+from utils.models.loading import load_vae
 
 
 class CountingVAE(torch.nn.Module):

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 import evaluate
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.script import UNET_FILE
-from utils import encoders, metrics, sampling
+from utils import encoders, metrics
 from utils.errors import run_main
 from utils.evaluate_arguments import find_checkpoints, parse_args
+from utils.models import drawing
 
 torch.set_num_threads(1)
 PROMPT = "a photo of sks cat"
@@ -91,23 +92,23 @@ def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_pat
     folder = shutil.copytree(trained_dir, tmp_path / "output")
     shutil.rmtree(folder / "unet")
     shutil.copytree(folder / "checkpoint-10/unet", folder / "unet")
-    pipeline = sampling.load_pipeline(folder, torch.float32, torch.device("cpu"))
-    expected = np.asarray(sampling.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
+    pipeline = drawing.load_pipeline(folder, torch.float32, torch.device("cpu"))
+    expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
     with Image.open(whole / "images/checkpoint-10/001-a-photo-of-sks-cat/seed-1.png") as image:
         assert np.abs(np.asarray(image, int) - expected).max() <= 1
 
 
 def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkeypatch):
     texts, unets = [], []
-    with_unet = sampling.with_unet
+    with_unet = drawing.with_unet
 
     def noting(pipeline, folder):
         result = with_unet(pipeline, folder)
         unets.append((result.vae is pipeline.vae, result.text_encoder is pipeline.text_encoder))
         return result
 
-    monkeypatch.setattr(sampling.PromptEmbeddings, "__call__", spy(sampling.PromptEmbeddings.__call__, texts))
-    monkeypatch.setattr(sampling, "with_unet", noting)
+    monkeypatch.setattr(drawing.PromptEmbeddings, "__call__", spy(drawing.PromptEmbeddings.__call__, texts))
+    monkeypatch.setattr(drawing, "with_unet", noting)
     more = ["--checkpoint", "all", "--only", "generate", "--num_drift_images", "1", "--batch_size", "1"]
     assert run(trained_dir, tmp_path / "result", *more) == 0
     assert unets == [(True, True), (True, True)]
@@ -132,7 +133,7 @@ def test_images_with_equal_settings_are_not_made_again(trained_dir, tmp_path, ca
     result = tmp_path / "result"
     assert run(trained_dir, result, "--only", "generate") == 0
     before = times(result)
-    monkeypatch.setattr(sampling, "sample", None)  # calling it fails
+    monkeypatch.setattr(drawing, "sample", None)  # calling it fails
     assert run(trained_dir, result, "--only", "generate") == 0
     assert times(result) == before
     assert "16 of 16 images are there already" in capsys.readouterr().out

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from bench.random_sd14 import EMBEDDED
 from tests.helpers.pipelines import UNET_CONFIG, write_pipeline
-from utils import captured_unet
-from utils.captured_unet import CapturedUNet
-from utils.sampling import load_pipeline, sample
+from utils.models import captured_unet
+from utils.models.captured_unet import CapturedUNet
+from utils.models.drawing import load_pipeline, sample
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of my cat."

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
 from tests.helpers.kernels import DEVICES, relative_error
-from utils import fused_unet
+from utils.models import fused_unet
 
 UNET_CONFIG = dict(
     sample_size=8,

@@ -18,7 +18,7 @@ from tests.helpers.fuzzing import FUZZ, SECONDS_OF_FUZZ
 from tests.helpers.pipelines import edit_json
 from tests.helpers.script import UNET_FILE, dry_run
 from utils.errors import UserError
-from utils.preflight import check_base_model
+from utils.models.check import check_base_model
 
 
 def change_tensor(base: Path, name: str, value: torch.Tensor) -> None:
@@ -117,7 +117,7 @@ def test_pickles_are_refused_where_torch_cannot_read_them_safely(base, monkeypat
     (base / UNET_FILE).unlink()
     torch.save({"conv_in.weight": torch.zeros(16, 4, 3, 3)}, base / "unet/diffusion_pytorch_model.bin")
     check_base_model(base)
-    monkeypatch.setattr("utils.model_files.torch_version", lambda: (2, 5))
+    monkeypatch.setattr("utils.models.folder.torch_version", lambda: (2, 5))
     with pytest.raises(UserError, match=r"is a pickle, .*CVE-2025-32434\); install torch 2.6 or newer, or convert"):
         check_base_model(base)
 

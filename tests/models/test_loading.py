@@ -14,8 +14,8 @@ from tests.helpers.pipelines import largest_difference, write_pipeline
 from tests.helpers.script import UNET_FILE
 from utils.drawing import is_blank
 from utils.errors import UserError
-from utils.preflight import check_base_model, default_save_dtype
-from utils.sampling import load_pipeline, same_component, sample, shared_components
+from utils.models.check import check_base_model, default_save_dtype
+from utils.models.drawing import load_pipeline, same_component, sample, shared_components
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of my cat."
@@ -24,14 +24,14 @@ STEPS = 4
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_weights_that_lack_a_tensor_are_refused_when_loaded(tmp_path, base, part):
-    from utils import models
+    from utils.models import loading
 
     path = next((base / part).glob("*.safetensors"))
     tensors = load_file(path)
     lost = sorted(tensors)[0]
     del tensors[lost]
     save_file(tensors, path, {"format": "pt"})
-    load = dict(unet=lambda: models.load_unet(base)).get(part)
+    load = dict(unet=lambda: loading.load_unet(base)).get(part)
     load = load or (lambda: getattr(models, f"load_{part}")(base, torch.float32, "cpu"))
     with pytest.raises(UserError, match=f"{part}.*(lacks 1 of|keys are missing).*{lost.split('.')[-1]}"):
         load()
@@ -39,20 +39,20 @@ def test_weights_that_lack_a_tensor_are_refused_when_loaded(tmp_path, base, part
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_weights_of_another_shape_are_refused_when_loaded(base, part):
-    from utils import models
+    from utils.models import loading
 
     path = next((base / part).glob("*.safetensors"))
     tensors = load_file(path)
     tensors[sorted(tensors)[0]] = torch.zeros(1, 1)
     save_file(tensors, path, {"format": "pt"})
-    load = dict(unet=lambda: models.load_unet(base)).get(part)
+    load = dict(unet=lambda: loading.load_unet(base)).get(part)
     load = load or (lambda: getattr(models, f"load_{part}")(base, torch.float32, "cpu"))
     with pytest.raises(UserError, match=f"{part} cannot be loaded as a"):
         load()
 
 
 def test_another_tokenizer_is_a_tokenizers_folder(tmp_path, tiny_pipeline_dir):
-    from utils.models import load_tokenizer
+    from utils.models.loading import load_tokenizer
 
     assert load_tokenizer(tiny_pipeline_dir, tiny_pipeline_dir / "tokenizer").model_max_length == 77
     for name in (tmp_path, tmp_path / "missing"):
@@ -61,7 +61,7 @@ def test_another_tokenizer_is_a_tokenizers_folder(tmp_path, tiny_pipeline_dir):
 
 
 def test_an_fp16_pipeline_is_loaded_in_fp32_for_the_masters(tmp_path):
-    from utils.models import load_unet
+    from utils.models.loading import load_unet
 
     folder = write_pipeline(tmp_path / "half", dtype=torch.float16)
     assert default_save_dtype(check_base_model(folder).unet_weights) == "fp16"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
 from train_dreambooth_colossalai import main
 from utils.errors import run_main
-from utils.sampling import load_pipeline
+from utils.models.drawing import load_pipeline
 
 # .bin and .safetensors names of the parts differ for the text encoder.
 BIN_NAMES = dict(

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_pipeline
 from tests.helpers.script import UNET_FILE
-from utils import models, pipeline
-from utils.preflight import PROGRAM
+from utils.models import loading, saving
+from utils.models.check import PROGRAM
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
@@ -28,7 +28,7 @@ def trained(tiny_pipeline_dir):
     launch(0)
 
     def train(name: str) -> tuple:
-        unet = models.load_unet(tiny_pipeline_dir)
+        unet = loading.load_unet(tiny_pipeline_dir)
         flat = FlatParameters(unet, DTYPES[name], "cpu", torch.channels_last)
         optimizer = MasterWeightsOptimizer(flat, learning_rates=[1e-6])
         flat.grad.copy_(torch.randn(flat.grad.shape, generator=torch.Generator().manual_seed(0)))
@@ -51,24 +51,24 @@ def stamps(folder: Path) -> dict[str, tuple]:
 
 def commit(output: Path, base: Path, content: bytes = b"new weights", **run) -> None:
     """A whole run's writing with a stand-in for the UNet's weights."""
-    pipeline.start_output(output, run)
-    pipeline.commit_pipeline(output, base, lambda folder: (folder / Path(UNET_FILE).name).write_bytes(content))
+    saving.start_output(output, run)
+    saving.commit_pipeline(output, base, lambda folder: (folder / Path(UNET_FILE).name).write_bytes(content))
 
 
 def load(folder: Path):
     from diffusers import DiffusionPipeline
 
-    with models.quiet_libraries():
+    with loading.quiet_libraries():
         return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
 
 
 def commit_trained(output: Path, base: Path, parts: tuple, save_dtype: str, save_format: str) -> None:
     _, optimizer, _ = parts
-    pipeline.start_output(output, {})
-    pipeline.commit_pipeline(
+    saving.start_output(output, {})
+    saving.commit_pipeline(
         output,
         base,
-        lambda folder: pipeline.save_unet(optimizer.flat, folder, save_dtype, save_format),
+        lambda folder: saving.save_unet(optimizer.flat, folder, save_dtype, save_format),
     )
 
 
@@ -162,7 +162,7 @@ def test_a_safety_checker_comes_along(tmp_path, base):
 
 
 def test_large_files_are_hard_links_and_small_ones_copies(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 50_000)
+    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 50_000)
     commit(tmp_path / "out", base)
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_symlink()
@@ -173,7 +173,7 @@ def test_large_files_are_hard_links_and_small_ones_copies(tmp_path, base, monkey
 
 
 def test_the_trained_weights_never_share_a_file_with_the_base(tmp_path, base, trained, monkeypatch):
-    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 1)
+    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 1)
     commit_trained(tmp_path / "out", base, trained("fp32"), "fp32", "safetensors")
     assert not (tmp_path / "out" / UNET_FILE).samefile(base / UNET_FILE)
 
@@ -182,8 +182,8 @@ def test_where_links_are_impossible_files_are_copied(tmp_path, base, monkeypatch
     def refuse(*args):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 1)
-    monkeypatch.setattr(pipeline.os, "link", refuse)
+    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 1)
+    monkeypatch.setattr(saving.os, "link", refuse)
     commit(tmp_path / "out", base)
     vae_file = "vae/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "out" / vae_file).read_bytes() == (base / vae_file).read_bytes()
@@ -193,7 +193,7 @@ def test_where_links_are_impossible_files_are_copied(tmp_path, base, monkeypatch
 @pytest.mark.parametrize("link_above", [1, 1 << 30])
 def test_a_base_made_of_symbolic_links(tmp_path, base, monkeypatch, link_above):
     """As a hub cache: every file is a link to a blob of another name."""
-    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", link_above)
+    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", link_above)
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     for number, path in enumerate(p for p in sorted(base.rglob("*")) if p.is_file()):
@@ -247,7 +247,7 @@ def test_a_second_run_replaces_the_first_and_leaves_the_users_files(tmp_path, ba
 
 
 def test_replacing_an_output_of_links_does_not_touch_the_base(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 1)
+    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 1)
     before = stamps(base)
     for content in (b"first", b"second"):
         commit(tmp_path / "out", base, content)
@@ -283,7 +283,7 @@ def count_calls(monkeypatch, module, name: str, action) -> int:
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize(("module", "name"), [(os, "replace"), (os, "fsync"), (shutil, "copyfile"), (os, "link")])
 def test_a_crash_anywhere_leaves_the_old_pipeline_or_none(tmp_path, base, monkeypatch, module, name, existing):
-    monkeypatch.setattr(pipeline, "LINK_ABOVE_BYTES", 50_000)
+    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 50_000)
     commit(tmp_path / "counted", base, b"first")
     num_calls = count_calls(monkeypatch, module, name, lambda: commit(tmp_path / "counted", base))
     assert num_calls >= 1
@@ -350,9 +350,9 @@ def test_a_failure_to_write_the_weights_leaves_the_old_pipeline_or_none(tmp_path
         (folder / Path(UNET_FILE).name).write_bytes(b"half of th")
         raise OSError(28, "No space left on device")
 
-    pipeline.start_output(output, {})
+    saving.start_output(output, {})
     with pytest.raises(OSError, match="No space"):
-        pipeline.commit_pipeline(output, base, fail)
+        saving.commit_pipeline(output, base, fail)
     found = snapshot(output)
     found.pop("run.json"), old.pop("run.json", None)
     assert found == old

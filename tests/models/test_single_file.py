@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
 from tests.helpers.script import EMBEDDED
 from utils.errors import UserError, run_main
-from utils.export import export_single_file, main, original_unet_name, original_vae_name
-from utils.models import quiet_libraries
+from utils.models.loading import quiet_libraries
+from utils.models.single_file import export_single_file, main, original_unet_name, original_vae_name
 
 
 def read_back(file: Path, config: Path):
@@ -31,7 +31,7 @@ def read_back(file: Path, config: Path):
 
 
 def load_folder(folder: Path):
-    from utils.sampling import load_pipeline
+    from utils.models.drawing import load_pipeline
 
     return load_pipeline(folder, torch.float32, torch.device("cpu"))
 
@@ -48,7 +48,7 @@ def assert_same_weights(pipeline, expected) -> None:
 
 
 def test_the_embedded_model_read_back_draws_the_same_images(tmp_path):
-    from utils.sampling import sample
+    from utils.models.drawing import sample
 
     export_single_file(EMBEDDED, tmp_path / "one.safetensors")
     pipeline, expected = read_back(tmp_path / "one.safetensors", EMBEDDED), load_folder(EMBEDDED)

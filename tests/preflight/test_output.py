@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.pipelines import listing
 from tests.helpers.script import make_args
 from utils.errors import UserError
-from utils.preflight import check_output_dir, is_own_output
+from utils.models.check import check_output_dir, is_own_output
 
 
 class TestOutputDir:
@@ -81,7 +81,7 @@ class TestOutputDir:
         self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
 
     def test_no_permission_as_the_system_says_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("utils.preflight.os.access", lambda path, mode: False)
+        monkeypatch.setattr("utils.models.check.os.access", lambda path, mode: False)
         self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
 
     def test_new_empty_and_own_folders_pass_and_nothing_is_made(self, tmp_path):

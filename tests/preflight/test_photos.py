@@ -19,7 +19,7 @@ from tests.helpers.pipelines import write_photos
 from tests.helpers.script import ROOT, dry_run, rows_of
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
-from utils.preflight import check_base_model
+from utils.models.check import check_base_model
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, body: bytes = b"\0" * 100) -> bytes:

@@ -10,7 +10,7 @@ PROMPTS = ["a photo of my cat.", "A  sks's DOG\n42!", "кот 🐈 naïve", "", 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_quick_tokenizer_is_that_of_transformers(prompt, tiny_pipeline_dir):
-    from utils.models import load_tokenizer
+    from utils.models.loading import load_tokenizer
 
     for folder in (EMBEDDED, tiny_pipeline_dir):
         expected = load_tokenizer(folder)(prompt, add_special_tokens=False).input_ids

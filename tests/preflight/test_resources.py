@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.helpers.script import run
 from utils import preflight_resources
 from utils.errors import UserError
-from utils.preflight import check_base_model
+from utils.models.check import check_base_model
 from utils.preflight_resources import check_device, check_disk, num_parameters
 
 

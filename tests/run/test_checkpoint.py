@@ -62,13 +62,13 @@ def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):
 
 @pytest.mark.parametrize(("precision", "scale"), [("no", 1.0), ("fp16", 2.0**-9)])
 def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeline_dir, precision, scale):
-    from utils import models
     from utils.checkpoint import Checkpointer, read_checkpoint, restore
+    from utils.models import loading
     from utils.optimizer import FlatParameters, MasterWeightsOptimizer
 
     def optimizer(memory_format) -> MasterWeightsOptimizer:
         flat = FlatParameters(
-            models.load_unet(tiny_pipeline_dir), models.WEIGHT_DTYPES[precision], "cpu", memory_format
+            loading.load_unet(tiny_pipeline_dir), loading.WEIGHT_DTYPES[precision], "cpu", memory_format
         )
         return MasterWeightsOptimizer(flat, learning_rates=[1e-3])
 

@@ -12,8 +12,8 @@ from utils.comparison import load_photos
 from utils.errors import UserError
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.images import Picture, picture, thumbnail_side
+from utils.models.drawing import replace_file
 from utils.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE, SamplingSettings
-from utils.sampling import replace_file
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).resolve().parent),

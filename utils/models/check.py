@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from utils.errors import UserError
 from utils.files.lock import LOCK_FILE, check_not_in_use
-from utils.model_files import (
+from utils.models.folder import (
     default_save_dtype,
     has_only_fp16_variants,
     read_json,

@@ -20,7 +20,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from utils.fusible import (
+from utils.kernels.operations import add_bias_residual, add_layer_norm, geglu, group_norm
+from utils.models.fusible import (
     has_plain_time_embedding,
     is_affine,
     is_plain_block,
@@ -28,7 +29,6 @@ from utils.fusible import (
     is_plain_transformer,
     projections,
 )
-from utils.kernels.operations import add_bias_residual, add_layer_norm, geglu, group_norm
 
 _KINDS = ("resnets", "transformers", "blocks", "norm_out", "time_embedding")
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from utils.errors import UserError
-from utils.preflight import has_only_fp16_variants
+from utils.models.check import has_only_fp16_variants
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

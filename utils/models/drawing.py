@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from utils.captured_unet import CapturedUNet
 from utils.drawing import draw, image_size, to_pil
 from utils.errors import UserError
-from utils.models import quiet_libraries
+from utils.models.captured_unet import CapturedUNet
+from utils.models.loading import quiet_libraries
 
 logging.disable(logging.WARNING)  # what is imported here advises on optional packages that are not used
 import diffusers  # noqa: E402

@@ -1,6 +1,6 @@
 """The UNet's forward for sampling on a GPU: CUDA graphs, one a shape of input, for every step, prompt and model.
 
-A graph runs what utils.fused_unet makes of diffusers' forward, without the host launching each kernel. Graphs read
+A graph runs what utils.models.fused_unet makes of diffusers' forward, without the host launching each kernel. Graphs read
 fixed addresses, so the UNet that samples moves into one buffer of weights that they were captured with.
 """
 
@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from utils import fused_unet
 from utils.kernels import operations
+from utils.models import fused_unet
 
 WARM_UP_CALLS = 2  # before a capture: kernels are compiled, libraries choose algorithms
 

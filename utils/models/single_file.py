@@ -3,7 +3,7 @@
 ComfyUI, AUTOMATIC1111's web UI and diffusers' from_single_file read it. Works on the weight files alone, so that no
 library's version and no dtype comes between: every tensor is what the folder holds, under its original name.
 
-    python -m utils.export PIPELINE_DIR OUT.safetensors [--dtype fp16]
+    python -m utils.models.single_file PIPELINE_DIR OUT.safetensors [--dtype fp16]
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError, run_main
-from utils.preflight import (
+from utils.models.check import (
     EXPORT_METADATA,
     check_base_model,
     check_export_file,
@@ -180,7 +180,9 @@ def main(argv: list[str] | None = None) -> None:
     """The command line: checks the folder and the file, then writes it."""
     from utils.arguments import Parser
 
-    parser = Parser(prog="python -m utils.export", description="Writes a pipeline folder as one checkpoint file.")
+    parser = Parser(
+        prog="python -m utils.models.single_file", description="Writes a pipeline folder as one checkpoint file."
+    )
     parser.add_argument("folder", type=Path, metavar="PIPELINE_DIR", help="a folder that training wrote, or a base")
     parser.add_argument("file", type=Path, metavar="OUT.safetensors", help="the file to write")
     parser.add_argument("--dtype", choices=list(DTYPES), help="of every tensor (default: as in the folder)")

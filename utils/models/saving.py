@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from utils.preflight import MODEL_INDEX, PROGRAM, RUN_FILE, has_only_fp16_variants
+from utils.models.check import MODEL_INDEX, PROGRAM, RUN_FILE, has_only_fp16_variants
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
 METRICS_FILE = "metrics.jsonl"

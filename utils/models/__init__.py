@@ -1,0 +1,1 @@
+"""A Stable Diffusion pipeline: its folder, its modules, its pictures."""
