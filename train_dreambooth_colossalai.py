@@ -51,9 +51,9 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     import torch.distributed as dist
 
     from utils import logs, run_record
-    from utils.class_generation import prepare_class_images
+    from utils.data.class_generation import prepare_class_images
+    from utils.data.inputs import encode_inputs
     from utils.guard import Guard
-    from utils.inputs import encode_inputs
     from utils.runtime.colossal import barrier
     from utils.train_step import BatchSource, CapturedStep, TrainStep
     from utils.validation import Validation

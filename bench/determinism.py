@@ -96,7 +96,7 @@ def make_step(config: dict, device: torch.device, dtype: torch.dtype):
     """A boosted TrainStep as the training script has it, and one micro-batch."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    from utils.inputs import TrainingInputs
+    from utils.data.inputs import TrainingInputs
     from utils.models import fused_unet
     from utils.optimizer import FlatParameters, MasterWeightsOptimizer
     from utils.runtime.colossal import boost

@@ -21,10 +21,10 @@ if __name__ == "__main__":
 
 from bench.reference_loop import ReferenceLoop  # noqa: E402
 from bench.train_step import run_script  # noqa: E402
+from utils.data.randomness import draw_sample  # noqa: E402
 from utils.dataset import InstanceDataset  # noqa: E402
 from utils.evaluation.report.charts import Series, line_chart, smooth  # noqa: E402
 from utils.evaluation.report.page import TEMPLATES  # noqa: E402
-from utils.randomness import draw_sample  # noqa: E402
 
 NAMES = ("graph", "eager", "reference")
 COLOURS = dict(graph="#0a7", eager="#c60", reference="#36c")

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.class_generation import draw, load_class_pipeline
+from utils.data.class_generation import draw, load_class_pipeline
 from utils.dataset import decode, find_photos
 from utils.models.loading import quiet_libraries
 from utils.prompts import slug

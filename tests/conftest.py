@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.pipelines import write_photos, write_pipeline
-from utils import class_images
+from utils.data import class_images
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)  # tiny models: more threads only get in each other's way

@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from utils.concepts import read_concepts
+from utils.data.concepts import read_concepts
 from utils.errors import EXIT_USER_ERROR, UserError
 from utils.models import check
 from utils.runtime.gpu import gpu_is_possible
@@ -73,7 +73,7 @@ def run_preflight(args: Namespace) -> Ready:
     base = _check_model_and_output(table, args)
     concepts = table.run("subjects", read_concepts, args)
     # Imported only now, so that the complaints above are instant.
-    from utils.concepts import load_photos
+    from utils.data.concepts import load_photos
 
     dataset = table.run("photos", load_photos, concepts, args.resolution, args.center_crop) if concepts else None
     if dataset is not None:

@@ -21,7 +21,7 @@ from utils.checkpoint_files import (
     list_checkpoints,
     read_checkpoint,
 )
-from utils.concepts import Concept
+from utils.data.concepts import Concept
 from utils.errors import UserError
 from utils.files.hashing import in_background
 from utils.models.check import RUN_FILE, BaseModel, read_json, safetensors_dtype

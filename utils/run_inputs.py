@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from utils.arguments import as_plain
-from utils.concepts import Concept
+from utils.data.concepts import Concept
 from utils.files.hashing import sha256_of
 from utils.models.check import MODEL_INDEX, BaseModel
 from utils.models.saving import FROZEN_PARTS

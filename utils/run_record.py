@@ -11,7 +11,7 @@ import torch
 
 from utils.arguments import as_plain
 from utils.checkpoint_files import discard, line_of, list_checkpoints, next_line
-from utils.concepts import Concept
+from utils.data.concepts import Concept
 from utils.files.hashing import in_background
 from utils.models.check import PROGRAM, RUN_FILE
 from utils.models.loading import WEIGHT_DTYPES

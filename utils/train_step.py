@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from utils.data.inputs import TrainingInputs
+from utils.data.randomness import CLASS, INSTANCE, draw_sample, sample_indices
 from utils.diffusion import denoising_loss, sample_latents, training_target
-from utils.inputs import TrainingInputs
 from utils.kernels.ahead_of_time import rehearse
-from utils.randomness import CLASS, INSTANCE, draw_sample, sample_indices
 from utils.runtime.timing import mark
 
 METRICS = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "instance_loss", "class_loss")

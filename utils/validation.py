@@ -9,10 +9,10 @@ from argparse import Namespace
 
 import torch
 
+from utils.data.inputs import TrainingInputs
+from utils.data.randomness import VALIDATION, draw_sample
 from utils.diffusion import denoising_loss, sample_latents, training_target
-from utils.inputs import TrainingInputs
 from utils.logs import keep_rows
-from utils.randomness import VALIDATION, draw_sample
 
 VALIDATION_FILE = "validation.jsonl"
 IMAGES_FOLDER = "validation"

@@ -4,7 +4,8 @@ import pytest
 
 from tests.helpers.script import as_argv, losses, run
 from train_dreambooth_colossalai import main
-from utils import class_generation, latents
+from utils import latents
+from utils.data import class_generation
 from utils.errors import run_main
 
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from tests.helpers.pipelines import write_photos, write_pipeline
-from utils import class_generation, class_images
-from utils.class_generation import image_seed, make_batch, write_image
-from utils.class_images import ClassDataset, file_name, generation_settings, model_hash, plan_class_images
-from utils.concepts import Concept
+from utils.data import class_generation, class_images
+from utils.data.class_generation import image_seed, make_batch, write_image
+from utils.data.class_images import ClassDataset, file_name, generation_settings, model_hash, plan_class_images
+from utils.data.concepts import Concept
 from utils.dataset import InstanceDataset
 from utils.drawing import is_blank
 from utils.errors import UserError
@@ -145,7 +145,7 @@ def test_an_image_appears_under_its_name_when_it_is_whole(tmp_path, monkeypatch)
         renamed.append((part.parent, path))
         part.rename(path)
 
-    monkeypatch.setattr("utils.class_generation.os.replace", replace)
+    monkeypatch.setattr("utils.data.class_generation.os.replace", replace)
     write_made(tmp_path, 0)
     assert renamed == [(tmp_path, tmp_path / file_name(0))]
 
@@ -271,8 +271,8 @@ class TestClassDataset:
 
 
 def test_only_images_that_a_run_draws_are_encoded():
-    from utils.inputs import drawn_class_images
-    from utils.randomness import CLASS, draw_sample
+    from utils.data.inputs import drawn_class_images
+    from utils.data.randomness import CLASS, draw_sample
 
     plan = Namespace(num_steps=5, samples_per_step=2)
     drawn = drawn_class_images(3, plan, 50)

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.pipelines import write_photos
 from tests.helpers.script import as_argv, losses, run, run_json
 from train_dreambooth_colossalai import main
-from utils.concepts import read_concepts
+from utils.data.concepts import read_concepts
 from utils.errors import UserError, run_main
 from utils.train_step import BatchSource
 

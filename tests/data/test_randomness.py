@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from utils.randomness import CLASS, INSTANCE, VALIDATION, Purpose, draw_sample, generator, photo_index, sample_indices
+from utils.data.randomness import (
+    CLASS,
+    INSTANCE,
+    VALIDATION,
+    Purpose,
+    draw_sample,
+    generator,
+    photo_index,
+    sample_indices,
+)
 
 # Every purpose: its number, and two integers below 2**32 drawn for it at seed 3, index 7. Never change a line; a new
 # purpose gets one.

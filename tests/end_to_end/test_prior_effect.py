@@ -8,7 +8,7 @@ from bench.prior_preservation import CLASS, Clip, markdown, sample
 from bench.prompt_distance import distances
 from tests.helpers.script import ROOT, as_argv
 from train_dreambooth_colossalai import main
-from utils import class_images
+from utils.data import class_images
 from utils.dataset import decode, find_photos
 
 BASE = ROOT / "model" / "tiny-stable-diffusion"

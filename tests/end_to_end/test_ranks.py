@@ -11,8 +11,8 @@ import torch
 
 from tests.helpers.pipelines import write_photos
 from tests.helpers.script import ROOT, SPREAD, TRAIN, as_argv, launch, losses, rows, run, start, weight_change
-from utils.class_generation import image_seed
-from utils.class_images import file_name, read_metadata
+from utils.data.class_generation import image_seed
+from utils.data.class_images import file_name, read_metadata
 
 PROGRAM = ROOT / "tests/helpers/rank_program.py"
 

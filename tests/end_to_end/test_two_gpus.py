@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.script import TRAIN, as_argv, launch, rows, start
-from utils.class_images import read_metadata
+from utils.data.class_images import read_metadata
 
 pytestmark = [
     pytest.mark.gpu,

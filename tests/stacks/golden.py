@@ -1,7 +1,7 @@
 """The golden trajectory: what twenty steps on the embedded model do to it, in a form that can be compared anywhere.
 
 Losses and gradient norms of every step, and for every block of the UNet the norm of its change and the change's
-projections on fixed random directions. Directions and training draws come from utils.randomness, so they depend
+projections on fixed random directions. Directions and training draws come from utils.data.randomness, so they depend
 neither on the device nor on the version of torch.
 
     python -m tests.stacks.golden OUTPUT_DIR               runs it and compares it with golden_trajectory.json
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from utils.randomness import Purpose, generator
+from utils.data.randomness import Purpose, generator
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN_FILE = Path(__file__).with_name("golden_trajectory.json")

@@ -99,7 +99,7 @@ def host_full(*args, **kwargs):
 
 PLACES = [
     "utils.train_step.TrainStep.__call__",
-    "utils.inputs.encode_inputs",
+    "utils.data.inputs.encode_inputs",
     "utils.optimizer.FlatParameters.__init__",
 ]
 

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from utils import drawing
-from utils.class_images import (
+from utils.data.class_images import (
     METADATA_KEY,
     ClassDataset,
     ClassPlan,
@@ -28,14 +28,14 @@ from utils.class_images import (
     model_hash,
     plan_class_images,
 )
-from utils.concepts import Concept
+from utils.data.concepts import Concept
+from utils.data.randomness import Purpose, generator
 from utils.drawing import is_blank
 from utils.errors import UserError
 from utils.models import loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.check import read_json
 from utils.models.saving import sync_directory
-from utils.randomness import Purpose, generator
 from utils.runtime.ranks import together
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

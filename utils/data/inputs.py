@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import torch
 
+from utils.data.randomness import CLASS, photo_index
 from utils.diffusion import encode_prompt, min_snr_weights
 from utils.latents import InstanceLatents
 from utils.models import loading
-from utils.randomness import CLASS, photo_index
 from utils.sampler import Sampler
 
 

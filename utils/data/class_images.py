@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils.concepts import Concept
+from utils.data.concepts import Concept
 from utils.dataset import crop_origin, decode, find_photos, resize_shorter_side
 from utils.errors import UserError
 from utils.models.check import read_json

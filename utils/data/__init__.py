@@ -1,0 +1,1 @@
+"""From photos and prompts to micro-batches."""
