@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     from utils.runtime.colossal import get_accelerator, launch
     from utils.runtime.determinism import deterministic_kernels
     from utils.runtime.ranks import lost_rank_in_one_line
-    from utils.train_step import training_stream
+    from utils.training.train_step import training_stream
 
     with hold_output(args.output_dir), contextlib.ExitStack() as surroundings:
         launch(args.seed)
@@ -55,8 +55,8 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     from utils.data.inputs import encode_inputs
     from utils.guard import Guard
     from utils.runtime.colossal import barrier
-    from utils.train_step import BatchSource, CapturedStep, TrainStep
-    from utils.validation import Validation
+    from utils.training.train_step import BatchSource, CapturedStep, TrainStep
+    from utils.training.validation import Validation
 
     base, dataset, start = ready.base, ready.dataset, ready.start
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
@@ -114,8 +114,8 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
     import torch
 
     from utils.models import fused_unet, loading
-    from utils.optimizer import FlatParameters, MasterWeightsOptimizer
     from utils.runtime.colossal import boost
+    from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
 
     unet = loading.load_unet(base.folder)
     if args.gradient_checkpointing:

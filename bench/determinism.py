@@ -63,7 +63,7 @@ def setting(name: str):
 
 def measure(name: str, device: torch.device, small: bool) -> dict:
     """Everything under one setting; the process group must be up."""
-    from utils.train_step import training_stream
+    from utils.training.train_step import training_stream
 
     torch.manual_seed(0)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -98,9 +98,9 @@ def make_step(config: dict, device: torch.device, dtype: torch.dtype):
 
     from utils.data.inputs import TrainingInputs
     from utils.models import fused_unet
-    from utils.optimizer import FlatParameters, MasterWeightsOptimizer
     from utils.runtime.colossal import boost
-    from utils.train_step import MicroBatch, TrainStep
+    from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
+    from utils.training.train_step import MicroBatch, TrainStep
 
     with torch.device(device):
         unet = UNet2DConditionModel(**config).train()
@@ -151,7 +151,7 @@ def compare_with_graph(step, batch, device: torch.device) -> dict:
 
     Eager steps come last: they bind the table of gradients anew, which the graph relies on.
     """
-    from utils.train_step import WARM_UP_STEPS, CapturedStep
+    from utils.training.train_step import WARM_UP_STEPS, CapturedStep
 
     said, optimizer = [], step.optimizer
     captured = CapturedStep(step, said.append)

@@ -28,12 +28,12 @@ from utils.checkpoint_files import (
     list_checkpoints,
     read_checkpoint,
 )
-from utils.eight_bit import EightBit
 from utils.errors import RunFailed, UserError
 from utils.files.safetensors_files import SAVE_DTYPES, write_safetensors
-from utils.memory_estimate import free_host_memory
 from utils.models.check import PROGRAM, safetensors_dtype
 from utils.models.saving import STAGING_PREFIX, sync_directory, sync_tree, write_json
+from utils.training.eight_bit import EightBit
+from utils.training.memory import free_host_memory
 
 SCALARS = ("loss_scale", "num_good", "num_applied", "num_skipped")
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils.models.saving import METRICS_FILE
 from utils.runtime.timing import mark
-from utils.train_step import METRICS
+from utils.training.train_step import METRICS
 
 LOSS_SMOOTHING = 0.95
 MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for

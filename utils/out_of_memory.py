@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 
 from utils.errors import RunFailed
-from utils.memory_estimate import GB, alternatives, memory_needed
+from utils.training.memory import GB, alternatives, memory_needed
 
 SIGN = re.compile(r"out of memory|_ALLOC_FAILED|can't allocate memory", re.I)  # of torch, CUDA, cuBLAS, the host
 

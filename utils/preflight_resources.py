@@ -7,10 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.memory_estimate import GB, alternatives, free_host_memory, host_memory_needed, memory_needed
 from utils.models.check import BaseModel
 from utils.models.folder import safetensors_header, weight_files
 from utils.models.saving import FROZEN_PARTS
+from utils.training.memory import GB, alternatives, free_host_memory, host_memory_needed, memory_needed
 
 
 def num_parameters(base: BaseModel) -> int:

@@ -16,10 +16,10 @@ from utils.files.hashing import in_background
 from utils.models.check import PROGRAM, RUN_FILE
 from utils.models.loading import WEIGHT_DTYPES
 from utils.models.saving import PREVIOUS_NAMES, PREVIOUS_SUFFIX, read_record, start_output, write_json
-from utils.optimizer import learning_rate_table
 from utils.resume import Start
 from utils.run_inputs import determinants, fill_in_defaults
 from utils.runtime import timing
+from utils.training.optimizer import learning_rate_table
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 

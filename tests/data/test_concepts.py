@@ -12,7 +12,7 @@ from tests.helpers.script import as_argv, losses, run, run_json
 from train_dreambooth_colossalai import main
 from utils.data.concepts import read_concepts
 from utils.errors import UserError, run_main
-from utils.train_step import BatchSource
+from utils.training.train_step import BatchSource
 
 
 def test_captions_replace_the_prompt_photo_by_photo(flags, tmp_path):

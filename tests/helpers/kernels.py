@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from utils.eight_bit import EightBit
+from utils.training.eight_bit import EightBit
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

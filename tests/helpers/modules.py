@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
 
 
 def make_module() -> torch.nn.Module:

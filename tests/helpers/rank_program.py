@@ -14,9 +14,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from train_dreambooth_colossalai import main
-from utils import train_step
 from utils.errors import run_main
-from utils.optimizer import MasterWeightsOptimizer
+from utils.training import train_step
+from utils.training.optimizer import MasterWeightsOptimizer
 
 FAULTY_RANK, FAULTY_STEP = 1, 2
 rank = int(os.environ["RANK"])

@@ -22,8 +22,8 @@ DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 @pytest.fixture(scope="module")
 def trained(tiny_pipeline_dir):
     """A function of the weight dtype's name: a boosted UNet whose master weights moved, its optimizer, its booster."""
-    from utils.optimizer import FlatParameters, MasterWeightsOptimizer
     from utils.runtime.colossal import boost, launch
+    from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
 
     launch(0)
 

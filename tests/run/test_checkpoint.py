@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):
 def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeline_dir, precision, scale):
     from utils.checkpoint import Checkpointer, read_checkpoint, restore
     from utils.models import loading
-    from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+    from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
 
     def optimizer(memory_format) -> MasterWeightsOptimizer:
         flat = FlatParameters(

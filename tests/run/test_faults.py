@@ -138,7 +138,7 @@ def test_a_rank_that_dies_ends_the_others(flags, tmp_path):
 
 
 def nan_after_step_5() -> None:
-    from utils import train_step
+    from utils.training import train_step
 
     loss, calls = train_step.denoising_loss, []
 

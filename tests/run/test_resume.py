@@ -21,7 +21,7 @@ from utils.resume import resume_command
 
 def change_scale_often() -> None:
     """fp16's loss scale doubles after every second applied update, so it overflows again and again."""
-    from utils.optimizer import MasterWeightsOptimizer
+    from utils.training.optimizer import MasterWeightsOptimizer
 
     MasterWeightsOptimizer.__init__.__kwdefaults__.update(growth_interval=1, initial_scale=2.0**17)
 

@@ -96,7 +96,7 @@ def test_the_benchmark_finds_a_graph_that_is_not_the_eager_step(monkeypatch):
     try:
         cpu = torch.device("cpu")
         step, batch = determinism.make_step(determinism.SMALL_CONFIG, cpu, torch.float32)
-        monkeypatch.setattr("utils.train_step.CapturedStep", NotQuite)
+        monkeypatch.setattr("utils.training.train_step.CapturedStep", NotQuite)
         found = determinism.compare_with_graph(step, batch, cpu)
         assert found["moves"] and found["eager against replay"] == [] == found["second replay against replay"]
         monkeypatch.setattr(NotQuite, "__init__", lambda self, step, say: vars(self).update(step=step, error=1e-3))

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_photos
 from train_dreambooth_colossalai import main
-from utils.train_step import WARM_UP_STEPS
+from utils.training.train_step import WARM_UP_STEPS
 
 NUM_STEPS = WARM_UP_STEPS + 9
 
@@ -69,8 +69,8 @@ def test_prior_preservation_in_the_graph(tiny_pipeline_dir, tmp_path, capsys):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_an_overflow_inside_the_graph_is_skipped(tiny_pipeline_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.optimizer.GROWTH_INTERVAL", 1)
-    from utils.optimizer import MasterWeightsOptimizer
+    monkeypatch.setattr("utils.training.optimizer.GROWTH_INTERVAL", 1)
+    from utils.training.optimizer import MasterWeightsOptimizer
 
     monkeypatch.setitem(MasterWeightsOptimizer.__init__.__kwdefaults__, "growth_interval", 1)
     photos = write_photos(tmp_path / "photos")

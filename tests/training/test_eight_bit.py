@@ -6,8 +6,8 @@ import torch
 from tests.helpers.kernels import make_eight_bit
 from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
-from utils.eight_bit import BLOCK
 from utils.errors import UserError
+from utils.training.eight_bit import BLOCK
 
 
 def wide_values(numel: int, signed: bool) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_how_near_the_values_are(signed):
 
 
 def test_slices_and_pieces(monkeypatch):
-    monkeypatch.setattr("utils.eight_bit._PIECE", 2 * BLOCK)
+    monkeypatch.setattr("utils.training.eight_bit._PIECE", 2 * BLOCK)
     torch.manual_seed(0)
     values, device = torch.randn(5 * BLOCK + 3), torch.device("cpu")
     whole, in_pieces = make_eight_bit(len(values), True), make_eight_bit(len(values), True)

@@ -6,11 +6,11 @@ from safetensors.torch import load_file
 
 from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
-from utils import host_memory
 from utils.checkpoint import Checkpointer, read_checkpoint, restore
-from utils.eight_bit import EightBit
 from utils.kernels import operations
-from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+from utils.training import host_memory
+from utils.training.eight_bit import EightBit
+from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
 
 NUM_STEPS = 5
 CHECKPOINT = dict(unet_config=b"{}", describe=dict, save_dtype="fp16", run_id="x", total_limit=None)

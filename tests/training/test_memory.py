@@ -10,8 +10,8 @@ from tests.helpers.script import as_argv
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.errors import run_main
-from utils.memory_estimate import alternatives, host_memory_needed, memory_needed, memory_parts
 from utils.out_of_memory import out_of_memory_line
+from utils.training.memory import alternatives, host_memory_needed, memory_needed, memory_parts
 
 SD = 859_520_964
 REQUIRED = ["--pretrained_model_name_or_path=base", "--instance_data_dir=photos", "--instance_prompt=a photo"]
@@ -98,9 +98,9 @@ def host_full(*args, **kwargs):
 
 
 PLACES = [
-    "utils.train_step.TrainStep.__call__",
+    "utils.training.train_step.TrainStep.__call__",
     "utils.data.inputs.encode_inputs",
-    "utils.optimizer.FlatParameters.__init__",
+    "utils.training.optimizer.FlatParameters.__init__",
 ]
 
 
@@ -120,7 +120,7 @@ def test_other_errors_stay_what_they_are(flags, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("a matrix of the wrong shape")
 
-    monkeypatch.setattr("utils.train_step.TrainStep.__call__", broken)
+    monkeypatch.setattr("utils.training.train_step.TrainStep.__call__", broken)
     with pytest.raises(RuntimeError, match="wrong shape"):
         main(as_argv(flags))
 

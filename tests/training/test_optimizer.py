@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.modules import make_module, make_optimizer
-from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
 
 
 def set_gradients(optimizer, step: int, scale: float = 1.0) -> None:

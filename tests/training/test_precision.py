@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.diffusion import denoising_loss
-from utils.optimizer import FlatParameters, MasterWeightsOptimizer
+from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
 
 UNET = dict(
     sample_size=8,

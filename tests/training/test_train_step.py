@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 
 from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.diffusion import denoising_loss, min_snr_weights
-from utils.train_step import TrainStep
+from utils.training.train_step import TrainStep
 
 
 def make_scheduler(**options) -> DDPMScheduler:

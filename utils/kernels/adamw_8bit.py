@@ -1,4 +1,4 @@
-"""Triton AdamW on moments in 8 bits (utils/eight_bit.py): read, updated and quantised again in one kernel."""
+"""Triton AdamW on moments in 8 bits (utils/training/eight_bit.py): read, updated and quantised again in one kernel."""
 
 import triton
 import triton.language as tl

@@ -117,7 +117,7 @@ def reaches_host_memory(device):
     """Whether kernels on this GPU can read and write the buffers of host_memory.pinned_zeros: tried, not assumed."""
     if not HAS_TRITON:
         return False
-    from utils.host_memory import pinned_zeros
+    from utils.training.host_memory import pinned_zeros
 
     x = pinned_zeros(256, torch.float32, device)
     try:

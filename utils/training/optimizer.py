@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils import host_memory
-from utils.eight_bit import EightBit
 from utils.kernels import operations
 from utils.runtime.colossal import OptimizerWrapper
 from utils.runtime.timing import mark
+from utils.training import host_memory
+from utils.training.eight_bit import EightBit
 
 GROWTH_INTERVAL = 2000  # applied updates in a row before the loss scale doubles (torch.amp.GradScaler's figure)
 MIN_LOSS_SCALE = 2.0**-14

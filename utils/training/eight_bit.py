@@ -11,7 +11,7 @@ exactly. What is too small for that to hold in float32 (below `_SMALLEST`, while
 import torch
 import torch.nn.functional as F
 
-from utils import host_memory
+from utils.training import host_memory
 
 BLOCK = 256
 _MOST = {torch.int8: 127, torch.uint8: 255}

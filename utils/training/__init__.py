@@ -1,0 +1,1 @@
+"""One step, and what it needs on the device."""
