@@ -50,17 +50,17 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     """Trains the UNet on the photos, and on class images if asked to; writes the new pipeline to args.output_dir."""
     import torch.distributed as dist
 
-    from utils import logs, run_record
     from utils.data.class_generation import prepare_class_images
     from utils.data.inputs import encode_inputs
-    from utils.guard import Guard
+    from utils.run import logs, record
+    from utils.run.loop import Guard
     from utils.runtime.colossal import barrier
     from utils.training.train_step import BatchSource, CapturedStep, TrainStep
     from utils.training.validation import Validation
 
     base, dataset, start = ready.base, ready.dataset, ready.start
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    plan = run_record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
+    plan = record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
     class_dataset = prepare_class_images(args, ready.concepts, base.folder, start.base_hashes, device)
     inputs = encode_inputs(args, base.folder, dataset, class_dataset, plan, device)
     unet, optimizer, booster = boost_unet(args, base, plan, device)
@@ -84,7 +84,7 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
 
     is_main, first = rank == 0, start.checkpoint
     inputs_of_run = dict(concepts=ready.concepts, class_dataset=class_dataset, start=start)
-    record = run_record.RunRecord(args, argv, plan, dataset, device, is_main=is_main, **inputs_of_run)
+    record = record.RunRecord(args, argv, plan, dataset, device, is_main=is_main, **inputs_of_run)
     if is_main:
         print(record.summary(), flush=True)
     first_step = first.step if first else 0

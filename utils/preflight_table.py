@@ -128,7 +128,7 @@ def _refuse_tokenizer(folder) -> None:
 
 def _check_start(table: Table, args: Namespace, base, concepts, dataset):
     from utils.preflight_resources import check_device, check_disk, num_parameters
-    from utils.resume import prepare_start
+    from utils.run.resume import prepare_start
 
     size = f"{num_parameters(base) / 1e6:.1f} million parameters in the UNet, saved in {args.save_dtype}"
     table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")

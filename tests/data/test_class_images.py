@@ -17,7 +17,7 @@ from utils.dataset import InstanceDataset
 from utils.drawing import is_blank
 from utils.errors import UserError
 from utils.models.check import check_base_model
-from utils.run_inputs import hash_files
+from utils.run.fingerprint import hash_files
 
 SETTINGS = dict(
     prompt="a photo of a cat.",

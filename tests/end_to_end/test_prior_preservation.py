@@ -7,7 +7,7 @@ from train_dreambooth_colossalai import main
 from utils.data import class_images
 from utils.errors import run_main
 from utils.models.check import check_base_model
-from utils.run_inputs import hash_files
+from utils.run.fingerprint import hash_files
 
 DRAW = dict(num_photos=4, latent_shape=(4, 8, 8), num_train_timesteps=1000)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import Process, finish, start_ranks, wait_for
 from tests.helpers.script import LATEST, ROOT, UNET_FILE, as_argv, bits, rows, run, run_json
-from utils.checkpoint_files import list_checkpoints
+from utils.run.lineage import list_checkpoints
 from utils.runtime.ranks import EXIT_LOST_RANK
 
 
@@ -43,7 +43,7 @@ def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):
     output = tmp_path / "output"
 
     def full_at_last() -> None:
-        from utils.guard import Guard
+        from utils.run.loop import Guard
 
         commit = Guard._commit
 

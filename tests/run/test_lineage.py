@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.processes import Process
 from tests.helpers.script import LATEST, as_argv, bits, rows, run
 from train_dreambooth_colossalai import main
-from utils.checkpoint_files import Line, line_of, list_checkpoints
+from utils.run.lineage import Line, line_of, list_checkpoints
 
 
 class TestBranches:
@@ -30,7 +30,7 @@ class TestBranches:
     @staticmethod
     def stop_at(step: int):
         def prepare() -> None:
-            from utils.guard import Guard
+            from utils.run.loop import Guard
 
             after_step = Guard.after_step
 

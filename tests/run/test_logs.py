@@ -30,7 +30,7 @@ def test_the_metrics_file_on_a_full_disk(flags, tmp_path):
 
 
 def full_metrics() -> None:
-    from utils import logs
+    from utils.run import logs
 
     class Full:
         name = "metrics.jsonl"

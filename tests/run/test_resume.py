@@ -14,9 +14,9 @@ from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import Process, finish, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json, without_times
 from train_dreambooth_colossalai import main
-from utils.checkpoint_files import list_checkpoints
 from utils.errors import UserError
-from utils.resume import resume_command
+from utils.run.lineage import list_checkpoints
+from utils.run.resume import resume_command
 
 
 def change_scale_often() -> None:
@@ -230,7 +230,7 @@ def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):
     shutil.rmtree(output)
 
     def die_at_step_5() -> None:
-        from utils.logs import TrainingLog
+        from utils.run.logs import TrainingLog
 
         step = TrainingLog.step
 

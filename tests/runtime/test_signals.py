@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.processes import Process, finish, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, rows, run_json
-from utils.checkpoint_files import list_checkpoints
+from utils.run.lineage import list_checkpoints
 
 
 class TestSignals:
@@ -69,7 +69,7 @@ class TestSignals:
         output = tmp_path / "output"
 
         def never_finish_writing() -> None:
-            from utils.checkpoint import Checkpointer
+            from utils.run.checkpoint import Checkpointer
 
             fill = Checkpointer._fill
 
@@ -96,7 +96,7 @@ class TestSignals:
     )
     def test_a_slow_checkpoint_under_torchrun_is_warned_of(self, flags, tmp_path, seconds, run_id, warns):
         def slow_disk() -> None:
-            from utils.checkpoint import Checkpointer
+            from utils.run.checkpoint import Checkpointer
 
             write = Checkpointer._write
 

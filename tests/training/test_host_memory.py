@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 
 from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
-from utils.checkpoint import Checkpointer, read_checkpoint, restore
 from utils.kernels import operations
+from utils.run.checkpoint import Checkpointer, read_checkpoint, restore
 from utils.training import host_memory
 from utils.training.eight_bit import EightBit
 from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
@@ -88,7 +88,7 @@ def test_what_changes_no_bit_may_change_on_resume(flags, tmp_path, changes):
 @pytest.mark.parametrize("eight_bit", [False, True])
 def test_a_snapshot_is_not_changed_by_later_steps(tmp_path, monkeypatch, free, eight_bit):
     """Nor where there is no room for it: then it is not taken, and the steps wait for the disk."""
-    monkeypatch.setattr("utils.checkpoint.free_host_memory", lambda: free)
+    monkeypatch.setattr("utils.run.checkpoint.free_host_memory", lambda: free)
     optimizer, expected = make_optimizer("all", device="cpu", eight_bit=eight_bit), None
     checkpointer = Checkpointer(tmp_path, optimizer, say=print, **CHECKPOINT)
     for step in range(NUM_STEPS):

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.arguments import training_parser
-from utils.checkpoint_files import (
+from utils.data.concepts import Concept
+from utils.errors import UserError
+from utils.files.hashing import in_background
+from utils.models.check import RUN_FILE, BaseModel, read_json, safetensors_dtype
+from utils.run.fingerprint import base_files, determinants, fill_in_defaults, hash_files
+from utils.run.lineage import (
     NAME,
     TENSORS_FILE,
     UNET_FILE,
@@ -21,11 +26,6 @@ from utils.checkpoint_files import (
     list_checkpoints,
     read_checkpoint,
 )
-from utils.data.concepts import Concept
-from utils.errors import UserError
-from utils.files.hashing import in_background
-from utils.models.check import RUN_FILE, BaseModel, read_json, safetensors_dtype
-from utils.run_inputs import base_files, determinants, fill_in_defaults, hash_files
 from utils.runtime.gpu import gpu_is_usable
 
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")

@@ -17,7 +17,11 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint_files import (
+from utils.errors import RunFailed, UserError
+from utils.files.safetensors_files import SAVE_DTYPES, write_safetensors
+from utils.models.check import PROGRAM, safetensors_dtype
+from utils.models.saving import STAGING_PREFIX, sync_directory, sync_tree, write_json
+from utils.run.lineage import (
     FORMAT,
     STATE_FILE,
     TENSORS_FILE,
@@ -28,10 +32,6 @@ from utils.checkpoint_files import (
     list_checkpoints,
     read_checkpoint,
 )
-from utils.errors import RunFailed, UserError
-from utils.files.safetensors_files import SAVE_DTYPES, write_safetensors
-from utils.models.check import PROGRAM, safetensors_dtype
-from utils.models.saving import STAGING_PREFIX, sync_directory, sync_tree, write_json
 from utils.training.eight_bit import EightBit
 from utils.training.memory import free_host_memory
 

@@ -9,14 +9,14 @@ from argparse import Namespace
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from utils.checkpoint import Checkpointer, restore
-from utils.checkpoint_files import list_checkpoints
 from utils.errors import RunFailed
 from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
 from utils.out_of_memory import is_out_of_memory
-from utils.resume import Start, resume_command
-from utils.run_inputs import base_files
+from utils.run.checkpoint import Checkpointer, restore
+from utils.run.fingerprint import base_files
+from utils.run.lineage import list_checkpoints
+from utils.run.resume import Start, resume_command
 from utils.runtime.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
 from utils.runtime.signals import StopRequest
 from utils.runtime.timing import mark

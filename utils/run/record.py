@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 
 from utils.arguments import as_plain
-from utils.checkpoint_files import discard, line_of, list_checkpoints, next_line
 from utils.data.concepts import Concept
 from utils.files.hashing import in_background
 from utils.models.check import PROGRAM, RUN_FILE
 from utils.models.loading import WEIGHT_DTYPES
 from utils.models.saving import PREVIOUS_NAMES, PREVIOUS_SUFFIX, read_record, start_output, write_json
-from utils.resume import Start
-from utils.run_inputs import determinants, fill_in_defaults
+from utils.run.fingerprint import determinants, fill_in_defaults
+from utils.run.lineage import discard, line_of, list_checkpoints, next_line
+from utils.run.resume import Start
 from utils.runtime import timing
 from utils.training.optimizer import learning_rate_table
 
