@@ -13,7 +13,7 @@ from utils.arguments import expand_config, parse_args
 from utils.errors import run_main
 from utils.files.lock import hold_output
 from utils.models.check import BaseModel
-from utils.preflight_table import Ready, run_preflight
+from utils.preflight.table import Ready, run_preflight
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch.distributed as dist
 
     from utils.out_of_memory import out_of_memory_in_one_line
-    from utils.preflight_resources import num_parameters
+    from utils.preflight.resources import num_parameters
     from utils.runtime.colossal import get_accelerator, launch
     from utils.runtime.determinism import deterministic_kernels
     from utils.runtime.ranks import lost_rank_in_one_line

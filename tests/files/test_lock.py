@@ -58,7 +58,7 @@ def main_module():
 
 
 def slow_preflight(args):
-    from utils.preflight_table import run_preflight
+    from utils.preflight.table import run_preflight
 
     ready = run_preflight(args)
     time.sleep(1)

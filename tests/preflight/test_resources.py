@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.script import run
-from utils import preflight_resources
 from utils.errors import UserError
 from utils.models.check import check_base_model
-from utils.preflight_resources import check_device, check_disk, num_parameters
+from utils.preflight import resources
+from utils.preflight.resources import check_device, check_disk, num_parameters
 
 
 def make_args(tmp_path, **values) -> Namespace:
@@ -25,7 +25,7 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
     count = sum(value.numel() for value in load_file(base.unet_weights[0]).values())
     assert num_parameters(base) == count
     free = {}
-    monkeypatch.setattr(preflight_resources.shutil, "disk_usage", lambda path: Namespace(free=free["bytes"]))
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(free=free["bytes"]))
     for limit, most, first in ((None, 10, 0), (2, 3, 0), (None, 5, 500)):
         args = make_args(tmp_path, checkpoints_total_limit=limit)
         needed = count * 4 + most * count * 12
@@ -70,7 +70,7 @@ def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
     monkeypatch.setattr("utils.kernels.operations.reaches_host_memory", lambda device: True)
     finding, verdict = check_device(args, base)
     assert verdict == "ok" and "(--low_memory: --gradient_checkpointing --offload_optimizer moments)" in finding
-    monkeypatch.setattr(preflight_resources, "free_host_memory", lambda: 1e3)
+    monkeypatch.setattr(resources, "free_host_memory", lambda: 1e3)
     finding, verdict = check_device(args, base)
     assert verdict == "note" and "--use_8bit_adam or another --offload_optimizer takes less" in finding
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -81,7 +81,7 @@ def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
 @pytest.mark.parametrize(("hidden", "verdict"), [(None, "note"), ("", "ok")])
 def test_a_gpu_that_torch_cannot_use_is_said_loudly(tmp_path, tiny_pipeline_dir, monkeypatch, hidden, verdict):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(preflight_resources.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(resources.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)

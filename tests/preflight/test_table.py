@@ -3,7 +3,7 @@
 import torch
 
 from tests.helpers.script import as_argv, dry_run, rows_of, run
-from utils.preflight_table import Table
+from utils.preflight.table import Table
 
 
 def test_a_dry_run_checks_and_trains_nothing(flags, tmp_path, capsys):

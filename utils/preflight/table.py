@@ -101,7 +101,7 @@ def _check_model_and_output(table: Table, args: Namespace):
 
 
 def _describe_photos(table: Table, args: Namespace, dataset) -> None:
-    from utils.preflight_photos import describe_duplicates, describe_photo
+    from utils.preflight.photos import describe_duplicates, describe_photo
 
     for photo in dataset.photos:
         finding, verdict = describe_photo(photo, args.resolution)
@@ -113,7 +113,7 @@ def _describe_photos(table: Table, args: Namespace, dataset) -> None:
 
 
 def _check_prompt(table: Table, args: Namespace, base, prompt: str) -> None:
-    from utils.preflight_photos import describe_prompt
+    from utils.preflight.photos import describe_prompt
 
     folder = args.tokenizer_name or base.folder / "tokenizer"
     if args.tokenizer_name and not (folder / "tokenizer_config.json").is_file():
@@ -127,7 +127,7 @@ def _refuse_tokenizer(folder) -> None:
 
 
 def _check_start(table: Table, args: Namespace, base, concepts, dataset):
-    from utils.preflight_resources import check_device, check_disk, num_parameters
+    from utils.preflight.resources import check_device, check_disk, num_parameters
     from utils.run.resume import prepare_start
 
     size = f"{num_parameters(base) / 1e6:.1f} million parameters in the UNet, saved in {args.save_dtype}"
