@@ -3,8 +3,8 @@
 import sys
 
 from utils.errors import run_main
-from utils.evaluate_arguments import check, parse_args
-from utils.samples import COMPARISON_FILE, REPORT_FILE, read_metrics, read_samples
+from utils.evaluation.arguments import check, parse_args
+from utils.evaluation.samples import COMPARISON_FILE, REPORT_FILE, read_metrics, read_samples
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -15,13 +15,13 @@ def main(argv: list[str] | None = None) -> None:
 
     # The stages are imported here: torch takes seconds, and neither --help nor a mistake needs to wait for it.
     if "generate" in args.stages:  # images of every model, prompt and seed; samples.json; comparison.png
-        from utils.generation import generate
+        from utils.evaluation.generate import generate
 
         generate(args, args.prompts)
     samples = read_samples(args.output_dir)
 
     if "score" in args.stages:  # metrics.json, metrics.csv
-        from utils.scoring import score
+        from utils.evaluation.score import score
 
         for line in summary(score(args, samples)):
             print(line)

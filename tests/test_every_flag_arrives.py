@@ -26,7 +26,7 @@ import evaluate
 import train_dreambooth_colossalai
 from tests.conftest import write_photos, write_pipeline
 from utils.arguments import training_parser
-from utils.evaluate_arguments import build_parser
+from utils.evaluation.arguments import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train": train_dreambooth_colossalai, "evaluate": evaluate}

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import evaluate
-from utils.evaluate_arguments import build_parser
+from utils.evaluation.arguments import build_parser
 
 
 def test_the_flags_are_these():

@@ -1,11 +1,11 @@
-"""utils/comparison.py: every image is where the layout says, and text of any script is drawn or spelled out."""
+"""utils/evaluation/comparison.py: every image is where the layout says, and text of any script is drawn or spelled out."""
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from utils import comparison
-from utils.comparison import (
+from utils.evaluation import comparison
+from utils.evaluation.comparison import (
     BACKGROUND,
     BLANK,
     Row,

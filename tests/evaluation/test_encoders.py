@@ -13,9 +13,9 @@ from PIL import Image
 
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.script import ROOT
-from utils import encoders
-from utils.encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform, open_rgb
 from utils.errors import UserError
+from utils.evaluation import encoders
+from utils.evaluation.encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform, open_rgb
 
 CPU = torch.device("cpu")
 PLAIN = dict(mean=(0, 0, 0), std=(1, 1, 1))

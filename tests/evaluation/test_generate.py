@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 from tests.helpers.script import UNET_FILE
-from utils.comparison import fit, plan
 from utils.errors import run_main
+from utils.evaluation.comparison import fit, plan
 from utils.models import drawing
 
 torch.set_num_threads(1)  # models this small are slower on more threads, much slower where the CPU is shared

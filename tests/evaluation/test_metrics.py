@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from utils import metrics
+from utils.evaluation import metrics
 
 TOLERANCE = 1e-6
 

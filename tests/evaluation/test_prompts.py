@@ -3,7 +3,7 @@
 import pytest
 
 from utils.errors import UserError
-from utils.prompts import (
+from utils.evaluation.prompts import (
     DREAMBENCH,
     class_prompt,
     dreambench_prompts,

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 import evaluate
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.script import UNET_FILE
-from utils import encoders, metrics
 from utils.errors import run_main
-from utils.evaluate_arguments import find_checkpoints, parse_args
+from utils.evaluation import encoders, metrics
+from utils.evaluation.arguments import find_checkpoints, parse_args
 from utils.models import drawing
 
 torch.set_num_threads(1)

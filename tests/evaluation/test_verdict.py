@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from utils import verdict
+from utils.evaluation import verdict
 
 
 def entry(value, interval=None, **more):

@@ -21,7 +21,7 @@ from utils.errors import run_main
 from utils.evaluation.report.charts import MAX_POINTS, Chart, Series, line_chart, smooth, thin, ticks
 from utils.evaluation.report.images import data_uri, thumbnail_side
 from utils.evaluation.report.page import REPORTED_METRICS, TEMPLATES
-from utils.samples import SETTINGS_KEY, SamplingSettings, samples_id
+from utils.evaluation.samples import SETTINGS_KEY, SamplingSettings, samples_id
 
 CHROMIUM = Path("/usr/bin/chromium")
 INJECTION = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)> \"' & {}"
@@ -65,7 +65,7 @@ def write_result(folder: Path, photos: Path, *, prompt: str, num_prompts: int = 
 
 
 def measured(samples: dict) -> dict:
-    from utils.verdict import find_warnings
+    from utils.evaluation.verdict import find_warnings
 
     values = {}
     for place, model in enumerate(samples["models"]):

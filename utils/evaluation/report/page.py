@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from utils import verdict
-from utils.comparison import load_photos
 from utils.errors import UserError
+from utils.evaluation import verdict
+from utils.evaluation.comparison import load_photos
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.images import Picture, picture, thumbnail_side
+from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE, SamplingSettings
 from utils.models.drawing import replace_file
-from utils.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE, SamplingSettings
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).resolve().parent),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
-from utils.prompts import SUBJECT, Prompt
+from utils.evaluation.prompts import SUBJECT, Prompt
 
 SAMPLES_FILE = "samples.json"
 COMPARISON_FILE = "comparison.png"

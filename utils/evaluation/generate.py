@@ -11,16 +11,11 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from utils import comparison
 from utils.drawing import is_blank
 from utils.errors import UserError
-from utils.files.hashing import in_background, sha256_of_all
-from utils.models import drawing
-from utils.models.captured_unet import CapturedUNet
-from utils.models.loading import WEIGHT_DTYPES
-from utils.models.saving import write_json
-from utils.prompts import SUBJECT, Prompt
-from utils.samples import (
+from utils.evaluation import comparison
+from utils.evaluation.prompts import SUBJECT, Prompt
+from utils.evaluation.samples import (
     BASELINE,
     COMPARISON_FILE,
     FINETUNED,
@@ -34,6 +29,11 @@ from utils.samples import (
     samples_id,
     settings_sha256,
 )
+from utils.files.hashing import in_background, sha256_of_all
+from utils.models import drawing
+from utils.models.captured_unet import CapturedUNet
+from utils.models.loading import WEIGHT_DTYPES
+from utils.models.saving import write_json
 
 NUM_WRITERS = 4  # threads that write images
 

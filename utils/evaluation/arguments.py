@@ -10,9 +10,7 @@ from pathlib import Path
 
 from utils.arguments import Parser, non_negative_float, non_negative_int, positive_int, seed_int
 from utils.errors import UserError
-from utils.models.check import MODEL_INDEX, RUN_FILE, read_json
-from utils.pipeline_folder import check_is_folder, check_pipeline_folder
-from utils.prompts import (
+from utils.evaluation.prompts import (
     DREAMBENCH,
     dreambench_prompts,
     guess_subject,
@@ -20,7 +18,16 @@ from utils.prompts import (
     other_prompts,
     read_prompts_file,
 )
-from utils.samples import COMPARISON_FILE, METRICS_CSV, METRICS_JSON, REPORT_FILE, check_writable, plan_samples
+from utils.evaluation.samples import (
+    COMPARISON_FILE,
+    METRICS_CSV,
+    METRICS_JSON,
+    REPORT_FILE,
+    check_writable,
+    plan_samples,
+)
+from utils.models.check import MODEL_INDEX, RUN_FILE, read_json
+from utils.pipeline_folder import check_is_folder, check_pipeline_folder
 
 BASELINE_FLAG = "--pretrained_model_name_or_path"
 FINETUNED_FLAG = "--finetuned_model_name_or_path"

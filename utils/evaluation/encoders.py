@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageOps
 
 from utils.errors import UserError
+from utils.evaluation.metrics import unit_rows
 from utils.files.hashing import sha256_of
-from utils.metrics import unit_rows
 from utils.models.check import read_json
 from utils.models.loading import quiet_libraries
 
