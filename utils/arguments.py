@@ -5,14 +5,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from utils.argument_types import (
-    non_negative_float,
-    non_negative_int,
-    positive_float,
-    positive_int,
-    seed_int,
-    unit_float,
-)
+from utils.command_line import non_negative_float, non_negative_int, positive_float, positive_int, seed_int, unit_float
 from utils.config_file import with_config
 from utils.errors import UserError
 
