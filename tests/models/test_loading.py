@@ -32,7 +32,7 @@ def test_weights_that_lack_a_tensor_are_refused_when_loaded(tmp_path, base, part
     del tensors[lost]
     save_file(tensors, path, {"format": "pt"})
     load = dict(unet=lambda: loading.load_unet(base)).get(part)
-    load = load or (lambda: getattr(models, f"load_{part}")(base, torch.float32, "cpu"))
+    load = load or (lambda: getattr(loading, f"load_{part}")(base, torch.float32, "cpu"))
     with pytest.raises(UserError, match=f"{part}.*(lacks 1 of|keys are missing).*{lost.split('.')[-1]}"):
         load()
 
@@ -46,7 +46,7 @@ def test_weights_of_another_shape_are_refused_when_loaded(base, part):
     tensors[sorted(tensors)[0]] = torch.zeros(1, 1)
     save_file(tensors, path, {"format": "pt"})
     load = dict(unet=lambda: loading.load_unet(base)).get(part)
-    load = load or (lambda: getattr(models, f"load_{part}")(base, torch.float32, "cpu"))
+    load = load or (lambda: getattr(loading, f"load_{part}")(base, torch.float32, "cpu"))
     with pytest.raises(UserError, match=f"{part} cannot be loaded as a"):
         load()
 

@@ -98,7 +98,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in ("prompt", "drift_prompt", "negative_prompt", "identifier", "class_name"):
         value = getattr(args, flag)
         for text in value if isinstance(value, list) else [value or ""]:
-            _check_text(f"--{flag}", text)
+            check_text(f"--{flag}", text)
     if args.dreambench and not (args.identifier and args.class_name):
         raise UserError("--dreambench needs --identifier (such as sks) and --class_name (such as dog)")
     args.stages = tuple(stage for stage in STAGES if stage in (args.only or STAGES))
@@ -196,7 +196,7 @@ def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path)
     if not prompts and not instance_prompt:
         raise UserError(f"--prompt is missing, and {run_file} does not record one: give it")
     if not prompts:
-        _check_text(f"instance_prompt in {run_file}", instance_prompt)
+        check_text(f"instance_prompt in {run_file}", instance_prompt)
         prompts = [instance_prompt]
         notes.append(f'from {run_file}: --prompt "{instance_prompt}"')
     args.prompt = list(dict.fromkeys(prompts))
@@ -262,7 +262,7 @@ def check_output_dir(args: argparse.Namespace) -> None:
     check_writable(output_dir, names)
 
 
-def _check_text(where: str, text: str) -> None:
+def check_text(where: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

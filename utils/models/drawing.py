@@ -62,7 +62,7 @@ def load_pipeline(
             pipeline = StableDiffusionPipeline.from_pretrained(
                 folder,
                 torch_dtype=weight_dtype,  # not `dtype`: diffusers 0.29, which ColossalAI pins, knows only this
-                variant=_variant(Path(folder)),
+                variant=_pipeline_variant(Path(folder)),
                 local_files_only=True,
                 **components,
             )
@@ -232,7 +232,7 @@ def _component_class(folder: Path, name: str) -> list | None:
     return json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get(name)
 
 
-def _variant(folder: Path) -> str | None:
+def _pipeline_variant(folder: Path) -> str | None:
     """fp16 where a component has its weights as that variant only."""
     for name in ("unet", "vae", "text_encoder"):
         weights = [path.name for path in (folder / name).iterdir() if path.suffix in (".safetensors", ".bin")]
