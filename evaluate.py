@@ -2,8 +2,9 @@
 
 import sys
 
-from utils.errors import run_main
-from utils.evaluation.arguments import check, parse_args
+from utils.command_line import run_main
+from utils.evaluation.arguments import parse_args
+from utils.evaluation.plan import check
 from utils.evaluation.samples import COMPARISON_FILE, REPORT_FILE, read_metrics, read_samples
 
 
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
             print(line)
 
     if "report" in args.stages:  # report.html
-        from utils.evaluation.report import write_report
+        from utils.evaluation.report.page import write_report
 
         write_report(args.output_dir, samples, read_metrics(args.output_dir, samples))
 

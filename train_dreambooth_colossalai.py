@@ -10,9 +10,9 @@ import sys
 from argparse import Namespace
 
 from utils.arguments import expand_config, parse_args
-from utils.errors import run_main
+from utils.command_line import run_main
 from utils.files.lock import hold_output
-from utils.models.check import BaseModel
+from utils.models.folder import BaseModel
 from utils.preflight.table import Ready, run_preflight
 
 
@@ -27,12 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     # Imported only now, so that --help and complaints are instant.
     import torch.distributed as dist
 
-    from utils.out_of_memory import out_of_memory_in_one_line
-    from utils.preflight.resources import num_parameters
+    from utils.models.folder import num_parameters
     from utils.runtime.colossal import get_accelerator, launch
     from utils.runtime.determinism import deterministic_kernels
     from utils.runtime.ranks import lost_rank_in_one_line
-    from utils.training.train_step import training_stream
+    from utils.training.captured_step import training_stream
+    from utils.training.memory import out_of_memory_in_one_line
 
     with hold_output(args.output_dir), contextlib.ExitStack() as surroundings:
         launch(args.seed)
@@ -50,17 +50,21 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     """Trains the UNet on the photos, and on class images if asked to; writes the new pipeline to args.output_dir."""
     import torch.distributed as dist
 
+    from utils.data.batches import BatchSource
     from utils.data.class_generation import prepare_class_images
     from utils.data.inputs import encode_inputs
-    from utils.run import logs, record
+    from utils.run import logs
     from utils.run.loop import Guard
+    from utils.run.plan import plan_run
+    from utils.run.record import RunRecord
     from utils.runtime.colossal import barrier
-    from utils.training.train_step import BatchSource, CapturedStep, TrainStep
+    from utils.training.captured_step import CapturedStep
+    from utils.training.train_step import TrainStep
     from utils.training.validation import Validation
 
     base, dataset, start = ready.base, ready.dataset, ready.start
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    plan = record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
+    plan = plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
     class_dataset = prepare_class_images(args, ready.concepts, base.folder, start.base_hashes, device)
     inputs = encode_inputs(args, base.folder, dataset, class_dataset, plan, device)
     unet, optimizer, booster = boost_unet(args, base, plan, device)
@@ -84,7 +88,7 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
 
     is_main, first = rank == 0, start.checkpoint
     inputs_of_run = dict(concepts=ready.concepts, class_dataset=class_dataset, start=start)
-    record = record.RunRecord(args, argv, plan, dataset, device, is_main=is_main, **inputs_of_run)
+    record = RunRecord(args, argv, plan, dataset, device, is_main=is_main, **inputs_of_run)
     if is_main:
         print(record.summary(), flush=True)
     first_step = first.step if first else 0
@@ -115,11 +119,13 @@ def boost_unet(args: Namespace, base: BaseModel, plan, device) -> tuple:
 
     from utils.models import fused_unet, loading
     from utils.runtime.colossal import boost
-    from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
+    from utils.training.build import enable_gradient_checkpointing
+    from utils.training.flat_parameters import FlatParameters
+    from utils.training.optimizer import MasterWeightsOptimizer
 
     unet = loading.load_unet(base.folder)
     if args.gradient_checkpointing:
-        loading.enable_gradient_checkpointing(unet)
+        enable_gradient_checkpointing(unet)
     on_gpu = device.type == "cuda"
     memory_format = torch.channels_last if on_gpu else torch.contiguous_format
     flat = FlatParameters(

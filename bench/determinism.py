@@ -63,7 +63,7 @@ def setting(name: str):
 
 def measure(name: str, device: torch.device, small: bool) -> dict:
     """Everything under one setting; the process group must be up."""
-    from utils.training.train_step import training_stream
+    from utils.training.captured_step import training_stream
 
     torch.manual_seed(0)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -96,11 +96,13 @@ def make_step(config: dict, device: torch.device, dtype: torch.dtype):
     """A boosted TrainStep as the training script has it, and one micro-batch."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
+    from utils.data.batches import MicroBatch
     from utils.data.inputs import TrainingInputs
     from utils.models import fused_unet
     from utils.runtime.colossal import boost
-    from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
-    from utils.training.train_step import MicroBatch, TrainStep
+    from utils.training.flat_parameters import FlatParameters
+    from utils.training.optimizer import MasterWeightsOptimizer
+    from utils.training.train_step import TrainStep
 
     with torch.device(device):
         unet = UNet2DConditionModel(**config).train()
@@ -151,7 +153,7 @@ def compare_with_graph(step, batch, device: torch.device) -> dict:
 
     Eager steps come last: they bind the table of gradients anew, which the graph relies on.
     """
-    from utils.training.train_step import WARM_UP_STEPS, CapturedStep
+    from utils.training.captured_step import WARM_UP_STEPS, CapturedStep
 
     said, optimizer = [], step.optimizer
     captured = CapturedStep(step, said.append)

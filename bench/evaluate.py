@@ -4,10 +4,10 @@ python bench/evaluate.py [--model DIR] [--batch_sizes 1 4 8] [--steps 50] [--qui
 
 Without --model: random weights of Stable Diffusion v1.4's shape on a GPU (512 px, 50 steps), the embedded model on a
 CPU (64 px, 4 steps). Guidance 7.5 throughout. Method: the recipe's loop is DiffusionPipeline.from_pretrained in fp32,
-one image a call; ours is utils.models.drawing.sample in evaluate.py's default precision. Seconds an image are the median
-over the calls after the first, host work included, PNGs not; the first call, with compilation and capture, stands
-beside it. Differences are of final latents, relative to the second's norm, and of pixels in levels of 255. Then the
-whole command, in a process of its own: as many images of the baseline and of a fine-tuned model as the largest batch.
+one image a call; ours is utils.models.drawing.sample in evaluate.py's default precision. Seconds an image are the
+median over the calls after the first, host work included, PNGs not; the first call, with compilation and capture,
+stands beside it. Differences are of final latents, relative to the second's norm, and of pixels in levels of 255. Then
+the whole command, in a process of its own: as many images of the baseline and of a fine-tuned model as the largest batch.
 """
 
 import argparse
@@ -26,19 +26,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from utils.models import loading
+from utils.runtime import gpu
+
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # not bench: libraries look for packages named `kernels` and `evaluate`
 
 from bench.random_sd14 import EMBEDDED, write_pipeline  # noqa: E402
-from utils.drawing import draw, image_size  # noqa: E402
 from utils.models import drawing  # noqa: E402
 from utils.models.captured_unet import CapturedUNet  # noqa: E402
+from utils.models.drawing import draw, image_size  # noqa: E402
 
 PROMPT = "a photo of my cat."
 GUIDANCE = 7.5
 UNET_FILE = Path("unet") / "diffusion_pytorch_model.safetensors"
-DEVICE = drawing.pick_device()
+DEVICE = gpu.pick_device()
 IS_GPU = DEVICE.type == "cuda"
 
 
@@ -94,7 +97,7 @@ def recipe_loop(model: Path, num_images: int, steps: int, seeds: list[int]) -> t
     """The recipe's sampling, timed; and its final latents of `seeds`."""
     from diffusers import DiffusionPipeline
 
-    from utils.models.loading import quiet_libraries
+    from utils.runtime.libraries import quiet_libraries
 
     with quiet_libraries():
         pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True).to(DEVICE)
@@ -237,7 +240,7 @@ def main(argv: list[str] | None = None) -> dict:
         seeds = list(range(1 if args.quick else 2))
         recipe, fp32_latents = recipe_loop(model, num_calls if args.quick else num_calls + 1, args.steps, seeds)
         print_row(recipe)
-        pipeline = drawing.load_pipeline(model, torch.float16 if IS_GPU else torch.float32, DEVICE)
+        pipeline = loading.load_pipeline(model, torch.float16 if IS_GPU else torch.float32, DEVICE)
         ours = our_rows(pipeline, args.batch_sizes, num_calls, args.steps, warnings.append)
         for entry in (recipe, *ours):
             entry["ratio"] = recipe["seconds_an_image"] / entry["seconds_an_image"]

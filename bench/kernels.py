@@ -20,8 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench: libraries look for a package named `kernels`
 
 from bench.random_sd14 import UNET_CONFIG  # noqa: E402
-from utils.kernels import operations  # noqa: E402
-from utils.models import fused_unet
+from utils.kernels import (  # noqa: E402
+    operations,
+    updates,  # noqa: E402
+)
+from utils.models import fused_unet  # noqa: E402
 
 START = time.time()
 ROTATED_BYTES = 256 << 20
@@ -94,7 +97,7 @@ def as_tuple(outputs):
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def operations():
+def compare_operations():
     """Each fused operation against torch's own."""
     half = dict(device="cuda", dtype=torch.float16)
 
@@ -150,10 +153,10 @@ def optimizer():
     master, exp_avg, exp_avg_sq = source.normal_(), target.zero_(), torch.zeros(n, device="cuda")
     scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0], device="cuda")
     buffers = weight, grad, master, exp_avg, exp_avg_sq, scalars
-    ms = milliseconds(lambda: operations.adamw_(*buffers))
+    ms = milliseconds(lambda: updates.adamw_(*buffers))
     say(f"adamw_: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
     out = torch.zeros(1, device="cuda")
-    ms = milliseconds(lambda: operations.grad_norm_(grad, out))
+    ms = milliseconds(lambda: updates.grad_norm_(grad, out))
     torch_ms = milliseconds(lambda: torch.linalg.vector_norm(grad, dtype=torch.float32))
     say(f"grad_norm_: {ms:.2f} ms, {2 * n / ms / 1e6:.0f} GB/s; torch's vector_norm: {torch_ms:.2f} ms")
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from bench.train_step import make_model, run_script  # noqa: E402
 from utils.arguments import parse_args  # noqa: E402
 from utils.models.check import check_base_model  # noqa: E402
-from utils.preflight.resources import num_parameters  # noqa: E402
+from utils.models.folder import num_parameters  # noqa: E402
 from utils.training.memory import GB, memory_needed  # noqa: E402
 
 GIB = 1 << 30

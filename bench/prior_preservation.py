@@ -20,10 +20,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.data.class_generation import draw, load_class_pipeline
+from utils.data.class_generation import draw
 from utils.dataset import decode, find_photos
 from utils.evaluation.prompts import slug
-from utils.models.loading import quiet_libraries
+from utils.models.loading import load_class_pipeline
+from utils.runtime.libraries import quiet_libraries
 
 CLASS = "a photo of a cat"
 NEAR = "a photo of a dog"  # what drifts first after the class

@@ -8,7 +8,8 @@ import pytest
 
 from tests.helpers.script import complaint
 from utils.arguments import as_plain, expand_config, parse_args
-from utils.errors import UserError, run_main
+from utils.command_line import run_main
+from utils.errors import UserError
 
 YAML = """\
 # a run
@@ -158,7 +159,7 @@ def test_a_user_error_is_one_line_from_rank_0(capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: argument --res")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("utils.errors.SECONDS_FOR_RANK_0", 0)
+    monkeypatch.setattr("utils.command_line.SECONDS_FOR_RANK_0", 0)
     assert run_main(parse_args, ["--resolution", "x"]) == 2
     assert capsys.readouterr() == ("", "")
 

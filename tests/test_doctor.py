@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers.script import ROOT
 from utils import doctor
+from utils.runtime import gpu
 
 
 def test_python():
@@ -47,11 +48,11 @@ def test_this_machine_is_well(capsys):
 def test_a_problem_is_exit_code_1_and_told_at_the_start_of_a_run(capsys, monkeypatch, tmp_path, module):
     driver = tmp_path / "version"
     driver.write_text(f"NVRM version: {module} 9 19:19:37 CST 2019\n")
-    monkeypatch.setattr(doctor, "DRIVER_FILE", driver)
+    monkeypatch.setattr(gpu, "DRIVER_FILE", driver)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert doctor.main([]) == 1
     assert "1 problem\n" in capsys.readouterr().out
-    (line,) = doctor.problems_of_gpu()
+    (line,) = gpu.problems_of_gpu()
     assert line.startswith("warning: ") and "418.39" in line and "requirements-upstream.txt" in line
 
 

@@ -7,7 +7,7 @@
 Run both with one virtual environment on one idle machine: about two minutes a tree on two cores. Weights, checkpoints,
 pictures, metrics and every word on the terminal are compared byte for byte. Left out are run ids, times of day,
 durations, free space, the results folder's own name, and TensorBoard's files. It uses the two scripts, the commands
-`python -m utils.doctor` and `python -m utils.models.single_file`, and the folder builders of tests/conftest.py: of utils/ it knows
+`python -m utils.doctor` and `python -m utils.export`, and the folder builders of tests/conftest.py: of utils/ it knows
 nothing else.
 """
 
@@ -171,7 +171,7 @@ def run(tree: Path, inputs: Path, results: Path) -> int:
     export = [
         sys.executable,
         "-m",
-        "utils.models.single_file",
+        "utils.export",
         "{results}/fp32",
         "{results}/exported.safetensors",
         "--dtype=fp16",

@@ -1,0 +1,1 @@
+PROGRAM = "train_dreambooth_colossalai"

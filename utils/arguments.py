@@ -1,37 +1,25 @@
 """Command line of train_dreambooth_colossalai.py. No torch import here, so that --help is instant."""
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
 
-from utils.command_line import non_negative_float, non_negative_int, positive_float, positive_int, seed_int, unit_float
-from utils.config_file import with_config
+from utils.command_line import (
+    Parser,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    seed_int,
+    unit_float,
+    with_config,
+)
 from utils.errors import UserError
 
 LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 # What the output folder holds besides the logs.
 RESERVED_NAMES = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
 RESERVED_NAMES += ("model_index.json", "run.json", "metrics.jsonl", "run.json.previous", "metrics.jsonl.previous")
-
-
-class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose complaints are UserErrors that name the nearest flag."""
-
-    def __init__(self, **options):
-        super().__init__(
-            allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=119),
-            **options,
-        )
-
-    def error(self, message: str):
-        unknown = message.removeprefix("unrecognized arguments: ") if "unrecognized" in message else ""
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown.partition(" ")[0].partition("=")[0], flags, n=1, cutoff=0.7)
-            message += f"; did you mean {near[0]}?" if near else "; --help lists the flags"
-        raise UserError(message)
 
 
 def training_parser() -> argparse.ArgumentParser:

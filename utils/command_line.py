@@ -1,7 +1,16 @@
 """Numbers on the command line: each function parses one and says what is wrong with it."""
 
 import argparse
+import difflib
+import json
 import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.errors import EXIT_USER_ERROR, RunFailed, UserError
 
 
 def positive_int(text: str) -> int:
@@ -52,3 +61,142 @@ def _bounded(kind: type, text: str, least: int):
     if not least <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least {least}")
     return value
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose complaints are UserErrors that name the nearest flag."""
+
+    def __init__(self, **options):
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=119),
+            **options,
+        )
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ") if "unrecognized" in message else ""
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown.partition(" ")[0].partition("=")[0], flags, n=1, cutoff=0.7)
+            message += f"; did you mean {near[0]}?" if near else "; --help lists the flags"
+        raise UserError(message)
+
+
+# Of an earlier run's arguments, those that a new one does not take over.
+PER_RUN = ("config", "debug", "dry_run", "resume_from_checkpoint", "allow_changes", "overwrite_output_dir")
+
+
+def with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """`argv` with `--config FILE` replaced by the flags in FILE, put first: what the command line says wins.
+
+    Keys are the flags without their dashes. true switches a flag without value on; false, null and nothing leave a key
+    out. Raises UserError where the file cannot be read and for keys that are no flags.
+    """
+    finder = type(parser)(add_help=False)  # the Parser of utils.arguments, whose complaints are UserErrors
+    finder.add_argument("--config", type=Path)
+    found, rest = finder.parse_known_args(argv)
+    if found.config is None:
+        return argv
+    flags = {action.dest: action for action in parser._actions if action.option_strings}
+    tokens = []
+    for key, value in _read(found.config).items():
+        if key not in flags or key in ("config", "help"):
+            near = difflib.get_close_matches(key, flags, n=1, cutoff=0.6)
+            mend = f"did you mean {near[0]}?" if near else "keys are the flags that --help lists, without dashes"
+            raise UserError(f"{found.config}: there is no flag {key!r}; {mend}")
+        tokens += _tokens(found.config, key, value, takes_value=flags[key].nargs != 0)
+    return tokens + rest
+
+
+def _tokens(path: Path, key: str, value: str | None, takes_value: bool) -> list[str]:
+    if value is None:
+        return []
+    if takes_value:
+        return [f"--{key}={value}"]
+    if value.lower() not in ("true", "false"):
+        raise UserError(f"{path}: {key} is {value!r}, but it can only be true or false")
+    return [f"--{key}"] if value.lower() == "true" else []
+
+
+def _read(path: Path) -> dict[str, str | None]:
+    """Keys and values of the file as they are spelled there; None for null."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    return _read_json(path, text) if text.lstrip().startswith("{") else _read_yaml(path, text)
+
+
+def _read_json(path: Path, text: str) -> dict[str, str | None]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--config {path} is not valid JSON: {error}") from None
+    if "program" in values and isinstance(values.get("arguments"), dict):
+        values = {key: value for key, value in values["arguments"].items() if key not in PER_RUN}
+    _refuse_nested(path, {key: value for key, value in values.items() if isinstance(value, dict | list)})
+    spelled = {key: json.dumps(value) if isinstance(value, bool) else value for key, value in values.items()}
+    return {key: None if value is None else str(value) for key, value in spelled.items()}
+
+
+def _read_yaml(path: Path, text: str) -> dict[str, str | None]:
+    """Scalars as they are spelled: by YAML's own rules `no` would be false, and 1e-6 no number."""
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"--config {path} does not hold lines of the form 'flag: value'")
+    values: dict[str, str | None] = {}
+    for key, value in root.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value in values:
+            raise UserError(f"--config {path}, line {key.start_mark.line + 1}: {key.value!r} is there twice")
+        _refuse_nested(path, {} if isinstance(value, yaml.ScalarNode) else {key.value: value})
+        is_null = value.style is None and value.value.lower() in ("", "null", "~")
+        values[key.value] = None if is_null else value.value
+    return values
+
+
+def _refuse_nested(path: Path, nested: dict) -> None:
+    if nested:
+        raise UserError(f"--config {path}: {next(iter(nested))} holds a list or a table; a flag takes one value")
+
+
+EXIT_INTERRUPTED = 130
+
+
+SECONDS_FOR_RANK_0 = 0.5  # torchrun ends all ranks as soon as one has failed: rank 0 must have spoken by then
+
+
+def run_main(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
+    """Runs `main(argv)` and returns the exit code.
+
+    A UserError becomes one line on stderr, from rank 0 only, and exit code 2, as does a package that is not installed;
+    RunFailed and failures of the file system (a full disk, say) likewise, with exit code 1; Ctrl-C 130. With --debug
+    among the arguments, errors are raised with their tracebacks.
+    """
+    try:
+        return main(argv) or 0
+    except (UserError, RunFailed, OSError, ModuleNotFoundError) as error:
+        if "--debug" in (sys.argv[1:] if argv is None else argv):
+            raise
+        mistake = isinstance(error, (UserError, ModuleNotFoundError))
+        if isinstance(error, ModuleNotFoundError):
+            error = f"{error}; 'bash setup.sh' installs what is needed, 'python -m utils.doctor' says what is amiss"
+        prefix = "" if getattr(error, "exit_code", 1) > 128 else "error: "
+        _say(f"{prefix}{error}")
+        return EXIT_USER_ERROR if mistake else getattr(error, "exit_code", 1)
+    except KeyboardInterrupt:
+        _say("interrupted before the training had begun")
+        return EXIT_INTERRUPTED
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+    else:
+        time.sleep(SECONDS_FOR_RANK_0)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -196,3 +197,57 @@ class InstanceDataset:
         side = self.resolution
         crop = self.photos[photo].pixels[:, top : top + side, left : left + side]
         return torch.from_numpy(crop).float() / 127.5 - 1.0
+
+
+class ClassDataset:
+    """The class images that are used, decoded when they are asked for; an InstanceDataset to whoever draws crops.
+
+    Args:
+        images: (path, class prompt) each.
+        resolution: side R of the square crops in pixels.
+        center_crop: crop the middle instead of a random place.
+    """
+
+    def __init__(self, images: list[tuple[Path, str]], resolution: int, center_crop: bool = False):
+        self.resolution = resolution
+        self.center_crop = center_crop
+        self.images = images
+        self.sizes = [self._resized_size(path) for path, _ in self.images]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _resized_size(self, path: Path) -> tuple[int, int]:
+        """(height, width) after upright turning and resizing, from the file's header."""
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(0x0112, 1) >= 5:  # orientations that exchange width and height
+                width, height = height, width
+        shorter = min(width, height)
+        return self.resolution * height // shorter, self.resolution * width // shorter
+
+    def record(self) -> list[dict]:
+        """For run.json: each class's folder, prompt and number of images."""
+        counts = Counter((path.parent, prompt) for path, prompt in self.images)
+        return [dict(folder=str(folder), prompt=prompt, num_used=n) for (folder, prompt), n in counts.items()]
+
+    def prompt(self, photo: int) -> str:
+        """The class prompt of image number `photo`."""
+        return self.images[photo][1]
+
+    def crop_origin(self, photo: int, position: tuple[float, float]) -> tuple[int, int]:
+        """(top, left) in pixels of the crop of image number `photo`; `position` is two numbers in [0,1)."""
+        return crop_origin(self.sizes[photo], self.resolution, self.center_crop, position)
+
+    @property
+    def has_fixed_crops(self) -> bool:
+        """Whether every image has one crop only."""
+        return self.center_crop or all(height == width for height, width in self.sizes)
+
+    def pixel_values(self, photo: int, top: int, left: int) -> "torch.Tensor":
+        """float32 [3,R,R] in [-1,1]."""
+        import torch
+
+        image = resize_shorter_side(decode(self.images[photo][0]), self.resolution)
+        pixels = np.array(image)[top : top + self.resolution, left : left + self.resolution]
+        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0

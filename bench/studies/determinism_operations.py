@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from utils.kernels import operations
+from utils.kernels import operations, updates
 
 ATTENTION = ((4096, 40), (1024, 80), (256, 160), (64, 160))  # pixels, width of a head; keys: as many, or 77
 BACKENDS = ("DEFAULT", "FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
@@ -192,7 +192,7 @@ def optimizer_cases(place: dict) -> Iterator[Case]:
 
     def make(scattered: bool):
         grads = [torch.randn(numel, **place) for numel in PARAMETERS]
-        table = operations.gradient_table(list(PARAMETERS), place["device"]) if scattered else None
+        table = updates.gradient_table(list(PARAMETERS), place["device"]) if scattered else None
         master, grad = torch.randn(count, device=place["device"]), torch.cat(grads)
         weight = None if place["dtype"] == torch.float32 else torch.empty_like(grad)
         given = torch.tensor(scalars, device=place["device"])
@@ -203,8 +203,8 @@ def optimizer_cases(place: dict) -> Iterator[Case]:
             state = [master.clone(), torch.zeros_like(master), torch.zeros_like(master)]
             norm = torch.zeros(1, device=place["device"])
             if table is None:
-                operations.grad_norm_(grad, norm)
-                operations.adamw_(weight, grad, *state, given)
+                updates.grad_norm_(grad, norm)
+                updates.adamw_(weight, grad, *state, given)
             else:
                 table.grad_norm_(grads[0].dtype, norm)
                 table.adamw_(weight, grads[0].dtype, *state, given)

@@ -10,13 +10,14 @@ from PIL import Image
 
 from tests.helpers.pipelines import write_photos, write_pipeline
 from utils.data import class_generation, class_images
-from utils.data.class_generation import image_seed, make_batch, write_image
-from utils.data.class_images import ClassDataset, file_name, generation_settings, model_hash, plan_class_images
+from utils.data.class_generation import image_seed, make_batch
+from utils.data.class_images import file_name, generation_settings, model_hash, plan_class_images, write_class_image
 from utils.data.concepts import Concept
-from utils.dataset import InstanceDataset
-from utils.drawing import is_blank
+from utils.dataset import ClassDataset, InstanceDataset
 from utils.errors import UserError
+from utils.models import loading
 from utils.models.check import check_base_model
+from utils.models.drawing import is_blank
 from utils.run.fingerprint import hash_files
 
 SETTINGS = dict(
@@ -39,7 +40,9 @@ def write_made(folder, number: int, **changes) -> None:
     """A class image as this program writes it."""
     folder.mkdir(exist_ok=True)
     pixels = np.random.default_rng(number).random((16, 16, 3), np.float32)
-    write_image(folder / file_name(number), pixels, dict(number=number, seed=number + 7, settings=SETTINGS | changes))
+    write_class_image(
+        folder / file_name(number), pixels, dict(number=number, seed=number + 7, settings=SETTINGS | changes)
+    )
 
 
 def numbers_used(plan) -> list[str]:
@@ -133,7 +136,7 @@ def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_byt
 
     monkeypatch.setattr(Image.Image, "save", save)
     with pytest.raises(OSError, match="No space left"):
-        write_image(tmp_path / file_name(0), np.zeros((16, 16, 3)), dict(number=0, seed=7, settings=SETTINGS))
+        write_class_image(tmp_path / file_name(0), np.zeros((16, 16, 3)), dict(number=0, seed=7, settings=SETTINGS))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,7 +148,7 @@ def test_an_image_appears_under_its_name_when_it_is_whole(tmp_path, monkeypatch)
         renamed.append((part.parent, path))
         part.rename(path)
 
-    monkeypatch.setattr("utils.data.class_generation.os.replace", replace)
+    monkeypatch.setattr("utils.files.atomic.os.replace", replace)
     write_made(tmp_path, 0)
     assert renamed == [(tmp_path, tmp_path / file_name(0))]
 
@@ -213,7 +216,7 @@ def test_blank_is_what_eight_bits_show():
 
 
 def test_images_do_not_depend_on_the_batch(tiny_pipeline_dir):
-    pipeline = class_generation.load_class_pipeline(tiny_pipeline_dir, torch.float32, torch.device("cpu"))
+    pipeline = loading.load_class_pipeline(tiny_pipeline_dir, torch.float32, torch.device("cpu"))
     assert type(pipeline.scheduler).__name__ == "PNDMScheduler" and pipeline.safety_checker is None
     settings = generation_settings(tiny_pipeline_dir, "abc", "a cat") | dict(num_inference_steps=3)
     assert (settings["height"], settings["width"]) == (32, 32)
@@ -247,7 +250,7 @@ class TestClassDataset:
 
     @pytest.mark.parametrize("center_crop", [False, True])
     def test_the_same_crops_as_of_photos(self, plan, center_crop):
-        dataset = ClassDataset([plan], 16, center_crop)
+        dataset = ClassDataset([(path, plan.prompt) for path in plan.used], 16, center_crop)
         photos = InstanceDataset(plan.folder, 16, center_crop)
         assert len(dataset) == 3 and dataset.has_fixed_crops == photos.has_fixed_crops == center_crop
         assert dataset.prompt(2) == "a photo of a cat."
@@ -259,13 +262,13 @@ class TestClassDataset:
     def test_no_image_is_decoded_before_it_is_drawn(self, plan, monkeypatch):
         decoded = []
         monkeypatch.setattr(class_images, "decode", lambda path: decoded.append(path) or Image.open(path))
-        dataset = ClassDataset([plan], 16, center_crop=True)
+        dataset = ClassDataset([(path, plan.prompt) for path in plan.used], 16, center_crop=True)
         assert decoded == []
         dataset.pixel_values(1, 0, 0)
         assert decoded == [plan.folder / "photo-1.jpg"]
 
     def test_a_thousand_latents_of_512_pixels_fit_into_the_cache(self):
-        from utils.latents import MAX_CACHED_BYTES
+        from utils.data.inputs import MAX_CACHED_BYTES
 
         assert 1000 * torch.empty(2, 4, 64, 64).nbytes < MAX_CACHED_BYTES / 4
 

@@ -10,9 +10,10 @@ import pytest
 from tests.helpers.pipelines import write_photos
 from tests.helpers.script import as_argv, losses, run, run_json
 from train_dreambooth_colossalai import main
+from utils.command_line import run_main
+from utils.data.batches import BatchSource
 from utils.data.concepts import read_concepts
-from utils.errors import UserError, run_main
-from utils.training.train_step import BatchSource
+from utils.errors import UserError
 
 
 def test_captions_replace_the_prompt_photo_by_photo(flags, tmp_path):

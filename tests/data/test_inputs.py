@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.helpers.pipelines import write_photos
+from utils.data.inputs import InstanceLatents
 from utils.dataset import InstanceDataset
 from utils.diffusion import encode_images
-from utils.latents import InstanceLatents
 from utils.models.loading import load_vae
 
 
@@ -91,7 +91,7 @@ def test_what_is_kept_equals_a_fresh_encoding(square, tiny_pipeline_dir, dtype):
 
 def test_a_full_cache_encodes_anew_and_gives_the_same(wide, monkeypatch):
     free = InstanceLatents(wide, CountingVAE())
-    monkeypatch.setattr("utils.latents.MAX_CACHED_BYTES", free.moments(0, (0.0, 0.0)).nbytes * 2 + 1)
+    monkeypatch.setattr("utils.data.inputs.MAX_CACHED_BYTES", free.moments(0, (0.0, 0.0)).nbytes * 2 + 1)
     vae = CountingVAE()
     latents = InstanceLatents(wide, vae)
     places = [(photo, (0.0, x)) for photo in (0, 1) for x in (0.0, 0.4, 0.9)] * 2
@@ -103,7 +103,7 @@ def test_a_full_cache_encodes_anew_and_gives_the_same(wide, monkeypatch):
 
 def test_fixed_crops_that_do_not_fit_into_the_cache_keep_the_vae(square, monkeypatch):
     free = InstanceLatents(square, CountingVAE())
-    monkeypatch.setattr("utils.latents.MAX_CACHED_BYTES", free.moments(0, (0.0, 0.0)).nbytes * 2)
+    monkeypatch.setattr("utils.data.inputs.MAX_CACHED_BYTES", free.moments(0, (0.0, 0.0)).nbytes * 2)
     latents = InstanceLatents(square, CountingVAE())
     for photo in range(4):
         assert torch.equal(latents.moments(photo, (0.0, 0.0)), free.moments(photo, (0.0, 0.0)))

@@ -14,7 +14,7 @@ from tests.helpers.pipelines import write_512_pixel_pipeline, write_photos, writ
 from tests.helpers.script import ROOT, SPREAD, UNET_FILE, as_argv, launch, losses, rows, run, run_json, weight_change
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
-from utils.errors import run_main
+from utils.command_line import run_main
 
 
 def test_a_run_from_end_to_end(flags, tmp_path, tiny_pipeline_dir, photos_dir, capsys):

@@ -4,8 +4,8 @@ import pytest
 
 from tests.helpers.script import as_argv, losses, rows, run, run_json
 from train_dreambooth_colossalai import main
+from utils.command_line import run_main
 from utils.data import class_images
-from utils.errors import run_main
 from utils.models.check import check_base_model
 from utils.run.fingerprint import hash_files
 
@@ -68,7 +68,7 @@ def test_a_class_folder_that_cannot_be_written(prior, tmp_path, capsys, monkeypa
     def full_disk(*_):
         raise OSError(28, "No space left on device", "class-00000.png")
 
-    monkeypatch.setattr("utils.data.class_generation.write_image", full_disk)
+    monkeypatch.setattr("utils.data.class_generation.write_class_image", full_disk)
     assert run_main(main, as_argv(prior)) == 2
     said = capsys.readouterr().err
     assert "No space left on device: 'class-00000.png'" in said and "Traceback" not in said

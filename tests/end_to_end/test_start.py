@@ -14,7 +14,7 @@ from utils.runtime.gpu import gpu_is_possible
 IMPORTED = """
 import sys
 from train_dreambooth_colossalai import main
-from utils.errors import run_main
+from utils.command_line import run_main
 try:
     code = run_main(main)
 except SystemExit as exit:

@@ -1,4 +1,4 @@
-"""utils/evaluation/comparison.py: every image is where the layout says, and text of any script is drawn or spelled out."""
+"""The comparison sheet: every image is where the layout says, and text of any script is drawn or spelled out."""
 
 import numpy as np
 import pytest

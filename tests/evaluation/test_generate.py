@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 from tests.helpers.script import UNET_FILE
-from utils.errors import run_main
+from utils.command_line import run_main
 from utils.evaluation.comparison import fit, plan
-from utils.models import drawing
+from utils.files import atomic
+from utils.models import drawing, loading
 
 torch.set_num_threads(1)  # models this small are slower on more threads, much slower where the CPU is shared
 PROMPT = "a photo of my cat."
@@ -71,7 +72,7 @@ def refuse_to_load(*_args, **_kwargs):
 
 def assert_refused(capsys, monkeypatch, finetuned: Path, result: Path, *more: str) -> str:
     """Runs with a mistake: one line on stderr, exit code 2, no model loaded, nothing written. Returns the line."""
-    monkeypatch.setattr(drawing, "load_pipeline", refuse_to_load)
+    monkeypatch.setattr(loading, "load_pipeline", refuse_to_load)
     root = result.parent
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert run(finetuned, result, *more) == 2
@@ -98,7 +99,7 @@ def test_the_recipes_files_are_written(first_result):
 
 def test_both_rows_have_the_same_seeds_and_each_its_own_model(first_result, trained_dir, tiny_pipeline_dir):
     for stem, folder in (("baseline", tiny_pipeline_dir), ("output", trained_dir)):
-        pipeline = drawing.load_pipeline(folder, torch.float32, torch.device("cpu"))
+        pipeline = loading.load_pipeline(folder, torch.float32, torch.device("cpu"))
         expected = drawing.sample(pipeline, PROMPT, [0, 1], num_inference_steps=2)
         for number, image in enumerate(expected, start=1):
             written = pixels(first_result / f"{stem}-{number}.png")
@@ -226,14 +227,14 @@ def test_samples_json_cannot_name_files_elsewhere(trained_dir, result):
 
 
 def test_a_run_cut_off_while_writing_can_be_repeated(trained_dir, result, monkeypatch, capsys):
-    save_png = drawing.save_png
+    save_png = atomic.save_png
 
     def fail_at_output(path, image, texts):
         if path.name == "output-1.png":
             raise OSError(28, "No space left on device")
         save_png(path, image, texts)
 
-    monkeypatch.setattr(drawing, "save_png", fail_at_output)
+    monkeypatch.setattr(atomic, "save_png", fail_at_output)
     assert run(trained_dir, result) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert json.loads((result / "samples.json").read_text())["complete"] is False

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 import evaluate
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.script import UNET_FILE
-from utils.errors import run_main
+from utils.command_line import run_main
 from utils.evaluation import encoders, metrics
-from utils.evaluation.arguments import find_checkpoints, parse_args
-from utils.models import drawing
+from utils.evaluation.arguments import parse_args
+from utils.evaluation.plan import find_checkpoints
+from utils.models import drawing, loading
 
 torch.set_num_threads(1)
 PROMPT = "a photo of sks cat"
@@ -92,7 +93,7 @@ def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_pat
     folder = shutil.copytree(trained_dir, tmp_path / "output")
     shutil.rmtree(folder / "unet")
     shutil.copytree(folder / "checkpoint-10/unet", folder / "unet")
-    pipeline = drawing.load_pipeline(folder, torch.float32, torch.device("cpu"))
+    pipeline = loading.load_pipeline(folder, torch.float32, torch.device("cpu"))
     expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
     with Image.open(whole / "images/checkpoint-10/001-a-photo-of-sks-cat/seed-1.png") as image:
         assert np.abs(np.asarray(image, int) - expected).max() <= 1
@@ -100,7 +101,7 @@ def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_pat
 
 def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkeypatch):
     texts, unets = [], []
-    with_unet = drawing.with_unet
+    with_unet = loading.with_unet
 
     def noting(pipeline, folder):
         result = with_unet(pipeline, folder)
@@ -108,7 +109,7 @@ def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkey
         return result
 
     monkeypatch.setattr(drawing.PromptEmbeddings, "__call__", spy(drawing.PromptEmbeddings.__call__, texts))
-    monkeypatch.setattr(drawing, "with_unet", noting)
+    monkeypatch.setattr(loading, "with_unet", noting)
     more = ["--checkpoint", "all", "--only", "generate", "--num_drift_images", "1", "--batch_size", "1"]
     assert run(trained_dir, tmp_path / "result", *more) == 0
     assert unets == [(True, True), (True, True)]

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from utils.models.drawing import replace_file, save_png
+from utils.files.atomic import replace_file, save_png
 
 
 def test_save_png_keeps_text_of_any_script(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from utils.errors import UserError
-from utils.models.check import safetensors_dtype
+from utils.files.safetensors_files import safetensors_dtype
 
 
 def write_header(path: Path, header: bytes, length: int | None = None, data: bytes = b"") -> Path:

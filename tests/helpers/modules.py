@@ -2,7 +2,8 @@
 
 import torch
 
-from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
+from utils.training.flat_parameters import FlatParameters
+from utils.training.optimizer import MasterWeightsOptimizer
 
 
 def make_module() -> torch.nn.Module:

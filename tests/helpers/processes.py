@@ -26,7 +26,7 @@ class Process:
 
     def _run(self, argv: list[str], prepare, environment: dict) -> None:
         from train_dreambooth_colossalai import main
-        from utils.errors import run_main
+        from utils.command_line import run_main
 
         descriptor = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1), os.dup2(descriptor, 2)

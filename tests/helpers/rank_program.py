@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from train_dreambooth_colossalai import main
-from utils.errors import run_main
+from utils.command_line import run_main
 from utils.training import train_step
 from utils.training.optimizer import MasterWeightsOptimizer
 

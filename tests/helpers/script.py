@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
-from utils.errors import UserError, run_main
+from utils.command_line import run_main
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "train_dreambooth_colossalai.py"

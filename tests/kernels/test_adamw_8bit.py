@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.kernels import DEVICES, INTERPRETED, adamw_scalars, make_eight_bit
-from utils.kernels import operations
+from utils.kernels import operations, updates
 
 
 def steps(device: str, numel: int, weight_dtype, num_steps: int, update) -> list[torch.Tensor]:
@@ -34,9 +34,9 @@ def steps(device: str, numel: int, weight_dtype, num_steps: int, update) -> list
 def test_the_kernel_computes_what_torch_computes(device, weight_dtype, numel, monkeypatch):
     if device == "cpu" and not INTERPRETED:
         pytest.skip("says something about Triton only")
-    found = steps(device, numel, weight_dtype, 5, operations.adamw_8bit_)
+    found = steps(device, numel, weight_dtype, 5, updates.adamw_8bit_)
     monkeypatch.setattr(operations, "runs_triton", lambda x: False)
-    expected = steps(device, numel, weight_dtype, 5, operations.adamw_8bit_)
+    expected = steps(device, numel, weight_dtype, 5, updates.adamw_8bit_)
     for ours, theirs in zip(found[-4:], expected[-4:], strict=True):
         assert ((ours - theirs).abs() > 1e-6 * theirs.abs()).double().mean() <= 1e-3  # a level at a rounding boundary
     torch.testing.assert_close(found[-5], expected[-5], rtol=1e-5, atol=1e-6)
@@ -52,6 +52,6 @@ def test_the_first_update_is_that_of_exact_moments(weight_dtype):
     exact = master.clone()
     scalars = adamw_scalars(1, 0.25, True, "cpu")
     grad = grad.to(weight_dtype or torch.float32)
-    operations.adamw_8bit_(None, grad, master, make_eight_bit(1000, True), make_eight_bit(1000, False), scalars)
-    operations.adamw_reference_(None, grad, exact, torch.zeros(1000), torch.zeros(1000), scalars)
+    updates.adamw_8bit_(None, grad, master, make_eight_bit(1000, True), make_eight_bit(1000, False), scalars)
+    updates.adamw_reference_(None, grad, exact, torch.zeros(1000), torch.zeros(1000), scalars)
     assert torch.equal(master, exact)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.kernels import ahead_of_time, operations
+from utils.kernels import ahead_of_time, operations, updates
 from utils.kernels.ahead_of_time import rehearse
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -19,7 +19,7 @@ def test_no_kernel_runs_in_a_rehearsal_and_all_run_after_it():
     compiled = []
 
     def launch_forwards_and_backwards():
-        operations.grad_norm_(grad, out)
+        updates.grad_norm_(grad, out)
         y = operations.group_norm(image, weight, bias, 32, 1e-5, True)
         y.sum().backward()
         compiled.append(y.shape)
@@ -43,7 +43,7 @@ def test_a_failed_rehearsal_is_a_line_and_leaves_launches_as_they_were():
 
     assert rehearse(fails) == "RuntimeError: first line"
     out = torch.zeros(1, device="cuda")
-    operations.grad_norm_(torch.ones(4096, device="cuda"), out)
+    updates.grad_norm_(torch.ones(4096, device="cuda"), out)
     assert out.item() == 64.0
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.kernels import DEVICES, INTERPRETED, adamw_scalars, relative_error
-from utils.kernels import operations
+from utils.kernels import updates
 
 
 def adamw_state(num, weight_dtype, device):
@@ -15,7 +15,7 @@ def adamw_state(num, weight_dtype, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("weight_dtype", [None, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("update", [operations.adamw_, operations.adamw_reference_], ids=["fused", "reference"])
+@pytest.mark.parametrize("update", [updates.adamw_, updates.adamw_reference_], ids=["fused", "reference"])
 def test_adamw_is_torch_adamw(device, weight_dtype, update):
     torch.manual_seed(0)
     weight, master, exp_avg, exp_avg_sq = adamw_state(5003, weight_dtype, device)
@@ -33,7 +33,7 @@ def test_adamw_is_torch_adamw(device, weight_dtype, update):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("update", [operations.adamw_, operations.adamw_reference_], ids=["fused", "reference"])
+@pytest.mark.parametrize("update", [updates.adamw_, updates.adamw_reference_], ids=["fused", "reference"])
 def test_adamw_skips_whatever_the_gradient_holds(device, update):
     torch.manual_seed(0)
     state = adamw_state(5003, torch.float16, device)
@@ -60,7 +60,7 @@ def test_scattered_gradients_give_what_flat_ones_give(device, weight_dtype, nume
     """Three updates, the second of which is skipped; also of parameters at odd offsets of the flat buffer."""
     if device == "cpu" and not INTERPRETED:
         pytest.skip("says something about Triton only")
-    table = operations.gradient_table(list(numels), device)
+    table = updates.gradient_table(list(numels), device)
     assert table.is_aligned == aligned
     torch.manual_seed(0)
     flat_state = adamw_state(sum(numels), weight_dtype, device)
@@ -72,11 +72,11 @@ def test_scattered_gradients_give_what_flat_ones_give(device, weight_dtype, nume
         grad = grad if applies else torch.full_like(grad, torch.nan)
         pieces = [piece.clone() for piece in grad.split(list(numels))]
         table.set_addresses(pieces)
-        operations.grad_norm_(grad, norms[0])
+        updates.grad_norm_(grad, norms[0])
         table.grad_norm_(dtype, norms[1])
         assert relative_error(*norms) < 1e-5 if applies else norms.isnan().all()
         scalars = adamw_scalars(step, 0.25, applies, device)
-        operations.adamw_(flat_state[0], grad, *flat_state[1:], scalars)
+        updates.adamw_(flat_state[0], grad, *flat_state[1:], scalars)
         table.adamw_(scattered_state[0], dtype, *scattered_state[1:], scalars)
         for flat, scattered in zip(flat_state, scattered_state, strict=True):
             assert flat is None or torch.equal(flat, scattered)
@@ -88,9 +88,9 @@ def test_grad_norm(device, num):
     torch.manual_seed(0)
     grad = torch.randn(num, device=device).half()
     out = torch.zeros(1, device=device)
-    operations.grad_norm_(grad, out)
+    updates.grad_norm_(grad, out)
     assert relative_error(out, grad.double().norm()) < 1e-5
     for value in (torch.inf, torch.nan):
         grad[num // 2] = value
-        operations.grad_norm_(grad, out)
+        updates.grad_norm_(grad, out)
         assert not out.isfinite()

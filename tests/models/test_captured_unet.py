@@ -15,7 +15,8 @@ from bench.random_sd14 import EMBEDDED
 from tests.helpers.pipelines import UNET_CONFIG, write_pipeline
 from utils.models import captured_unet
 from utils.models.captured_unet import CapturedUNet
-from utils.models.drawing import load_pipeline, sample
+from utils.models.drawing import sample
+from utils.models.loading import load_pipeline
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of my cat."

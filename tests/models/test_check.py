@@ -11,7 +11,9 @@ from tests.helpers.pipelines import edit_json, listing, write_photos
 from tests.helpers.script import UNET_FILE, make_args
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
-from utils.models.check import check_base_model, check_resolution, weight_files
+from utils.models.check import check_base_model
+from utils.models.folder import weight_files
+from utils.preflight.output import check_resolution
 
 
 def edit_index(folder: Path, part: str, value) -> None:

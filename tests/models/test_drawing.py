@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.helpers.pipelines import largest_difference
-from utils.drawing import initial_latents, is_blank
 from utils.errors import UserError
-from utils.models.drawing import load_pipeline, num_denoising_steps, sample, truncated_text
+from utils.models.drawing import initial_latents, is_blank, num_denoising_steps, sample, truncated_text
+from utils.models.loading import load_pipeline
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of my cat."

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from utils.errors import UserError
-from utils.models.check import default_save_dtype, weight_files
+from utils.models.folder import default_save_dtype, weight_files
 
 
 def weights_file(folder: Path, name: str, dtype: torch.dtype) -> Path:

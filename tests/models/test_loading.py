@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import largest_difference, write_pipeline
 from tests.helpers.script import UNET_FILE
-from utils.drawing import is_blank
 from utils.errors import UserError
-from utils.models.check import check_base_model, default_save_dtype
-from utils.models.drawing import load_pipeline, same_component, sample, shared_components
+from utils.models.check import check_base_model
+from utils.models.drawing import is_blank, sample
+from utils.models.folder import default_save_dtype
+from utils.models.loading import load_pipeline, same_component, shared_components
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of my cat."

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
 from train_dreambooth_colossalai import main
-from utils.errors import run_main
-from utils.models.drawing import load_pipeline
+from utils.command_line import run_main
+from utils.models.loading import load_pipeline
 
 # .bin and .safetensors names of the parts differ for the text encoder.
 BIN_NAMES = dict(

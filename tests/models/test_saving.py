@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_pipeline
 from tests.helpers.script import UNET_FILE
+from utils import PROGRAM
+from utils.files import atomic
 from utils.models import loading, saving
-from utils.models.check import PROGRAM
+from utils.run import record
+from utils.runtime import libraries
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
@@ -23,7 +26,8 @@ DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 def trained(tiny_pipeline_dir):
     """A function of the weight dtype's name: a boosted UNet whose master weights moved, its optimizer, its booster."""
     from utils.runtime.colossal import boost, launch
-    from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
+    from utils.training.flat_parameters import FlatParameters
+    from utils.training.optimizer import MasterWeightsOptimizer
 
     launch(0)
 
@@ -51,20 +55,20 @@ def stamps(folder: Path) -> dict[str, tuple]:
 
 def commit(output: Path, base: Path, content: bytes = b"new weights", **run) -> None:
     """A whole run's writing with a stand-in for the UNet's weights."""
-    saving.start_output(output, run)
+    record.start_output(output, run)
     saving.commit_pipeline(output, base, lambda folder: (folder / Path(UNET_FILE).name).write_bytes(content))
 
 
 def load(folder: Path):
     from diffusers import DiffusionPipeline
 
-    with loading.quiet_libraries():
+    with libraries.quiet_libraries():
         return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
 
 
 def commit_trained(output: Path, base: Path, parts: tuple, save_dtype: str, save_format: str) -> None:
     _, optimizer, _ = parts
-    saving.start_output(output, {})
+    record.start_output(output, {})
     saving.commit_pipeline(
         output,
         base,
@@ -162,7 +166,7 @@ def test_a_safety_checker_comes_along(tmp_path, base):
 
 
 def test_large_files_are_hard_links_and_small_ones_copies(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 50_000)
+    monkeypatch.setattr(atomic, "LINK_ABOVE_BYTES", 50_000)
     commit(tmp_path / "out", base)
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_symlink()
@@ -173,7 +177,7 @@ def test_large_files_are_hard_links_and_small_ones_copies(tmp_path, base, monkey
 
 
 def test_the_trained_weights_never_share_a_file_with_the_base(tmp_path, base, trained, monkeypatch):
-    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 1)
+    monkeypatch.setattr(atomic, "LINK_ABOVE_BYTES", 1)
     commit_trained(tmp_path / "out", base, trained("fp32"), "fp32", "safetensors")
     assert not (tmp_path / "out" / UNET_FILE).samefile(base / UNET_FILE)
 
@@ -182,7 +186,7 @@ def test_where_links_are_impossible_files_are_copied(tmp_path, base, monkeypatch
     def refuse(*args):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 1)
+    monkeypatch.setattr(atomic, "LINK_ABOVE_BYTES", 1)
     monkeypatch.setattr(saving.os, "link", refuse)
     commit(tmp_path / "out", base)
     vae_file = "vae/diffusion_pytorch_model.safetensors"
@@ -193,7 +197,7 @@ def test_where_links_are_impossible_files_are_copied(tmp_path, base, monkeypatch
 @pytest.mark.parametrize("link_above", [1, 1 << 30])
 def test_a_base_made_of_symbolic_links(tmp_path, base, monkeypatch, link_above):
     """As a hub cache: every file is a link to a blob of another name."""
-    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", link_above)
+    monkeypatch.setattr(atomic, "LINK_ABOVE_BYTES", link_above)
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     for number, path in enumerate(p for p in sorted(base.rglob("*")) if p.is_file()):
@@ -247,7 +251,7 @@ def test_a_second_run_replaces_the_first_and_leaves_the_users_files(tmp_path, ba
 
 
 def test_replacing_an_output_of_links_does_not_touch_the_base(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 1)
+    monkeypatch.setattr(atomic, "LINK_ABOVE_BYTES", 1)
     before = stamps(base)
     for content in (b"first", b"second"):
         commit(tmp_path / "out", base, content)
@@ -283,7 +287,7 @@ def count_calls(monkeypatch, module, name: str, action) -> int:
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize(("module", "name"), [(os, "replace"), (os, "fsync"), (shutil, "copyfile"), (os, "link")])
 def test_a_crash_anywhere_leaves_the_old_pipeline_or_none(tmp_path, base, monkeypatch, module, name, existing):
-    monkeypatch.setattr(saving, "LINK_ABOVE_BYTES", 50_000)
+    monkeypatch.setattr(atomic, "LINK_ABOVE_BYTES", 50_000)
     commit(tmp_path / "counted", base, b"first")
     num_calls = count_calls(monkeypatch, module, name, lambda: commit(tmp_path / "counted", base))
     assert num_calls >= 1
@@ -350,7 +354,7 @@ def test_a_failure_to_write_the_weights_leaves_the_old_pipeline_or_none(tmp_path
         (folder / Path(UNET_FILE).name).write_bytes(b"half of th")
         raise OSError(28, "No space left on device")
 
-    saving.start_output(output, {})
+    record.start_output(output, {})
     with pytest.raises(OSError, match="No space"):
         saving.commit_pipeline(output, base, fail)
     found = snapshot(output)

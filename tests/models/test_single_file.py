@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
 from tests.helpers.script import EMBEDDED
-from utils.errors import UserError, run_main
-from utils.models.loading import quiet_libraries
-from utils.models.single_file import export_single_file, main, original_unet_name, original_vae_name
+from utils.command_line import run_main
+from utils.errors import UserError
+from utils.export import main
+from utils.models.single_file import export_single_file, original_unet_name, original_vae_name
+from utils.runtime.libraries import quiet_libraries
 
 
 def read_back(file: Path, config: Path):
@@ -31,7 +33,7 @@ def read_back(file: Path, config: Path):
 
 
 def load_folder(folder: Path):
-    from utils.models.drawing import load_pipeline
+    from utils.models.loading import load_pipeline
 
     return load_pipeline(folder, torch.float32, torch.device("cpu"))
 

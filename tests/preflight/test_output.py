@@ -9,7 +9,8 @@ import pytest
 from tests.helpers.pipelines import listing
 from tests.helpers.script import make_args
 from utils.errors import UserError
-from utils.models.check import check_output_dir, is_own_output
+from utils.files.ownership import is_own_output
+from utils.preflight.output import check_output_dir
 
 
 class TestOutputDir:

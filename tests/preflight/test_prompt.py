@@ -3,7 +3,7 @@
 import pytest
 
 from tests.helpers.script import EMBEDDED
-from utils.preflight.photos import describe_prompt, load_quick_tokenizer
+from utils.preflight.prompt import describe_prompt, load_quick_tokenizer
 
 PROMPTS = ["a photo of my cat.", "A  sks's DOG\n42!", "кот 🐈 naïve", "", "x" * 30, "<|endoftext|> don't", "a_b-c/d"]
 

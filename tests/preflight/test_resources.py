@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from tests.helpers.script import run
 from utils.errors import UserError
 from utils.models.check import check_base_model
+from utils.models.folder import num_parameters
 from utils.preflight import resources
-from utils.preflight.resources import check_device, check_disk, num_parameters
+from utils.preflight.resources import check_device, check_disk
 
 
 def make_args(tmp_path, **values) -> Namespace:
@@ -67,7 +68,7 @@ def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
         without_triton.setattr("utils.kernels.operations.HAS_TRITON", False)
         with pytest.raises(UserError, match="--low_memory: offloading on a GPU needs Triton .* which is not here"):
             check_device(args, base)
-    monkeypatch.setattr("utils.kernels.operations.reaches_host_memory", lambda device: True)
+    monkeypatch.setattr("utils.training.host_memory.reaches_host_memory", lambda device: True)
     finding, verdict = check_device(args, base)
     assert verdict == "ok" and "(--low_memory: --gradient_checkpointing --offload_optimizer moments)" in finding
     monkeypatch.setattr(resources, "free_host_memory", lambda: 1e3)

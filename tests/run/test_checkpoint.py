@@ -63,8 +63,10 @@ def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):
 @pytest.mark.parametrize(("precision", "scale"), [("no", 1.0), ("fp16", 2.0**-9)])
 def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeline_dir, precision, scale):
     from utils.models import loading
-    from utils.run.checkpoint import Checkpointer, read_checkpoint, restore
-    from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
+    from utils.run.checkpoint import Checkpointer, restore
+    from utils.run.lineage import read_checkpoint
+    from utils.training.flat_parameters import FlatParameters
+    from utils.training.optimizer import MasterWeightsOptimizer
 
     def optimizer(memory_format) -> MasterWeightsOptimizer:
         flat = FlatParameters(

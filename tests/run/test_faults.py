@@ -167,7 +167,7 @@ def test_steps_that_are_not_finite_end_the_run(flags, tmp_path, max_train_steps)
 DIES_ONCE = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from utils.guard import Guard
+from utils.run.loop import Guard
 after_step = Guard.after_step
 def dying(self, step):
     after_step(self, step)
@@ -176,7 +176,7 @@ def dying(self, step):
         os.kill(os.getpid(), signal.SIGKILL)
 Guard.after_step = dying
 from train_dreambooth_colossalai import main
-from utils.errors import run_main
+from utils.command_line import run_main
 sys.exit(run_main(main))
 """
 

@@ -96,7 +96,7 @@ def test_the_benchmark_finds_a_graph_that_is_not_the_eager_step(monkeypatch):
     try:
         cpu = torch.device("cpu")
         step, batch = determinism.make_step(determinism.SMALL_CONFIG, cpu, torch.float32)
-        monkeypatch.setattr("utils.training.train_step.CapturedStep", NotQuite)
+        monkeypatch.setattr("utils.training.captured_step.CapturedStep", NotQuite)
         found = determinism.compare_with_graph(step, batch, cpu)
         assert found["moves"] and found["eager against replay"] == [] == found["second replay against replay"]
         monkeypatch.setattr(NotQuite, "__init__", lambda self, step, say: vars(self).update(step=step, error=1e-3))
@@ -109,7 +109,7 @@ def test_the_benchmark_finds_a_graph_that_is_not_the_eager_step(monkeypatch):
 KILLS_ITSELF = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from utils.guard import Guard
+from utils.run.loop import Guard
 after_step = Guard.after_step
 def dying(self, step):
     after_step(self, step)
@@ -118,7 +118,7 @@ def dying(self, step):
         os.kill(os.getpid(), signal.SIGKILL)
 Guard.after_step = dying
 from train_dreambooth_colossalai import main
-from utils.errors import run_main
+from utils.command_line import run_main
 sys.exit(run_main(main))
 """
 

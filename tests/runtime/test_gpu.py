@@ -2,14 +2,14 @@
 
 import pytest
 
-from utils import doctor
+from utils.runtime import gpu
 
 H100 = {"NVIDIA H100": (9, 0)}
 CURRENT = dict(cuda="13.0", driver="580.65.06", capabilities=H100, architectures=["sm_80", "sm_90", "sm_100"])
 
 
 def level_and_text(**changes) -> tuple[str, str]:
-    (finding,) = doctor.gpu_findings(**CURRENT | changes)
+    (finding,) = gpu.gpu_findings(**CURRENT | changes)
     assert bool(finding.mend) == (finding.level == "problem")
     return finding.level, f"{finding.what} {finding.mend}"
 
@@ -48,4 +48,4 @@ def test_gpus(changes, level, said):
     ],
 )
 def test_kernels(capability, architectures, expected):
-    assert doctor.has_kernels(capability, architectures) is expected
+    assert gpu.has_kernels(capability, architectures) is expected

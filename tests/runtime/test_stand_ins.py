@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.helpers.script import ROOT
-from utils.errors import run_main
+from utils.command_line import run_main
 from utils.runtime import stand_ins
 
 BROKEN = {

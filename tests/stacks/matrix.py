@@ -35,8 +35,8 @@ def sample(legs_dir: Path, leg: str, *makers: str) -> int:
     """This leg's samples of every maker's pipeline, uint8 [N,H,W,3]."""
     import torch
 
-    from utils.models.drawing import load_pipeline
     from utils.models.drawing import sample as sample_pipeline
+    from utils.models.loading import load_pipeline
 
     for maker in makers:
         pipeline = load_pipeline(legs_dir / maker / "golden", torch.float32, torch.device("cpu"))

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_photos
 from train_dreambooth_colossalai import main
-from utils.training.train_step import WARM_UP_STEPS
+from utils.training.captured_step import WARM_UP_STEPS
 
 NUM_STEPS = WARM_UP_STEPS + 9
 

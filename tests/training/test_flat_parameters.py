@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.modules import make_module, make_optimizer
-from utils.training.optimizer import FlatParameters
+from utils.training.flat_parameters import FlatParameters
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

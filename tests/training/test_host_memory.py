@@ -6,11 +6,12 @@ from safetensors.torch import load_file
 
 from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
-from utils.kernels import operations
-from utils.run.checkpoint import Checkpointer, read_checkpoint, restore
+from utils.run.checkpoint import Checkpointer, restore
+from utils.run.lineage import read_checkpoint
 from utils.training import host_memory
 from utils.training.eight_bit import EightBit
-from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
+from utils.training.flat_parameters import FlatParameters
+from utils.training.optimizer import MasterWeightsOptimizer
 
 NUM_STEPS = 5
 CHECKPOINT = dict(unet_config=b"{}", describe=dict, save_dtype="fp16", run_id="x", total_limit=None)
@@ -112,7 +113,7 @@ class TestOnAGpu:
     def test_kernels_reach_host_memory(self):
         x = host_memory.pinned_zeros(1000, torch.float32, torch.device("cuda"))
         assert x.is_pinned() and len(x) == 1000 and not x.any()
-        assert operations.reaches_host_memory(torch.device("cuda"))
+        assert host_memory.reaches_host_memory(torch.device("cuda"))
 
     @pytest.mark.parametrize("captured", [False, True])
     @pytest.mark.parametrize("scattered", [False, True])

@@ -9,9 +9,8 @@ import torch
 from tests.helpers.script import as_argv
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
-from utils.errors import run_main
-from utils.out_of_memory import out_of_memory_line
-from utils.training.memory import alternatives, host_memory_needed, memory_needed, memory_parts
+from utils.command_line import run_main
+from utils.training.memory import alternatives, host_memory_needed, memory_needed, memory_parts, out_of_memory_line
 
 SD = 859_520_964
 REQUIRED = ["--pretrained_model_name_or_path=base", "--instance_data_dir=photos", "--instance_prompt=a photo"]
@@ -100,7 +99,7 @@ def host_full(*args, **kwargs):
 PLACES = [
     "utils.training.train_step.TrainStep.__call__",
     "utils.data.inputs.encode_inputs",
-    "utils.training.optimizer.FlatParameters.__init__",
+    "utils.training.flat_parameters.FlatParameters.__init__",
 ]
 
 
@@ -127,7 +126,7 @@ def test_other_errors_stay_what_they_are(flags, monkeypatch):
 
 def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
     from utils.errors import RunFailed
-    from utils.out_of_memory import out_of_memory_in_one_line
+    from utils.training.memory import out_of_memory_in_one_line
 
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(RunFailed), out_of_memory_in_one_line(make_args(), SD):

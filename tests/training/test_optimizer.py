@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.helpers.modules import make_module, make_optimizer
-from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
+from utils.training.flat_parameters import FlatParameters
+from utils.training.optimizer import MasterWeightsOptimizer
 
 
 def set_gradients(optimizer, step: int, scale: float = 1.0) -> None:
@@ -35,7 +36,7 @@ def test_updates_are_those_of_torch_adamw(max_grad_norm):
 def test_chunks_do_not_change_the_update(monkeypatch):
     results = []
     for chunk in (7, 1 << 18):
-        monkeypatch.setattr("utils.kernels.operations._CHUNK", chunk)
+        monkeypatch.setattr("utils.kernels.updates._CHUNK", chunk)
         module, optimizer = make_optimizer()
         set_gradients(optimizer, 0)
         optimizer.step()

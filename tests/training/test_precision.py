@@ -9,7 +9,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.diffusion import denoising_loss
-from utils.training.optimizer import FlatParameters, MasterWeightsOptimizer
+from utils.training.flat_parameters import FlatParameters
+from utils.training.optimizer import MasterWeightsOptimizer
 
 UNET = dict(
     sample_size=8,

@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import gc
-import json
-import os
 import sys
 from argparse import Namespace
 from concurrent.futures import Future
@@ -13,29 +11,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from utils import drawing
 from utils.data.class_images import (
-    METADATA_KEY,
-    ClassDataset,
     ClassPlan,
     check_used,
     file_name,
     generation_settings,
     model_hash,
     plan_class_images,
+    write_class_image,
 )
 from utils.data.concepts import Concept
 from utils.data.randomness import Purpose, generator
-from utils.drawing import is_blank
+from utils.dataset import ClassDataset
 from utils.errors import UserError
-from utils.models import loading
+from utils.files.atomic import sync_directory
+from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
-from utils.models.check import read_json
-from utils.models.saving import sync_directory
+from utils.models.drawing import is_blank
+from utils.models.loading import load_class_pipeline
 from utils.runtime.ranks import together
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -55,7 +50,8 @@ def prepare_class_images(
     if any(plan.missing for plan in plans):
         together(lambda: make_missing(args, plans, base_folder, device))
     together(lambda: [check_used(plan) for plan in plans])
-    return ClassDataset(plans, args.resolution, args.center_crop)
+    images = [(path, plan.prompt) for plan in plans for path in plan.used]
+    return ClassDataset(images, args.resolution, args.center_crop)
 
 
 def _plan_all(args: Namespace, concepts: list[Concept], base_folder: Path, base_hashes: Future) -> list[ClassPlan]:
@@ -95,29 +91,6 @@ def make_missing(args: Namespace, plans: list[ClassPlan], base_folder: Path, dev
         torch.cuda.empty_cache()
 
 
-def load_class_pipeline(folder: Path, weight_dtype: torch.dtype, device):
-    """The base pipeline with the scheduler it names, without safety checker: a black image would be trained on."""
-    import diffusers
-
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    with loading.quiet_libraries():
-        pipeline = diffusers.StableDiffusionPipeline(
-            vae=loading.load_vae(folder, weight_dtype, device),
-            text_encoder=loading.load_text_encoder(folder, weight_dtype, device),
-            tokenizer=loading.load_tokenizer(folder),
-            unet=loading.load_unet(folder).requires_grad_(False).eval().to(device, dtype=weight_dtype),
-            scheduler=getattr(diffusers, config["_class_name"]).from_config(config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    if device.type == "cuda":
-        pipeline.unet.to(memory_format=torch.channels_last)
-    pipeline.vae.enable_slicing()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def image_seed(seed: int, number: int, attempt: int) -> int:
     """The seed of class image `number` at its n-th attempt, a function of the run's seed."""
     return int(generator(seed, number + (attempt << 32), Purpose.CLASS_SEED).integers(2**32))
@@ -136,7 +109,7 @@ def make_batch(pipeline, plan: ClassPlan, numbers: list[int], seed: int) -> None
                 blank.append(number)
             else:
                 metadata = dict(number=number, seed=image_seed_, settings=plan.settings)
-                write_image(plan.folder / file_name(number), image, metadata)
+                write_class_image(plan.folder / file_name(number), image, metadata)
         numbers = blank
         if not numbers:
             return
@@ -155,19 +128,3 @@ def draw(pipeline, settings: dict, seeds: list[int]) -> np.ndarray:
     except torch.cuda.OutOfMemoryError as error:
         mend = f"--sample_batch_size {len(seeds) // 2}" if len(seeds) > 1 else "--prior_generation_precision fp16"
         raise UserError(f"the GPU's memory is too small for {len(seeds)} class images at once: give {mend}") from error
-
-
-def write_image(path: Path, image: np.ndarray, metadata: dict) -> None:
-    """Writes a PNG beside, syncs and renames: a file of that name is whole, whenever the run is killed."""
-    text = PngInfo()
-    text.add_itxt(METADATA_KEY, json.dumps(metadata))
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            Image.fromarray((image * 255).round().astype(np.uint8)).save(file, "PNG", pnginfo=text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,12 +16,13 @@ import numpy as np
 from PIL import Image
 
 from utils.data.concepts import Concept
-from utils.dataset import crop_origin, decode, find_photos, resize_shorter_side
+from utils.dataset import find_photos
 from utils.errors import UserError
-from utils.models.check import read_json
+from utils.files.atomic import save_png
+from utils.files.json_files import read_json
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 METADATA_KEY = "dreambooth_class_image"
 NUM_INFERENCE_STEPS = 50
@@ -147,6 +147,12 @@ def read_metadata(path: Path) -> dict | None:
         return None
 
 
+def write_class_image(path: Path, image: np.ndarray, metadata: dict) -> None:
+    """Writes a float image [H,W,3] in [0,1] as a PNG that read_metadata reads: whole, whenever the run is killed."""
+    pixels = Image.fromarray((image * 255).round().astype(np.uint8))
+    save_png(path, pixels, {METADATA_KEY: json.dumps(metadata)})
+
+
 def check_used(plan: ClassPlan) -> None:
     """Raises UserError where this rank cannot see an image that is to be used."""
     absent = [path for path in plan.used if not path.is_file()]
@@ -155,57 +161,3 @@ def check_used(plan: ClassPlan) -> None:
             f"--class_data_dir {plan.folder}: {len(absent)} of {len(plan.used)} class images cannot be seen from "
             f"every rank, {absent[0].name} first; it has to be one folder that all nodes share"
         )
-
-
-class ClassDataset:
-    """The class images that are used, decoded when they are asked for; an InstanceDataset to whoever draws crops.
-
-    Args:
-        plans: one per class; their images follow each other.
-        resolution: side R of the square crops in pixels.
-        center_crop: crop the middle instead of a random place.
-    """
-
-    def __init__(self, plans: list[ClassPlan], resolution: int, center_crop: bool = False):
-        self.resolution = resolution
-        self.center_crop = center_crop
-        self.images = [(path, plan.prompt) for plan in plans for path in plan.used]
-        self.sizes = [self._resized_size(path) for path, _ in self.images]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def _resized_size(self, path: Path) -> tuple[int, int]:
-        """(height, width) after upright turning and resizing, from the file's header."""
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # orientations that exchange width and height
-                width, height = height, width
-        shorter = min(width, height)
-        return self.resolution * height // shorter, self.resolution * width // shorter
-
-    def record(self) -> list[dict]:
-        """For run.json: each class's folder, prompt and number of images."""
-        counts = Counter((path.parent, prompt) for path, prompt in self.images)
-        return [dict(folder=str(folder), prompt=prompt, num_used=n) for (folder, prompt), n in counts.items()]
-
-    def prompt(self, photo: int) -> str:
-        """The class prompt of image number `photo`."""
-        return self.images[photo][1]
-
-    def crop_origin(self, photo: int, position: tuple[float, float]) -> tuple[int, int]:
-        """(top, left) in pixels of the crop of image number `photo`; `position` is two numbers in [0,1)."""
-        return crop_origin(self.sizes[photo], self.resolution, self.center_crop, position)
-
-    @property
-    def has_fixed_crops(self) -> bool:
-        """Whether every image has one crop only."""
-        return self.center_crop or all(height == width for height, width in self.sizes)
-
-    def pixel_values(self, photo: int, top: int, left: int) -> "torch.Tensor":
-        """float32 [3,R,R] in [-1,1]."""
-        import torch
-
-        image = resize_shorter_side(decode(self.images[photo][0]), self.resolution)
-        pixels = np.array(image)[top : top + self.resolution, left : left + self.resolution]
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0

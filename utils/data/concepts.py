@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
-from utils.models.check import overlap
+from utils.files.ownership import overlap
 
 FIELDS = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
 

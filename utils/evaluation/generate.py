@@ -11,7 +11,6 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from utils.drawing import is_blank
 from utils.errors import UserError
 from utils.evaluation import comparison
 from utils.evaluation.prompts import SUBJECT, Prompt
@@ -29,18 +28,21 @@ from utils.evaluation.samples import (
     samples_id,
     settings_sha256,
 )
+from utils.files import atomic
 from utils.files.hashing import in_background, sha256_of_all
-from utils.models import drawing
+from utils.files.json_files import write_json
+from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
+from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
-from utils.models.saving import write_json
+from utils.runtime import gpu
 
 NUM_WRITERS = 4  # threads that write images
 
 
 def generate(args: Namespace, prompts: list[Prompt]) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
-    device = drawing.pick_device()
+    device = gpu.pick_device()
     mixed_precision = args.mixed_precision or ("fp16" if device.type == "cuda" else "no")
     settings = SamplingSettings.read({**vars(args), "mixed_precision": mixed_precision})
     if device.type == "cpu" and mixed_precision == "fp16":
@@ -71,9 +73,9 @@ def load_pipelines(args: Namespace, settings: SamplingSettings, device) -> dict:
     """Baseline and fine-tuned; what is the same in both is loaded once. Checkpoints are loaded in their turn."""
     weight_dtype = WEIGHT_DTYPES[settings.mixed_precision]
     options = dict(weight_dtype=weight_dtype, device=device, safety_checker=settings.safety_checker)
-    baseline = drawing.load_pipeline(args.pretrained_model_name_or_path, **options)
-    finetuned = drawing.load_pipeline(args.finetuned_model_name_or_path, shared_with=baseline, **options)
-    if {"unet", "text_encoder", "vae"} <= set(drawing.shared_components(finetuned, baseline)):
+    baseline = loading.load_pipeline(args.pretrained_model_name_or_path, **options)
+    finetuned = loading.load_pipeline(args.finetuned_model_name_or_path, shared_with=baseline, **options)
+    if {"unet", "text_encoder", "vae"} <= set(loading.shared_components(finetuned, baseline)):
         warn("the fine-tuned weights equal the baseline's: both rows will be the same")
     return {BASELINE: baseline, FINETUNED: finetuned}
 
@@ -92,7 +94,7 @@ def describe_models(args: Namespace, pipelines: dict, hashes: dict) -> dict[str,
         scheduler = pipelines[BASELINE if name == BASELINE else FINETUNED].scheduler
         path = str(unet if name in args.checkpoint else folder)
         models[name] = dict(path=path, scheduler=type(scheduler).__name__, sha256=hashes[name])
-    models[FINETUNED]["shared_with_baseline"] = drawing.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
+    models[FINETUNED]["shared_with_baseline"] = loading.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
     return models
 
 
@@ -102,7 +104,7 @@ def hash_models(args: Namespace) -> dict[str, dict[str, str]]:
     for name, (folder, unet) in model_folders(args).items():
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
             directory = unet if part == "unet" else folder / part
-            files[name, part] = [directory / file for file in drawing.loaded_files(directory)]
+            files[name, part] = [directory / file for file in loading.loaded_files(directory)]
     digests = sha256_of_all(path for paths in files.values() for path in paths)
     hashes: dict = {}
     for (name, part), paths in files.items():
@@ -163,7 +165,7 @@ def sample_groups(settings: SamplingSettings, wanted: list[Sample], pipelines: d
         for group in groups:
             if group[0].model != name:
                 name, loaded = group[0].model, None
-                loaded = pipelines.get(name) or drawing.with_unet(pipelines[FINETUNED], Path(models[name]["path"]))
+                loaded = pipelines.get(name) or loading.with_unet(pipelines[FINETUNED], Path(models[name]["path"]))
                 progress_bar.set_description("fine-tuned" if name == FINETUNED else name)
             seeds = [sample.seed for sample in group]
             yield group, drawing.sample(loaded, group[0].prompt, seeds, on_step=progress_bar.update, **options)
@@ -172,7 +174,7 @@ def sample_groups(settings: SamplingSettings, wanted: list[Sample], pipelines: d
 def save_sample(path: Path, image: Image.Image, text: dict) -> bool:
     """Writes an image; returns whether it is blank."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.save_png(path, image, text)
+    atomic.save_png(path, image, text)
     return is_blank(image)
 
 
@@ -250,7 +252,7 @@ def write_comparison(
     subtitle = f"the first of {num_subject} prompts, " if num_subject > 1 else ""
     subtitle += settings.in_words()
     sheet = comparison.make_comparison(first, subtitle, seeds, rows, photos or None)
-    drawing.save_png(args.output_dir / COMPARISON_FILE, sheet, settings.png_text(first))
+    atomic.save_png(args.output_dir / COMPARISON_FILE, sheet, settings.png_text(first))
 
 
 def open_image(path: Path) -> Image.Image:

@@ -14,9 +14,10 @@ from utils.evaluation import encoders, metrics
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
 from utils.evaluation.samples import BASELINE, METRICS_CSV, METRICS_JSON, WRITTEN_BY
 from utils.evaluation.verdict import find_warnings
+from utils.files.atomic import replace_file
 from utils.files.hashing import sha256_of
-from utils.models.drawing import pick_device, replace_file
-from utils.models.saving import write_json
+from utils.files.json_files import write_json
+from utils.runtime.gpu import pick_device
 
 GET_CLIP = (
     "git lfs install && git clone https://huggingface.co/openai/clip-vit-base-patch32 model/clip-vit-base-patch32"

@@ -1,7 +1,7 @@
 """The UNet's forward for sampling on a GPU: CUDA graphs, one a shape of input, for every step, prompt and model.
 
-A graph runs what utils.models.fused_unet makes of diffusers' forward, without the host launching each kernel. Graphs read
-fixed addresses, so the UNet that samples moves into one buffer of weights that they were captured with.
+A graph runs what fused_unet makes of diffusers' forward, without the host launching each kernel. Graphs read fixed
+addresses, so the UNet that samples moves into one buffer of weights that they were captured with.
 """
 
 import contextlib

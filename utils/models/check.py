@@ -2,27 +2,24 @@
 
 import json
 import os
-import struct
-from argparse import Namespace
+import re
 from pathlib import Path
-from typing import NamedTuple
 
 from utils.errors import UserError
-from utils.files.lock import LOCK_FILE, check_not_in_use
+from utils.files.json_files import read_json
+from utils.files.ownership import RUN_FILE
+from utils.files.safetensors_files import safetensors_dtype, safetensors_header
 from utils.models.folder import (
+    LFS_POINTER,
+    MODEL_INDEX,
+    WEIGHT_STEMS,
+    BaseModel,
     default_save_dtype,
     has_only_fp16_variants,
-    read_json,
-    safetensors_dtype,
-    safetensors_header,
     weight_files,
 )
 
 __all__ = ["default_save_dtype", "has_only_fp16_variants", "safetensors_dtype"]  # from model_files, for others
-
-MODEL_INDEX = "model_index.json"
-RUN_FILE = "run.json"
-PROGRAM = "train_dreambooth_colossalai"
 PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 LIBRARIES = (
     "diffusers",
@@ -31,15 +28,6 @@ LIBRARIES = (
     None,
 )  # stable_diffusion: old names of the safety checker
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
-
-
-class BaseModel(NamedTuple):
-    """What the base folder's configuration files say."""
-
-    folder: Path
-    vae_scale_factor: int
-    unet_weights: list[Path]
 
 
 def check_base_model(folder: Path) -> BaseModel:
@@ -169,76 +157,118 @@ def _check_shapes(folder: Path, unet: dict, vae: dict, text_encoder: dict) -> No
         )
 
 
-def check_resolution(args: Namespace, base: BaseModel) -> None:
-    """Raises UserError where the VAE cannot encode crops of --resolution."""
-    factor = base.vae_scale_factor
-    if args.resolution % factor:
-        lower = args.resolution // factor * factor
-        near = f"{lower} or {lower + factor}" if lower else str(factor)
-        raise UserError(f"--resolution {args.resolution} is not divisible by the VAE's factor {factor}; use {near}")
-
-
-def check_output_dir(args: Namespace) -> None:
-    """--output_dir can be written and holds nothing that is not this program's; writes nothing itself.
-
-    Raises UserError otherwise, also where it overlaps the base model's or the photos' folder.
-    """
-    output = args.output_dir
-    for flag in ("pretrained_model_name_or_path", "instance_data_dir", "tokenizer_name"):
-        other = getattr(args, flag)
-        if other and overlap(output, other):
-            raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
-    if os.path.lexists(output) and not output.is_dir():
-        raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
-    if output.is_dir() and {path.name for path in output.iterdir()} - {LOCK_FILE} and not is_own_output(output):
+def check_pipeline_folder(folder: Path, flag: str, safety_checker: bool = False) -> None:
+    """Checks that `folder` holds every file of a Stable Diffusion v1 pipeline, whole. Raises UserError."""
+    check_is_folder(folder, flag, "name a pipeline folder")
+    if not (folder / MODEL_INDEX).is_file():
+        raise UserError(f"{flag} {folder} has no model_index.json: {_what_it_looks_like(folder)}")
+    model_index = read_json(folder / MODEL_INDEX)
+    class_name = model_index.get("_class_name", "StableDiffusionPipeline")
+    if class_name != "StableDiffusionPipeline":
         raise UserError(
-            f"--output_dir {output} holds files that this program did not write; name an empty or a new folder"
+            f"{flag} {folder} is a {class_name}: only StableDiffusionPipeline (Stable Diffusion v1) is sampled"
         )
-    existing = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
-    if not existing.is_dir():
-        raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {output}: no permission to write in {existing}")
-    if os.environ.get("RANK", "0") == "0":
-        check_not_in_use(output)
-    if args.export_single_file:
-        check_export_file(args.export_single_file)
+    weight_stems = dict(WEIGHT_STEMS)
+    if safety_checker:
+        for name in ("safety_checker", "feature_extractor"):
+            if not (folder / name).is_dir() or not (model_index.get(name) or [None])[0]:
+                raise UserError(
+                    f"--safety_checker: {folder} has no {name}: leave the flag out, or use a folder with one"
+                )
+        weight_stems["safety_checker"] = "model"
+        check_json(folder / "feature_extractor" / "preprocessor_config.json", flag)
+    for name, stem in weight_stems.items():
+        check_json(folder / name / "config.json", flag)
+        check_weights(folder / name, stem, flag)
+    check_json(folder / "scheduler" / "scheduler_config.json", flag)
+    tokenizer = folder / "tokenizer"
+    vocabulary = ["tokenizer.json"] if (tokenizer / "tokenizer.json").is_file() else ["vocab.json", "merges.txt"]
+    for name in vocabulary:
+        _check_file(tokenizer / name, flag)
 
 
-def check_export_file(path: Path) -> None:
-    """A single file can be written to `path`: it ends in .safetensors, and an existing one is this program's.
-
-    Raises UserError otherwise.
-    """
-    if path.suffix != ".safetensors":
+def check_is_folder(folder: Path, flag: str, mend: str) -> None:
+    """Raises UserError where `folder` is not a folder."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise UserError(f"{flag} {folder} is a file, not a folder: {mend}")
+    if flag != "--instance_data_dir" and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(folder)):
         raise UserError(
-            f"{path}: a single file is written as safetensors; give it a name like {path.stem}.safetensors"
+            f"{flag} {folder} is not a folder here. If it is a name on the Hugging Face hub, nothing is downloaded: "
+            f"'git lfs install && git clone https://huggingface.co/{folder} model/{folder.name}', "
+            f"then {flag} model/{folder.name}"
         )
-    if os.path.lexists(path) and not _is_own_export(path):
-        raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: nothing can be written in {existing}")
+    raise UserError(f"{flag} {folder} does not exist: {mend}")
 
 
-def _is_own_export(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
-        return header["__metadata__"]["written_by"] == PROGRAM
-    except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
-        return False
+def _what_it_looks_like(folder: Path) -> str:
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return "it is empty: let training finish, or name another folder"
+    if {RUN_FILE, "metrics.jsonl"} & names or any(name.startswith((".assembling-", "checkpoint-")) for name in names):
+        return "it looks like an unfinished training output: let train_dreambooth_colossalai.py finish first"
+    if "config.json" in names:
+        return "it looks like one model (a UNet, say), not a pipeline: name the folder above it"
+    if "unet" in names:
+        return "it looks like a pipeline copied in part: copy model_index.json and the rest too"
+    return "it is no pipeline folder: name one that holds model_index.json, unet/, vae/, text_encoder/ and so on"
 
 
-def overlap(one: Path, other: Path) -> bool:
-    """Whether two folders are one, or one holds the other."""
-    one, other = one.resolve(), other.resolve()
-    return one == other or one in other.parents or other in one.parents
+def check_json(path: Path, flag: str) -> None:
+    """Raises UserError where a JSON file is missing, empty, not readable or damaged."""
+    _check_file(path, flag)
+    read_json(path)
 
 
-def is_own_output(folder: Path) -> bool:
-    """Whether a run of this program made `folder`: its run.json says so."""
-    try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("program") == PROGRAM
-    except (OSError, ValueError, AttributeError):
-        return False
+def _check_file(path: Path, flag: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{flag} is incomplete: {path} is missing: copy the folder again")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{flag}: no permission to read {path}: change its mode")
+    if path.stat().st_size == 0:
+        raise UserError(f"{flag} is incomplete: {path} is empty: copy the folder again")
+    if _is_lfs_pointer(path):
+        raise UserError(_lfs_message(path))
+
+
+def check_weights(folder: Path, stem: str, flag: str) -> None:
+    """Checks the weights that will be loaded: one .safetensors, its shards, one .bin, or the fp16 variant of these."""
+    bin_stem = "pytorch_model" if stem == "model" else stem
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    others = [folder / name for name in (f"{bin_stem}.bin", f"{stem}.fp16.safetensors", f"{bin_stem}.fp16.bin")]
+    if index.is_file() and not single.is_file():
+        _check_file(index, flag)
+        weights = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    else:
+        weights = [path for path in (single, *others) if path.is_file()][:1]
+    if not weights:
+        raise UserError(f"{flag} is incomplete: {folder} holds no {single.name} (or .bin): copy the folder again")
+    for path in weights:
+        _check_file(path, flag)
+        if path.suffix == ".safetensors" and not _is_whole_safetensors(path):
+            raise UserError(f"{path} is cut off or damaged: copy or download it again")
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    """Whether the file is as long as its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if not 2 <= header_size <= size - 8:
+            return False
+        try:
+            header = json.loads(file.read(header_size))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+    return size == 8 + header_size + max(ends, default=0)
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _lfs_message(path: Path) -> str:
+    return f"{path} is a git-lfs pointer, not the file: run 'git lfs install && git lfs pull' in that repository"

@@ -1,117 +1,26 @@
 """Images from pipeline folders: loading them, sharing what two have in common, sampling a prompt, writing files."""
 
 import contextlib
-import filecmp
-import json
 import logging
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
+import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from utils.drawing import draw, image_size, to_pil
 from utils.errors import UserError
+from utils.models import loading
 from utils.models.captured_unet import CapturedUNet
-from utils.models.loading import quiet_libraries
+from utils.runtime.libraries import quiet_libraries
 
 logging.disable(logging.WARNING)  # what is imported here advises on optional packages that are not used
 import diffusers  # noqa: E402
 import transformers  # noqa: E402
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
+from diffusers import StableDiffusionPipeline  # noqa: E402
 
 logging.disable(logging.NOTSET)
-
-SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
-VARIANTS = (".fp16.", ".bf16.", ".non_ema.")  # weights beside the plain ones
-
-
-def pick_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_pipeline(
-    folder: str | os.PathLike,
-    weight_dtype: torch.dtype,
-    device: torch.device,
-    *,
-    shared_with: StableDiffusionPipeline | None = None,
-    safety_checker: bool = False,
-) -> StableDiffusionPipeline:
-    """Loads a pipeline folder onto `device` in `weight_dtype`, without network.
-
-    Args:
-        shared_with: a loaded pipeline; components whose files equal its folder's are taken from it, not loaded again.
-        safety_checker: whether to load the folder's safety checker and feature extractor.
-    """
-    components = {"image_encoder": None}
-    if not safety_checker:
-        components.update(safety_checker=None, feature_extractor=None)
-    if shared_with is not None:
-        for name in SHAREABLE:
-            component = getattr(shared_with, name)
-            if component is not None and same_component(Path(shared_with.name_or_path), Path(folder), name):
-                components[name] = component
-    try:
-        with quiet_libraries():
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                folder,
-                torch_dtype=weight_dtype,  # not `dtype`: diffusers 0.29, which ColossalAI pins, knows only this
-                variant=_pipeline_variant(Path(folder)),
-                local_files_only=True,
-                **components,
-            )
-    except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
-        raise UserError(f"{folder} could not be loaded: {_first_line(error)} (--debug shows more)") from error
-    memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
-    pipeline.unet.to(memory_format=memory_format)
-    pipeline.vae.to(memory_format=memory_format)
-    pipeline.vae.enable_slicing()  # decodes one image at a time: the decoder's memory would grow with the batch
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
-def shared_components(pipeline: StableDiffusionPipeline, other: StableDiffusionPipeline) -> list[str]:
-    """Names of the components that both pipelines hold as one object."""
-    pairs = ((name, getattr(pipeline, name), getattr(other, name)) for name in SHAREABLE)
-    return [name for name, ours, theirs in pairs if ours is not None and ours is theirs]
-
-
-def same_component(folder: Path, other_folder: Path, name: str) -> bool:
-    """Whether the files of component `name` that are loaded are the same, byte for byte, in both folders."""
-    if _component_class(folder, name) != _component_class(other_folder, name):
-        return False
-    names = loaded_files(folder / name)
-    if names != loaded_files(other_folder / name):
-        return False
-    pairs = [(folder / name / file, other_folder / name / file) for file in names]
-    if any(ours.stat().st_size != theirs.stat().st_size for ours, theirs in pairs):
-        return False
-    # Bytes rather than digests: it stops at the first difference, which two UNets have early.
-    return all(ours.samefile(theirs) or filecmp.cmp(ours, theirs, shallow=False) for ours, theirs in pairs)
-
-
-def with_unet(pipeline: StableDiffusionPipeline, unet_folder: Path) -> StableDiffusionPipeline:
-    """`pipeline` with the UNet of a checkpoint; every other module is the same object."""
-    try:
-        with quiet_libraries():
-            unet = UNet2DConditionModel.from_pretrained(
-                unet_folder, torch_dtype=pipeline.unet.dtype, local_files_only=True
-            )
-    except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
-        raise UserError(f"{unet_folder} could not be loaded: {_first_line(error)} (--debug shows more)") from error
-    memory_format = torch.channels_last if pipeline.device.type == "cuda" else torch.preserve_format
-    unet.to(pipeline.device).to(memory_format=memory_format)
-    components = pipeline.components | dict(unet=unet)
-    with quiet_libraries():
-        other = StableDiffusionPipeline(**components, requires_safety_checker=pipeline.safety_checker is not None)
-    other.set_progress_bar_config(disable=True)
-    return other
 
 
 class PromptEmbeddings:
@@ -208,49 +117,86 @@ def versions() -> dict[str, str]:
     return {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
 
 
-def save_png(path: Path, image: Image.Image, texts: dict[str, object]) -> None:
-    """Writes a PNG whose text metadata holds `texts`, less those that are None."""
-    metadata = PngInfo()
-    for name, value in texts.items():
-        if value is not None:
-            metadata.add_itxt(name, str(value))
-    replace_file(path, lambda file: image.save(file, "PNG", pnginfo=metadata))
+def image_size(pipeline) -> tuple[int, int]:
+    """(height, width) in pixels that the pipeline's UNet was made for."""
+    size = pipeline.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file beside `path`, then renames it: `path` is the old file or the whole new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def initial_latents(pipeline, generators: list[torch.Generator], height: int, width: int) -> torch.Tensor:
+    """Noise [N, C, height/f, width/f] in fp32 on the CPU; row n is drawn from generators[n] alone."""
+    factor = pipeline.vae_scale_factor
+    shape = (1, pipeline.unet.config.in_channels, height // factor, width // factor)
+    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def _component_class(folder: Path, name: str) -> list | None:
-    return json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get(name)
+def draw(pipeline, seeds: list[int], *, height: int, width: int, **arguments):
+    """The pipeline's images, one a seed, all at once: each has its own CPU generator, whatever the batch or dtype.
+
+    Args:
+        arguments: the pipeline's own; with output_type="pt" the result is a tensor [N,3,H,W] in [0,1].
+    """
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    latents = initial_latents(pipeline, generators, height, width)
+    with quiet_libraries():
+        return pipeline(
+            num_images_per_prompt=len(seeds),
+            height=height,
+            width=width,
+            latents=latents.to(pipeline.unet.dtype),
+            generator=generators,
+            **arguments,
+        ).images
 
 
-def _pipeline_variant(folder: Path) -> str | None:
-    """fp16 where a component has its weights as that variant only."""
-    for name in ("unet", "vae", "text_encoder"):
-        weights = [path.name for path in (folder / name).iterdir() if path.suffix in (".safetensors", ".bin")]
-        if weights and all(".fp16." in file for file in weights):
-            return "fp16"
-    return None
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """Images [N,3,H,W] in [0,1] as 8 bits, rounded as diffusers does; on a GPU before they leave it."""
+    pixels = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in pixels.cpu().numpy()]
 
 
-def loaded_files(folder: Path) -> list[str]:
-    """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
-    files = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    plain = [name for name in files if not any(variant in name for variant in VARIANTS)]
-    files = plain if any(name.endswith((".safetensors", ".bin")) for name in plain) else files
-    if any(name.endswith(".safetensors") for name in files):
-        files = [name for name in files if not name.endswith((".bin", ".ckpt", ".msgpack", ".h5"))]
-    return sorted(files)
+def is_blank(image: Image.Image | np.ndarray) -> bool:
+    """Whether an image, RGB or floats [H,W,3] in [0,1], is of one colour in 8 bits, or holds a not-a-number."""
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        if not np.isfinite(pixels).all():
+            return True
+        pixels = np.round(pixels * 255)
+    return bool((pixels == pixels[0, 0]).all())
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5
+
+
+class Sampler:
+    """Draws the validation prompt with the modules that are loaded already.
+
+    Args:
+        folder: the base pipeline's, for its scheduler.
+        vae: on the device.
+        prompt_embeds, negative_prompt_embeds: the validation prompt's and the empty prompt's, [1,77,C].
+    """
+
+    def __init__(self, folder: Path, vae: torch.nn.Module, prompt_embeds: torch.Tensor, negative_prompt_embeds):
+        self.vae = vae
+        self.scheduler = loading.load_sampling_scheduler(folder)
+        self.embeds = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
+
+    @torch.no_grad()
+    def __call__(self, unet: torch.nn.Module, num_images: int, seed: int) -> list:
+        """PIL images; number k is drawn with a CPU generator seeded with seed + k, whatever the number of images."""
+        parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+        with quiet_libraries():
+            from diffusers import StableDiffusionPipeline
+
+            pipeline = StableDiffusionPipeline(
+                vae=self.vae, unet=unet, scheduler=self.scheduler, requires_safety_checker=False, **parts
+            )
+        pipeline.set_progress_bar_config(disable=True)
+        height, width = image_size(pipeline)
+        settings = dict(num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE)
+        images = []
+        for number in range(num_images):
+            images += draw(pipeline, [seed + number], height=height, width=width, **settings, **self.embeds)
+        return images

@@ -1,32 +1,16 @@
 """The files of a pipeline folder as they lie there: JSON objects, and weights by their headers alone."""
 
-import json
 import math
-import struct
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.errors import UserError
+from utils.files.safetensors_files import SAFETENSORS_DTYPES, safetensors_dtype, safetensors_header
 
 WEIGHT_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-SAFETENSORS_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "fp32", "F64": "fp32"}
-DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 FIRST_SAFE_TORCH = (2, 6)  # before, torch.load(weights_only=True) could be made to run code (CVE-2025-32434)
 LFS_POINTER = b"version https://git-lfs"
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in a file; raises UserError naming the file where it is missing or not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; copy or download the whole pipeline again") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); copy or download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; copy or download it again")
-    return value
 
 
 def weight_files(folder: Path, part: str) -> list[Path]:
@@ -73,48 +57,6 @@ def has_only_fp16_variants(part_folder: Path) -> bool:
     return bool(names) and all(".fp16." in name for name in names)
 
 
-def safetensors_dtype(path: Path) -> str | None:
-    """The dtype of the first tensor, as the header names it ("F32", "F16", ...); None where there is no tensor."""
-    return next((entry["dtype"] for entry in safetensors_header(path).values()), None)
-
-
-def safetensors_header(path: Path) -> dict[str, dict]:
-    """{tensor name: {"dtype", "shape", "data_offsets"}} of a safetensors file; reads nothing but its header.
-
-    Raises UserError where the file is shorter or longer than its header says, or the header contradicts itself.
-    """
-    try:
-        num_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(num_bytes, MAX_HEADER_BYTES):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        if expected != num_bytes:
-            raise ValueError(f"its header promises {expected} bytes, it has {num_bytes}")
-        _check_offsets(tensors)
-        return tensors
-    except (ValueError, OverflowError, RecursionError, struct.error) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
-    except (AttributeError, KeyError, IndexError, TypeError):
-        raise UserError(f"{path} is not a safetensors file (its header lists no tensors); download it again") from None
-
-
-def _check_offsets(tensors: dict[str, dict]) -> None:
-    """Raises ValueError where tensors overlap, leave gaps, or have other sizes than their shapes say."""
-    end = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = entry["data_offsets"]
-        if any(type(side) is not int or side < 0 for side in entry["shape"]) or start != end:
-            raise ValueError(f"its header contradicts itself at {name[:80]!r}")
-        num_bytes = DTYPE_BYTES.get(entry["dtype"], 0) * math.prod(entry["shape"])
-        if entry["dtype"] in DTYPE_BYTES and stop - start != num_bytes:
-            raise ValueError(f"{name[:80]!r} has {stop - start} bytes, but its shape asks for {num_bytes}")
-        end = stop
-
-
 def default_save_dtype(unet_weights: list[Path]) -> str:
     """fp16 where the UNet file that is loaded holds float16, else fp32.
 
@@ -134,3 +76,23 @@ def default_save_dtype(unet_weights: list[Path]) -> str:
     except (OSError, RuntimeError, EOFError, StopIteration, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0] or "there is none in it"
         raise UserError(f"{path} is not a file of weights ({reason}); copy or download it again") from None
+
+
+MODEL_INDEX = "model_index.json"
+
+
+class BaseModel(NamedTuple):
+    """What the base folder's configuration files say."""
+
+    folder: Path
+    vae_scale_factor: int
+    unet_weights: list[Path]
+
+
+def num_parameters(base: BaseModel) -> int:
+    """The UNet's, from the header of a weight file; from its size where it is a pickle."""
+    plain = [path for path in weight_files(base.folder, "unet") if "fp16" not in path.name and "ema" not in path.name]
+    path = (plain or base.unet_weights)[0]
+    if path.suffix == ".safetensors":
+        return sum(math.prod(entry["shape"]) for entry in safetensors_header(path).values())
+    return path.stat().st_size // 4

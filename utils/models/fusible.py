@@ -1,4 +1,4 @@
-"""Which modules of a diffusers UNet are Stable Diffusion's plain ones, so that utils.models.fused_unet may replace them."""
+"""Which modules of a diffusers UNet are Stable Diffusion's plain ones, so that fused_unet may replace them."""
 
 from functools import partial
 

@@ -1,42 +1,21 @@
 """The base pipeline's parts, loaded from a local folder and nowhere else."""
 
-import contextlib
-import functools
+import filecmp
+import json
 import os
-import warnings
 from pathlib import Path
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from utils.errors import UserError
-from utils.models.check import has_only_fp16_variants
+from utils.files.json_files import read_json
+from utils.models.folder import has_only_fp16_variants
+from utils.runtime.libraries import quiet_libraries
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
-
-
-@contextlib.contextmanager
-def quiet_libraries():
-    """Only errors from diffusers and transformers: their notes are about options that this program does not have."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    before = [(module, module.get_verbosity()) for module in (diffusers_logging, transformers_logging)]
-    progress_bars = transformers_logging.is_progress_bar_enabled()
-    for module, _ in before:
-        module.set_verbosity_error()
-        module.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for module, verbosity in before:
-            module.set_verbosity(verbosity)
-        if progress_bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _load(cls, folder: Path, part: str = "", **options):
@@ -113,18 +92,6 @@ def load_unet(folder: Path) -> torch.nn.Module:
     return _load_weights(UNet2DConditionModel, folder, "unet").train()
 
 
-def enable_gradient_checkpointing(unet: torch.nn.Module) -> None:
-    """Recomputes activations in the backward pass.
-
-    The random state is not saved and restored, which a CUDA graph could not capture: the UNet draws nothing.
-    """
-    unet.enable_gradient_checkpointing()
-    recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    for module in unet.modules():
-        if hasattr(module, "_gradient_checkpointing_func"):
-            module._gradient_checkpointing_func = recompute
-
-
 def load_sampling_scheduler(folder: Path):
     """PNDMScheduler, Stable Diffusion v1's own, with the noise schedule of the pipeline's scheduler."""
     from diffusers import PNDMScheduler
@@ -138,3 +105,139 @@ def load_noise_scheduler(folder: Path):
         from diffusers import DDPMScheduler
 
     return _load(DDPMScheduler, folder, "scheduler")
+
+
+def load_class_pipeline(folder: Path, weight_dtype: torch.dtype, device):
+    """The base pipeline with the scheduler it names, without safety checker: a black image would be trained on."""
+    import diffusers
+
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    with quiet_libraries():
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=load_vae(folder, weight_dtype, device),
+            text_encoder=load_text_encoder(folder, weight_dtype, device),
+            tokenizer=load_tokenizer(folder),
+            unet=load_unet(folder).requires_grad_(False).eval().to(device, dtype=weight_dtype),
+            scheduler=getattr(diffusers, config["_class_name"]).from_config(config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    if device.type == "cuda":
+        pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.vae.enable_slicing()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+
+
+VARIANTS = (".fp16.", ".bf16.", ".non_ema.")  # weights beside the plain ones
+
+
+def load_pipeline(
+    folder: str | os.PathLike,
+    weight_dtype: torch.dtype,
+    device: torch.device,
+    *,
+    shared_with: StableDiffusionPipeline | None = None,
+    safety_checker: bool = False,
+) -> StableDiffusionPipeline:
+    """Loads a pipeline folder onto `device` in `weight_dtype`, without network.
+
+    Args:
+        shared_with: a loaded pipeline; components whose files equal its folder's are taken from it, not loaded again.
+        safety_checker: whether to load the folder's safety checker and feature extractor.
+    """
+    components = {"image_encoder": None}
+    if not safety_checker:
+        components.update(safety_checker=None, feature_extractor=None)
+    if shared_with is not None:
+        for name in SHAREABLE:
+            component = getattr(shared_with, name)
+            if component is not None and same_component(Path(shared_with.name_or_path), Path(folder), name):
+                components[name] = component
+    try:
+        with quiet_libraries():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                folder,
+                torch_dtype=weight_dtype,  # not `dtype`: diffusers 0.29, which ColossalAI pins, knows only this
+                variant=_pipeline_variant(Path(folder)),
+                local_files_only=True,
+                **components,
+            )
+    except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
+        raise UserError(f"{folder} could not be loaded: {_first_line(error)} (--debug shows more)") from error
+    memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    pipeline.unet.to(memory_format=memory_format)
+    pipeline.vae.to(memory_format=memory_format)
+    pipeline.vae.enable_slicing()  # decodes one image at a time: the decoder's memory would grow with the batch
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def shared_components(pipeline: StableDiffusionPipeline, other: StableDiffusionPipeline) -> list[str]:
+    """Names of the components that both pipelines hold as one object."""
+    pairs = ((name, getattr(pipeline, name), getattr(other, name)) for name in SHAREABLE)
+    return [name for name, ours, theirs in pairs if ours is not None and ours is theirs]
+
+
+def same_component(folder: Path, other_folder: Path, name: str) -> bool:
+    """Whether the files of component `name` that are loaded are the same, byte for byte, in both folders."""
+    if _component_class(folder, name) != _component_class(other_folder, name):
+        return False
+    names = loaded_files(folder / name)
+    if names != loaded_files(other_folder / name):
+        return False
+    pairs = [(folder / name / file, other_folder / name / file) for file in names]
+    if any(ours.stat().st_size != theirs.stat().st_size for ours, theirs in pairs):
+        return False
+    # Bytes rather than digests: it stops at the first difference, which two UNets have early.
+    return all(ours.samefile(theirs) or filecmp.cmp(ours, theirs, shallow=False) for ours, theirs in pairs)
+
+
+def with_unet(pipeline: StableDiffusionPipeline, unet_folder: Path) -> StableDiffusionPipeline:
+    """`pipeline` with the UNet of a checkpoint; every other module is the same object."""
+    try:
+        with quiet_libraries():
+            unet = UNet2DConditionModel.from_pretrained(
+                unet_folder, torch_dtype=pipeline.unet.dtype, local_files_only=True
+            )
+    except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
+        raise UserError(f"{unet_folder} could not be loaded: {_first_line(error)} (--debug shows more)") from error
+    memory_format = torch.channels_last if pipeline.device.type == "cuda" else torch.preserve_format
+    unet.to(pipeline.device).to(memory_format=memory_format)
+    components = pipeline.components | dict(unet=unet)
+    with quiet_libraries():
+        other = StableDiffusionPipeline(**components, requires_safety_checker=pipeline.safety_checker is not None)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def _component_class(folder: Path, name: str) -> list | None:
+    return json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get(name)
+
+
+def _pipeline_variant(folder: Path) -> str | None:
+    """fp16 where a component has its weights as that variant only."""
+    for name in ("unet", "vae", "text_encoder"):
+        weights = [path.name for path in (folder / name).iterdir() if path.suffix in (".safetensors", ".bin")]
+        if weights and all(".fp16." in file for file in weights):
+            return "fp16"
+    return None
+
+
+def loaded_files(folder: Path) -> list[str]:
+    """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
+    files = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    plain = [name for name in files if not any(variant in name for variant in VARIANTS)]
+    files = plain if any(name.endswith((".safetensors", ".bin")) for name in plain) else files
+    if any(name.endswith(".safetensors") for name in files):
+        files = [name for name in files if not name.endswith((".bin", ".ckpt", ".msgpack", ".h5"))]
+    return sorted(files)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")

@@ -6,50 +6,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from utils.models.check import MODEL_INDEX, PROGRAM, RUN_FILE, has_only_fp16_variants
+from utils.files.atomic import link_or_copy, sync_directory, sync_tree
+from utils.files.json_files import write_json
+from utils.models.folder import MODEL_INDEX, has_only_fp16_variants
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
-METRICS_FILE = "metrics.jsonl"
-PREVIOUS_SUFFIX = ".previous"
-PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
 STAGING_PREFIX = ".assembling-"
-LINK_ABOVE_BYTES = 1 << 20  # smaller files are copied: people edit configurations in place
 UNET_STEM = "diffusion_pytorch_model"
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes beside, syncs and renames: a reader sees the old file or the whole new one."""
-    beside = path.with_name(f".{path.name}.partial")
-    # backslashreplace: file names that are not UTF-8 hold lone surrogates, and \udcXX is how JSON writes those.
-    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
-def sync_tree(folder: Path) -> None:
-    """Flushes every file and directory below `folder` to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link to a large file where the file system allows it, else a copy; never a symbolic link."""
-    source = source.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.stat().st_size >= LINK_ABOVE_BYTES:
-        try:
-            os.link(source, target)
-            return
-        except OSError:
-            pass
-    shutil.copyfile(source, target)
 
 
 def assemble(staging: Path, base: Path) -> None:
@@ -77,7 +40,7 @@ def save_unet(flat, folder: Path, save_dtype: str, save_format: str) -> Path:
     """Writes the UNet's weights, always from the fp32 masters of its FlatParameters. Returns the file."""
     import torch
 
-    from utils.files.safetensors_files import SAVE_DTYPES, write_safetensors
+    from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
 
     path, dtype = folder / f"{UNET_STEM}.{save_format}", SAVE_DTYPES[save_dtype]
     flat.settle()
@@ -88,41 +51,6 @@ def save_unet(flat, folder: Path, save_dtype: str, save_format: str) -> Path:
         own = dict(copy=True, memory_format=torch.contiguous_format)
         torch.save({name: value.to("cpu", dtype, **own) for name, value in named}, path)
     return path
-
-
-def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
-    """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable.
-
-    `continues` says that the folder's metrics.jsonl, up to the step from which the run goes on, is the run's own.
-    """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    if not continues:
-        _set_aside(output_dir, run.get("run_id"))
-    write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
-
-
-def read_record(output_dir: Path) -> dict:
-    """The run.json of an output folder; empty where there is none that can be read."""
-    try:
-        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _set_aside(output_dir: Path, run_id: str | None) -> None:
-    """Keeps a finished run's run.json and metrics.jsonl under other names until its result is replaced."""
-    record = read_record(output_dir)
-    if not record or record.get("run_id") == run_id:
-        return
-    if record.get("status") == "complete":
-        shutil.copyfile(output_dir / RUN_FILE, output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}")
-        if (output_dir / METRICS_FILE).exists():
-            os.replace(output_dir / METRICS_FILE, output_dir / f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
-    else:
-        (output_dir / METRICS_FILE).unlink(missing_ok=True)
 
 
 def commit_pipeline(output_dir: Path, base: Path, write_unet) -> None:
@@ -159,12 +87,3 @@ def _swap(staging: Path, output_dir: Path) -> None:
         for source, target in reversed(done):
             os.replace(target, source)
         raise
-
-
-def sync_directory(folder: Path) -> None:
-    """Flushes a directory's own entries: the renames in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

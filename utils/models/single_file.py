@@ -2,27 +2,20 @@
 
 ComfyUI, AUTOMATIC1111's web UI and diffusers' from_single_file read it. Works on the weight files alone, so that no
 library's version and no dtype comes between: every tensor is what the folder holds, under its original name.
-
-    python -m utils.models.single_file PIPELINE_DIR OUT.safetensors [--dtype fp16]
 """
 
-import argparse
+import json
 import os
 import re
-import sys
+import struct
 from pathlib import Path
 
 import torch
 
-from utils.errors import UserError, run_main
-from utils.models.check import (
-    EXPORT_METADATA,
-    check_base_model,
-    check_export_file,
-    has_only_fp16_variants,
-    read_json,
-    weight_files,
-)
+from utils import PROGRAM
+from utils.errors import UserError
+from utils.files.json_files import read_json
+from utils.models.folder import has_only_fp16_variants, weight_files
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -176,23 +169,29 @@ def export_single_file(folder: Path, path: Path, dtype: str | None = None) -> No
         beside.unlink(missing_ok=True)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line: checks the folder and the file, then writes it."""
-    from utils.arguments import Parser
-
-    parser = Parser(
-        prog="python -m utils.models.single_file", description="Writes a pipeline folder as one checkpoint file."
-    )
-    parser.add_argument("folder", type=Path, metavar="PIPELINE_DIR", help="a folder that training wrote, or a base")
-    parser.add_argument("file", type=Path, metavar="OUT.safetensors", help="the file to write")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of every tensor (default: as in the folder)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args: argparse.Namespace = parser.parse_args(argv)
-    check_base_model(args.folder)
-    check_export_file(args.file)
-    export_single_file(args.folder, args.file, args.dtype)
-    print(f"{args.file}: {args.file.stat().st_size / 1e6:.1f} MB, read by ComfyUI, A1111 and from_single_file")
+EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
 
-if __name__ == "__main__":
-    sys.exit(run_main(main))
+def check_export_file(path: Path) -> None:
+    """A single file can be written to `path`: it ends in .safetensors, and an existing one is this program's.
+
+    Raises UserError otherwise.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{path}: a single file is written as safetensors; give it a name like {path.stem}.safetensors"
+        )
+    if os.path.lexists(path) and not _is_own_export(path):
+        raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: nothing can be written in {existing}")
+
+
+def _is_own_export(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
+        return header["__metadata__"]["written_by"] == PROGRAM
+    except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
+        return False

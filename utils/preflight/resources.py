@@ -1,25 +1,15 @@
 """What a run needs of the machine, against what it has: disk space, GPU memory, a GPU that torch can use."""
 
-import math
 import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.models.check import BaseModel
-from utils.models.folder import safetensors_header, weight_files
+from utils.models.folder import BaseModel, num_parameters
 from utils.models.saving import FROZEN_PARTS
+from utils.runtime.gpu import no_gpu
 from utils.training.memory import GB, alternatives, free_host_memory, host_memory_needed, memory_needed
-
-
-def num_parameters(base: BaseModel) -> int:
-    """The UNet's, from the header of a weight file; from its size where it is a pickle."""
-    plain = [path for path in weight_files(base.folder, "unet") if "fp16" not in path.name and "ema" not in path.name]
-    path = (plain or base.unet_weights)[0]
-    if path.suffix == ".safetensors":
-        return sum(math.prod(entry["shape"]) for entry in safetensors_header(path).values())
-    return path.stat().st_size // 4
 
 
 def check_disk(args: Namespace, base: BaseModel, first_step: int) -> tuple[str, str]:
@@ -61,7 +51,7 @@ def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
     import torch
 
     if not torch.cuda.is_available():
-        return _check_no_gpu(torch)
+        return no_gpu(torch)
     num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if num_ranks > torch.cuda.device_count():
         raise UserError(
@@ -77,8 +67,9 @@ def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
 def _check_offload(args: Namespace, device) -> None:
     """Raises UserError if the update's kernels cannot read and write the host's memory from this GPU."""
     from utils.kernels import operations
+    from utils.training import host_memory
 
-    if not operations.reaches_host_memory(device):
+    if not host_memory.reaches_host_memory(device):
         flag = "--low_memory" if args.low_memory else f"--offload_optimizer {args.offload_optimizer}"
         why = "which cannot reach the host's memory here" if operations.HAS_TRITON else "which is not here"
         mend = "--gradient_checkpointing and --use_8bit_adam save memory without it"
@@ -100,13 +91,3 @@ def _compare_memory(args: Namespace, count: int, gpu: str, free: float) -> tuple
     if on_host > free_host_memory():
         return f"{said}: it may not fit; --use_8bit_adam or another --offload_optimizer takes less", "note"
     return said, "ok"
-
-
-def _check_no_gpu(torch) -> tuple[str, str]:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    present = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-    if not present or hidden:
-        return f"no GPU{' (CUDA_VISIBLE_DEVICES hides it)' if hidden else ''}: training on the CPU", "ok"
-    built = torch.version.cuda
-    reason = f"the driver is too old for its CUDA {built}, or not loaded" if built else "it was built without CUDA"
-    return f"AN NVIDIA GPU IS HERE, BUT TORCH CANNOT USE IT ({reason}): training on the CPU, which takes hours", "note"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from utils.data.concepts import read_concepts
 from utils.errors import EXIT_USER_ERROR, UserError
 from utils.models import check
+from utils.preflight import output
 from utils.runtime.gpu import gpu_is_possible
 
 OK, NOTE, STOP = "ok", "note", "STOP"
@@ -93,8 +94,8 @@ def run_preflight(args: Namespace) -> Ready:
 def _check_model_and_output(table: Table, args: Namespace):
     base = table.run("base model", check.check_base_model, args.pretrained_model_name_or_path)
     if base is not None:
-        table.run("resolution", check.check_resolution, args, base)
-    table.run("output", check.check_output_dir, args)
+        table.run("resolution", output.check_resolution, args, base)
+    table.run("output", output.check_output_dir, args)
     if base is not None:
         args.save_dtype = args.save_dtype or table.run("base model", check.default_save_dtype, base.unet_weights)
     return base
@@ -113,7 +114,7 @@ def _describe_photos(table: Table, args: Namespace, dataset) -> None:
 
 
 def _check_prompt(table: Table, args: Namespace, base, prompt: str) -> None:
-    from utils.preflight.photos import describe_prompt
+    from utils.preflight.prompt import describe_prompt
 
     folder = args.tokenizer_name or base.folder / "tokenizer"
     if args.tokenizer_name and not (folder / "tokenizer_config.json").is_file():
@@ -127,7 +128,8 @@ def _refuse_tokenizer(folder) -> None:
 
 
 def _check_start(table: Table, args: Namespace, base, concepts, dataset):
-    from utils.preflight.resources import check_device, check_disk, num_parameters
+    from utils.models.folder import num_parameters
+    from utils.preflight.resources import check_device, check_disk
     from utils.run.resume import prepare_start
 
     size = f"{num_parameters(base) / 1e6:.1f} million parameters in the UNet, saved in {args.save_dtype}"

@@ -17,10 +17,13 @@ from pathlib import Path
 
 import torch
 
+from utils import PROGRAM
 from utils.errors import RunFailed, UserError
-from utils.files.safetensors_files import SAVE_DTYPES, write_safetensors
-from utils.models.check import PROGRAM, safetensors_dtype
-from utils.models.saving import STAGING_PREFIX, sync_directory, sync_tree, write_json
+from utils.files.atomic import sync_directory, sync_tree
+from utils.files.json_files import write_json
+from utils.files.safetensors_files import safetensors_dtype
+from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
+from utils.models.saving import STAGING_PREFIX
 from utils.run.lineage import (
     FORMAT,
     STATE_FILE,

@@ -1,13 +1,12 @@
 """What a run is made from: the arguments, the photos and the base's files, as hashes and as they lie on the disk."""
 
-import math
 from argparse import Namespace
 from pathlib import Path
 
 from utils.arguments import as_plain
 from utils.data.concepts import Concept
 from utils.files.hashing import sha256_of
-from utils.models.check import MODEL_INDEX, BaseModel
+from utils.models.folder import MODEL_INDEX, BaseModel
 from utils.models.saving import FROZEN_PARTS
 
 TRAINED_ON = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -47,13 +46,6 @@ NOT_COMPARED = {
 }
 OLD_MANIFEST = "manifest.json"  # in class folders that were filled before 2026-11-25
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
-
-
-def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool) -> None:
-    """args.mixed_precision and args.max_train_steps, where they were left out."""
-    args.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
-    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
-    args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
 
 
 def what_determines(args: Namespace, *, num_ranks: int, **hashes: dict[str, str]) -> dict:

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.models.check import PROGRAM
+from utils import PROGRAM
 from utils.models.saving import STAGING_PREFIX, UNET_STEM
 
 STATE_FILE = "state.json"

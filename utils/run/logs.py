@@ -8,39 +8,18 @@ import os
 import sys
 import time
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.models.saving import METRICS_FILE
+from utils.files.json_files import keep_rows
+from utils.run.record import METRICS_FILE
 from utils.runtime.timing import mark
 from utils.training.train_step import METRICS
 
 LOSS_SMOOTHING = 0.95
 MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for
-
-
-def keep_rows(path: Path, last_step: int, names: frozenset[str] = frozenset({"loss", "skipped"})) -> list[dict]:
-    """Cuts a metrics.jsonl down to the rows up to `last_step` that have `names`, whole lines only; returns them."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if last_step else []
-    except FileNotFoundError:
-        lines = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            if (rows[-1]["step"] if rows else -1) < row["step"] <= last_step and names <= row.keys():
-                rows.append(row)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(beside, path)
-    return rows
 
 
 class TrainingLog:

@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from utils.errors import RunFailed
 from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
-from utils.out_of_memory import is_out_of_memory
 from utils.run.checkpoint import Checkpointer, restore
 from utils.run.fingerprint import base_files
 from utils.run.lineage import list_checkpoints
@@ -20,6 +19,7 @@ from utils.run.resume import Start, resume_command
 from utils.runtime.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
 from utils.runtime.signals import StopRequest
 from utils.runtime.timing import mark
+from utils.training.memory import is_out_of_memory
 
 NONFINITE = 1  # as an exit code
 

@@ -1,53 +1,31 @@
 """run.json: what was run, on what, with what result, and the command that repeats it."""
 
+import json
+import os
 import platform
 import shlex
+import shutil
 import time
 from argparse import Namespace
 from importlib import metadata
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
 
+from utils import PROGRAM
 from utils.arguments import as_plain
 from utils.data.concepts import Concept
 from utils.files.hashing import in_background
-from utils.models.check import PROGRAM, RUN_FILE
-from utils.models.loading import WEIGHT_DTYPES
-from utils.models.saving import PREVIOUS_NAMES, PREVIOUS_SUFFIX, read_record, start_output, write_json
-from utils.run.fingerprint import determinants, fill_in_defaults
+from utils.files.json_files import write_json
+from utils.files.ownership import RUN_FILE
+from utils.models.saving import STAGING_PREFIX
+from utils.run.fingerprint import determinants
 from utils.run.lineage import discard, line_of, list_checkpoints, next_line
+from utils.run.plan import Plan
 from utils.run.resume import Start
 from utils.runtime import timing
-from utils.training.optimizer import learning_rate_table
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
-
-
-class Plan(NamedTuple):
-    """What follows from the arguments, the photos and the device."""
-
-    num_steps: int
-    num_ranks: int
-    samples_per_step: int
-    weight_dtype: torch.dtype
-    learning_rates: list[float]
-
-
-def plan_run(args: Namespace, *, num_photos: int, num_ranks: int, device: torch.device) -> Plan:
-    """Steps, dtype and learning rates; fills in args.mixed_precision and args.max_train_steps where left out."""
-    fill_in_defaults(args, num_photos=num_photos, num_ranks=num_ranks, on_gpu=device.type == "cuda")
-    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
-    learning_rates = learning_rate_table(
-        args.learning_rate * (samples_per_step if args.scale_lr else 1),
-        args.lr_scheduler,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=args.max_train_steps,
-        num_cycles=args.lr_num_cycles,
-        power=args.lr_power,
-    )
-    weight_dtype = WEIGHT_DTYPES[args.mixed_precision]
-    return Plan(args.max_train_steps, num_ranks, samples_per_step, weight_dtype, learning_rates)
 
 
 class RunRecord:
@@ -194,3 +172,47 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+METRICS_FILE = "metrics.jsonl"
+
+
+PREVIOUS_SUFFIX = ".previous"
+
+
+PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
+
+
+def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
+    """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable.
+
+    `continues` says that the folder's metrics.jsonl, up to the step from which the run goes on, is the run's own.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if not continues:
+        _set_aside(output_dir, run.get("run_id"))
+    write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
+
+
+def read_record(output_dir: Path) -> dict:
+    """The run.json of an output folder; empty where there is none that can be read."""
+    try:
+        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _set_aside(output_dir: Path, run_id: str | None) -> None:
+    """Keeps a finished run's run.json and metrics.jsonl under other names until its result is replaced."""
+    record = read_record(output_dir)
+    if not record or record.get("run_id") == run_id:
+        return
+    if record.get("status") == "complete":
+        shutil.copyfile(output_dir / RUN_FILE, output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}")
+        if (output_dir / METRICS_FILE).exists():
+            os.replace(output_dir / METRICS_FILE, output_dir / f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
+    else:
+        (output_dir / METRICS_FILE).unlink(missing_ok=True)

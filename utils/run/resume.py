@@ -14,8 +14,11 @@ from utils.arguments import training_parser
 from utils.data.concepts import Concept
 from utils.errors import UserError
 from utils.files.hashing import in_background
-from utils.models.check import RUN_FILE, BaseModel, read_json, safetensors_dtype
-from utils.run.fingerprint import base_files, determinants, fill_in_defaults, hash_files
+from utils.files.json_files import read_json
+from utils.files.ownership import RUN_FILE
+from utils.files.safetensors_files import safetensors_dtype
+from utils.models.folder import BaseModel
+from utils.run.fingerprint import base_files, determinants, hash_files
 from utils.run.lineage import (
     NAME,
     TENSORS_FILE,
@@ -26,6 +29,7 @@ from utils.run.lineage import (
     list_checkpoints,
     read_checkpoint,
 )
+from utils.run.plan import fill_in_defaults
 from utils.runtime.gpu import gpu_is_usable
 
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")

@@ -1,53 +1,17 @@
 """The parts of ColossalAI this project uses, imported without the warnings its optional accelerators give."""
 
 import contextlib
-import functools
-import importlib.metadata
-import logging
 import os
 import socket
 import sys
-import warnings
 
-from utils.doctor import problems_of_gpu
+from utils.runtime.gpu import problems_of_gpu
+from utils.runtime.libraries import lean_imports, quiet_imports
 from utils.runtime.stand_ins import stand_ins
 from utils.runtime.timing import mark
 
-
-@contextlib.contextmanager
-def _quiet():
-    """Holds back Python warnings and log lines below ERROR: about apex, tensornvme and quantisation kernels."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-@contextlib.contextmanager
-def _lean():
-    """Takes two costs out of the imports (docs/decisions.md, 2026-11-24).
-
-    torch.compile as a decorator imports torch's inductor, and ColossalAI and bitsandbytes decorate functions that are
-    never called here: it does nothing meanwhile. transformers and diffusers both list the files of every installed
-    package at import: the list is made once.
-    """
-    import torch
-
-    compile_, torch.compile = torch.compile, lambda model=None, **options: model or (lambda function: function)
-    importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
-    try:
-        yield
-    finally:
-        torch.compile = compile_
-        importlib.metadata.packages_distributions = importlib.metadata.packages_distributions.__wrapped__
-
-
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-with _quiet(), _lean():
+with quiet_imports(), lean_imports():
     with stand_ins() as broken:
         import colossalai
         import torch
@@ -86,7 +50,7 @@ def launch(seed: int) -> None:
             print(line, file=sys.stderr, flush=True)
     os.environ.update(alone)
     try:
-        with _quiet(), _keys_of_this_attempt():
+        with quiet_imports(), _keys_of_this_attempt():
             colossalai.launch_from_torch(seed=seed, verbose=False)
     finally:
         for name in alone:
@@ -123,7 +87,7 @@ def boost(model, optimizer: OptimizerWrapper) -> tuple:
         # Nothing to reduce, but DDP allocates buckets for all the gradients it manages: let it manage the last one.
         names = [name for name, _ in model.named_parameters()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names[:-1])
-    with _quiet():
+    with quiet_imports():
         booster = Booster(plugin=TorchDDPPlugin(gradient_as_bucket_view=optimizer.flat.grad is None))
         model, optimizer, *_ = booster.boost(model, optimizer)
     mark("boosted")

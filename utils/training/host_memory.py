@@ -6,6 +6,11 @@ import weakref
 
 import torch
 
+from utils.kernels.operations import HAS_TRITON
+
+if HAS_TRITON:
+    from utils.kernels.adamw import add_one_
+
 _PORTABLE_AND_MAPPED = 3  # cudaHostRegister's flags
 
 
@@ -30,3 +35,17 @@ def pinned_zeros(numel: int, dtype: torch.dtype, device: torch.device) -> torch.
         return torch.zeros(numel, dtype=dtype, pin_memory=True)
     weakref.finalize(pages, cudart.cudaHostUnregister, buffer.data_ptr()).atexit = False
     return buffer[:numel]
+
+
+def reaches_host_memory(device):
+    """Whether kernels on this GPU can read and write the buffers of host_memory.pinned_zeros: tried, not assumed."""
+    if not HAS_TRITON:
+        return False
+    x = pinned_zeros(256, torch.float32, device)
+    try:
+        with torch.cuda.device(device):
+            add_one_(x)
+            torch.cuda.synchronize(device)
+    except (RuntimeError, ValueError):
+        return False
+    return bool((x == 1).all())

@@ -1,87 +1,17 @@
 """One optimisation step: what is drawn for it, what is done with it, and the same captured in a CUDA graph."""
 
 import contextlib
-import sys
-from collections.abc import Callable
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
+from utils.data.batches import MicroBatch
 from utils.data.inputs import TrainingInputs
-from utils.data.randomness import CLASS, INSTANCE, draw_sample, sample_indices
 from utils.diffusion import denoising_loss, sample_latents, training_target
 from utils.kernels.ahead_of_time import rehearse
 from utils.runtime.timing import mark
 
 METRICS = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "instance_loss", "class_loss")
-WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose algorithms, kernels are compiled
-DDP_WARM_UP_STEPS = 12  # DistributedDataParallel rebuilds its buckets and takes times during its first eleven
-
-
-class MicroBatch(NamedTuple):
-    """What one forward pass needs: float32 [B,4,h,w] each, but `timesteps` and `prompts` int64 [B].
-
-    With prior preservation the first half are photos, the second class images. `prompts` are rows of the table of
-    prompts.
-    """
-
-    latent_mean: torch.Tensor
-    latent_std: torch.Tensor
-    latent_noise: torch.Tensor
-    noise: torch.Tensor
-    timesteps: torch.Tensor
-    prompts: torch.Tensor
-
-
-class BatchSource:
-    """The micro-batches of any step of a run, for one rank; holds no state that a step changes."""
-
-    def __init__(
-        self,
-        inputs: TrainingInputs,
-        *,
-        seed: int,
-        rank: int,
-        num_ranks: int,
-        batch_size: int,
-        num_micro_batches: int,
-        noise_offset: float = 0.0,
-        device,
-    ):
-        self.inputs = inputs
-        self.streams = [(inputs.latents, INSTANCE)]
-        if inputs.class_latents is not None:
-            self.streams.append((inputs.class_latents, CLASS))
-        self.noise_offset = noise_offset
-        self.seed = seed
-        self.rank = rank
-        self.spread = dict(num_micro_batches=num_micro_batches, num_ranks=num_ranks, batch_size=batch_size)
-        self.device = device
-
-    def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of global step `step` (from 0) of this rank."""
-        return [self._micro_batch(step, number) for number in range(self.spread["num_micro_batches"])]
-
-    def _micro_batch(self, step: int, number: int) -> MicroBatch:
-        indices = sample_indices(step, number, self.rank, **self.spread)
-        samples, moments, prompts = [], [], []
-        for latents, stream in self.streams:
-            draw = dict(num_photos=len(latents.dataset), latent_shape=latents.shape, noise_offset=self.noise_offset)
-            draw |= dict(num_train_timesteps=self.inputs.num_train_timesteps, stream=stream)
-            drawn = [draw_sample(self.seed, index, **draw) for index in indices]
-            moments += [latents.moments(sample.photo, sample.crop) for sample in drawn]
-            prompts += [self.inputs.prompt_numbers[latents.dataset.prompt(sample.photo)] for sample in drawn]
-            samples += drawn
-        moments = torch.stack(moments)
-        noise = torch.from_numpy(np.stack([(sample.latent_noise, sample.noise) for sample in samples], axis=1))
-        integers = torch.tensor([[sample.timestep for sample in samples], prompts])
-        if self.device.type == "cuda":
-            noise, integers = noise.pin_memory(), integers.pin_memory()
-        latent_noise, noise = noise.to(self.device, non_blocking=True)
-        timesteps, prompts = integers.to(self.device, non_blocking=True)
-        return MicroBatch(moments[:, 0], moments[:, 1], latent_noise, noise, timesteps, prompts)
 
 
 class TrainStep:
@@ -126,7 +56,7 @@ class TrainStep:
         return torch.stack([metrics[name].double() for name in METRICS])
 
     def rehearse(self, micro_batches: list[MicroBatch]) -> str | None:
-        """Compiles the step's kernels (see utils.kernels.ahead_of_time), lets the libraries choose theirs, and changes nothing."""
+        """Compiles the step's kernels, lets the libraries choose theirs, and changes nothing; returns why not."""
 
         def without_a_trace():
             self.optimizer.zero_grad()
@@ -164,61 +94,3 @@ class TrainStep:
         halves = zip(model_pred.chunk(2), target.chunk(2), weight_halves, strict=True)
         instance_loss, class_loss = (denoising_loss(*half) for half in halves)
         return instance_loss, class_loss
-
-
-class CapturedStep:
-    """A TrainStep whose every operation is captured in one CUDA graph after a few eager steps, then replayed.
-
-    The eager step is the definition: the graph runs the same kernels on the same buffers, only without the host
-    launching each. Everything must run on one stream that is not the default one (see `training_stream`).
-
-    Args:
-        train_step: the eager step.
-        say: told, in one line, why steps go on eagerly where the capture fails.
-    """
-
-    def __init__(self, train_step: TrainStep, say: Callable[[str], None]):
-        self.train_step = train_step
-        self.say = say
-        self._num_eager = WARM_UP_STEPS if train_step.num_ranks == 1 else DDP_WARM_UP_STEPS
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[MicroBatch] = []
-        self._metrics: torch.Tensor | None = None
-
-    def __call__(self, micro_batches: list[MicroBatch]) -> torch.Tensor:
-        """As TrainStep's; the result is overwritten by the next call."""
-        if self._num_eager > 0:
-            self._num_eager -= 1
-            return self.train_step(micro_batches)
-        if self._graph is None:
-            try:
-                self._capture(micro_batches)
-            except RuntimeError as error:
-                self._num_eager, self._graph = sys.maxsize, None
-                self.say(f"the step could not be captured in a CUDA graph, so it runs eagerly: {first_line(error)}")
-                return self.train_step(micro_batches)
-        for static, fresh in zip(self._inputs, micro_batches, strict=True):
-            for target, source in zip(static, fresh, strict=True):
-                target.copy_(source, non_blocking=True)
-        self._graph.replay()
-        return self._metrics
-
-    def _capture(self, micro_batches: list[MicroBatch]) -> None:
-        self._inputs = [MicroBatch(*(value.clone() for value in batch)) for batch in micro_batches]
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-            self._metrics = self.train_step(self._inputs)
-        if self.train_step.optimizer.flat.grad_table is not None:
-            self.train_step.optimizer.flat.bind_grads()
-        self._graph = graph
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def training_stream(device: torch.device):
-    """A context in which all GPU work, ColossalAI's boosting included, goes to one stream that can be captured."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()

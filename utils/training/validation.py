@@ -12,7 +12,7 @@ import torch
 from utils.data.inputs import TrainingInputs
 from utils.data.randomness import VALIDATION, draw_sample
 from utils.diffusion import denoising_loss, sample_latents, training_target
-from utils.run.logs import keep_rows
+from utils.files.json_files import keep_rows
 
 VALIDATION_FILE = "validation.jsonl"
 IMAGES_FOLDER = "validation"

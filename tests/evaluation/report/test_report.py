@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from utils.errors import run_main
+from utils.command_line import run_main
 from utils.evaluation.report.charts import MAX_POINTS, Chart, Series, line_chart, smooth, thin, ticks
 from utils.evaluation.report.images import data_uri, thumbnail_side
 from utils.evaluation.report.page import REPORTED_METRICS, TEMPLATES

@@ -13,7 +13,7 @@ from utils.evaluation.comparison import load_photos
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.images import Picture, picture, thumbnail_side
 from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE, SamplingSettings
-from utils.models.drawing import replace_file
+from utils.files.atomic import replace_file
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).resolve().parent),

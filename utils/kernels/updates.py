@@ -1,0 +1,76 @@
+"""Updates of flat buffers: AdamW, AdamW with moments in 8 bits, and the gradient's norm.
+
+Triton kernels on a GPU, the same in plain torch elsewhere. No float atomics, so results are bit-reproducible; nothing
+syncs the host, so everything can be captured in a CUDA graph.
+"""
+
+import torch
+
+from utils.kernels.operations import HAS_TRITON, runs_triton
+
+if HAS_TRITON:
+    from utils.kernels import adamw, adamw_8bit, adamw_scattered
+
+_CHUNK = 1 << 18  # elements of plain AdamW at a time: five fp32 buffers of this size stay in a CPU's cache
+
+
+def gradient_table(numels, device):
+    """An adamw_scattered.GradientTable for parameters of `numels` elements each; None without Triton."""
+    return adamw_scattered.GradientTable(numels, device) if HAS_TRITON else None
+
+
+def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+    """One AdamW step, as torch defines it, in place over flat [N] buffers: 28 bytes a parameter.
+
+    Args:
+        weight: fp16 or bf16, receives the rounded master; None where the master is the weight.
+        grad: in the weight's dtype or fp32, multiplied by grad_scale.
+        master, exp_avg, exp_avg_sq: fp32; on a GPU also in pinned host memory, where reaches_host_memory says so.
+        scalars: fp32 [9]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply.
+            With apply 0 nothing changes, whatever the gradient holds.
+    """
+    if runs_triton(grad):
+        adamw.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
+    else:
+        adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
+
+
+def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+    """As adamw_, with moments that are eight_bit.EightBit, rounded after their use: 16 bytes a parameter."""
+    if runs_triton(grad):
+        adamw_8bit.adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
+        return
+    for piece in exp_avg.pieces():
+        moments = exp_avg[piece].dequantize(), exp_avg_sq[piece].dequantize()
+        weight_piece = None if weight is None else weight[piece]
+        adamw_reference_(weight_piece, grad[piece], master[piece], *moments, scalars)
+        for eight_bit, values in zip((exp_avg, exp_avg_sq), moments, strict=True):
+            eight_bit[piece].quantize_(values)
+
+
+def grad_norm_(grad, out):
+    """out[0] = the fp32 Euclidean norm of the flat grad [N]; inf and NaN propagate."""
+    if runs_triton(grad):
+        adamw.grad_norm_(grad, out)
+    else:
+        out[0] = torch.linalg.vector_norm(grad, dtype=torch.float32)
+
+
+@torch.no_grad()
+def adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+    """adamw_ in plain torch: same arguments, same result to rounding, no host sync."""
+    grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply = scalars.unbind()
+    # An update that must not happen is one with decay factors 1, and gradient and learning rate 0.
+    applies = apply != 0
+    lr, grad_scale = torch.where(applies, lr, 0), torch.where(applies, grad_scale, 0)
+    beta1, beta2 = torch.where(applies, beta1, 1), torch.where(applies, beta2, 1)
+    step_size, decay = lr / correction1, 1 - lr * weight_decay
+    buffers = (b.split(_CHUNK) for b in (master if weight is None else weight, grad, master, exp_avg, exp_avg_sq))
+    for weight_, grad_, master_, exp_avg_, exp_avg_sq_ in zip(*buffers, strict=True):
+        scaled = torch.where(applies, grad_.float(), 0).mul_(grad_scale)
+        exp_avg_.mul_(beta1).add_(scaled * (1 - beta1))
+        exp_avg_sq_.mul_(beta2).add_(scaled.square_().mul_(1 - beta2))
+        denominator = exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
+        master_.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg_).mul_(step_size))
+        if weight is not None:
+            weight_.copy_(master_)

@@ -1,0 +1,46 @@
+"""Whether the output folder can be written and holds nothing that is not this program's."""
+
+import os
+from argparse import Namespace
+
+from utils.errors import UserError
+from utils.files.lock import LOCK_FILE, check_not_in_use
+from utils.files.ownership import is_own_output, overlap
+from utils.models.folder import BaseModel
+from utils.models.single_file import check_export_file
+
+
+def check_resolution(args: Namespace, base: BaseModel) -> None:
+    """Raises UserError where the VAE cannot encode crops of --resolution."""
+    factor = base.vae_scale_factor
+    if args.resolution % factor:
+        lower = args.resolution // factor * factor
+        near = f"{lower} or {lower + factor}" if lower else str(factor)
+        raise UserError(f"--resolution {args.resolution} is not divisible by the VAE's factor {factor}; use {near}")
+
+
+def check_output_dir(args: Namespace) -> None:
+    """--output_dir can be written and holds nothing that is not this program's; writes nothing itself.
+
+    Raises UserError otherwise, also where it overlaps the base model's or the photos' folder.
+    """
+    output = args.output_dir
+    for flag in ("pretrained_model_name_or_path", "instance_data_dir", "tokenizer_name"):
+        other = getattr(args, flag)
+        if other and overlap(output, other):
+            raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
+    if os.path.lexists(output) and not output.is_dir():
+        raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
+    if output.is_dir() and {path.name for path in output.iterdir()} - {LOCK_FILE} and not is_own_output(output):
+        raise UserError(
+            f"--output_dir {output} holds files that this program did not write; name an empty or a new folder"
+        )
+    existing = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {output}: no permission to write in {existing}")
+    if os.environ.get("RANK", "0") == "0":
+        check_not_in_use(output)
+    if args.export_single_file:
+        check_export_file(args.export_single_file)
