@@ -7,7 +7,8 @@ CPU (64 px, 4 steps). Guidance 7.5 throughout. Method: the recipe's loop is Diff
 one image a call; ours is utils.models.drawing.sample in evaluate.py's default precision. Seconds an image are the
 median over the calls after the first, host work included, PNGs not; the first call, with compilation and capture,
 stands beside it. Differences are of final latents, relative to the second's norm, and of pixels in levels of 255. Then
-the whole command, in a process of its own: as many images of the baseline and of a fine-tuned model as the largest batch.
+the whole command, in a process of its own: as many images of the baseline and of a fine-tuned model as the largest
+batch.
 """
 
 import argparse
