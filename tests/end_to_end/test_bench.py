@@ -1,13 +1,30 @@
 """The benchmarks run on the embedded model on a CPU, so that what they print on a GPU is not their first run."""
 
+import importlib
+import inspect
 import json
+import sys
 
 import pytest
 
 from bench import evaluate as bench
 from bench import loss_curves, train_step
+from tests.helpers.script import ROOT
+
+BENCH = [path for path in (ROOT / "bench").rglob("*.py") if path.stem != "__init__"]
 
 
+@pytest.mark.parametrize("name", sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in BENCH))
+def test_a_benchmark_starts(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # some change it
+    module = importlib.import_module(name)
+    if "main" in vars(module) and inspect.signature(module.main).parameters:
+        with pytest.raises(SystemExit) as end:
+            module.main(["--help"])
+        assert end.value.code == 0 and capsys.readouterr().out.startswith("usage: ")
+
+
+@pytest.mark.slow
 def test_train_step(tmp_path, capsys):
     file = tmp_path / "results.json"
     train_step.main(["--batch_sizes", "1", "--steps", "4", "--json", str(file)])
@@ -20,6 +37,7 @@ def test_train_step(tmp_path, capsys):
     assert "ours      batch 1:" in said and "reference batch 1:" in said and "floor" in said
 
 
+@pytest.mark.slow
 def test_the_reference_loop_learns_what_the_script_learns(tmp_path, capsys):
     loss_curves.main([str(tmp_path), "--resolution=64", "--steps=6"])
     losses = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in loss_curves.NAMES}
@@ -44,6 +62,7 @@ def check_rows(results: dict) -> None:
         assert row["first_call_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_every_row_is_there(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "DEVICE", bench.torch.device("cpu"))
     monkeypatch.setattr(bench, "IS_GPU", False)

@@ -1,6 +1,7 @@
 """Several processes: the same run however it is spread, one decision for all, and an end for all when one dies."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.pipelines import write_photos
+from tests.helpers.processes import finish, start_ranks
 from tests.helpers.script import ROOT, SPREAD, TRAIN, as_argv, launch, losses, rows, run, start, weight_change
 from utils.data.class_generation import image_seed
 from utils.data.class_images import file_name, read_metadata
@@ -103,35 +105,41 @@ def class_flags(flags: dict, tmp_path: Path, count: int) -> dict:
     return flags | dict(with_prior_preservation=True, class_prompt="a photo of a cat.", max_train_steps=1) | made
 
 
+def die_before_the_third_image_has_its_name() -> None:
+    replace, images = os.replace, []
+
+    def replace_or_die(source, target):
+        images.append(target) if str(target).endswith(".png") else None
+        if len(images) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replace_or_die
+
+
 def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):
     count = 10
     argv = as_argv(class_flags(flags, tmp_path, count))
-    process = start(["--standalone", "--nproc_per_node", 2], TRAIN, argv)
     folder = tmp_path / "class"
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("class-*.png"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.send_signal(signal.SIGKILL)
-    process.communicate()
-    psutil.wait_procs(family, timeout=10)
+    killed = start_ranks(2, argv, tmp_path / "killed", die_before_the_third_image_has_its_name)
+    assert finish(killed) == [-signal.SIGKILL] * 2
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("class-*.png")}
-    assert 3 <= len(before) < count, "the kill has to come half-way"
+    assert len(before) == 4, "each rank has made two images"
     for name in before:
         assert read_metadata(folder / name) is not None, "an image that is there is whole"
 
-    result = launch(2, argv)
-    assert result.returncode == 0, result.stderr
-    assert f"have {len(before)}, need {count}, will make {count - len(before)} (2 ranks" in result.stdout
+    again = start_ranks(2, argv, tmp_path / "again")
+    assert finish(again) == [0, 0], again[0].text()
+    text = again[0].text()
+    assert f"have 4, need {count}, will make 6 (2 ranks" in text
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("class-*.png")}
     assert sorted(after) == [file_name(number) for number in range(count)]
     assert {name: after[name] for name in before} == before, "what was there is not made again"
     seeds = {name: read_metadata(folder / name)["seed"] for name in after}
     expected = {file_name(number): image_seed(0, number, 0) for number in range(count)}
     assert seeds == expected, "as one rank would have made them"
-    assert result.stdout.count("will make") == 1, "one plan is said"
-    assert result.stderr.count(f"0/{(count - len(before) + 1) // 2} [") == 1, "one progress bar is shown"
+    assert text.count("will make") == 1, "one plan is said"
+    assert text.count("0/3 [") == 1, "one progress bar is shown"
 
 
 @pytest.mark.slow

@@ -35,9 +35,13 @@ def _flags_of(line: str) -> list[str]:
 
 
 def test_every_link_of_the_documentation_leads_to_a_file():
+    """Links, and the tests that are named."""
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for file, name in re.findall(r"`((?:\w+/)+test_\w+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8")):
+            path = ROOT / "tests" / file.removeprefix("tests/")
+            assert path.is_file() and name in path.read_text(encoding="utf-8"), f"{page.name}: {file} {name}"
 
 
 @pytest.fixture

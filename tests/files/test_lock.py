@@ -5,16 +5,14 @@ import fcntl
 import os
 import signal
 import socket
-import threading
-import time
 
 import pytest
 
-from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
-from utils.files.lock import LOCK_FILE, check_not_in_use, hold_output
+from utils.files.lock import LOCK_FILE, SECONDS_FOR_A_DYING_RUN, check_not_in_use, hold_output
 
 
 def wait_less() -> None:
@@ -43,33 +41,36 @@ def test_a_second_run_is_refused_and_the_first_goes_on(flags, tmp_path, num_rank
 def test_both_started_at_once(flags, tmp_path):
     """Both pass the checks before either holds the lock: one of them trains."""
     output, argv = tmp_path / "output", as_argv(flags | dict(max_train_steps=60))
-    both = [Process(argv, tmp_path / name, lambda: setattr(main_module(), "run_preflight", slow_preflight))
-            for name in "ab"]  # fmt: skip
+
+    def texts_of_both() -> str:
+        return "".join((tmp_path / name).read_text() for name in "ab")
+
+    def meet_after_the_preflight() -> None:
+        import train_dreambooth_colossalai as script
+
+        run_preflight = script.run_preflight
+
+        def run_and_wait(args):
+            ready = run_preflight(args)
+            (tmp_path / f"{os.getpid()}.checked").touch()
+            wait_for(lambda: len(list(tmp_path.glob("*.checked"))) == 2)
+            return ready
+
+        script.run_preflight = run_and_wait
+        pause_after(30, lambda: "is in use" in texts_of_both())()
+
+    both = [Process(argv, tmp_path / name, meet_after_the_preflight) for name in "ab"]
     assert sorted(finish(both)) == [0, 2]
     texts = [process.text() for process in both]
     assert sum("is in use by another run" in text for text in texts) == 1
     assert len(rows(output)) == 60 and not list(output.glob(".*"))
 
 
-def main_module():
-    import train_dreambooth_colossalai
-
-    return train_dreambooth_colossalai
-
-
-def slow_preflight(args):
-    from utils.preflight.table import run_preflight
-
-    ready = run_preflight(args)
-    time.sleep(1)
-    return ready
-
-
 def test_a_killed_run_leaves_no_lock(flags, tmp_path):
     output = tmp_path / "output"
     run(flags, output_dir=tmp_path / "whole", max_train_steps=40)
     argv = as_argv(flags | dict(max_train_steps=40, checkpointing_steps=5))
-    process = Process(argv, tmp_path / "text")
+    process = Process(argv, tmp_path / "text", pause_after(8, lambda: False))
     wait_for(lambda: (output / "checkpoint-5").exists())
     process.kill()
     process.wait()
@@ -84,16 +85,28 @@ def test_a_lock_that_is_left_alone_does_not_make_a_folder_foreign(flags, tmp_pat
     assert len(run(flags)) == 3
 
 
-def test_a_dying_run_is_waited_for(tmp_path):
+def while_waiting(monkeypatch, action) -> list[float]:
+    """`action` happens in the waiting run's first pause; the pauses in seconds."""
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            action()
+
+    monkeypatch.setattr("utils.output_lock.time.sleep", sleep)
+    return pauses
+
+
+def test_a_dying_run_is_waited_for(tmp_path, monkeypatch):
     with open(tmp_path / LOCK_FILE, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        threading.Timer(0.5, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
-        started = time.monotonic()
+        pauses = while_waiting(monkeypatch, lambda: fcntl.flock(file, fcntl.LOCK_UN))
         check_not_in_use(tmp_path)
-        assert 0.3 < time.monotonic() - started < 3
+    assert len(pauses) == 1 and 0.5 < SECONDS_FOR_A_DYING_RUN <= 3
 
 
-def test_a_lock_file_removed_while_waiting_is_made_anew(tmp_path):
+def test_a_lock_file_removed_while_waiting_is_made_anew(tmp_path, monkeypatch):
     path = tmp_path / LOCK_FILE
     path.touch()
     with path.open() as file:
@@ -103,8 +116,9 @@ def test_a_lock_file_removed_while_waiting_is_made_anew(tmp_path):
             path.unlink()
             fcntl.flock(file, fcntl.LOCK_UN)
 
-        threading.Timer(0.1, leave).start()
+        pauses = while_waiting(monkeypatch, leave)
         with hold_output(tmp_path):
+            assert len(pauses) == 1
             assert path.read_text().startswith(f"process {os.getpid()} on ")
             with pytest.raises(UserError, match="is in use by another run"), hold_output(tmp_path):
                 pass

@@ -52,7 +52,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 120) -> int:
         """The exit code, negative for the signal that ended it; kills it and fails if it takes too long."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -80,11 +80,38 @@ def start_ranks(num_ranks: int, argv: list[str], output: Path, prepare=None, **e
     return [Process(argv, output, prepare, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(num_ranks)]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.002)
+
+
+def after_step(step: int, action: Callable[[], None]) -> Callable[[], None]:
+    """A `prepare` with which `action` is called in the run once step `step`, counted from 1, is in metrics.jsonl.
+
+    A run that starts after that step calls it after its first.
+    """
+
+    def prepare() -> None:
+        from utils.run.logs import TrainingLog
+
+        log_step, called = TrainingLog.step, []
+
+        def step_and_act(self, global_step, metrics):
+            log_step(self, global_step, metrics)
+            if global_step >= step and not called:
+                called.append(global_step)
+                action()
+
+        TrainingLog.step = step_and_act
+
+    return prepare
+
+
+def pause_after(step: int, released: Callable[[], bool]) -> Callable[[], None]:
+    """A `prepare` with which the run waits after step `step` until `released()`, so that a test has time to act."""
+    return after_step(step, lambda: wait_for(released))
 
 
 def finish(ranks: list[Process]) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_photos
-from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, ROOT, UNET_FILE, as_argv, bits, rows, run, run_json
 from utils.run.lineage import list_checkpoints
 from utils.runtime.ranks import EXIT_LOST_RANK
@@ -77,19 +77,23 @@ def test_no_space_for_the_checkpoint_of_a_signal(flags, tmp_path):
 
 def test_the_output_folder_vanishes(flags, tmp_path):
     output = tmp_path / "output"
-    process = Process(as_argv(flags | dict(max_train_steps=60)), tmp_path / "text")
+    done = tmp_path / "done"
+    process = Process(as_argv(flags | dict(max_train_steps=60)), tmp_path / "text", pause_after(3, done.exists))
     wait_for(lambda: len(rows(output)) > 2)
     output.rename(tmp_path / "moved")
+    done.touch()
     assert process.wait() == 0, process.text()
     assert (output / "model_index.json").is_file() and run_json(output)["status"] == "complete"
 
 
 def test_the_output_folder_becomes_unwritable(flags, tmp_path):
     output = tmp_path / "output"
-    process = Process(as_argv(flags | dict(max_train_steps=60, checkpointing_steps=50)), tmp_path / "text")
+    argv, done = as_argv(flags | dict(max_train_steps=60, checkpointing_steps=50)), tmp_path / "done"
+    process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
     wait_for(lambda: len(rows(output)) > 2)
     output.rename(tmp_path / "moved")
     output.write_text("in the way")
+    done.touch()
     assert process.wait() == 1
     text = process.text()
     assert "error: the pipeline could not be written" in text and "checkpoint-50 could not be written" in text
@@ -99,9 +103,11 @@ def test_the_output_folder_becomes_unwritable(flags, tmp_path):
 def test_a_photo_deleted_after_the_start_is_not_missed(flags, tmp_path):
     photos = write_photos(tmp_path / "photos", 3)
     argv = as_argv(flags | dict(max_train_steps=40, instance_data_dir=photos, checkpointing_steps=20))
-    process = Process(argv, tmp_path / "text")
+    done = tmp_path / "done"
+    process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
     wait_for(lambda: len(rows(tmp_path / "output")) > 2)
     (photos / "photo-1.jpg").unlink()
+    done.touch()
     assert process.wait() == 0
     again = Process([*argv, "--resume_from_checkpoint=checkpoint-20"], tmp_path / "again")
     assert again.wait() == 2 and "photos: 'photo-1.jpg' has gone" in again.text()
@@ -113,9 +119,11 @@ def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change)
     config, output = base / "vae/config.json", tmp_path / "output"
     content = config.read_text()
     argv = as_argv(flags | dict(max_train_steps=40, pretrained_model_name_or_path=base))
-    process = Process(argv, tmp_path / "text")
+    done = tmp_path / "done"
+    process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
     wait_for(lambda: len(rows(output)) > 2)
     config.unlink() if change == "gone" else config.write_text(content + " ")
+    done.touch()
     assert process.wait() == 1
     assert "vae/config.json has changed since the start" in process.text() and "Traceback" not in process.text()
     assert not (output / "model_index.json").exists() and no_debris(output)
@@ -130,7 +138,7 @@ def test_a_rank_that_dies_ends_the_others(flags, tmp_path):
     ranks = start_ranks(2, as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=3)), tmp_path / "text")
     wait_for(lambda: list_checkpoints(output))
     ranks[1].kill()
-    assert [process.wait(20) for process in ranks] == [EXIT_LOST_RANK, -signal.SIGKILL]
+    assert finish(ranks) == [EXIT_LOST_RANK, -signal.SIGKILL]
     text = ranks[0].text()
     assert "error: rank 0: another process of this run has ended" in text, text
     assert "--resume_from_checkpoint latest" in text, text
@@ -208,7 +216,7 @@ def test_a_signal_to_torchrun(flags, tmp_path, number):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(lambda: len(rows(output)) > 2, 100)
     process.send_signal(number)
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=120)[0]
     assert process.returncode != 0 and "stopped after step" in text
     (checkpoint,) = list_checkpoints(output)
     assert checkpoint.step == len(rows(output)) and no_debris(output)

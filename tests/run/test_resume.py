@@ -5,13 +5,15 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.pipelines import write_photos
-from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.processes import Process, after_step, finish, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json, without_times
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
@@ -26,6 +28,20 @@ def change_scale_often() -> None:
     MasterWeightsOptimizer.__init__.__kwdefaults__.update(growth_interval=1, initial_scale=2.0**17)
 
 
+def die_at(rank: int, step: int, seconds: float) -> Callable[[], None]:
+    """A `prepare` with which a rank kills itself `seconds` after its step `step`, or after its start if that is 0."""
+
+    def prepare() -> None:
+        change_scale_often()
+        if int(os.environ.get("RANK", "0")) != rank:
+            return
+        death = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+        death.daemon = True
+        after_step(step, death.start)() if step else death.start()
+
+    return prepare
+
+
 KINDS = dict(
     fp32=(1, dict(max_train_steps=24)),
     fp16=(1, dict(max_train_steps=24, mixed_precision="fp16", gradient_accumulation_steps=2)),
@@ -37,9 +53,7 @@ def kill_and_resume(flags: dict, tmp_path: Path, kind: str, num_moments: int) ->
     """An uninterrupted run, then the same run killed and resumed at each of `num_moments` random moments."""
     num_ranks, changes = KINDS[kind]
     argv = as_argv(flags | changes | dict(checkpointing_steps=3, checkpoints_total_limit=2))
-    started = time.monotonic()
     assert finish(start_ranks(num_ranks, argv, tmp_path / "whole.txt", change_scale_often)) == [0] * num_ranks
-    seconds = time.monotonic() - started
     output = flags["output_dir"]
     whole, expected = bits(output), without_times(output)
     if changes.get("mixed_precision") == "fp16":
@@ -49,13 +63,15 @@ def kill_and_resume(flags: dict, tmp_path: Path, kind: str, num_moments: int) ->
     kills, steps = 0, set()
     shutil.rmtree(output)
     while kills < num_moments:
-        started = time.monotonic()
-        ranks = start_ranks(num_ranks, resumed, tmp_path / "killed.txt", change_scale_often)
-        time.sleep(seconds * chance.uniform(0.1, 0.9))
-        victim = ranks[chance.randrange(num_ranks)]
-        victim.kill()
-        steps.add(len(rows(output)))
+        # Every third is killed while it starts, the others somewhere in the run's first, second, ... last part.
+        early = kills % 3 == 1
+        first, last = (len(expected) * part // num_moments for part in (kills, kills + 1))
+        step = 0 if early else chance.randint(first + 1, max(first + 1, last))
+        number, seconds = chance.randrange(num_ranks), chance.uniform(0, 0.5 if early else 0.03)
+        ranks = start_ranks(num_ranks, resumed, tmp_path / "killed.txt", die_at(number, step, seconds))
+        victim = ranks[number]
         codes = [victim.wait()]
+        steps.add(len(rows(output)))
         for other in ranks:
             if other is not victim:  # which may wait for a connection to the victim: torchrun would end it like this
                 time.sleep(0.3)
@@ -63,7 +79,6 @@ def kill_and_resume(flags: dict, tmp_path: Path, kind: str, num_moments: int) ->
                 codes.append(other.wait())
         kills += -signal.SIGKILL in codes
         if set(codes) == {0}:  # it was over before
-            seconds = min(seconds, time.monotonic() - started)
             assert bits(output) == whole
             shutil.rmtree(output)
     assert finish(start_ranks(num_ranks, resumed, tmp_path / "last.txt", change_scale_often)) == [0] * num_ranks

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from tests.helpers.processes import Process, finish, start_ranks, wait_for
+from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, rows, run_json
 from utils.run.lineage import list_checkpoints
+from utils.runtime import signals
 
 
 class TestSignals:
@@ -40,9 +41,16 @@ class TestSignals:
 
     def test_nohup(self, flags, tmp_path):
         argv = as_argv(flags | dict(max_train_steps=40))
-        process = Process(argv, tmp_path / "text", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        sent = tmp_path / "sent"
+
+        def under_nohup() -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            pause_after(4, sent.exists)()
+
+        process = Process(argv, tmp_path / "text", under_nohup)
         wait_for(lambda: len(rows(tmp_path / "output")) > 3)
         process.kill(signal.SIGHUP)
+        sent.touch()
         assert process.wait() == 0
 
     def test_the_terminal_is_closed(self, flags, tmp_path):
@@ -71,6 +79,7 @@ class TestSignals:
         def never_finish_writing() -> None:
             from utils.run.checkpoint import Checkpointer
 
+            signals.SECONDS_OF_ONE_SIGNAL = 0
             fill = Checkpointer._fill
 
             def slow(self, folder, step):
@@ -84,9 +93,9 @@ class TestSignals:
         process = Process(argv, tmp_path / "text", never_finish_writing)
         wait_for(lambda: (output / "checkpoint-2").is_dir())
         process.kill(signal.SIGINT)
-        time.sleep(1.2)
+        wait_for(lambda: "a second signal ends at once" in process.text())
         process.kill(signal.SIGINT)
-        assert process.wait(5) == 130
+        assert process.wait() == 130  # its checkpoint would take 1000 s
         assert [found.step for found in list_checkpoints(output)] == [2]
         resumed = Process(as_argv(flags | LATEST | dict(max_train_steps=4)), tmp_path / "resumed")
         assert resumed.wait() == 0 and not list(output.glob(".*"))
@@ -116,9 +125,14 @@ class TestSignals:
 
     def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, tmp_path):
         output = tmp_path / "output"
-        process = Process(as_argv(flags | dict(max_train_steps=5000)), tmp_path / "text")
+        assert 0.05 < signals.SECONDS_OF_ONE_SIGNAL < 1.2
+
+        def never_two_signals() -> None:
+            signals.SECONDS_OF_ONE_SIGNAL = 1000
+
+        process = Process(as_argv(flags | dict(max_train_steps=5000)), tmp_path / "text", never_two_signals)
         wait_for(lambda: len(rows(output)) > 3)
         process.kill(signal.SIGINT)
-        time.sleep(0.05)
+        wait_for(lambda: "a second signal ends at once" in process.text())
         process.kill(signal.SIGINT)
         assert process.wait() == 130 and len(list_checkpoints(output)) == 1

@@ -124,15 +124,18 @@ def compare(change: torch.Tensor, losses: list[float], reference: tuple[torch.Te
     )
 
 
-def learns_like_fp32(result: dict) -> bool:
-    return result["cosine"] > 0.999 and result["loss_difference"] < 1e-3 and abs(result["norm_ratio"] - 1) < 0.01
+def learns_like_fp32(result: dict, loss_tolerance: float = 1e-3) -> bool:
+    close = result["cosine"] > 0.999 and abs(result["norm_ratio"] - 1) < 0.01
+    return close and result["loss_difference"] < loss_tolerance
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 def test_master_weights_learn_what_fp32_learns(pretrained, in_fp32, weight_dtype):
     result = compare(*train_ours(pretrained, weight_dtype), in_fp32)
     print(weight_dtype, result)
-    assert learns_like_fp32(result), result
+    # Losses are near 1, and bf16's activations have 8 bits: they may differ by half of its spacing there. Processors
+    # sum in different orders: 0.0008 on one, 0.00104 on another (AVX-512).
+    assert learns_like_fp32(result, 2**-9 if weight_dtype == torch.bfloat16 else 1e-3), result
     assert result["moved"] > 0.99
 
 
