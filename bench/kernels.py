@@ -20,10 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench: libraries look for a package named `kernels`
 
 from bench.random_sd14 import UNET_CONFIG  # noqa: E402
-from utils.kernels import (  # noqa: E402
-    operations,
-    updates,  # noqa: E402
-)
+from utils.kernels import operations, updates  # noqa: E402
 from utils.models import fused_unet  # noqa: E402
 
 START = time.time()

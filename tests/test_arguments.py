@@ -172,7 +172,7 @@ def test_the_bounds_themselves_are_good(flag, value):
 
 @pytest.mark.parametrize("name", LR_SCHEDULERS)
 def test_every_schedule_that_is_offered_exists(name):
-    from utils.run.plan import learning_rate_table
+    from utils.training.learning_rates import learning_rate_table
 
     assert parse_args([*REQUIRED, "--lr_scheduler", name]).lr_scheduler == name
     table = learning_rate_table(1.0, name, num_warmup_steps=0, num_training_steps=3, num_cycles=1, power=1.0)

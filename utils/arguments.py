@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.command_line import (
@@ -15,11 +16,12 @@ from utils.command_line import (
     with_config,
 )
 from utils.errors import UserError
+from utils.files.atomic import STAGING_PREFIX
+from utils.files.lock import LOCK_FILE
+from utils.files.ownership import RUN_NAMES
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX
 
 LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
-# What the output folder holds besides the logs.
-RESERVED_NAMES = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
-RESERVED_NAMES += ("model_index.json", "run.json", "metrics.jsonl", "run.json.previous", "metrics.jsonl.previous")
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -38,7 +40,7 @@ def training_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_files(group) -> None:
+def _add_files(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--pretrained_model_name_or_path", required=True, type=Path, metavar="DIR", help="folder of the base pipeline")
     add("--tokenizer_name", type=Path, metavar="DIR", help="folder of another CLIPTokenizer (default: the base's own)")
@@ -59,7 +61,7 @@ def _add_files(group) -> None:
     )
 
 
-def _add_prior_preservation(group) -> None:
+def _add_prior_preservation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--with_prior_preservation", action="store_true", help="train on images of the class too, so that it stays")
     add("--class_data_dir", type=Path, metavar="DIR", help="the class images; missing ones are made there first")
@@ -74,7 +76,7 @@ def _add_prior_preservation(group) -> None:
     )
 
 
-def _add_run(group) -> None:
+def _add_run(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--seed", type=seed_int, default=0, help="fixes every random draw (default: 0)")
     add("--resolution", type=positive_int, default=512, help="side of the training crops in pixels (default: 512)")
@@ -106,7 +108,7 @@ def _add_run(group) -> None:
     add("--debug", action="store_true", help="show the traceback of an error")
 
 
-def _add_memory(add) -> None:
+def _add_memory(add: Callable[..., object]) -> None:
     add("--gradient_checkpointing", action="store_true", help="less memory at larger batches, more time")
     add(
         "--offload_optimizer",
@@ -118,7 +120,7 @@ def _add_memory(add) -> None:
     add("--low_memory", action="store_true", help="--gradient_checkpointing and --offload_optimizer all")
 
 
-def _add_optimization(group) -> None:
+def _add_optimization(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--learning_rate", type=positive_float, default=5e-6, help="AdamW's (default: 5e-6)")
     add("--scale_lr", action="store_true", help="multiply the learning rate by ranks x accumulation x batch size")
@@ -145,7 +147,7 @@ def _add_optimization(group) -> None:
     )
 
 
-def _add_output(group) -> None:
+def _add_output(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--save_dtype",
@@ -189,14 +191,14 @@ def _add_output(group) -> None:
     add("--report_to", choices=["none", "tensorboard"], default="none", help="besides metrics.jsonl (default: none)")
 
 
-def expand_config(argv: list[str] | None = None) -> list[str]:
-    """The command line with the flags of its --config FILE in the file's place."""
-    return with_config(sys.argv[1:] if argv is None else argv, training_parser())
+def parse_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Parsed and checked arguments, and the command line with the flags of its --config FILE in the file's place.
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parsed and checked arguments; raises UserError with one line naming the flag."""
-    args = training_parser().parse_args(expand_config(argv))
+    Raises UserError with one line naming the flag.
+    """
+    parser = training_parser()
+    argv = with_config(sys.argv[1:] if argv is None else argv, parser)
+    args = parser.parse_args(argv)
     _check_concept_flags(args)
     args.gradient_checkpointing |= args.low_memory
     args.offload_optimizer = args.offload_optimizer or ("all" if args.low_memory else "none")
@@ -208,7 +210,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--logging_dir {args.logging_dir} is a part of the result; give it a name like 'logs'")
     if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
         raise UserError("--resume_from_checkpoint goes on with a run, --overwrite_output_dir starts over: give one")
-    return args
+    return args, argv
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of parse_command_line alone."""
+    return parse_command_line(argv)[0]
 
 
 def _check_concept_flags(args: argparse.Namespace) -> None:
@@ -237,7 +244,8 @@ def _check_concept_flags(args: argparse.Namespace) -> None:
 
 def _is_reserved(name: str) -> bool:
     """Whether the output folder holds something of the program's own under that name."""
-    return name in RESERVED_NAMES or name.startswith("checkpoint-")
+    reserved = (*FROZEN_PARTS, "unet", MODEL_INDEX, LOCK_FILE, *RUN_NAMES)
+    return name in reserved or name.startswith(("checkpoint-", STAGING_PREFIX))
 
 
 def as_plain(args: argparse.Namespace) -> dict:

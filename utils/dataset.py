@@ -31,7 +31,7 @@ class Photo(NamedTuple):
     sha256: str
     original_size: tuple[int, int]
     pixels: np.ndarray
-    prompt: str | None = None
+    prompt: str = ""
 
 
 def find_photos(
@@ -153,9 +153,7 @@ class InstanceDataset:
         UserError: no folder, no photo, or an unreadable one.
     """
 
-    def __init__(
-        self, directory: str | os.PathLike, resolution: int, center_crop: bool = False, prompt: str | None = None
-    ):
+    def __init__(self, directory: str | os.PathLike, resolution: int, center_crop: bool = False, prompt: str = ""):
         paths, self.skipped = find_photos(Path(directory))
         self.resolution = resolution
         self.center_crop = center_crop

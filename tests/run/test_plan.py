@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.run.plan import learning_rate_table
+from utils.training.learning_rates import learning_rate_table
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup"])

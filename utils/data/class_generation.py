@@ -4,9 +4,9 @@ import contextlib
 import functools
 import gc
 import sys
-from argparse import Namespace
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,51 +38,83 @@ MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as 
 
 
 def prepare_class_images(
-    args: Namespace, concepts: list[Concept], base_folder: Path, base_hashes: Future | None, device
-) -> ClassDataset | None:
-    """Says what there is and what is missing, makes that, and returns the images to use; None if none are asked for.
+    concepts: list[Concept],
+    base_folder: Path,
+    base_hashes: Future | None,
+    device: torch.device,
+    *,
+    num_class_images: int,
+    sample_batch_size: int,
+    precision: str | None,
+    resolution: int,
+    center_crop: bool,
+    seed: int,
+    uses_cuda_graph: bool,
+) -> ClassDataset:
+    """Says which class images there are and which are missing, makes those, and returns the images to use.
 
-    Every rank has to call it, rank 0 with the base's hashes (see resume.Start). Raises UserError on all of them.
+    Every rank has to call it, rank 0 with the base's hashes (see resume.StartingPoint). UserErrors are raised on all.
+
+    Args:
+        precision: a key of DTYPES, in which they are drawn; None: fp16 on a GPU, else fp32.
+        resolution, center_crop: of the training crops.
     """
-    if not args.with_prior_preservation:
-        return None
-    plans = together(lambda: _plan_all(args, concepts, base_folder, base_hashes), main_only=True)
+
+    def plan_all() -> list[ClassPlan]:
+        assert base_hashes is not None
+        plans = _plan_all(concepts, base_folder, base_hashes, num_class_images)
+        for plan in plans:
+            print(plan.summary(dist.get_world_size(), sample_batch_size), flush=True)
+        return plans
+
+    plans = together(plan_all, main_only=True)
     if any(plan.missing for plan in plans):
-        together(lambda: make_missing(args, plans, base_folder, device))
-    together(lambda: [check_used(plan) for plan in plans])
+        dtype = DTYPES[precision or ("fp16" if device.type == "cuda" else "fp32")]
+        make = functools.partial(make_missing, plans, base_folder, dtype, device)
+        together(lambda: make(batch_size=sample_batch_size, seed=seed, uses_cuda_graph=uses_cuda_graph))
+    together(lambda: check_used(plans))
     images = [(path, plan.prompt) for plan in plans for path in plan.used]
-    return ClassDataset(images, args.resolution, args.center_crop)
+    return ClassDataset(images, resolution, center_crop)
 
 
-def _plan_all(args: Namespace, concepts: list[Concept], base_folder: Path, base_hashes: Future) -> list[ClassPlan]:
+def _plan_all(
+    concepts: list[Concept], base_folder: Path, base_hashes: Future, num_class_images: int
+) -> list[ClassPlan]:
     model = model_hash(base_hashes.result()["sha256"])
-    different = {concept.class_data_dir.resolve(): concept for concept in concepts}
+    classes = {concept.class_data_dir.resolve(): concept for concept in concepts if concept.class_data_dir}
     plans = []
-    for concept in different.values():
+    for concept in classes.values():
+        assert concept.class_data_dir is not None and concept.class_prompt is not None
         settings = generation_settings(base_folder, model, concept.class_prompt)
-        plans.append(plan_class_images(concept, settings, args.num_class_images))
-    for plan in plans:
-        print(plan.summary(dist.get_world_size(), args.sample_batch_size), flush=True)
+        plans.append(plan_class_images(concept.class_data_dir, concept.class_prompt, settings, num_class_images))
     return plans
 
 
-def make_missing(args: Namespace, plans: list[ClassPlan], base_folder: Path, device) -> None:
+def make_missing(
+    plans: list[ClassPlan],
+    base_folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    batch_size: int,
+    seed: int,
+    uses_cuda_graph: bool,
+) -> None:
     """Makes this rank's share of every plan's missing images, every num_ranks-th of them."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     shares = [(plan, plan.missing[rank::num_ranks]) for plan in plans]
-    precision = args.prior_generation_precision or ("fp16" if device.type == "cuda" else "fp32")
-    pipeline = load_class_pipeline(base_folder, DTYPES[precision], device)
+    pipeline = load_class_pipeline(base_folder, dtype, device)
     total = sum(len(numbers) for _, numbers in shares)
     bar = tqdm(total=total, desc="class images", unit="image", disable=rank != 0, file=sys.stderr)
     say = functools.partial(print, "warning:", file=sys.stderr, flush=True)
-    uses_graphs = device.type == "cuda" and not args.no_cuda_graph
-    captured = CapturedUNet(say).serving(pipeline) if uses_graphs else contextlib.nullcontext()
+    captures = device.type == "cuda" and uses_cuda_graph
+    captured = CapturedUNet(say).serving(pipeline) if captures else contextlib.nullcontext()
     with bar, captured:
         for plan, numbers in shares:
             plan.folder.mkdir(parents=True, exist_ok=True)
-            for start in range(0, len(numbers), args.sample_batch_size):
-                batch = numbers[start : start + args.sample_batch_size]
-                make_batch(pipeline, plan, batch, args.seed)
+            for start in range(0, len(numbers), batch_size):
+                batch = numbers[start : start + batch_size]
+                make_batch(pipeline, plan, batch, seed)
                 bar.update(len(batch))
             sync_directory(plan.folder)
     del pipeline, captured
@@ -96,7 +128,7 @@ def image_seed(seed: int, number: int, attempt: int) -> int:
     return int(generator(seed, number + (attempt << 32), Purpose.CLASS_SEED).integers(2**32))
 
 
-def make_batch(pipeline, plan: ClassPlan, numbers: list[int], seed: int) -> None:
+def make_batch(pipeline: Any, plan: ClassPlan, numbers: list[int], seed: int) -> None:
     """Makes and writes these images of a plan, blank ones again with another seed.
 
     Raises UserError where one stays blank.
@@ -120,7 +152,7 @@ def make_batch(pipeline, plan: ClassPlan, numbers: list[int], seed: int) -> None
 
 
 @torch.inference_mode()
-def draw(pipeline, settings: dict, seeds: list[int]) -> np.ndarray:
+def draw(pipeline: Any, settings: dict, seeds: list[int]) -> np.ndarray:
     """Images float32 [N,H,W,3] in [0,1], one a seed; each has its own CPU generator, whatever the batch."""
     names = ("prompt", "num_inference_steps", "guidance_scale", "height", "width")
     try:

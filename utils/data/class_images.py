@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils.data.concepts import Concept
 from utils.dataset import find_photos
 from utils.errors import UserError
 from utils.files.atomic import save_png
@@ -84,12 +83,11 @@ def generation_settings(folder: Path, model: str, prompt: str) -> dict:
     )
 
 
-def plan_class_images(concept: Concept, settings: dict, num_class_images: int) -> ClassPlan:
+def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_images: int) -> ClassPlan:
     """What is there and what has to be made; reads headers only, writes nothing.
 
     Raises UserError where the folder holds images of another prompt or model, or too few of unknown origin.
     """
-    folder = concept.class_data_dir
     found, foreign = set(), []
     for path in find_photos(folder, "--class_data_dir", may_be_empty=True)[0] if folder.is_dir() else []:
         metadata = read_metadata(path)
@@ -98,11 +96,10 @@ def plan_class_images(concept: Concept, settings: dict, num_class_images: int) -
             continue
         _check_settings(folder, metadata["settings"], settings)
         found.add(metadata["number"])
-    return _choose(concept, settings, num_class_images, found, foreign)
+    return _choose(folder, prompt, settings, num_class_images, found, foreign)
 
 
-def _choose(concept: Concept, settings: dict, need: int, found: set[int], foreign: list[Path]) -> ClassPlan:
-    folder, prompt = concept.class_data_dir, concept.class_prompt
+def _choose(folder: Path, prompt: str, settings: dict, need: int, found: set[int], foreign: list[Path]) -> ClassPlan:
     if foreign and not found:
         if len(foreign) < need:
             raise UserError(
@@ -153,11 +150,12 @@ def write_class_image(path: Path, image: np.ndarray, metadata: dict) -> None:
     save_png(path, pixels, {METADATA_KEY: json.dumps(metadata)})
 
 
-def check_used(plan: ClassPlan) -> None:
-    """Raises UserError where this rank cannot see an image that is to be used."""
-    absent = [path for path in plan.used if not path.is_file()]
-    if absent:
-        raise UserError(
-            f"--class_data_dir {plan.folder}: {len(absent)} of {len(plan.used)} class images cannot be seen from "
-            f"every rank, {absent[0].name} first; it has to be one folder that all nodes share"
-        )
+def check_used(plans: list[ClassPlan]) -> None:
+    """Raises UserError if this rank cannot see an image that is to be used."""
+    for plan in plans:
+        absent = [path for path in plan.used if not path.is_file()]
+        if absent:
+            raise UserError(
+                f"--class_data_dir {plan.folder}: {len(absent)} of {len(plan.used)} class images cannot be seen from "
+                f"every rank, {absent[0].name} first; it has to be one folder that all nodes share"
+            )

@@ -2,10 +2,10 @@
 
 import json
 import os
-from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.files.ownership import overlap
 
@@ -21,17 +21,20 @@ class Concept(NamedTuple):
     class_data_dir: Path | None
 
 
-def read_concepts(args: Namespace) -> list[Concept]:
-    """The subjects that the flags or --concepts_list name; class folders may be missing still.
+def read_concepts(
+    subject: Concept, concepts_list: Path | None, output_dir: Path, *, with_prior_preservation: bool
+) -> list[Concept]:
+    """The subjects that --concepts_list names, or `subject`, the flags' own; class folders may still be missing.
 
-    Raises UserError where the list is malformed, or folders are shared that must not be.
+    Raises UserError if the list is malformed, or if folders are shared that must not be.
     """
-    if args.concepts_list:
-        entries = _read_list(args.concepts_list)
-        concepts = [_concept(entry, number, args) for number, entry in enumerate(entries, 1)]
-    else:
-        concepts = [Concept(*(getattr(args, field) for field in FIELDS))]
-    _check_folders(concepts, args.output_dir)
+    concepts = [subject]
+    if concepts_list:
+        concepts = [
+            _concept(entry, f"--concepts_list {concepts_list}, concept {number}", with_prior_preservation)
+            for number, entry in enumerate(_read_list(concepts_list), 1)
+        ]
+    _check_folders(concepts, output_dir)
     return concepts
 
 
@@ -45,23 +48,22 @@ def _read_list(path: Path) -> list[dict]:
     return entries
 
 
-def _concept(entry: dict, number: int, args: Namespace) -> Concept:
-    where = f"--concepts_list {args.concepts_list}, concept {number}"
+def _concept(entry: dict, where: str, with_prior_preservation: bool) -> Concept:
     unknown = sorted(entry.keys() - set(FIELDS))
     if unknown:
         raise UserError(f"{where}: there is no field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
-    for field in FIELDS if args.with_prior_preservation else FIELDS[:2]:
+    for field in FIELDS if with_prior_preservation else FIELDS[:2]:
         if not isinstance(entry.get(field), str) or not entry[field].strip():
             why = ", which --with_prior_preservation needs" if field in FIELDS[2:] else ""
             raise UserError(f"{where}: {field!r} is missing or empty{why}")
-    if not args.with_prior_preservation:
+    if not with_prior_preservation:
         return Concept(entry["instance_prompt"], Path(entry["instance_data_dir"]), None, None)
     texts = [entry[field] for field in FIELDS]
     return Concept(texts[0], Path(texts[1]), texts[2], Path(texts[3]))
 
 
 def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
-    class_prompts: dict[Path, str] = {}
+    class_prompts: dict[Path, str | None] = {}
     for concept in concepts:
         if overlap(concept.instance_data_dir, output_dir):
             raise UserError(f"--output_dir {output_dir} overlaps the photos' folder {concept.instance_data_dir}")
@@ -80,10 +82,8 @@ def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
             )
 
 
-def load_photos(concepts: list[Concept], resolution: int, center_crop: bool):
+def load_photos(concepts: list[Concept], resolution: int, center_crop: bool) -> InstanceDataset:
     """One InstanceDataset of all subjects' photos."""
-    from utils.dataset import InstanceDataset
-
     dataset, *others = [
         InstanceDataset(concept.instance_data_dir, resolution, center_crop, concept.instance_prompt)
         for concept in concepts

@@ -1,12 +1,13 @@
 """What training reads and never changes: prompts and images after the frozen text encoder and VAE."""
 
-from argparse import Namespace
 from collections.abc import Collection
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from utils.data.randomness import CLASS, photo_index
+from utils.dataset import ClassDataset, InstanceDataset
 from utils.diffusion import encode_images, encode_prompt, min_snr_weights
 from utils.models import loading
 from utils.models.drawing import Sampler
@@ -16,24 +17,37 @@ MAX_CACHED_BYTES = 1 << 30
 
 
 class InstanceLatents:
-    """Mean and standard deviation of the VAE's latent distribution for a photo's crop.
+    """Mean and standard deviation of the VAE's latent distribution for a photo's crop, and each photo's prompt.
 
     A photo with a fixed crop (square, or --center_crop) is encoded before training starts; crops of the others when
     they are first drawn, and kept, up to MAX_CACHED_BYTES in all. Sampling anew from the kept distribution each step
     is exactly what encoding anew each step would give.
 
     Args:
-        dataset: an InstanceDataset or a ClassDataset.
-        vae: frozen; let go of where it is not needed again.
+        dataset: photos or class images.
+        vae: frozen; let go of if it is not needed again.
+        rows: of each prompt in the table of prompts.
         photos: the only ones that will be drawn; None: all.
+
+    Attributes:
+        prompt_rows: of each photo, the row of its prompt in TrainingInputs.encoder_hidden_states.
+        shape: (4, R/8, R/8), a latent's.
     """
 
-    def __init__(self, dataset, vae: torch.nn.Module, photos: Collection[int] | None = None):
+    def __init__(
+        self,
+        dataset: InstanceDataset | ClassDataset,
+        vae: torch.nn.Module,
+        rows: dict[str, int],
+        photos: Collection[int] | None = None,
+    ):
         self.dataset = dataset
-        self.vae = vae
+        self.vae: torch.nn.Module | None = vae
+        self.prompt_rows = [rows[dataset.prompt(photo)] for photo in range(len(dataset))]
         self._moments: dict[tuple[int, int, int], torch.Tensor] = {}
         self._cached_bytes = 0
-        self.shape = tuple(self.moments(0, (0.0, 0.0)).shape[1:])
+        _, channels, height, width = self.moments(0, (0.0, 0.0)).shape
+        self.shape = (channels, height, width)
         if dataset.has_fixed_crops:
             photos = range(len(dataset)) if photos is None else sorted(photos)
             for photo in photos:
@@ -42,11 +56,16 @@ class InstanceLatents:
                 self.vae = None
         mark("photos encoded")
 
+    def __len__(self) -> int:
+        return len(self.prompt_rows)
+
     def moments(self, photo: int, position: tuple[float, float]) -> torch.Tensor:
         """float32 [2,4,h,w]: mean and standard deviation for the crop at `position`, two numbers in [0,1)."""
-        key = (photo, *self.dataset.crop_origin(photo, position))
+        top, left = self.dataset.crop_origin(photo, position)
+        key = (photo, top, left)
         if key in self._moments:
             return self._moments[key]
+        assert self.vae is not None, "every crop that can be drawn was encoded before the VAE was let go"
         weight = next(self.vae.parameters())
         pixel_values = self.dataset.pixel_values(*key).unsqueeze(0).to(weight.device, dtype=weight.dtype)
         moments = torch.cat(encode_images(self.vae, pixel_values))
@@ -59,19 +78,18 @@ class InstanceLatents:
 class TrainingInputs(NamedTuple):
     """The frozen side of a run.
 
-    `encoder_hidden_states` [P,77,C] in weight_dtype is the table of prompts, `prompt_numbers` each prompt's row in it;
-    `class_latents` is None without prior preservation; `timestep_weights` [num_train_timesteps] None where all are 1;
-    `sampler` draws the validation prompt, None without one.
+    `encoder_hidden_states` [P,77,C] in weight_dtype is the table of prompts; `class_latents` is None without prior
+    preservation; `timestep_weights` [num_train_timesteps] None if all are 1; `sampler` draws the validation prompt,
+    None without one.
     """
 
     encoder_hidden_states: torch.Tensor
-    prompt_numbers: dict[str, int]
     latents: InstanceLatents
     class_latents: InstanceLatents | None
-    noise_scheduler: object
+    noise_scheduler: Any  # diffusers' DDPMScheduler
     scaling_factor: float
     timestep_weights: torch.Tensor | None = None
-    sampler: object | None = None
+    sampler: Sampler | None = None
 
     @property
     def num_train_timesteps(self) -> int:
@@ -79,46 +97,58 @@ class TrainingInputs(NamedTuple):
         return self.noise_scheduler.config.num_train_timesteps
 
 
-def encode_inputs(args: Namespace, folder, dataset, class_dataset, plan, device) -> TrainingInputs:
+def encode_inputs(
+    folder: Path,
+    dataset: InstanceDataset,
+    class_dataset: ClassDataset | None,
+    weight_dtype: torch.dtype,
+    device: torch.device,
+    *,
+    tokenizer_name: Path | None,
+    snr_gamma: float | None,
+    validation_prompt: str | None,
+    seed: int,
+    num_samples: int,
+) -> TrainingInputs:
     """Each prompt goes through the text encoder once, which is then freed; images through the VAE as they are needed.
 
     Args:
         folder: the base pipeline's.
-        dataset, class_dataset: an InstanceDataset, and a ClassDataset or None.
-        plan: the run's steps and dtype.
+        tokenizer_name: folder of another tokenizer than the base's.
+        snr_gamma: of min-SNR loss weights; None: all weights are 1.
+        seed, num_samples: the run's, and the samples of all its steps: class images that it never draws stay unread.
     """
-    datasets = [dataset] if class_dataset is None else [dataset, class_dataset]
+    datasets: list[InstanceDataset | ClassDataset] = [dataset]
+    datasets += [] if class_dataset is None else [class_dataset]
     prompts = list(dict.fromkeys(each.prompt(number) for each in datasets for number in range(len(each))))
-    vae = loading.load_vae(folder, plan.weight_dtype, device)
+    rows = {prompt: row for row, prompt in enumerate(prompts)}
+    vae: Any = loading.load_vae(folder, weight_dtype, device)
     noise_scheduler = loading.load_noise_scheduler(folder)
     class_latents = None
     if class_dataset is not None:
-        class_latents = InstanceLatents(class_dataset, vae, drawn_class_images(args.seed, plan, len(class_dataset)))
-    latents = InstanceLatents(dataset, vae)
-    shown = [args.validation_prompt, ""] if args.validation_prompt else []
-    encoder_hidden_states = encode_prompts(args, folder, prompts + shown, plan.weight_dtype, device)
+        drawn = drawn_class_images(seed, num_samples, len(class_dataset))
+        class_latents = InstanceLatents(class_dataset, vae, rows, drawn)
+    latents = InstanceLatents(dataset, vae, rows)
+    shown = [validation_prompt, ""] if validation_prompt else []
+    tokenizer = loading.load_tokenizer(folder, tokenizer_name)
+    text_encoder = loading.load_text_encoder(folder, weight_dtype, device)
+    # One by one, so that a prompt's encoding does not depend on the others.
+    table = torch.cat(
+        [encode_prompt(text_encoder, loading.tokenize(tokenizer, text).to(device)) for text in prompts + shown]
+    )
     return TrainingInputs(
-        encoder_hidden_states[: len(prompts)].clone(),
-        {prompt: number for number, prompt in enumerate(prompts)},
-        latents,
-        class_latents,
-        noise_scheduler,
-        vae.config.scaling_factor,
-        min_snr_weights(noise_scheduler, args.snr_gamma).to(device) if args.snr_gamma else None,
-        Sampler(folder, vae, *encoder_hidden_states[len(prompts) :].split(1)) if shown else None,
+        encoder_hidden_states=table[: len(prompts)].clone(),
+        latents=latents,
+        class_latents=class_latents,
+        noise_scheduler=noise_scheduler,
+        scaling_factor=vae.config.scaling_factor,
+        timestep_weights=min_snr_weights(noise_scheduler, snr_gamma).to(device) if snr_gamma else None,
+        sampler=Sampler(folder, vae, *table[len(prompts) :].split(1)) if shown else None,
     )
 
 
-def encode_prompts(args: Namespace, folder, prompts: list[str], weight_dtype: torch.dtype, device) -> torch.Tensor:
-    """[P,77,C]; one by one, so that a prompt's encoding does not depend on the others."""
-    tokenizer = loading.load_tokenizer(folder, args.tokenizer_name)
-    text_encoder = loading.load_text_encoder(folder, weight_dtype, device)
-    return torch.cat([encode_prompt(text_encoder, loading.tokenize(tokenizer, text).to(device)) for text in prompts])
-
-
-def drawn_class_images(seed: int, plan, num_class_images: int) -> set[int]:
-    """The class images that a run of this plan draws: others are never decoded."""
-    num_samples = plan.num_steps * plan.samples_per_step
+def drawn_class_images(seed: int, num_samples: int, num_class_images: int) -> set[int]:
+    """The class images that a run of `num_samples` samples draws: others are never decoded."""
     if num_samples >= num_class_images:
         return set(range(num_class_images))
     return {photo_index(seed, index, num_class_images, CLASS.photo) for index in range(num_samples)}

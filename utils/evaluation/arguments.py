@@ -7,9 +7,7 @@ from pathlib import Path
 
 from utils.command_line import Parser, non_negative_float, non_negative_int, positive_int, seed_int
 from utils.errors import UserError
-from utils.evaluation.prompts import (
-    DREAMBENCH,
-)
+from utils.evaluation.prompts import DREAMBENCH
 
 BASELINE_FLAG = "--pretrained_model_name_or_path"
 FINETUNED_FLAG = "--finetuned_model_name_or_path"

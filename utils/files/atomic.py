@@ -3,15 +3,16 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 
-def save_png(path: Path, image: Image.Image, texts: dict[str, object]) -> None:
+def save_png(path: Path, image: Image.Image, texts: Mapping[str, object] = MappingProxyType({})) -> None:
     """Writes a PNG whose text metadata holds `texts`, less those that are None."""
     metadata = PngInfo()
     for name, value in texts.items():
@@ -67,3 +68,6 @@ def sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+STAGING_PREFIX = ".assembling-"

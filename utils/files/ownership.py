@@ -1,11 +1,20 @@
 """What this program wrote, and which folders lie in one another."""
 
 import json
+import os
+import struct
 from pathlib import Path
 
 from utils import PROGRAM
+from utils.errors import UserError
 
 RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+VALIDATION_FILE = "validation.jsonl"
+VALIDATION_FOLDER = "validation"
+PREVIOUS_SUFFIX = ".previous"
+PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")  # a finished run's, set aside
+RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIOUS_NAMES)
 
 
 def overlap(one: Path, other: Path) -> bool:
@@ -19,4 +28,32 @@ def is_own_output(folder: Path) -> bool:
     try:
         return json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("program") == PROGRAM
     except (OSError, ValueError, AttributeError):
+        return False
+
+
+EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
+
+
+def check_export_file(path: Path) -> None:
+    """A single file can be written to `path`: it ends in .safetensors, and an existing one is this program's.
+
+    Raises UserError otherwise.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{path}: a single file is written as safetensors; give it a name like {path.stem}.safetensors"
+        )
+    if os.path.lexists(path) and not _is_own_export(path):
+        raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: nothing can be written in {existing}")
+
+
+def _is_own_export(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
+        return header["__metadata__"]["written_by"] == PROGRAM
+    except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
         return False

@@ -96,3 +96,9 @@ def num_parameters(base: BaseModel) -> int:
     if path.suffix == ".safetensors":
         return sum(math.prod(entry["shape"]) for entry in safetensors_header(path).values())
     return path.stat().st_size // 4
+
+
+FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
+
+
+UNET_STEM = "diffusion_pytorch_model"

@@ -4,6 +4,7 @@ import filecmp
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -50,7 +51,7 @@ def _variant(folder: Path, part: str) -> dict:
     return {"variant": "fp16"} if has_only_fp16_variants(folder / part) else {}
 
 
-def load_tokenizer(folder: Path, tokenizer_name: str | None = None):
+def load_tokenizer(folder: Path, tokenizer_name: Path | None = None) -> Any:
     """CLIPTokenizer from `tokenizer_name` (a folder), else from the pipeline's tokenizer/."""
     from transformers import CLIPTokenizer
 

@@ -6,13 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from utils.files.atomic import link_or_copy, sync_directory, sync_tree
+from utils.files.atomic import STAGING_PREFIX, link_or_copy, sync_directory, sync_tree
 from utils.files.json_files import write_json
-from utils.models.folder import MODEL_INDEX, has_only_fp16_variants
-
-FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
-STAGING_PREFIX = ".assembling-"
-UNET_STEM = "diffusion_pytorch_model"
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, has_only_fp16_variants
 
 
 def assemble(staging: Path, base: Path) -> None:

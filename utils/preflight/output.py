@@ -1,32 +1,30 @@
 """Whether the output folder can be written and holds nothing that is not this program's."""
 
 import os
-from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
 
 from utils.errors import UserError
 from utils.files.lock import LOCK_FILE, check_not_in_use
-from utils.files.ownership import is_own_output, overlap
+from utils.files.ownership import check_export_file, is_own_output, overlap
 from utils.models.folder import BaseModel
-from utils.models.single_file import check_export_file
 
 
-def check_resolution(args: Namespace, base: BaseModel) -> None:
-    """Raises UserError where the VAE cannot encode crops of --resolution."""
+def check_resolution(resolution: int, base: BaseModel) -> None:
+    """Raises UserError if the VAE cannot encode crops of --resolution."""
     factor = base.vae_scale_factor
-    if args.resolution % factor:
-        lower = args.resolution // factor * factor
+    if resolution % factor:
+        lower = resolution // factor * factor
         near = f"{lower} or {lower + factor}" if lower else str(factor)
-        raise UserError(f"--resolution {args.resolution} is not divisible by the VAE's factor {factor}; use {near}")
+        raise UserError(f"--resolution {resolution} is not divisible by the VAE's factor {factor}; use {near}")
 
 
-def check_output_dir(args: Namespace) -> None:
+def check_output_dir(output: Path, others: Mapping[str, Path | None], export_single_file: Path | None) -> None:
     """--output_dir can be written and holds nothing that is not this program's; writes nothing itself.
 
-    Raises UserError otherwise, also where it overlaps the base model's or the photos' folder.
+    Raises UserError otherwise, also if it overlaps one of `others`, {flag: folder}.
     """
-    output = args.output_dir
-    for flag in ("pretrained_model_name_or_path", "instance_data_dir", "tokenizer_name"):
-        other = getattr(args, flag)
+    for flag, other in others.items():
         if other and overlap(output, other):
             raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
     if os.path.lexists(output) and not output.is_dir():
@@ -42,5 +40,5 @@ def check_output_dir(args: Namespace) -> None:
         raise UserError(f"--output_dir {output}: no permission to write in {existing}")
     if os.environ.get("RANK", "0") == "0":
         check_not_in_use(output)
-    if args.export_single_file:
-        check_export_file(args.export_single_file)
+    if export_single_file:
+        check_export_file(export_single_file)

@@ -2,16 +2,19 @@
 
 import warnings
 
+import numpy as np
+from PIL import Image
+
+from utils.dataset import Photo
+
 LARGE_PIXELS = 50_000_000
 SMALL_FACTOR = 1.5  # enlarging a photo more than so is worth a note
 NEAR_BITS = 6  # of the 64 of a difference hash
 EXIF_ORIENTATION = 0x0112
 
 
-def describe_photo(photo, resolution: int) -> tuple[str, str]:
+def describe_photo(photo: Photo, resolution: int) -> tuple[str, str]:
     """Format, size and what is done to one decoded photo, and "ok" or "note"."""
-    from PIL import Image
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(photo.path) as image:
@@ -30,17 +33,15 @@ def describe_photo(photo, resolution: int) -> tuple[str, str]:
     return ", ".join(said + notes), "note" if notes else "ok"
 
 
-def difference_hash(pixels) -> int:
+def difference_hash(pixels: np.ndarray) -> int:
     """64 bits of whether brightness grows from left to right, of uint8 [3,H,W]."""
-    from PIL import Image
-
     image = Image.fromarray(pixels.transpose(1, 2, 0)).convert("L").resize((9, 8), Image.Resampling.BOX)
     values = list(image.tobytes())
     bits = [values[row * 9 + column] < values[row * 9 + column + 1] for row in range(8) for column in range(8)]
     return sum(bit << place for place, bit in enumerate(bits))
 
 
-def describe_duplicates(photos: list) -> list[str]:
+def describe_duplicates(photos: list[Photo]) -> list[str]:
     """A phrase for each photo that is another one again, or nearly."""
     found, hashes = [], [difference_hash(photo.pixels) for photo in photos]
     for later, photo in enumerate(photos):

@@ -2,8 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MAX_TOKENS = 77
 
@@ -11,7 +15,7 @@ MAX_TOKENS = 77
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
 
 
-def load_quick_tokenizer(folder: Path):
+def load_quick_tokenizer(folder: Path) -> "Tokenizer":
     """The folder's CLIP tokenizer without transformers, whose import takes seconds."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -20,7 +24,8 @@ def load_quick_tokenizer(folder: Path):
             return Tokenizer.from_file(str(folder / "tokenizer.json"))
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        split = (line.split() for line in lines if line and not line.startswith("#version"))
+        merges = [(left, right) for left, right in split]
         unknown = "<|endoftext|>"
         bpe = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=unknown, fuse_unk=False)
     except Exception as error:  # tokenizers raises Exception itself
@@ -30,8 +35,8 @@ def load_quick_tokenizer(folder: Path):
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    split = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    words = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

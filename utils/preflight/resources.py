@@ -2,34 +2,50 @@
 
 import os
 import shutil
-from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError
-from utils.models.folder import BaseModel, num_parameters
-from utils.models.saving import FROZEN_PARTS
+from utils.models.folder import FROZEN_PARTS, BaseModel, num_parameters
 from utils.runtime.gpu import no_gpu
-from utils.training.memory import GB, alternatives, free_host_memory, host_memory_needed, memory_needed
+from utils.training.memory import (
+    GB,
+    MemoryNeeds,
+    alternatives,
+    free_host_memory,
+    host_memory_needed,
+    memory_needed,
+)
+
+if TYPE_CHECKING:
+    import torch
 
 
-def check_disk(args: Namespace, base: BaseModel, first_step: int) -> tuple[str, str]:
-    """What the result and the checkpoints will take, against what is free; UserError where it is too little."""
+def check_disk(
+    base: BaseModel,
+    output_dir: Path,
+    *,
+    save_dtype: str,
+    num_checkpoints: int,
+    total_limit: int | None,
+) -> tuple[str, str]:
+    """What the result and the checkpoints will take, against what is free; UserError if it is too little.
+
+    `num_checkpoints` will be written, and the newest `total_limit` of them kept.
+    """
     count = num_parameters(base)
-    unet_bytes = count * (4 if args.save_dtype == "fp32" else 2)
-    place = next(
-        parent for parent in (args.output_dir.absolute(), *args.output_dir.absolute().parents) if parent.exists()
-    )
+    unet_bytes = count * (4 if save_dtype == "fp32" else 2)
+    place = next(parent for parent in (output_dir.absolute(), *output_dir.absolute().parents) if parent.exists())
     result = unet_bytes + (0 if _same_device(place, base.folder) else _frozen_bytes(base.folder))
-    checkpoint = count * (12 if args.save_dtype == "fp32" else 14)
-    planned = args.max_train_steps // args.checkpointing_steps - first_step // args.checkpointing_steps
-    most = min(planned, args.checkpoints_total_limit + 1) if args.checkpoints_total_limit else planned
+    checkpoint = count * (12 if save_dtype == "fp32" else 14)
+    most = min(num_checkpoints, total_limit + 1) if total_limit else num_checkpoints
     needed, free = result + most * checkpoint, shutil.disk_usage(place).free
     said = f"{result / GB:.2g} GB for the result"
     said += f", {most} x {checkpoint / GB:.2g} GB for checkpoints" if most else ""
     said += f"; {free / GB:.3g} GB free"
     if needed > free:
         raise UserError(
-            f"--output_dir {args.output_dir}: too little disk space ({said}); free some, choose another disk, or keep "
+            f"--output_dir {output_dir}: too little disk space ({said}); free some, choose another disk, or keep "
             f"fewer checkpoints with --checkpoints_total_limit or --checkpointing_steps"
         )
     if needed + checkpoint > free:
@@ -46,8 +62,11 @@ def _frozen_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
-    """Where the run would train; UserError if there are fewer GPUs than ranks, or if they cannot do what is asked."""
+def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
+    """Where the run would train; UserError if there are fewer GPUs than ranks, or if they cannot do what is asked.
+
+    `low_memory`: --low_memory is why things are offloaded.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -58,36 +77,36 @@ def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
             f"--nproc_per_node {num_ranks}, but torch sees {torch.cuda.device_count()} GPUs here; start as many ranks"
         )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if args.offload_optimizer != "none":
-        _check_offload(args, device)
+    if needs.offload_optimizer != "none":
+        _check_offload(needs.offload_optimizer, low_memory, device)
     free, _ = torch.cuda.mem_get_info(device)
-    return _compare_memory(args, num_parameters(base), torch.cuda.get_device_name(), free)
+    return _compare_memory(needs, low_memory, torch.cuda.get_device_name(), free)
 
 
-def _check_offload(args: Namespace, device) -> None:
+def _check_offload(offload_optimizer: str, low_memory: bool, device: "torch.device") -> None:
     """Raises UserError if the update's kernels cannot read and write the host's memory from this GPU."""
-    from utils.kernels import operations
-    from utils.training import host_memory
+    from utils.kernels.operations import HAS_TRITON
+    from utils.training.host_memory import reaches_host_memory
 
-    if not host_memory.reaches_host_memory(device):
-        flag = "--low_memory" if args.low_memory else f"--offload_optimizer {args.offload_optimizer}"
-        why = "which cannot reach the host's memory here" if operations.HAS_TRITON else "which is not here"
-        mend = "--gradient_checkpointing and --use_8bit_adam save memory without it"
-        raise UserError(f"{flag}: offloading on a GPU needs Triton 3.2 or newer, {why}; {mend}")
+    if not reaches_host_memory(device):
+        flag = "--low_memory" if low_memory else f"--offload_optimizer {offload_optimizer}"
+        why = "which cannot reach the host's memory here" if HAS_TRITON else "which is not here"
+        instead = "--gradient_checkpointing and --use_8bit_adam save memory without it"
+        raise UserError(f"{flag}: offloading on a GPU needs Triton 3.2 or newer, {why}; {instead}")
 
 
-def _compare_memory(args: Namespace, count: int, gpu: str, free: float) -> tuple[str, str]:
+def _compare_memory(needs: MemoryNeeds, low_memory: bool, gpu: str, free: float) -> tuple[str, str]:
     """What the run needs of the GPU's memory and of the host's, against what is free."""
-    needed, on_host = memory_needed(args, count), host_memory_needed(args, count)
+    needed, on_host = memory_needed(needs), host_memory_needed(needs)
     said = f"{gpu}: about {needed / GB:.1f} GB of memory needed, {free / GB:.1f} GB free"
-    if args.low_memory:
-        said += f" (--low_memory: --gradient_checkpointing --offload_optimizer {args.offload_optimizer})"
+    if low_memory:
+        said += f" (--low_memory: --gradient_checkpointing --offload_optimizer {needs.offload_optimizer})"
     if on_host:
         said += f"; {on_host / GB:.1f} GB of the host's memory, {free_host_memory() / GB:.1f} GB free"
     if needed > free:
-        fitting = [f"{flags} (about {less / GB:.1f} GB)" for flags, less in alternatives(args, count) if less <= free]
-        mends = f"it fits with {', or with '.join(fitting)}" if fitting else "try a smaller --resolution"
-        return f"{said}: it may not fit; {mends}", "note"
+        fitting = [f"{flags} (about {less / GB:.1f} GB)" for flags, less in alternatives(needs) if less <= free]
+        advice = f"it fits with {', or with '.join(fitting)}" if fitting else "try a smaller --resolution"
+        return f"{said}: it may not fit; {advice}", "note"
     if on_host > free_host_memory():
         return f"{said}: it may not fit; --use_8bit_adam or another --offload_optimizer takes less", "note"
     return said, "ok"

@@ -1,13 +1,13 @@
 """What a run is made from: the arguments, the photos and the base's files, as hashes and as they lie on the disk."""
 
-from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from utils.arguments import as_plain
 from utils.data.concepts import Concept
+from utils.dataset import InstanceDataset, Photo
 from utils.files.hashing import sha256_of
-from utils.models.folder import MODEL_INDEX, BaseModel
-from utils.models.saving import FROZEN_PARTS
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, BaseModel
 
 TRAINED_ON = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
@@ -48,18 +48,19 @@ OLD_MANIFEST = "manifest.json"  # in class folders that were filled before 2026-
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 
 
-def what_determines(args: Namespace, *, num_ranks: int, **hashes: dict[str, str]) -> dict:
+def what_determines(arguments: Mapping[str, Any], *, num_ranks: int, **hashes: dict[str, str]) -> dict:
     """Everything that the weights after a given step depend on, as {name: JSON value}.
 
-    `hashes` are of files, {kind: {name: hash}}: photos and their captions, class images, the base model.
+    `arguments` are a Plan's; `hashes` are of files, {kind: {name: hash}}: photos and their captions, class images, the
+    base model.
     """
-    compared = {name: value for name, value in as_plain(args).items() if name not in NOT_COMPARED}
-    if args.lr_scheduler not in SCHEDULES_WITHOUT_END:
-        compared["max_train_steps"] = args.max_train_steps
+    compared = {name: value for name, value in arguments.items() if name not in NOT_COMPARED}
+    if arguments["lr_scheduler"] not in SCHEDULES_WITHOUT_END:
+        compared["max_train_steps"] = arguments["max_train_steps"]
     return dict(arguments=compared, num_ranks=num_ranks, **hashes)
 
 
-def photo_hashes(photos, instance_prompt: str | None) -> dict[str, str]:
+def photo_hashes(photos: list[Photo], instance_prompt: str | None) -> dict[str, str]:
     """{file: SHA-256}, with the prompt where the flags do not say it; whole paths where there are several folders."""
     several = len({photo.path.parent for photo in photos}) > 1
     hashes = {}
@@ -69,19 +70,25 @@ def photo_hashes(photos, instance_prompt: str | None) -> dict[str, str]:
     return hashes
 
 
-def determinants(args: Namespace, num_ranks: int, concepts: list[Concept], dataset, base_hashes: dict) -> dict:
+def determinants(
+    arguments: Mapping[str, Any],
+    num_ranks: int,
+    concepts: list[Concept],
+    dataset: InstanceDataset,
+    base_hashes: dict[str, Any],
+) -> dict:
     """what_determines of a run whose base files were hashed by hash_files; reads its class images and tokenizer."""
     class_folders = [concept.class_data_dir for concept in concepts if concept.class_data_dir]
     images = [path for folder in class_folders for path in sorted(folder.glob("[!.]*")) if path.name != OLD_MANIFEST]
-    folder = args.tokenizer_name
-    tokenizer = {p.name: sha256_of(p) for p in sorted(folder.glob("*")) if p.is_file()} if folder else {}
+    name = arguments["tokenizer_name"]
+    tokenizer = sorted(Path(name).glob("*")) if name else []
     return what_determines(
-        args,
+        arguments,
         num_ranks=num_ranks,
-        photos=photo_hashes(dataset.photos, args.instance_prompt),
+        photos=photo_hashes(dataset.photos, arguments["instance_prompt"]),
         class_images={str(path): sha256_of(path) for path in images if path.is_file()},
         base_model=base_hashes["sha256"],
-        tokenizer=tokenizer,
+        tokenizer={path.name: sha256_of(path) for path in tokenizer if path.is_file()},
     )
 
 
@@ -92,7 +99,7 @@ def base_files(base: BaseModel) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found if path.is_file()}
 
 
-def hash_files(base: BaseModel) -> dict:
+def hash_files(base: BaseModel) -> dict[str, Any]:
     """Folder and SHA-256 of every file of the base that training reads."""
     files = [base.folder / MODEL_INDEX]
     files += sorted(path for part in TRAINED_ON for path in (base.folder / part).glob("*") if path.is_file())

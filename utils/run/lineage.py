@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils import PROGRAM
-from utils.models.saving import STAGING_PREFIX, UNET_STEM
+from utils.files.atomic import STAGING_PREFIX
+from utils.models.folder import UNET_STEM
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "training_state.safetensors"
@@ -32,39 +33,39 @@ class Checkpoint(NamedTuple):
         return str(self.state.get("run_id"))
 
 
-class Line(NamedTuple):
-    """A run and those that it branched off from, oldest first: [run id, the last step that is of this line] each."""
+class Lineage(NamedTuple):
+    """A run and those that it branched off from, oldest first: [run id, the last step that is part of it] each."""
 
     run_id: str
     ancestors: list
 
     def holds(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint is of this line, and not of a run or a part of one that the line has left."""
+        """Whether a checkpoint is of this lineage, and not of a run, or a part of one, that it has left."""
         last_steps = dict(self.ancestors) | {self.run_id: math.inf}
         return checkpoint.step <= last_steps.get(checkpoint.run_id, -1)
 
 
-def line_of(record: dict) -> Line:
-    """The line that a run.json or a state.json is of."""
+def lineage_of(record: dict) -> Lineage:
+    """The lineage that a run.json or a state.json is of."""
     run_id = str(record.get("run_id"))
     try:
-        return Line(run_id, [[str(ancestor), int(step)] for ancestor, step in record.get("ancestors", [])])
+        return Lineage(run_id, [[str(ancestor), int(step)] for ancestor, step in record.get("ancestors", [])])
     except (TypeError, ValueError):
-        return Line(run_id, [])
+        return Lineage(run_id, [])
 
 
-def next_line(output_dir: Path, checkpoint: Checkpoint | None) -> Line:
-    """The line of a run that goes on from a checkpoint, or starts anew.
+def next_lineage(output_dir: Path, checkpoint: Checkpoint | None) -> Lineage:
+    """The lineage of a run that resumes from a checkpoint, or starts anew.
 
-    It is the checkpoint's own where nothing of that run is later than it; else the run branches off: what is later is
+    It is the checkpoint's own if nothing of that run is later than it; else the run branches off: what is later is
     left behind, and never taken for the new run's.
     """
     if checkpoint is None:
-        return Line(uuid.uuid4().hex, [])
-    line = line_of(checkpoint.state)
+        return Lineage(uuid.uuid4().hex, [])
+    lineage = lineage_of(checkpoint.state)
     if not left_behind(output_dir, checkpoint):
-        return line
-    return Line(uuid.uuid4().hex, [*line.ancestors, [line.run_id, checkpoint.step]])
+        return lineage
+    return Lineage(uuid.uuid4().hex, [*lineage.ancestors, [lineage.run_id, checkpoint.step]])
 
 
 def left_behind(output_dir: Path, checkpoint: Checkpoint) -> list[Checkpoint]:
@@ -74,7 +75,7 @@ def left_behind(output_dir: Path, checkpoint: Checkpoint) -> list[Checkpoint]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint in a folder; None where it is not one that this program committed."""
+    """The checkpoint in a folder; None if it is not one that this program committed."""
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         ours = state["program"] == PROGRAM and state["format"] == FORMAT
@@ -83,13 +84,15 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         return None
 
 
-def list_checkpoints(output_dir: Path, line: Line | None = None) -> list[Checkpoint]:
-    """This program's checkpoints in a folder, oldest step first; of one line only where it is given."""
+def list_checkpoints(output_dir: Path, lineage: Lineage | None = None) -> list[Checkpoint]:
+    """This program's checkpoints in a folder, oldest step first; of one lineage only if it is given."""
     found = []
     for path in output_dir.glob("checkpoint-*"):
         match = NAME.fullmatch(path.name)
-        checkpoint = read_checkpoint(path) if match and path.is_dir() and not path.is_symlink() else None
-        if checkpoint and checkpoint.step == int(match[1]) and (line is None or line.holds(checkpoint)):
+        if not match or not path.is_dir() or path.is_symlink():
+            continue
+        checkpoint = read_checkpoint(path)
+        if checkpoint and checkpoint.step == int(match[1]) and (lineage is None or lineage.holds(checkpoint)):
             found.append(checkpoint)
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 

@@ -7,14 +7,17 @@ import math
 import os
 import sys
 import time
-from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
+from utils.files.atomic import save_png
 from utils.files.json_files import keep_rows
-from utils.run.record import METRICS_FILE
+from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER
 from utils.runtime.timing import mark
 from utils.training.train_step import METRICS
 
@@ -29,30 +32,52 @@ class TrainingLog:
     does not make the GPU wait.
     """
 
-    def __init__(self, args: Namespace, *, num_steps: int, is_main: bool, device: torch.device, first_step: int = 0):
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        num_steps: int,
+        first_step: int,
+        is_main: bool,
+        device: torch.device,
+        with_prior_preservation: bool = False,
+        validates: bool = False,
+        validation_seed: int = 0,
+        tensorboard_dir: Path | None = None,
+    ):
+        self.output_dir = output_dir
         self.device = device
         self.is_main = is_main
-        self.with_prior_preservation = args.with_prior_preservation
+        self.with_prior_preservation = with_prior_preservation
+        self.validation_seed = validation_seed
         self.smoothed_loss: float | None = None
         self.num_skipped = 0
         self.nonfinite_streak = 0  # steps in a row that were not applied, as far as results have arrived
         self._pending: collections.deque = collections.deque()
         self._last_time = time.perf_counter()
-        self._tensorboard = None
+        self._tensorboard: Any = None
         self._has_gaps = False
         if not is_main:
             return
-        path = args.output_dir / METRICS_FILE
+        if validates:
+            keep_rows(output_dir / VALIDATION_FILE, first_step, frozenset({"validation_loss"}))
+        path = output_dir / METRICS_FILE
         for row in keep_rows(path, first_step):
             self._count(float(row["loss"]), row["skipped"])
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
-        bar = dict(total=num_steps, initial=first_step, desc="training", unit="step", mininterval=interval)
-        self._bar = tqdm(**bar, dynamic_ncols=True, file=sys.stderr)
-        if args.report_to == "tensorboard":
+        self._bar = tqdm(
+            total=num_steps,
+            initial=first_step,
+            desc="training",
+            unit="step",
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file gets a line every ten seconds
+            dynamic_ncols=True,
+            file=sys.stderr,
+        )
+        if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(args.output_dir / args.logging_dir), purge_step=first_step + 1)
+            self._tensorboard = SummaryWriter(str(tensorboard_dir), purge_step=first_step + 1)
 
     def step(self, global_step: int, metrics: torch.Tensor) -> None:
         """Takes the metrics (train_step.METRICS) of step `global_step`, counted from 1."""
@@ -117,8 +142,14 @@ class TrainingLog:
             shown["skipped"] = str(self.num_skipped)
         return shown
 
-    def validation(self, step: int, loss: float, images: list) -> None:
-        """A validation's loss and PIL images; rank 0 only."""
+    def validation(self, step: int, loss: float, images: list[Image.Image]) -> None:
+        """A validation's loss and images, with the seeds validation_seed, validation_seed + 1, ...; rank 0 only."""
+        with (self.output_dir / VALIDATION_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "validation_loss": loss}) + "\n")
+        for number, image in enumerate(images):
+            name = f"step-{step:06d}-seed-{self.validation_seed + number}.png"
+            (self.output_dir / VALIDATION_FOLDER).mkdir(exist_ok=True)
+            save_png(self.output_dir / VALIDATION_FOLDER / name, image)
         self.say(f"step {step}: validation loss {loss:.4f}")
         if self._tensorboard is not None:
             self._tensorboard.add_scalar("validation/loss", loss, step)

@@ -1,11 +1,13 @@
-"""What surrounds the steps: checkpoints, the wish to stop, steps that are not finite, and what is said then."""
+"""The steps of a run: what is done between them, and how they end."""
 
 import contextlib
 import os
 import signal
 import sys
-from argparse import Namespace
+from collections.abc import Iterator
+from types import TracebackType
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
@@ -14,55 +16,172 @@ from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
 from utils.run.checkpoint import Checkpointer, restore
 from utils.run.fingerprint import base_files
-from utils.run.lineage import list_checkpoints
-from utils.run.resume import Start, resume_command
+from utils.run.lineage import list_checkpoints, next_lineage
+from utils.run.logs import TrainingLog
+from utils.run.plan import Plan
+from utils.run.record import RunRecord, Sources
+from utils.run.resume import resume_command
 from utils.runtime.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
 from utils.runtime.signals import StopRequest
 from utils.runtime.timing import mark
 from utils.training.memory import is_out_of_memory
+from utils.training.optimizer import MasterWeightsOptimizer
 
-NONFINITE = 1  # as an exit code
+NONFINITE = 1  # why a run ends, as its exit code; the other reasons are signals, 128 + their number
 
 
-class Guard:
-    """A context around the training loop: resumes before it, checkpoints in it, and ends it early with a clear line.
+class TrainingRun:
+    """One run in its output folder: resumes, logs, writes checkpoints, and ends early with a clear line if it must.
 
     Args:
-        args, argv, base: the arguments, as parsed and as given, and the BaseModel.
-        start: from which checkpoint, if any.
-        optimizer: the MasterWeightsOptimizer, whose state is restored here, in place.
-        record, log: the RunRecord and the TrainingLog.
-        num_steps: of the whole run.
+        plan, sources: what is run, and on what.
+        argv: the command line, for run.json and the command that resumes.
+        optimizer: whose state is restored and saved, in place.
+
+    `with run:` restores the state and listens to signals; `run.log` can be used before it.
     """
 
-    def __init__(self, args: Namespace, argv: list[str], base, start: Start, optimizer, record, log, num_steps: int):
-        self.args, self.base, self.start, self.record, self.log = args, base, start, record, log
-        self.num_steps = num_steps
-        self.first_step = start.checkpoint.step if start.checkpoint else 0
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Sources,
+        argv: list[str],
+        optimizer: MasterWeightsOptimizer,
+        device: torch.device,
+    ):
+        self.plan, self.sources, self.optimizer = plan, sources, optimizer
         self.is_main = dist.get_rank() == 0
         self.resume_command = resume_command(argv, dist.get_world_size())
-        if start.checkpoint is not None:
-            restore(start.checkpoint, optimizer)
-            log.say(f"going on from {start.checkpoint.path}")
-        self.stop = StopRequest(self.is_main)
-        self.checkpointer = self._checkpointer(optimizer) if self.is_main else None
-
-    def _checkpointer(self, optimizer) -> Checkpointer:
-        return Checkpointer(
-            self.args.output_dir,
-            optimizer,
-            unet_config=(self.base.folder / "unet" / "config.json").read_bytes(),
-            describe=self.record.describe,
-            save_dtype=self.args.save_dtype,
-            **self.record.line._asdict(),
-            total_limit=self.args.checkpoints_total_limit,
-            say=self.log.say,
+        checkpoint = sources.start.checkpoint
+        self.first_step = checkpoint.step if checkpoint else 0
+        self.lineage = next_lineage(plan.output_dir, checkpoint)
+        self.record = RunRecord(plan, sources, self.lineage, argv, device)
+        if self.is_main:
+            self.record.begin()
+            print(self.record.summary(optimizer.learning_rates.max().item()), flush=True)
+        self.log = TrainingLog(
+            plan.output_dir,
+            num_steps=plan.num_steps,
+            first_step=self.first_step,
+            is_main=self.is_main,
+            device=device,
+            **plan.log,
         )
 
-    def __enter__(self) -> "Guard":
+    def __enter__(self) -> "TrainingRun":
+        checkpoint = self.sources.start.checkpoint
+        if checkpoint is not None:
+            restore(checkpoint, self.optimizer)
+            self.log.say(f"going on from {checkpoint.path}")
+        self.stop = StopRequest(self.is_main)
+        self.checkpointer = self._checkpointer() if self.is_main else None
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def _checkpointer(self) -> Checkpointer:
+        return Checkpointer(
+            self.plan.output_dir,
+            self.optimizer,
+            unet_config=(self.sources.base.folder / "unet" / "config.json").read_bytes(),
+            describe=self.record.describe,
+            lineage=self.lineage,
+            say=self.log.say,
+            **self.plan.checkpoints,
+        )
+
+    def steps(self) -> Iterator[int]:
+        """The global steps that are left, from 0. After each the run stops if it must, and saves if it is time."""
+        for step in range(self.first_step, self.plan.num_steps):
+            yield step
+            self._stop_if_asked(step + 1)
+            self._checkpoint_if_due(step + 1)
+
+    def _stop_if_asked(self, num_steps: int) -> None:
+        code = self.stop.agreed(self._failure())
+        if code and num_steps < self.plan.num_steps:
+            self._end_early(num_steps, code)
+
+    def _checkpoint_if_due(self, num_steps: int) -> None:
+        if self.checkpointer is None:
+            return
+        self.checkpointer.report()
+        self.stop.checkpoint_seconds = self.checkpointer.seconds
+        if num_steps % self.plan.checkpointing_steps == 0:
+            self.log.flush()
+            self.checkpointer.save(num_steps)
+
+    def _failure(self) -> int:
+        return NONFINITE if self.log.nonfinite_streak >= self.plan.max_nonfinite_steps else 0
+
+    def _end_early(self, num_steps: int, code: int) -> None:
+        """Keeps the state after `num_steps` steps, then raises RunFailed."""
+        if self.checkpointer is not None:
+            self.log.flush()
+            self.checkpointer.save_and_wait(num_steps)
+            self.log.close()
+            self.record.write_status("stopped")
+        self.stop.wait_for_all()
+        if code != NONFINITE:
+            how = f"stopped after step {num_steps} of {self.plan.num_steps} ({signal.Signals(code - 128).name})"
+            raise RunFailed(f"{how}. {self._how_to_resume()}", code)
+        raise RunFailed(
+            f"{self.plan.max_nonfinite_steps} steps in a row had no finite gradient, up to step {num_steps}; none of "
+            f"them changed the weights, which are in {self.plan.output_dir}/checkpoint-{num_steps}. Try a smaller "
+            f"--learning_rate, or --mixed_precision bf16 or no, with --resume_from_checkpoint and --allow_changes"
+        )
+
+    def _how_to_resume(self) -> str:
+        found = list_checkpoints(self.plan.output_dir, self.lineage)
+        if not found:
+            return "There is no checkpoint yet: start the run again"
+        return (
+            f"The state after step {found[-1].step} is in {found[-1].path}; go on from it with:\n{self.resume_command}"
+        )
+
+    def save_pipeline(self) -> None:
+        """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, if that cannot be done."""
+        self.log.flush()
+        mark("trained")
+        if self.stop.agreed_at_last(self._failure()) == NONFINITE:
+            self._end_early(self.plan.num_steps, NONFINITE)
+        if self.checkpointer is None:
+            self.stop.close()
+            return
+        self.checkpointer.wait()
+        self.log.close()
+        before, now = self.sources.start.base_files, base_files(self.sources.base)
+        changed = [path for path in now if before.get(path) != now[path]] + [
+            path for path in before if path not in now
+        ]
+        if changed:
+            self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
+        try:
+            self.plan.output_dir.mkdir(parents=True, exist_ok=True)
+            self._write_pipeline()
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._fail(f"the pipeline could not be written to {self.plan.output_dir}: {reason}")
+
+    def _write_pipeline(self) -> None:
+        plan, flat = self.plan, self.optimizer.flat
+        commit_pipeline(
+            plan.output_dir,
+            self.sources.base.folder,
+            lambda folder: save_unet(flat, folder, plan.save_dtype, plan.save_format),
+        )
+        if plan.export_single_file:
+            export_single_file(plan.output_dir, plan.export_single_file)
+        mark("saved")
+        print(self.record.finish(self.log), flush=True)
+
+    def _fail(self, reason: str) -> None:
+        if self.checkpointer is not None:
+            with contextlib.suppress(RunFailed):
+                self.checkpointer.save_and_wait(self.plan.num_steps)
+        raise RunFailed(f"{reason}. Mend that first. {self._how_to_resume()}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop.close()
         if is_out_of_memory(error) and self.is_main:
             self.log.close()
@@ -71,89 +190,8 @@ class Guard:
 
     def _end_without_the_others(self) -> None:
         """Another rank has died: no collective can end any more, so neither can an orderly shutdown."""
-        if self.is_main:
+        if self.checkpointer is not None:
             with contextlib.suppress(Exception):
                 self.checkpointer.wait()
-            kept = self._how_to_go_on()
-            print(f"\n{lost_rank_line()}. {kept}", file=sys.stderr, flush=True)
+            print(f"\n{lost_rank_line()}. {self._how_to_resume()}", file=sys.stderr, flush=True)
         os._exit(EXIT_LOST_RANK)
-
-    def after_step(self, step: int) -> None:
-        """To be called on every rank after step `step`, counted from 1; raises RunFailed where the run shall end."""
-        code = self.stop.agreed(self._own_code())
-        if code and step < self.num_steps:
-            self._end(step, code)
-        if self.checkpointer is None:
-            return
-        self.checkpointer.report()
-        self.stop.checkpoint_seconds = self.checkpointer.seconds
-        if step % self.args.checkpointing_steps == 0:
-            self.log.flush()
-            self.checkpointer.save(step)
-
-    def _own_code(self) -> int:
-        return NONFINITE if self.log.nonfinite_streak >= self.args.max_nonfinite_steps else 0
-
-    def _end(self, step: int, code: int) -> None:
-        """Keeps the state after step `step`, then raises RunFailed."""
-        if self.is_main:
-            self.log.flush()
-            self.checkpointer.save_and_wait(step)
-            self.log.close()
-            self.record.write_status("stopped")
-        self.stop.wait_for_all()
-        if code != NONFINITE:
-            how = f"stopped after step {step} of {self.num_steps} ({signal.Signals(code - 128).name})"
-            raise RunFailed(f"{how}. {self._how_to_go_on()}", code)
-        raise RunFailed(
-            f"{self.args.max_nonfinite_steps} steps in a row had no finite gradient, up to step {step}; none of them "
-            f"changed the weights, which are in {self.args.output_dir}/checkpoint-{step}. Try a smaller "
-            f"--learning_rate, or --mixed_precision bf16 or no, with --resume_from_checkpoint and --allow_changes"
-        )
-
-    def _how_to_go_on(self) -> str:
-        found = list_checkpoints(self.args.output_dir, self.record.line)
-        if not found:
-            return "There is no checkpoint yet: start the run again"
-        return (
-            f"The state after step {found[-1].step} is in {found[-1].path}; go on from it with:\n{self.resume_command}"
-        )
-
-    def finish(self) -> None:
-        """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, where that cannot be done."""
-        self.log.flush()
-        mark("trained")
-        if self.stop.agreed_at_last(self._own_code()) == NONFINITE:
-            self._end(self.num_steps, NONFINITE)
-        if not self.is_main:
-            self.stop.close()
-            return
-        self.checkpointer.wait()
-        self.log.close()
-        changed = [str(path) for path, now in base_files(self.base).items() if self.start.base_files.get(path) != now]
-        changed += [str(path) for path in self.start.base_files if not path.exists()]
-        if changed:
-            self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
-        try:
-            self.args.output_dir.mkdir(parents=True, exist_ok=True)
-            self._commit()
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            self._fail(f"the pipeline could not be written to {self.args.output_dir}: {reason}")
-
-    def _commit(self) -> None:
-        args, flat = self.args, self.checkpointer.flat
-        commit_pipeline(
-            args.output_dir,
-            self.base.folder,
-            lambda folder: save_unet(flat, folder, args.save_dtype, args.save_format),
-        )
-        if args.export_single_file:
-            export_single_file(args.output_dir, args.export_single_file)
-        mark("saved")
-        print(self.record.finish(self.log), flush=True)
-
-    def _fail(self, reason: str) -> None:
-        with contextlib.suppress(RunFailed):
-            self.checkpointer.save_and_wait(self.num_steps)
-        raise RunFailed(f"{reason}. Mend that first. {self._how_to_go_on()}")

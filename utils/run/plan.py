@@ -1,65 +1,169 @@
-"""What follows from the arguments, the photos and the device."""
+"""One frozen value with everything that a run does: every default filled in, once, for everyone else.
+
+Each group of a Plan holds the keyword arguments of one function, under that function's own names, so that no other
+package knows of the command line. Nothing here imports torch: the checks before a run make the plan.
+"""
 
 import math
 from argparse import Namespace
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
+from utils.arguments import as_plain
+from utils.training.memory import MemoryNeeds
 
-from utils.models.loading import WEIGHT_DTYPES
-
-
-def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool) -> None:
-    """args.mixed_precision and args.max_train_steps, where they were left out."""
-    args.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
-    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
-    args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
+Keywords = Mapping[str, Any]
+DEFAULT_VALIDATION_STEPS = 100  # with --validation_prompt
 
 
 class Plan(NamedTuple):
-    """What follows from the arguments, the photos and the device."""
+    """What follows from the arguments, the photos, the base, the ranks and the device.
 
+    `arguments` are the command line's as JSON values, with the defaults filled in: what run.json records.
+    """
+
+    arguments: Keywords
     num_steps: int
     num_ranks: int
     samples_per_step: int
-    weight_dtype: torch.dtype
-    learning_rates: list[float]
+    mixed_precision: str  # a key of models.loading.WEIGHT_DTYPES
+    needs: MemoryNeeds
+    seed: int
+    deterministic: bool
+    class_images: Keywords | None  # data.class_generation.prepare_class_images; None without prior preservation
+    encoding: Keywords  # data.inputs.encode_inputs
+    sampling: Keywords  # data.batches.BatchSource
+    learning_rates: Keywords  # training.learning_rates.learning_rate_table
+    adamw: Keywords  # training.optimizer.MasterWeightsOptimizer
+    memory: Keywords  # training.build.build_unet
+    loss: Keywords  # training.train_step.TrainStep
+    uses_cuda_graph: bool
+    validation: Keywords  # training.validation.Validation
+    output_dir: Path
+    log: Keywords  # run.logs.TrainingLog
+    checkpoints: Keywords  # run.checkpoint.Checkpointer
+    checkpointing_steps: int
+    max_nonfinite_steps: int
+    save_dtype: str
+    save_format: str
+    export_single_file: Path | None
 
 
-def plan_run(args: Namespace, *, num_photos: int, num_ranks: int, device: torch.device) -> Plan:
-    """Steps, dtype and learning rates; fills in args.mixed_precision and args.max_train_steps where left out."""
-    fill_in_defaults(args, num_photos=num_photos, num_ranks=num_ranks, on_gpu=device.type == "cuda")
+def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool, save_dtype: str) -> Namespace:
+    """A copy of `args` with --mixed_precision, --max_train_steps and --save_dtype filled in if they were left out.
+
+    `save_dtype` is that of the base's own file.
+    """
     samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
-    learning_rates = learning_rate_table(
-        args.learning_rate * (samples_per_step if args.scale_lr else 1),
-        args.lr_scheduler,
+    filled = Namespace(**vars(args))
+    filled.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
+    filled.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
+    filled.save_dtype = args.save_dtype or save_dtype
+    return filled
+
+
+def make_plan(args: Namespace, *, num_parameters: int, num_ranks: int) -> Plan:
+    """The plan of a run whose arguments fill_in_defaults has completed; `num_parameters` are the UNet's."""
+    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
+    return Plan(
+        arguments=as_plain(args),
+        num_steps=args.max_train_steps,
+        num_ranks=num_ranks,
+        samples_per_step=samples_per_step,
+        mixed_precision=args.mixed_precision,
+        needs=memory_needs(args, num_parameters=num_parameters, num_ranks=num_ranks),
+        seed=args.seed,
+        deterministic=args.deterministic,
+        class_images=_class_images(args),
+        encoding=dict(
+            tokenizer_name=args.tokenizer_name,
+            snr_gamma=args.snr_gamma,
+            validation_prompt=args.validation_prompt,
+            seed=args.seed,
+            num_samples=args.max_train_steps * samples_per_step,
+        ),
+        sampling=dict(
+            seed=args.seed,
+            num_ranks=num_ranks,
+            batch_size=args.train_batch_size,
+            num_micro_batches=args.gradient_accumulation_steps,
+            noise_offset=args.noise_offset,
+        ),
+        loss=dict(prior_loss_weight=args.prior_loss_weight),
+        uses_cuda_graph=not args.no_cuda_graph,
+        validation=dict(
+            every=args.validation_steps or (DEFAULT_VALIDATION_STEPS if args.validation_prompt else 0),
+            num_images=args.num_validation_images,
+            seed=args.seed,
+        ),
+        **_updates(args, samples_per_step),
+        **_output(args),
+    )
+
+
+def _class_images(args: Namespace) -> Keywords | None:
+    if not args.with_prior_preservation:
+        return None
+    return dict(
+        num_class_images=args.num_class_images,
+        sample_batch_size=args.sample_batch_size,
+        precision=args.prior_generation_precision,
+        resolution=args.resolution,
+        center_crop=args.center_crop,
+        seed=args.seed,
+        uses_cuda_graph=not args.no_cuda_graph,
+    )
+
+
+def _updates(args: Namespace, samples_per_step: int) -> dict[str, Any]:
+    learning_rates = dict(
+        lr=args.learning_rate * (samples_per_step if args.scale_lr else 1),
+        lr_scheduler=args.lr_scheduler,
         num_warmup_steps=args.lr_warmup_steps,
         num_training_steps=args.max_train_steps,
         num_cycles=args.lr_num_cycles,
         power=args.lr_power,
     )
-    weight_dtype = WEIGHT_DTYPES[args.mixed_precision]
-    return Plan(args.max_train_steps, num_ranks, samples_per_step, weight_dtype, learning_rates)
-
-
-def learning_rate_table(
-    lr: float, lr_scheduler: str, *, num_warmup_steps: int, num_training_steps: int, num_cycles: int, power: float
-) -> list[float]:
-    """The learning rate of each of `num_training_steps` updates, by diffusers' schedule of that name."""
-    from diffusers.optimization import get_scheduler
-
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-    schedule = get_scheduler(
-        lr_scheduler,
-        optimizer,
-        num_warmup_steps=num_warmup_steps,
-        num_training_steps=num_training_steps,
-        num_cycles=num_cycles,
-        power=power,
+    adamw = dict(
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        weight_decay=args.adam_weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        use_8bit_adam=args.use_8bit_adam,
     )
-    table = []
-    for _ in range(num_training_steps):
-        table.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return table
+    memory = dict(gradient_checkpointing=args.gradient_checkpointing, offload_optimizer=args.offload_optimizer)
+    return dict(learning_rates=learning_rates, adamw=adamw, memory=memory)
+
+
+def _output(args: Namespace) -> dict[str, Any]:
+    return dict(
+        output_dir=args.output_dir,
+        log=dict(
+            with_prior_preservation=args.with_prior_preservation,
+            validates=bool(args.validation_steps or args.validation_prompt),
+            validation_seed=args.seed,
+            tensorboard_dir=args.output_dir / args.logging_dir if args.report_to == "tensorboard" else None,
+        ),
+        checkpoints=dict(save_dtype=args.save_dtype, total_limit=args.checkpoints_total_limit),
+        checkpointing_steps=args.checkpointing_steps,
+        max_nonfinite_steps=args.max_nonfinite_steps,
+        save_dtype=args.save_dtype,
+        save_format=args.save_format,
+        export_single_file=args.export_single_file,
+    )
+
+
+def memory_needs(args: Namespace, *, num_parameters: int, num_ranks: int) -> MemoryNeeds:
+    """What decides how much memory a run takes; --mixed_precision must be filled in."""
+    return MemoryNeeds(
+        num_parameters=num_parameters,
+        num_ranks=num_ranks,
+        fp32=args.mixed_precision == "no",
+        train_batch_size=args.train_batch_size,
+        with_prior_preservation=args.with_prior_preservation,
+        resolution=args.resolution,
+        gradient_checkpointing=args.gradient_checkpointing,
+        use_8bit_adam=args.use_8bit_adam,
+        offload_optimizer=args.offload_optimizer,
+    )

@@ -6,75 +6,85 @@ import platform
 import shlex
 import shutil
 import time
-from argparse import Namespace
 from importlib import metadata
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from utils import PROGRAM
-from utils.arguments import as_plain
 from utils.data.concepts import Concept
+from utils.dataset import ClassDataset, InstanceDataset, Photo
+from utils.files.atomic import STAGING_PREFIX
 from utils.files.hashing import in_background
 from utils.files.json_files import write_json
-from utils.files.ownership import RUN_FILE
-from utils.models.saving import STAGING_PREFIX
+from utils.files.ownership import METRICS_FILE, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE
+from utils.models.folder import BaseModel
 from utils.run.fingerprint import determinants
-from utils.run.lineage import discard, line_of, list_checkpoints, next_line
+from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
+from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
-from utils.run.resume import Start
+from utils.run.resume import StartingPoint
 from utils.runtime import timing
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 
 
-class RunRecord:
-    """Writes run.json at the start ("running") and at the end ("complete")."""
+class Sources(NamedTuple):
+    """What a run is made from."""
 
-    def __init__(
-        self,
-        args: Namespace,
-        argv: list[str],
-        plan: Plan,
-        dataset,
-        device,
-        *,
-        is_main: bool,
-        concepts: list[Concept],
-        class_dataset,
-        start: Start,
-    ):
-        self.args, self.plan, self.dataset, self.device = args, plan, dataset, device
-        self.class_dataset = class_dataset
+    base: BaseModel
+    concepts: list[Concept]
+    dataset: InstanceDataset
+    class_dataset: ClassDataset | None
+    start: StartingPoint
+
+
+class RunRecord:
+    """Writes run.json at the start ("running") and at the end ("complete"); on rank 0."""
+
+    def __init__(self, plan: Plan, sources: Sources, lineage: Lineage, argv: list[str], device: torch.device):
+        self.plan, self.sources, self.lineage, self.device = plan, sources, lineage, device
         self.started = time.perf_counter()
-        checkpoint = start.checkpoint
-        self.line = next_line(args.output_dir, checkpoint)
-        if not is_main:
-            return
+        dataset, class_dataset, checkpoint = sources.dataset, sources.class_dataset, sources.start.checkpoint
         script = "train_dreambooth_colossalai.py"
         command = ["torchrun", "--nproc_per_node", str(plan.num_ranks), script, *argv]
-        self.entries = dict(
-            run_id=self.line.run_id,
-            ancestors=self.line.ancestors,
+        prompt = plan.arguments["instance_prompt"]
+        self.entries: dict[str, Any] = dict(
+            run_id=lineage.run_id,
+            ancestors=lineage.ancestors,
             resumed_from=str(checkpoint.path) if checkpoint else None,
             command=shlex.join(command),
-            arguments=as_plain(args),
-            seed=args.seed,
+            arguments=plan.arguments,
+            seed=plan.seed,
             num_ranks=plan.num_ranks,
             device=device_name(device),
             versions=versions(),
-            photos=[photo_entry(photo, args.instance_prompt) for photo in dataset.photos],
+            photos=[photo_entry(photo, prompt) for photo in dataset.photos],
             class_images=[] if class_dataset is None else class_dataset.record(),
             skipped_files=[dict(file=path.name, reason=reason) for path, reason in dataset.skipped],
             started_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
-        continues = checkpoint is not None and line_of(read_record(args.output_dir)).holds(checkpoint)
-        start_output(args.output_dir, self.entries, continues)  # another run's record and metrics are set aside
-        self._base_hashes = start.base_hashes
-        # Once and now: what it reads may have moved when a checkpoint asks for it.
-        self._determines = in_background(
-            lambda: determinants(args, plan.num_ranks, concepts, dataset, start.base_hashes.result())
-        )
+
+    def begin(self) -> None:
+        """Claims the output folder, and starts to hash what the run is made from.
+
+        Once and now: what is hashed may have moved when a checkpoint asks for it.
+        """
+        output_dir, start = self.plan.output_dir, self.sources.start
+        checkpoint = start.checkpoint
+        continues = checkpoint is not None and lineage_of(read_record(output_dir)).holds(checkpoint)
+        start_output(output_dir, self.entries, continues)  # another run's record and metrics are set aside
+        self._determines = in_background(self._determinants)
+
+    def _base_hashes(self) -> dict[str, Any]:
+        hashes = self.sources.start.base_hashes
+        assert hashes is not None, "rank 0 of a run hashes its base"
+        return hashes.result()
+
+    def _determinants(self) -> dict:
+        sources, plan = self.sources, self.plan
+        return determinants(plan.arguments, plan.num_ranks, sources.concepts, sources.dataset, self._base_hashes())
 
     def describe(self) -> dict:
         """What a checkpoint of this run says about it; waits for the hashes of what it is made from."""
@@ -88,40 +98,39 @@ class RunRecord:
 
     def write_status(self, status: str) -> None:
         """Brings run.json up to date."""
-        write_json(self.args.output_dir / RUN_FILE, {"program": PROGRAM, "status": status, **self.entries})
+        write_json(self.plan.output_dir / RUN_FILE, {"program": PROGRAM, "status": status, **self.entries})
 
-    def summary(self) -> str:
-        """The run in a few lines, for its beginning."""
-        args, plan = self.args, self.plan
-        skipped = [f"skipped {path.name!r}: {reason}" for path, reason in self.dataset.skipped]
-        spread = (args.train_batch_size, args.gradient_accumulation_steps, plan.num_ranks)
-        precision = "fp32" if args.mixed_precision == "no" else args.mixed_precision
+    def summary(self, learning_rate: float) -> str:
+        """The run in a few lines, for its beginning; `learning_rate` is its largest."""
+        plan, arguments, dataset = self.plan, self.plan.arguments, self.sources.dataset
+        batch, micro_batches = arguments["train_batch_size"], arguments["gradient_accumulation_steps"]
+        spread = f"(batch {batch} x {micro_batches} micro-batches x {plan.num_ranks} ranks)"
+        precision = "fp32" if plan.mixed_precision == "no" else plan.mixed_precision
         return "\n".join(
             [
-                f"{len(self.dataset)} photos at {args.resolution} px, {self._prompts()}",
+                f"{len(dataset)} photos at {dataset.resolution} px, {self._prompts()}",
                 *self._class_images(),
-                *skipped,
-                f"{plan.num_steps} steps of {plan.samples_per_step} samples "
-                "(batch {} x {} micro-batches x {} ranks)".format(*spread),
-                f"lr {max(plan.learning_rates):g} ({args.lr_scheduler}), {precision} on {device_name(self.device)}",
+                *(f"skipped {path.name!r}: {reason}" for path, reason in dataset.skipped),
+                f"{plan.num_steps} steps of {plan.samples_per_step} samples {spread}",
+                f"lr {learning_rate:g} ({arguments['lr_scheduler']}), {precision} on {device_name(self.device)}",
             ]
         )
 
     def _prompts(self) -> str:
-        prompts = list(dict.fromkeys(photo.prompt for photo in self.dataset.photos))
+        prompts = list(dict.fromkeys(photo.prompt for photo in self.sources.dataset.photos))
         shown = ", ".join(repr(prompt) for prompt in prompts[:4]) + (", ..." if len(prompts) > 4 else "")
         return f"{'prompt' if len(prompts) == 1 else f'{len(prompts)} prompts'} {shown}"
 
     def _class_images(self) -> list[str]:
-        if self.class_dataset is None:
+        if self.sources.class_dataset is None:
             return []
-        weight = self.args.prior_loss_weight
-        return [f"{len(self.class_dataset)} class images, one beside each photo, their loss times {weight:g}"]
+        count, weight = len(self.sources.class_dataset), self.plan.arguments["prior_loss_weight"]
+        return [f"{count} class images, one beside each photo, their loss times {weight:g}"]
 
-    def finish(self, log) -> str:
+    def finish(self, log: TrainingLog) -> str:
         """Marks the run complete in run.json; returns the closing line."""
         seconds = time.perf_counter() - self.started
-        self.entries["base_model"] = self._base_hashes.result()
+        self.entries["base_model"] = self._base_hashes()
         self.entries["result"] = dict(
             num_steps=self.plan.num_steps,
             num_skipped=log.num_skipped,
@@ -134,23 +143,23 @@ class RunRecord:
         self._remove_earlier_runs()
         skipped = f", {log.num_skipped} skipped for overflow" if log.num_skipped else ""
         return (
-            f"{self.plan.num_steps} steps in {seconds:.1f} s{skipped}; the pipeline is in {self.args.output_dir} "
+            f"{self.plan.num_steps} steps in {seconds:.1f} s{skipped}; the pipeline is in {self.plan.output_dir} "
             f"(DiffusionPipeline.from_pretrained loads it, evaluate.py samples it)"
         )
 
     def _remove_earlier_runs(self) -> None:
         """What was kept of an earlier run in this folder until its result was replaced."""
-        for path in self.args.output_dir.glob(f"*{PREVIOUS_SUFFIX}"):
+        for path in self.plan.output_dir.glob(f"*{PREVIOUS_SUFFIX}"):
             if path.name in PREVIOUS_NAMES:
                 path.unlink()
-        for checkpoint in list_checkpoints(self.args.output_dir):
-            if not self.line.holds(checkpoint):
+        for checkpoint in list_checkpoints(self.plan.output_dir):
+            if not self.lineage.holds(checkpoint):
                 discard(checkpoint.path)
 
 
-def photo_entry(photo, instance_prompt: str | None) -> dict:
+def photo_entry(photo: Photo, instance_prompt: str | None) -> dict:
     """A photo in run.json; its prompt and folder are named where the flags do not say them."""
-    entry = dict(file=photo.path.name, size=photo.original_size, sha256=photo.sha256)
+    entry: dict[str, Any] = dict(file=photo.path.name, size=photo.original_size, sha256=photo.sha256)
     if photo.prompt != instance_prompt:
         entry.update(folder=str(photo.path.parent), prompt=photo.prompt)
     return entry
@@ -174,19 +183,10 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-METRICS_FILE = "metrics.jsonl"
-
-
-PREVIOUS_SUFFIX = ".previous"
-
-
-PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
-
-
 def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
     """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable.
 
-    `continues` says that the folder's metrics.jsonl, up to the step from which the run goes on, is the run's own.
+    `continues`: the run resumes the one that the folder's metrics.jsonl is of. Another run's is set aside.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):

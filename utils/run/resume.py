@@ -1,17 +1,18 @@
-"""From which checkpoint a run goes on, and whether it would still be the same run."""
+"""From which checkpoint a run resumes, and whether it would still be the same run."""
 
 import importlib
 import os
 import shlex
 import shutil
 import sys
-from argparse import Namespace
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from utils.arguments import training_parser
 from utils.data.concepts import Concept
+from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json
@@ -25,17 +26,16 @@ from utils.run.lineage import (
     UNET_FILE,
     Checkpoint,
     left_behind,
-    line_of,
+    lineage_of,
     list_checkpoints,
     read_checkpoint,
 )
-from utils.run.plan import fill_in_defaults
-from utils.runtime.gpu import gpu_is_usable
+from utils.run.plan import Plan
 
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
 
 
-class Start(NamedTuple):
+class StartingPoint(NamedTuple):
     """From where a run starts: a checkpoint or None, and the base's files as they were, {path: (size, mtime)}.
 
     `base_hashes` will be what hash_files returns; None on other ranks, and in a dry run that needs none.
@@ -46,34 +46,31 @@ class Start(NamedTuple):
     base_hashes: Future | None
 
 
-def prepare_start(args: Namespace, base: BaseModel, concepts: list[Concept], dataset) -> Start:
-    """Finds the checkpoint to go on from and, on rank 0, compares the run it is of with this one.
+def prepare_start(
+    plan: Plan, base: BaseModel, concepts: list[Concept], dataset: InstanceDataset, *, dry_run: bool
+) -> StartingPoint:
+    """Finds the checkpoint to resume from and, on rank 0, compares the run it is of with this one.
 
-    Fills in args.mixed_precision and args.max_train_steps. Raises UserError where the run cannot go on.
+    Raises UserError if the run cannot be resumed.
     """
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=gpu_is_usable())
-    checkpoint, files = find_checkpoint(args), base_files(base)
-    check_steps(args, checkpoint)
+    wanted, output_dir = plan.arguments["resume_from_checkpoint"], plan.output_dir
+    checkpoint = find_checkpoint(output_dir, wanted, may_start_over=plan.arguments["overwrite_output_dir"])
+    files = base_files(base)
+    check_steps(checkpoint, plan.num_steps)
     if os.environ.get("RANK", "0") != "0":
-        return Start(checkpoint, files, None)
-    hashes = None if args.dry_run and checkpoint is None else in_background(hash_files, base)
-    if checkpoint is not None:
-        _compare(args, checkpoint, num_ranks, concepts, dataset, hashes)
-    elif args.resume_from_checkpoint:
-        print(f"no checkpoint in {args.output_dir} yet: starting anew", flush=True)
-    return Start(checkpoint, files, hashes)
-
-
-def _compare(args: Namespace, checkpoint: Checkpoint, num_ranks: int, concepts, dataset, base_hashes: Future) -> None:
-    if not args.dry_run:
-        importlib.import_module(
-            "utils.runtime.colossal"
-        )  # training needs it: it takes seconds, as the hashing does meanwhile
-    found = determinants(args, num_ranks, concepts, dataset, base_hashes.result())
-    for change in check_same_run(args, checkpoint, found):
+        return StartingPoint(checkpoint, files, None)
+    if checkpoint is None:
+        if wanted:
+            print(f"no checkpoint in {output_dir} yet: starting anew", flush=True)
+        return StartingPoint(None, files, None if dry_run else in_background(hash_files, base))
+    hashes = in_background(hash_files, base)
+    if not dry_run:
+        importlib.import_module("utils.runtime.colossal")  # training needs it: it takes as long as the hashing does
+    found = determinants(plan.arguments, plan.num_ranks, concepts, dataset, hashes.result())
+    for change in check_same_run(checkpoint, found, plan.arguments):
         print(f"changed since the checkpoint: {change}", flush=True)
-    _say_what_is_left(args.output_dir, checkpoint)
+    _say_what_is_left(output_dir, checkpoint)
+    return StartingPoint(checkpoint, files, hashes)
 
 
 def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:
@@ -86,25 +83,24 @@ def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def find_checkpoint(args: Namespace) -> Checkpoint | None:
-    """The checkpoint to go on from: --resume_from_checkpoint's, or the latest where torchrun restarts the run.
+def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: bool) -> Checkpoint | None:
+    """The checkpoint to resume from: --resume_from_checkpoint's, or the latest if torchrun restarts the run.
 
-    None: the run starts anew. Raises UserError where there is no such checkpoint, where it is damaged, and where a
-    fresh start would leave an unfinished run's checkpoints behind.
+    None: the run starts anew. Raises UserError if there is no such checkpoint, if it is damaged, and if a fresh start
+    would leave an unfinished run's checkpoints behind.
     """
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    run = _run_of(args.output_dir)
-    own = list_checkpoints(args.output_dir, line_of(run)) if run.get("run_id") else []
-    wanted = args.resume_from_checkpoint
+    run = _run_of(output_dir)
+    own = list_checkpoints(output_dir, lineage_of(run)) if run.get("run_id") else []
     if wanted == "latest" or (restarted and own):
         checkpoint = own[-1] if own else None
     elif wanted is not None:
-        checkpoint = _named(args.output_dir, wanted)
+        checkpoint = _named(output_dir, wanted)
     else:
         checkpoint = None
-        if own and run.get("status") != "complete" and not args.overwrite_output_dir:
+        if own and run.get("status") != "complete" and not may_start_over:
             raise UserError(
-                f"--output_dir {args.output_dir} holds an unfinished run with {own[-1].path.name}: go on from it with "
+                f"--output_dir {output_dir} holds an unfinished run with {own[-1].path.name}: go on from it with "
                 f"--resume_from_checkpoint latest, or start over with --overwrite_output_dir"
             )
     if checkpoint is not None:
@@ -151,8 +147,8 @@ def _file_changes(before: dict, after: dict) -> list[str]:
     return changes + [f"{name!r} has changed" for name in before if name in after and before[name] != after[name]]
 
 
-def check_same_run(args: Namespace, checkpoint: Checkpoint, determines: dict) -> list[str]:
-    """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes.
+def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[str, Any]) -> list[str]:
+    """Differences from the run that the checkpoint is of; UserError if there are some and no --allow_changes.
 
     A flag that is newer than the checkpoint counts as left out then: its default is what was done before it. A flag
     that has gone since is not compared.
@@ -160,9 +156,9 @@ def check_same_run(args: Namespace, checkpoint: Checkpoint, determines: dict) ->
     kept = dict(checkpoint.state.get("determines", {}))
     parser = training_parser()
     defaults = {flag: parser.get_default(flag) for flag in determines["arguments"]}
-    kept["arguments"] = defaults | {k: v for k, v in kept.get("arguments", {}).items() if k in vars(args)}
+    kept["arguments"] = defaults | {k: v for k, v in kept.get("arguments", {}).items() if k in arguments}
     found = differences(kept, determines)
-    if found and not args.allow_changes:
+    if found and not arguments["allow_changes"]:
         raise UserError(
             f"{checkpoint.path} is of a run with other inputs: {'; '.join(found)}. Give it the same inputs, or "
             f"--allow_changes to go on with the new ones"
@@ -170,11 +166,11 @@ def check_same_run(args: Namespace, checkpoint: Checkpoint, determines: dict) ->
     return found
 
 
-def check_steps(args: Namespace, checkpoint: Checkpoint | None) -> None:
-    """Raises UserError where the checkpoint is beyond --max_train_steps, which must have been filled in."""
-    if checkpoint is not None and checkpoint.step > args.max_train_steps:
+def check_steps(checkpoint: Checkpoint | None, num_steps: int) -> None:
+    """Raises UserError if the checkpoint is beyond the run's last step."""
+    if checkpoint is not None and checkpoint.step > num_steps:
         raise UserError(
-            f"{checkpoint.path} is beyond --max_train_steps {args.max_train_steps}; give more steps or resume from "
+            f"{checkpoint.path} is beyond --max_train_steps {num_steps}; give more steps or resume from "
             f"an earlier checkpoint"
         )
 

@@ -1,12 +1,56 @@
 """What is trained: the UNet, its flat parameters and its optimizer, boosted."""
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from utils.models import fused_unet, loading
+from utils.runtime.colossal import boost
+from utils.training.flat_parameters import FlatParameters
+from utils.training.optimizer import MasterWeightsOptimizer
 
-def enable_gradient_checkpointing(unet: torch.nn.Module) -> None:
+
+def build_unet(
+    base_folder: Path,
+    weight_dtype: torch.dtype,
+    device: torch.device,
+    *,
+    learning_rates: Sequence[float],
+    gradient_checkpointing: bool = False,
+    offload_optimizer: str = "none",
+    use_8bit_adam: bool = False,
+    **adamw: Any,
+) -> tuple[Any, MasterWeightsOptimizer, Any]:
+    """fp32 masters from the file's own weights, the UNet itself in `weight_dtype`, boosted with the TorchDDP plugin.
+
+    Args:
+        adamw: MasterWeightsOptimizer's: betas, eps, weight_decay, max_grad_norm.
+
+    Returns the boosted UNet, its optimizer and the Booster.
+    """
+    unet = loading.load_unet(base_folder)
+    if gradient_checkpointing:
+        enable_gradient_checkpointing(unet)
+    on_gpu = device.type == "cuda"
+    flat = FlatParameters(
+        unet,
+        weight_dtype,
+        device,
+        torch.channels_last if on_gpu else torch.contiguous_format,
+        scattered_grads=on_gpu and not use_8bit_adam,
+        offload_optimizer=offload_optimizer,
+    )
+    if on_gpu:
+        fused_unet.install(unet)
+    optimizer = MasterWeightsOptimizer(flat, learning_rates=learning_rates, use_8bit_adam=use_8bit_adam, **adamw)
+    return boost(unet, optimizer)
+
+
+def enable_gradient_checkpointing(unet: Any) -> None:
     """Recomputes activations in the backward pass.
 
     The random state is not saved and restored, which a CUDA graph could not capture: the UNet draws nothing.

@@ -11,9 +11,7 @@ from utils.errors import first_line
 from utils.training.train_step import TrainStep
 
 WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose algorithms, kernels are compiled
-
-
-DDP_WARM_UP_STEPS = 12  # DistributedDataParallel rebuilds its buckets and takes times during its first eleven
+DDP_WARM_UP_STEPS = 12  # DistributedDataParallel rebuilds its buckets and measures itself during its first eleven
 
 
 class CapturedStep:
@@ -24,7 +22,7 @@ class CapturedStep:
 
     Args:
         train_step: the eager step.
-        say: told, in one line, why steps go on eagerly where the capture fails.
+        say: told, in one line, why the steps stay eager if the capture fails.
     """
 
     def __init__(self, train_step: TrainStep, say: Callable[[str], None]):
@@ -50,6 +48,7 @@ class CapturedStep:
         for static, fresh in zip(self._inputs, micro_batches, strict=True):
             for target, source in zip(static, fresh, strict=True):
                 target.copy_(source, non_blocking=True)
+        assert self._graph is not None and self._metrics is not None
         self._graph.replay()
         return self._metrics
 
@@ -64,6 +63,20 @@ class CapturedStep:
         self._graph = graph
 
 
-def training_stream(device: torch.device):
+def fastest_step(
+    train_step: TrainStep, example: list[MicroBatch], *, uses_cuda_graph: bool, say: Callable[[str], None]
+) -> Callable[[list[MicroBatch]], torch.Tensor]:
+    """The step as it runs fastest: on a GPU its kernels are compiled ahead, all at once, and it becomes a CUDA graph.
+
+    `example` are micro-batches to compile for: nothing is learned from them. `say` is told what did not work.
+    """
+    if train_step.optimizer.flat.device.type != "cuda":
+        return train_step
+    if reason := train_step.rehearse(example):
+        say(f"kernels are compiled as they first run, not all ahead: {reason}")
+    return CapturedStep(train_step, say) if uses_cuda_graph else train_step
+
+
+def training_stream(device: torch.device) -> contextlib.AbstractContextManager:
     """A context in which all GPU work, ColossalAI's boosting included, goes to one stream that can be captured."""
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()

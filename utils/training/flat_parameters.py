@@ -1,5 +1,7 @@
 """A module's parameters as views into one buffer each for weights and gradients."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class FlatParameters:
         device: where all buffers live but those that are offloaded.
         memory_format: torch.channels_last lays out 4-D parameters so; others are contiguous.
         scattered_grads: leave each gradient where autograd, or with several ranks DDP, puts it (see
-            kernels_scattered), instead of adding it into a buffer of zeros; without Triton the buffer.
+            kernels.adamw_scattered), instead of adding it into a buffer of zeros; without Triton the buffer.
         offload_optimizer: "moments", "all": those, or `master` too, are in pinned host memory, which needs
             host_memory.reaches_host_memory. Nothing on a CPU.
 
@@ -28,8 +30,8 @@ class FlatParameters:
         self,
         module: torch.nn.Module,
         weight_dtype: torch.dtype,
-        device,
-        memory_format=torch.contiguous_format,
+        device: torch.device | str,
+        memory_format: torch.memory_format = torch.contiguous_format,
         scattered_grads: bool = False,
         offload_optimizer: str = "none",
     ):
@@ -47,7 +49,8 @@ class FlatParameters:
             parameter.data = weight
         mark("weights placed")
         numels = [parameter.numel() for _, parameter in self.parameters]
-        self.grad, self.grad_table = None, updates.gradient_table(numels, device) if scattered_grads else None
+        self.grad: Tensor | None = None
+        self.grad_table: Any = updates.gradient_table(numels, device) if scattered_grads else None
         if self.grad_table is not None:
             return
         self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)

@@ -5,8 +5,9 @@ import math
 import os
 import re
 import sys
-from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from utils.errors import RunFailed
 
@@ -18,7 +19,7 @@ ACTIVATIONS_CHECKPOINTED = 0.25e9
 REST = 0.3e9
 EIGHT_BIT = 1 + 4 / 256  # bytes of a moment in 8 bits, with its share of the scale
 # What saves memory, that first which costs the least time; the last is --low_memory.
-SAVERS = (
+SAVERS: tuple[dict[str, Any], ...] = (
     dict(gradient_checkpointing=True),
     dict(use_8bit_adam=True),
     dict(offload_optimizer="moments"),
@@ -27,48 +28,57 @@ SAVERS = (
 )
 
 
-def memory_parts(args: Namespace, count: int) -> dict[str, float]:
+class MemoryNeeds(NamedTuple):
+    """What decides how much memory a run takes: the UNet's parameters, and the flags of those names."""
+
+    num_parameters: int
+    num_ranks: int
+    fp32: bool  # --mixed_precision no
+    train_batch_size: int
+    with_prior_preservation: bool
+    resolution: int
+    gradient_checkpointing: bool
+    use_8bit_adam: bool
+    offload_optimizer: str
+
+
+def memory_parts(needs: MemoryNeeds) -> dict[str, float]:
     """Bytes of GPU memory at the peak, by what they are for; their sum is the estimate.
 
-    Args:
-        args: the training script's; the number of ranks is the environment's WORLD_SIZE.
-        count: the UNet's parameters.
-
-    On one rank gradients are made while activations are freed, so the larger of the two counts. The buckets in which
-    several ranks reduce them are there all the time, and so is the buffer that 8-bit moments need, beside those.
+    On one rank gradients take the place of the activations that the backward pass frees: the larger of the two counts.
+    The buckets in which several ranks reduce gradients are there all the time, and so is the buffer that 8-bit moments
+    need, beside those.
     """
-    fp32 = args.mixed_precision == "no"
-    several_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    moment = EIGHT_BIT if args.use_8bit_adam else 4
-    images = args.train_batch_size * (2 if args.with_prior_preservation else 1)
-    activations = ACTIVATIONS_CHECKPOINTED if args.gradient_checkpointing else ACTIVATIONS
-    activations *= images * (args.resolution / 512) ** 2 * (2 if fp32 else 1)
-    gradients = count * (4 if fp32 else 2)
-    if several_ranks:
-        gradients *= 2 if args.use_8bit_adam else 1
-    elif not args.use_8bit_adam:
+    count, moment = needs.num_parameters, EIGHT_BIT if needs.use_8bit_adam else 4
+    images = needs.train_batch_size * (2 if needs.with_prior_preservation else 1)
+    activations = ACTIVATIONS_CHECKPOINTED if needs.gradient_checkpointing else ACTIVATIONS
+    activations *= images * (needs.resolution / 512) ** 2 * (2 if needs.fp32 else 1)
+    gradients = count * (4 if needs.fp32 else 2)
+    if needs.num_ranks > 1:
+        gradients *= 2 if needs.use_8bit_adam else 1
+    elif not needs.use_8bit_adam:
         activations = max(0, activations - gradients)
     return {
-        "weights": count * (4 if fp32 else 2),
-        "fp32 masters": 0 if fp32 or args.offload_optimizer == "all" else 4 * count,
-        "moments": 2 * moment * count if args.offload_optimizer == "none" else 0,
+        "weights": count * (4 if needs.fp32 else 2),
+        "fp32 masters": 0 if needs.fp32 or needs.offload_optimizer == "all" else 4 * count,
+        "moments": 2 * moment * count if needs.offload_optimizer == "none" else 0,
         "gradients": gradients,
         "activations": activations,
         "the rest": REST,
     }
 
 
-def memory_needed(args: Namespace, count: int) -> float:
+def memory_needed(needs: MemoryNeeds) -> float:
     """Bytes of GPU memory at the peak."""
-    return sum(memory_parts(args, count).values())
+    return sum(memory_parts(needs).values())
 
 
-def host_memory_needed(args: Namespace, count: int) -> float:
+def host_memory_needed(needs: MemoryNeeds) -> float:
     """Bytes of host memory for what is offloaded."""
-    if args.offload_optimizer == "none":
+    if needs.offload_optimizer == "none":
         return 0
-    masters = 4 * count if args.offload_optimizer == "all" and args.mixed_precision != "no" else 0
-    return masters + 2 * (EIGHT_BIT if args.use_8bit_adam else 4) * count
+    masters = 4 if needs.offload_optimizer == "all" and not needs.fp32 else 0
+    return (masters + 2 * (EIGHT_BIT if needs.use_8bit_adam else 4)) * needs.num_parameters
 
 
 def free_host_memory() -> float:
@@ -80,24 +90,23 @@ def free_host_memory() -> float:
         return math.inf
 
 
-def alternatives(args: Namespace, count: int) -> list[tuple[str, float]]:
-    """(flags, bytes with them) of each way to take less memory than `args`, those first that cost the least time."""
-    found, now = [], memory_needed(args, count)
+def alternatives(needs: MemoryNeeds) -> list[tuple[str, float]]:
+    """(flags, bytes with them) of each way to take less memory, those first that cost the least time."""
+    found, now = [], memory_needed(needs)
     for changes in SAVERS:
-        flags = [_flag(name, value) for name, value in changes.items() if getattr(args, name) != value]
+        flags = [_flag(name, value) for name, value in changes.items() if getattr(needs, name) != value]
         if changes == SAVERS[-1]:
             flags = ["--low_memory"] if len(flags) == 2 else []
-        needed = memory_needed(Namespace(**vars(args) | changes), count)
+        needed = memory_needed(needs._replace(**changes))
         if flags and needed < 0.99 * now:
             found.append((" ".join(flags), needed))
-    if args.train_batch_size > 1:
-        smaller = args.train_batch_size // 2
-        needed = memory_needed(Namespace(**vars(args) | dict(train_batch_size=smaller)), count)
-        found.append((f"--train_batch_size {smaller}", needed))
+    if needs.train_batch_size > 1:
+        smaller = needs.train_batch_size // 2
+        found.append((f"--train_batch_size {smaller}", memory_needed(needs._replace(train_batch_size=smaller))))
     return found
 
 
-def _flag(name: str, value) -> str:
+def _flag(name: str, value: object) -> str:
     return f"--{name}" if value is True else f"--{name} {value}"
 
 
@@ -105,18 +114,14 @@ SIGN = re.compile(r"out of memory|_ALLOC_FAILED|can't allocate memory", re.I)  #
 
 
 @contextlib.contextmanager
-def out_of_memory_in_one_line(args: Namespace, count: int):
-    """Within it, whatever runs out of memory raises RunFailed: one line, exit code 1.
-
-    Args:
-        count: the UNet's parameters.
-    """
+def out_of_memory_in_one_line(needs: MemoryNeeds) -> Iterator[None]:
+    """Within it, whatever runs out of memory raises RunFailed: one line, exit code 1."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        line = out_of_memory_line(args, count, on_host=isinstance(error, MemoryError) or "CPUAllocator" in str(error))
+        line = out_of_memory_line(needs, on_host=isinstance(error, MemoryError) or "CPUAllocator" in str(error))
         if os.environ.get("RANK", "0") != "0":  # the other ranks may have memory enough, and nothing to say
             print(f"error: rank {os.environ['RANK']}: {line}", file=sys.stderr, flush=True)
         raise RunFailed(line) from error
@@ -128,12 +133,12 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or bool(told)
 
 
-def out_of_memory_line(args: Namespace, count: int, on_host: bool = False) -> str:
+def out_of_memory_line(needs: MemoryNeeds, on_host: bool = False) -> str:
     """What was too much, and how much each flag that is not on would save of it."""
     if on_host:
         return "the host's memory is full; close other programs, or leave --offload_optimizer and --low_memory out"
-    needed = memory_needed(args, count)
-    savings = [f"{flags} {(needed - less) / GB:.1f} GB" for flags, less in alternatives(args, count)]
+    needed = memory_needed(needs)
+    savings = [f"{flags} {(needed - less) / GB:.1f} GB" for flags, less in alternatives(needs)]
     saved = f"What saves about how much: {', '.join(savings)}; " if savings else ""
     return (
         f"the GPU's memory is full: this run needs about {needed / GB:.1f} GB of it. {saved}a smaller --resolution "

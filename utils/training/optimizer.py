@@ -5,6 +5,7 @@ tensors on the device, so that a step never waits for the GPU and can be capture
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,8 +50,9 @@ class MasterWeightsOptimizer(OptimizerWrapper):
     ):
         assert not (use_8bit_adam and parameters.grad is None)
         master = torch.nn.Parameter(parameters.master, requires_grad=False)
-        options = dict(lr=learning_rates[0], betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(torch.optim.AdamW([master], **options))
+        super().__init__(
+            torch.optim.AdamW([master], lr=learning_rates[0], betas=betas, eps=eps, weight_decay=weight_decay)
+        )
         self.flat = parameters
         device = parameters.device
         self.scales_loss = parameters.weight.dtype == torch.float16
@@ -66,22 +68,24 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self._betas = torch.tensor(betas, dtype=torch.float64, device=device)
         self._constants = torch.tensor([*betas, eps, weight_decay], dtype=torch.float64, device=device)
 
-    def _zero_moments(self, use_8bit_adam: bool) -> tuple:
-        numel, where = self.flat.master.numel(), dict(device=self.flat.device, on_host=self.flat.moments_on_host)
+    def _zero_moments(self, use_8bit_adam: bool) -> tuple[Tensor | EightBit, Tensor | EightBit]:
+        numel, device, on_host = self.flat.master.numel(), self.flat.device, self.flat.moments_on_host
         if use_8bit_adam:
-            return EightBit.zeros(numel, signed=True, **where), EightBit.zeros(numel, signed=False, **where)
-        return tuple(host_memory.zeros(numel, torch.float32, **where) for _ in range(2))
+            first = EightBit.zeros(numel, signed=True, device=device, on_host=on_host)
+            return first, EightBit.zeros(numel, signed=False, device=device, on_host=on_host)
+        first_moment = host_memory.zeros(numel, torch.float32, device, on_host)
+        return first_moment, host_memory.zeros(numel, torch.float32, device, on_host)
 
-    def backward(self, loss: Tensor, inputs=None, retain_graph: bool = False, **kwargs) -> None:
+    def backward(self, loss: Tensor, inputs: Any = None, retain_graph: bool = False, **kwargs: Any) -> None:
         """Adds the gradient of `loss` times the loss scale into the parameters' gradients."""
         (loss * self.loss_scale).backward(inputs=inputs, retain_graph=retain_graph, **kwargs)
 
-    def zero_grad(self, *args, **kwargs) -> None:
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """See FlatParameters.clear_grads."""
         self.flat.clear_grads()
 
     @torch.no_grad()
-    def step(self, *args, **kwargs) -> dict[str, Tensor]:
+    def step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Unscales, checks, clips and applies the gradients, then adapts the loss scale.
 
         Returns scalars on the device: `lr`, `grad_norm` (unscaled, before clipping), `loss_scale` (that this step's
@@ -96,12 +100,12 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self._update(self._scalars(lr, grad_norm, loss_scale, finite))
         self._count(finite)
         if self.flat.grad_table is not None and not torch.cuda.is_current_stream_capturing():
-            self.flat.clear_grads()  # else they would be there beside those of the captured graph
+            self.flat.clear_grads()  # they would take memory beside those of the captured graph
         return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=(~finite).float())
 
     @torch.no_grad()
     def rehearse(self) -> None:
-        """An update that is not applied, for utils.kernels.ahead_of_time."""
+        """An update that is not applied: its kernels are compiled by it (see kernels.ahead_of_time)."""
         self._measure_grad_norm()
         grad_norm = self._scaled_grad_norm[0]
         self._update(self._scalars(self.learning_rates[:1], grad_norm, self.loss_scale, torch.zeros_like(grad_norm)))

@@ -4,90 +4,90 @@ With few photos the training loss is mostly noise: it depends on the timestep dr
 same timesteps with the same noise each time, so that the curve shows the model's change alone.
 """
 
-import json
-from argparse import Namespace
+from typing import NamedTuple
 
 import torch
+from PIL import Image
 
 from utils.data.inputs import TrainingInputs
 from utils.data.randomness import VALIDATION, draw_sample
-from utils.diffusion import denoising_loss, sample_latents, training_target
-from utils.files.json_files import keep_rows
+from utils.diffusion import denoising_loss, sample_latents
+from utils.training.train_step import predict
 
-VALIDATION_FILE = "validation.jsonl"
-IMAGES_FOLDER = "validation"
 NUM_TIMESTEPS = 8  # spread evenly over the noise schedule
 MAX_PHOTOS = 8
-DEFAULT_STEPS = 100
+
+
+class FixedBatch(NamedTuple):
+    """One photo at every validation timestep, B = NUM_TIMESTEPS: float32 [B,4,h,w], and int64 [B]."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    prompt_rows: torch.Tensor
 
 
 class Validation:
-    """Measures and draws every args.validation_steps steps, on rank 0; the loaded modules are used, not copies.
+    """Measures and draws with the modules that are loaded, not copies; writes nothing.
 
     Args:
-        inputs: the photos' latents and prompts; `inputs.sampler` draws the samples, None without --validation_prompt.
         unet: the bare UNet2DConditionModel that is being trained.
-        log: the TrainingLog, told every result.
+        inputs: the photos' latents and prompts; `inputs.sampler` draws the samples, None without a prompt for them.
+        is_main: whether this rank validates.
+        every: steps between validations; 0: there are none.
+        num_images: samples a validation, with the seeds seed, seed + 1, ...
     """
 
-    def __init__(self, args: Namespace, inputs: TrainingInputs, unet: torch.nn.Module, log, *, first_step: int):
-        self.args, self.inputs, self.unet, self.log = args, inputs, unet, log
-        self.every = args.validation_steps or (DEFAULT_STEPS if args.validation_prompt else 0)
+    def __init__(
+        self, unet: torch.nn.Module, inputs: TrainingInputs, *, is_main: bool, every: int, num_images: int, seed: int
+    ):
+        self.unet, self.inputs = unet, inputs
+        self.every, self.num_images, self.seed = every if is_main else 0, num_images, seed
         self._batches = self._fixed_batches() if self.every else []
-        if self.every:
-            self.path = args.output_dir / VALIDATION_FILE
-            keep_rows(self.path, first_step, frozenset({"validation_loss"}))
-            if not first_step:
-                self._validate(0)
 
-    def after_step(self, step: int) -> None:
-        """To be called after step `step`, counted from 1."""
-        if self.every and step % self.every == 0:
-            self._validate(step)
+    def is_due(self, num_steps: int) -> bool:
+        """Whether to validate after `num_steps` steps."""
+        return self.every > 0 and num_steps % self.every == 0
 
-    def _fixed_batches(self) -> list[tuple[torch.Tensor, ...]]:
-        """(latents, noise, timesteps, prompts) of every photo at every validation timestep."""
-        latents, batches = self.inputs.latents, []
-        num_timesteps, device = self.inputs.num_train_timesteps, self.inputs.encoder_hidden_states.device
-        timesteps = [int((k + 0.5) * num_timesteps / NUM_TIMESTEPS) for k in range(NUM_TIMESTEPS)]
-        draw = dict(num_photos=1, latent_shape=latents.shape, num_train_timesteps=num_timesteps, stream=VALIDATION)
-        for photo in range(min(len(latents.dataset), MAX_PHOTOS)):
-            samples = [draw_sample(self.args.seed, photo * NUM_TIMESTEPS + k, **draw) for k in range(NUM_TIMESTEPS)]
-            mean, std = latents.moments(photo, (0.5, 0.5))
-            latent_noise = torch.stack([torch.from_numpy(sample.latent_noise) for sample in samples]).to(device)
-            noise = torch.stack([torch.from_numpy(sample.noise) for sample in samples]).to(device)
-            prompt = self.inputs.prompt_numbers[latents.dataset.prompt(photo)]
-            batches.append(
-                (
-                    sample_latents(mean, std, latent_noise, self.inputs.scaling_factor),
-                    noise,
-                    torch.tensor(timesteps, device=device),
-                    torch.full((NUM_TIMESTEPS,), prompt, device=device),
-                )
-            )
-        return batches
+    def __call__(self) -> tuple[float, list[Image.Image]]:
+        """The loss, and the samples, with the weights as they are."""
+        loss = self.loss()
+        return loss, [] if self.inputs.sampler is None else self.inputs.sampler(self.unet, self.num_images, self.seed)
 
     @torch.no_grad()
     def loss(self) -> float:
-        """Mean over photos and timesteps of the denoising loss with the weights as they are."""
-        prompts, noise_scheduler, losses = self.inputs.encoder_hidden_states, self.inputs.noise_scheduler, []
-        for rows in self._batches:
-            for latents, noise, timesteps, numbers in zip(*(part.split(2) for part in rows), strict=True):
-                noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps).to(prompts.dtype)
-                hidden = prompts.index_select(0, numbers)
-                model_pred = self.unet(noisy_latents, timesteps, hidden, return_dict=False)[0]
-                losses.append(denoising_loss(model_pred, training_target(noise_scheduler, latents, noise, timesteps)))
+        """Mean over photos and timesteps of the denoising loss."""
+        losses = []
+        for batch in self._batches:
+            for latents, noise, timesteps, rows in zip(*(part.split(2) for part in batch), strict=True):
+                model_pred, target = predict(self.unet, self.inputs, latents, noise, timesteps, rows)
+                losses.append(denoising_loss(model_pred, target))
         return torch.stack(losses).mean().item()
 
-    def _validate(self, step: int) -> None:
-        loss = self.loss()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "validation_loss": loss}) + "\n")
-        images = []
-        if self.inputs.sampler is not None:
-            images = self.inputs.sampler(self.unet, self.args.num_validation_images, self.args.seed)
-            folder = self.args.output_dir / IMAGES_FOLDER
-            folder.mkdir(exist_ok=True)
-            for number, image in enumerate(images):
-                image.save(folder / f"step-{step:06d}-seed-{self.args.seed + number}.png")
-        self.log.validation(step, loss, images)
+    def _fixed_batches(self) -> list[FixedBatch]:
+        num_photos = min(len(self.inputs.latents), MAX_PHOTOS)
+        return [self._fixed_batch(photo) for photo in range(num_photos)]
+
+    def _fixed_batch(self, photo: int) -> FixedBatch:
+        latents, num_timesteps = self.inputs.latents, self.inputs.num_train_timesteps
+        device = self.inputs.encoder_hidden_states.device
+        samples = [
+            draw_sample(
+                self.seed,
+                photo * NUM_TIMESTEPS + k,
+                num_photos=1,
+                latent_shape=latents.shape,
+                num_train_timesteps=num_timesteps,
+                stream=VALIDATION,
+            )
+            for k in range(NUM_TIMESTEPS)
+        ]
+        mean, std = latents.moments(photo, (0.5, 0.5))
+        latent_noise = torch.stack([torch.from_numpy(sample.latent_noise) for sample in samples]).to(device)
+        timesteps = [int((k + 0.5) * num_timesteps / NUM_TIMESTEPS) for k in range(NUM_TIMESTEPS)]
+        return FixedBatch(
+            latents=sample_latents(mean, std, latent_noise, self.inputs.scaling_factor),
+            noise=torch.stack([torch.from_numpy(sample.noise) for sample in samples]).to(device),
+            timesteps=torch.tensor(timesteps, device=device),
+            prompt_rows=torch.full((NUM_TIMESTEPS,), latents.prompt_rows[photo], device=device),
+        )
