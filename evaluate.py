@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
             print(line)
 
     if "report" in args.stages:  # report.html
-        from utils.report import write_report
+        from utils.evaluation.report import write_report
 
         write_report(args.output_dir, samples, read_metrics(args.output_dir, samples))
 

@@ -53,16 +53,15 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     from utils import logs, run_record
     from utils.class_generation import prepare_class_images
     from utils.colossal import barrier
-    from utils.compiled_step import fastest_step
     from utils.guard import Guard
     from utils.inputs import encode_inputs
-    from utils.train_step import BatchSource, TrainStep
+    from utils.train_step import BatchSource, CapturedStep, TrainStep
     from utils.validation import Validation
 
     base, dataset, start = ready.base, ready.dataset, ready.start
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     plan = run_record.plan_run(args, num_photos=len(dataset), num_ranks=num_ranks, device=device)
-    class_dataset = prepare_class_images(args, ready.concepts, base.folder, device)
+    class_dataset = prepare_class_images(args, ready.concepts, base.folder, start.base_hashes, device)
     inputs = encode_inputs(args, base.folder, dataset, class_dataset, plan, device)
     unet, optimizer, booster = boost_unet(args, base, plan, device)
     batches = BatchSource(
@@ -84,8 +83,8 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     )
 
     is_main, first = rank == 0, start.checkpoint
-    kept = dict(checkpoint=first, class_dataset=class_dataset, base_hashes=start.base_hashes)
-    record = run_record.RunRecord(args, argv, plan, dataset, base, device, is_main=is_main, **kept)
+    inputs_of_run = dict(concepts=ready.concepts, class_dataset=class_dataset, start=start)
+    record = run_record.RunRecord(args, argv, plan, dataset, device, is_main=is_main, **inputs_of_run)
     if is_main:
         print(record.summary(), flush=True)
     first_step = first.step if first else 0
@@ -93,7 +92,8 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
     if device.type == "cuda":
         if reason := train_step.rehearse(batches.micro_batches(first_step)):
             log.say(f"kernels are compiled as they first run, not all ahead: {reason}")
-    train_step = fastest_step(train_step, args, device, log.say)
+        if not args.no_cuda_graph:
+            train_step = CapturedStep(train_step, log.say)
     if is_main:
         validation = Validation(args, inputs, unet.unwrap(), log, first_step=first_step)
     with Guard(args, argv, base, start, optimizer, record, log, plan.num_steps) as guard:
@@ -102,7 +102,7 @@ def train(args: Namespace, argv: list[str], ready: Ready, device) -> None:
             if is_main:
                 validation.after_step(step + 1)
             guard.after_step(step + 1)
-        guard.finish(booster, unet)
+        guard.finish()
     barrier(device)
 
 

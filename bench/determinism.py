@@ -28,8 +28,8 @@ import torch.nn.functional as F
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench: libraries look for a package named `kernels`
 
-from bench.determinism_operations import cases, differ, differing  # noqa: E402
 from bench.random_sd14 import UNET_CONFIG  # noqa: E402
+from bench.studies.determinism_operations import cases, differ, differing  # noqa: E402
 from utils.determinism import CUBLAS_CHOICES, CUBLAS_VARIABLE, deterministic_kernels  # noqa: E402
 
 SETTINGS = ("default", "warn_only", "flag")

@@ -1,6 +1,6 @@
 """Times the fused operations, and the UNet's forward + backward with and without them, on one GPU in about a minute.
 
-python bench/kernels.py [unet] [optimizer] [operations] [attention] [compiled]
+python bench/kernels.py [unet] [optimizer] [operations] [attention]
 
 Device times by events around replays of CUDA graphs, medians, random data; operations rotate over buffers larger than
 the L2 cache. The UNet has Stable Diffusion v1.4's shape and random weights in one flat buffer, fp16, channels_last,
@@ -147,11 +147,8 @@ def optimizer():
     master, exp_avg, exp_avg_sq = source.normal_(), target.zero_(), torch.zeros(n, device="cuda")
     scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0], device="cuda")
     buffers = weight, grad, master, exp_avg, exp_avg_sq, scalars
-    for block in (512, 1024, 2048, 4096):
-        ms = milliseconds(lambda b=block: kernels.kernels_optimizer.adamw_(*buffers, block=b))
-        say(f"adamw_ block {block}: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
-    ms = milliseconds(lambda: kernels.adamw_(*buffers, zero_grad=True))
-    say(f"adamw_ zeroing the gradient: {ms:.2f} ms, {30 * n / ms / 1e6:.0f} GB/s")
+    ms = milliseconds(lambda: kernels.adamw_(*buffers))
+    say(f"adamw_: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
     out = torch.zeros(1, device="cuda")
     ms = milliseconds(lambda: kernels.grad_norm_(grad, out))
     torch_ms = milliseconds(lambda: torch.linalg.vector_norm(grad, dtype=torch.float32))
@@ -270,17 +267,9 @@ def unet():
     unet_case(model, 8, "plain", True, False)
 
 
-def compiled():
-    """The UNet by torch.compile instead of the fused operations; not among the default sections: it takes minutes."""
-    model = torch.compile(flat_unet())
-    unet_case(model, 1, "torch.compile", False, True)
-
-
 if __name__ == "__main__":
     sections = dict(unet=unet, optimizer=optimizer, operations=operations, attention=attention)
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    chosen = sys.argv[1:] or list(sections)
-    sections["compiled"] = compiled
-    for section in chosen:
+    for section in sys.argv[1:] or sections:
         sections[section]()
         torch.cuda.empty_cache()

@@ -22,8 +22,9 @@ if __name__ == "__main__":
 from bench.reference_loop import ReferenceLoop  # noqa: E402
 from bench.train_step import run_script  # noqa: E402
 from utils.dataset import InstanceDataset  # noqa: E402
+from utils.evaluation.report.charts import Series, line_chart, smooth  # noqa: E402
+from utils.evaluation.report.page import TEMPLATES  # noqa: E402
 from utils.randomness import draw_sample  # noqa: E402
-from utils.report_charts import Series, line_chart, smooth  # noqa: E402
 
 NAMES = ("graph", "eager", "reference")
 COLOURS = dict(graph="#0a7", eager="#c60", reference="#36c")
@@ -66,10 +67,8 @@ def plot(folder: Path) -> None:
         print(f"{name}: differs from the reference's loss by {statistics.median(apart):.1e} of it in the median step, "
               f"by {max(apart):.1e} in the worst (step {apart.index(max(apart)) + 1})")  # fmt: skip
     curves = [Series(smooth(list(enumerate(losses[name], 1)), SMOOTHING), name) for name in NAMES]
-    figure = str(line_chart("Training loss", curves))
-    svg = figure[figure.index("<svg") : figure.index("</svg>")].replace(
-        "<svg", '<svg xmlns="http://www.w3.org/2000/svg"'
-    )
+    svg = TEMPLATES.get_template("chart.svg.jinja").render(chart=line_chart("Training loss", curves))
+    svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"').removesuffix("</svg>")
     style = "text{font:11px sans-serif;fill:#666}.y-label{text-anchor:end}.rule{stroke:#ccc}.line{fill:none}"
     widths = dict(graph=5, eager=3, reference=1)
     style += "".join(f".{name}{{stroke:{COLOURS[name]};stroke-width:{widths[name]}}}" for name in NAMES)

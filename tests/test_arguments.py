@@ -31,7 +31,6 @@ DEFAULTS = dict(
     dry_run=False,
     max_nonfinite_steps=20,
     no_cuda_graph=False,
-    compile=False,
     deterministic=False,
     debug=False,
     learning_rate=5e-6,

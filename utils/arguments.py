@@ -121,7 +121,6 @@ def _add_run(group) -> None:
         help="stop after so many steps in a row without a finite gradient (default: 20)",
     )
     add("--no_cuda_graph", action="store_true", help="launch every kernel by itself: slower, for debugging")
-    add("--compile", action="store_true", help="torch.compile the UNet on a GPU: minutes, then tells whether it pays")
     add("--deterministic", action="store_true", help="same bits in every run of the same command on a GPU: slower")
     add("--debug", action="store_true", help="show the traceback of an error")
 
@@ -226,8 +225,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if args.logging_dir.parts and _is_reserved(args.logging_dir.parts[0]):
         raise UserError(f"--logging_dir {args.logging_dir} is a part of the result; give it a name like 'logs'")
-    if args.compile and args.no_cuda_graph:
-        raise UserError("--compile saves time in a CUDA graph only: leave out --no_cuda_graph")
     if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
         raise UserError("--resume_from_checkpoint goes on with a run, --overwrite_output_dir starts over: give one")
     return args

@@ -33,7 +33,7 @@ from utils.errors import RunFailed, UserError
 from utils.memory_estimate import free_host_memory
 from utils.pipeline import STAGING_PREFIX, sync_directory, sync_tree, write_json
 from utils.preflight import PROGRAM, safetensors_dtype
-from utils.safetensors_writer import write_safetensors
+from utils.safetensors_writer import SAVE_DTYPES, write_safetensors
 
 SCALARS = ("loss_scale", "num_good", "num_applied", "num_skipped")
 
@@ -94,23 +94,26 @@ class Checkpointer:
         """Waits for the write under way and says how it went; False where it failed."""
         if self._thread is None:
             return True
+        line, is_written = self._join()
+        self.say(line)
+        return is_written
+
+    def save_and_wait(self, step: int) -> None:
+        """Writes the state after `step` steps before it returns; RunFailed if that cannot be done."""
+        self.save(step)
+        line, is_written = self._join()
+        if not is_written:
+            raise RunFailed(line)
+        self.say(line)
+
+    def _join(self) -> tuple[str, bool]:
+        """Waits for the write under way: a line about it, and whether it succeeded."""
         self._thread.join()
         self._thread = None
         line, error = self._outcome
         if error is not None and not isinstance(error, (OSError, UserError)):
             raise error
-        self.say(line)
-        return error is None
-
-    def save_or_fail(self, step: int) -> None:
-        """Writes the state after `step` steps before it returns; RunFailed where that cannot be done."""
-        self.save(step)
-        said, self.say = self.say, lambda line: None
-        written = self.wait()
-        self.say = said
-        if not written:
-            raise RunFailed(self._outcome[0])
-        self.say(self._outcome[0])
+        return line, error is None
 
     def _snapshot(self) -> Callable[[], None]:
         """Copies the state to the host; the function returned waits until it is there.
@@ -177,14 +180,12 @@ class Checkpointer:
         return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
     def _fill(self, folder: Path, step: int) -> None:
-        names = [name for name, _ in self.flat.parameters]
-        views = {key: self.flat.views(self._host[key]) for key in ("master", "exp_avg", "exp_avg_sq")}
-        in_unet = self.save_dtype == "fp32"
+        named = self.flat.named
         (folder / "unet" / "config.json").write_bytes(self.unet_config)
-        dtype = torch.float32 if in_unet else torch.float16
-        write_safetensors(folder / UNET_FILE, zip(names, views["master"], strict=True), dtype)
-        kept = [(f"{k}.{n}", v) for k in views if k != "master" or not in_unet for n, v in zip(names, views[k])]  # noqa: B905
-        write_safetensors(folder / TENSORS_FILE, kept, torch.float32)
+        write_safetensors(folder / UNET_FILE, named(self._host["master"]), SAVE_DTYPES[self.save_dtype])
+        kept = ("exp_avg", "exp_avg_sq") if self.save_dtype == "fp32" else ("master", "exp_avg", "exp_avg_sq")
+        tensors = [(f"{part}.{name}", value) for part in kept for name, value in named(self._host[part])]
+        write_safetensors(folder / TENSORS_FILE, tensors, torch.float32)
         state = dict(program=PROGRAM, format=FORMAT, step=step, **self.line._asdict())
         state["optimizer"] = {name: self._host[name].item() for name in SCALARS}
         write_json(folder / STATE_FILE, state | self.describe())

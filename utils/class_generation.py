@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from argparse import Namespace
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from utils.class_images import (
     generation_settings,
     model_hash,
     plan_class_images,
-    write_manifest,
 )
 from utils.concepts import Concept
 from utils.drawing import is_blank
@@ -41,26 +41,24 @@ DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf
 MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as the model's fault
 
 
-def prepare_class_images(args: Namespace, concepts: list[Concept], base_folder: Path, device) -> ClassDataset | None:
+def prepare_class_images(
+    args: Namespace, concepts: list[Concept], base_folder: Path, base_hashes: Future | None, device
+) -> ClassDataset | None:
     """Says what there is and what is missing, makes that, and returns the images to use; None if none are asked for.
 
-    Every rank has to call it. Raises UserError on all of them.
+    Every rank has to call it, rank 0 with the base's hashes (see resume.Start). Raises UserError on all of them.
     """
     if not args.with_prior_preservation:
         return None
-    plans = together(lambda: _plan_all(args, concepts, base_folder), main_only=True)
+    plans = together(lambda: _plan_all(args, concepts, base_folder, base_hashes), main_only=True)
     if any(plan.missing for plan in plans):
         together(lambda: make_missing(args, plans, base_folder, device))
-        if dist.get_rank() == 0:
-            for plan in plans:
-                if plan.missing:
-                    write_manifest(plan)
     together(lambda: [check_used(plan) for plan in plans])
     return ClassDataset(plans, args.resolution, args.center_crop)
 
 
-def _plan_all(args: Namespace, concepts: list[Concept], base_folder: Path) -> list[ClassPlan]:
-    model = model_hash(base_folder)
+def _plan_all(args: Namespace, concepts: list[Concept], base_folder: Path, base_hashes: Future) -> list[ClassPlan]:
+    model = model_hash(base_hashes.result()["sha256"])
     different = {concept.class_data_dir.resolve(): concept for concept in concepts}
     plans = []
     for concept in different.values():
@@ -68,10 +66,6 @@ def _plan_all(args: Namespace, concepts: list[Concept], base_folder: Path) -> li
         plans.append(plan_class_images(concept, settings, args.num_class_images))
     for plan in plans:
         print(plan.summary(dist.get_world_size(), args.sample_batch_size), flush=True)
-    for plan in plans:
-        if plan.missing:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-            write_manifest(plan)
     return plans
 
 

@@ -1,8 +1,8 @@
 """Prior preservation's class images: which there are, which are missing, and the dataset of those that are used.
 
 The base model draws them (Ruiz et al. 2023, section 3.2). Each file is a PNG that names in its own metadata the
-settings and the seed it was made with, so that a run that was killed goes on where it stopped; manifest.json says the
-same of all of them. Images made with other settings are never mixed in.
+settings and the seed it was made with, so that a run that was killed goes on where it stopped. Images made with other
+settings are never mixed in.
 """
 
 import hashlib
@@ -19,14 +19,11 @@ from PIL import Image
 from utils.concepts import Concept
 from utils.dataset import crop_origin, decode, find_photos, resize_shorter_side
 from utils.errors import UserError
-from utils.hashing import sha256_of
-from utils.pipeline import write_json
-from utils.preflight import PROGRAM, read_json
+from utils.preflight import read_json
 
 if TYPE_CHECKING:
     import torch
 
-MANIFEST = "manifest.json"
 METADATA_KEY = "dreambooth_class_image"
 NUM_INFERENCE_STEPS = 50
 GUIDANCE_SCALE = 7.5
@@ -60,13 +57,13 @@ def file_name(number: int) -> str:
     return f"class-{number:05d}.png"
 
 
-def model_hash(folder: Path) -> str:
-    """SHA-256 of the names and contents of every file of the base that drawing an image reads."""
+def model_hash(base_hashes: dict[str, str]) -> str:
+    """One hash of those of the base's files that drawing an image reads, from {path in the folder: SHA-256}."""
     digest = hashlib.sha256()
     for part in MODEL_PARTS:
-        for path in sorted((folder / part).glob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                digest.update(f"{part}/{path.name} {sha256_of(path)}\n".encode(errors="surrogateescape"))
+        for name in sorted(name for name in base_hashes if name.startswith(f"{part}/")):
+            if not name.startswith(f"{part}/."):
+                digest.update(f"{name} {base_hashes[name]}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -93,12 +90,6 @@ def plan_class_images(concept: Concept, settings: dict, num_class_images: int) -
     Raises UserError where the folder holds images of another prompt or model, or too few of unknown origin.
     """
     folder = concept.class_data_dir
-    if (folder / MANIFEST).is_file():
-        manifest = read_json(folder / MANIFEST)
-        if manifest.get("program") != PROGRAM:
-            raise UserError(f"{folder / MANIFEST} is not this program's; give --class_data_dir a folder of its own")
-        if any((folder / str(entry.get("file"))).is_file() for entry in manifest.get("images", [])):
-            _check_settings(folder, manifest.get("settings", {}), settings)
     found, foreign = set(), []
     for path in find_photos(folder, "--class_data_dir", may_be_empty=True)[0] if folder.is_dir() else []:
         metadata = read_metadata(path)
@@ -112,7 +103,7 @@ def plan_class_images(concept: Concept, settings: dict, num_class_images: int) -
 
 def _choose(concept: Concept, settings: dict, need: int, found: set[int], foreign: list[Path]) -> ClassPlan:
     folder, prompt = concept.class_data_dir, concept.class_prompt
-    if foreign and not found and not (folder / MANIFEST).is_file():
+    if foreign and not found:
         if len(foreign) < need:
             raise UserError(
                 f"--class_data_dir {folder} holds {len(foreign)} images that this program did not make, and "
@@ -154,16 +145,6 @@ def read_metadata(path: Path) -> dict | None:
         return metadata if whole and named and {"settings", "seed"} <= metadata.keys() else None
     except (OSError, KeyError, TypeError, ValueError):
         return None
-
-
-def write_manifest(plan: ClassPlan) -> None:
-    """manifest.json: the settings, and the seed of each image there is."""
-    images = []
-    for path in sorted(plan.folder.glob("class-*.png")):
-        metadata = read_metadata(path)
-        if metadata is not None:
-            images.append(dict(file=path.name, seed=metadata["seed"]))
-    write_json(plan.folder / MANIFEST, dict(program=PROGRAM, settings=plan.settings, images=images))
 
 
 def check_used(plan: ClassPlan) -> None:

@@ -1,11 +1,11 @@
 """The comparison sheet: photos on top, then one row of images a model, one column a seed."""
 
+import functools
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageOps
-
-from utils.lettering import ellipsise, font_for, wrap
+from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
 BACKGROUND = (250, 250, 247)
 BLANK = (238, 238, 233)
@@ -22,6 +22,8 @@ LABEL_SIZE, SMALL_SIZE = 20, 15
 SUBTITLE_LINE = 26
 MIN_WIDTH = 640
 LARGEST_PHOTO = 1024  # pixels; a sheet shows no more
+# Pillow's own font is Latin. These have Greek, Cyrillic and Arabic, then Chinese, Japanese and Korean, if installed.
+SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf")
 
 
 class Row(NamedTuple):
@@ -105,7 +107,7 @@ class _Sheet:
     def text(self, place: tuple[int, int], text: str, color: tuple, size: int, anchor: str, width: float) -> None:
         """A line of at most `width` pixels, in a font that has its letters."""
         font = font_for(text, size)
-        self.draw.text(place, ellipsise(text, font, width), color, font, anchor=anchor)
+        self.draw.text(place, wrap(text, font, width)[0], color, font, anchor=anchor)
 
     def title(self, lines: list[str], font, subtitle: str) -> None:
         for number, line in enumerate(lines):
@@ -128,6 +130,68 @@ class _Sheet:
             if image is not None:
                 image = fit(image, cell)
                 self.image.paste(image, (left + (cell - image.width) // 2, top + (cell - image.height) // 2))
+
+
+def one_line(text: str) -> str:
+    """The text with accents joined to their letters, a single space for whatever is blank or invisible."""
+    text = unicodedata.normalize("NFC", text)
+    return " ".join("".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text).split())
+
+
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's font, or the system's that has more letters of `text`."""
+    letters = set(one_line(text))
+    system_fonts = filter(None, (_system_font(name, size) for name in SYSTEM_FONTS))
+    fonts = [ImageFont.load_default(size), *system_fonts]
+    return max(fonts, key=lambda font: sum(has_letter(font, letter) for letter in letters))
+
+
+@functools.cache
+def _system_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+def has_letter(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    """Whether the font draws this letter as itself, and in its script's direction."""
+    if unicodedata.bidirectional(letter) in ("R", "AL") and not features.check("raqm"):
+        return False  # would be written from left to right
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+
+
+def displayable(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """One line of letters that the font has: what it lacks loses its accent, or is its number, as \\u732b."""
+
+    def drawn(letter: str) -> str:
+        plain = unicodedata.normalize("NFD", letter)[0]
+        spelled = letter.encode("ascii", "backslashreplace").decode()
+        return next((form for form in (letter, plain) if has_letter(font, form)), spelled)
+
+    return "".join(drawn(letter) for letter in one_line(text))
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int = 1) -> list[str]:
+    """Lines of at most `width` pixels, broken at spaces if possible; what does not fit ends in an ellipsis."""
+    rest, lines = displayable(text, font), []
+    while font.getlength(rest) > width and len(lines) < max_lines - 1:
+        line = _beginning(rest, font, width)
+        if " " in line and not rest.startswith(" ", len(line)):
+            line = line[: line.rindex(" ")]
+        lines.append(line.rstrip())
+        rest = rest[len(line) :].lstrip()
+    if font.getlength(rest) > width:
+        rest = _beginning(rest, font, width - font.getlength("...")).rstrip() + "..."
+    return [*lines, rest]
+
+
+def _beginning(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """As many letters as fit into `width` pixels, at least one."""
+    for end in range(1, len(text)):
+        if font.getlength(text[: end + 1]) > width:
+            return text[:end]
+    return text
 
 
 def load_photos(folder: Path) -> list[tuple[str, Image.Image]]:

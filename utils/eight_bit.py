@@ -44,25 +44,16 @@ class EightBit:
         levels = self.levels[blocks.start * BLOCK : blocks.stop * BLOCK]
         return EightBit(levels, self.scales[blocks], piece.stop - piece.start)
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "EightBit":
-        """This, or a copy on another device."""
-        levels, scales = (part.to(device, non_blocking=non_blocking) for part in (self.levels, self.scales))
-        return self if levels is self.levels else EightBit(levels, scales, self.numel)
-
-    def copy_(self, other: "EightBit", non_blocking: bool = False) -> None:
-        """Takes another's levels and scales."""
-        self.levels.copy_(other.levels, non_blocking=non_blocking)
-        self.scales.copy_(other.scales, non_blocking=non_blocking)
-
-    def dequantize(self) -> torch.Tensor:
-        """The values, float32 [numel]."""
-        levels, most = self.levels.float().view(-1, BLOCK), _MOST[self.levels.dtype]
-        values = levels * levels.abs() / most**2 * self.scales[:, None]
+    def dequantize(self, device: torch.device | None = None) -> torch.Tensor:
+        """The values, float32 [numel], computed where they are or on another device."""
+        levels, scales = (part.to(device=device, non_blocking=True) for part in (self.levels, self.scales))
+        levels, most = levels.float().view(-1, BLOCK), _MOST[self.levels.dtype]
+        values = levels * levels.abs() / most**2 * scales[:, None]
         values = values if self.levels.dtype == torch.int8 else values.square()
         return values.view(-1)[: self.numel]
 
     def quantize_(self, values: torch.Tensor) -> None:
-        """Takes `values` [numel]."""
+        """Takes `values` [numel], which may be on another device: the levels are computed there."""
         values = F.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
         signed, most = self.levels.dtype == torch.int8, _MOST[self.levels.dtype]
         sizes = values.abs() if signed else values.sqrt()
@@ -83,13 +74,9 @@ class EightBit:
     def read_into(self, values: torch.Tensor, device: torch.device) -> None:
         """Dequantises into `values` [numel], which may be in host memory; computes on `device`, and may not wait."""
         for piece in self.pieces():
-            values[piece].copy_(self[piece].to(device, non_blocking=True).dequantize(), non_blocking=True)
+            values[piece].copy_(self[piece].dequantize(device), non_blocking=True)
 
     def write_from(self, values: torch.Tensor, device: torch.device) -> None:
         """Quantises `values` [numel], wherever they are; computes on `device`."""
         for piece in self.pieces():
-            there = self[piece]
-            here = there.to(device)
-            here.quantize_(values[piece].to(device))
-            if here is not there:
-                there.copy_(here)
+            self[piece].quantize_(values[piece].to(device))

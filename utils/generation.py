@@ -27,28 +27,28 @@ from utils.samples import (
     SETTINGS_KEY,
     WRITTEN_BY,
     Sample,
+    SamplingSettings,
     own_files,
     plan_samples,
     samples_id,
     settings_sha256,
 )
 
-RECORDED = ("num_images", "num_drift_images", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
-RECORDED += ("batch_size", "height", "width", "mixed_precision", "safety_checker", "identifier", "class_name")
 NUM_WRITERS = 4  # threads that write images
 
 
 def generate(args: Namespace, prompts: list[Prompt]) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
     device = sampling.pick_device()
-    args.mixed_precision = args.mixed_precision or ("fp16" if device.type == "cuda" else "no")
-    if device.type == "cpu" and args.mixed_precision == "fp16":
+    mixed_precision = args.mixed_precision or ("fp16" if device.type == "cuda" else "no")
+    settings = SamplingSettings.read({**vars(args), "mixed_precision": mixed_precision})
+    if device.type == "cpu" and mixed_precision == "fp16":
         warn("--mixed_precision fp16 on a CPU is about 25 times slower than `no`")
     photos = comparison.load_photos(args.instance_data_dir) if args.instance_data_dir is not None else []
     if args.instance_data_dir is not None and not photos:
         warn(f"--instance_data_dir {args.instance_data_dir} holds no readable photo: {COMPARISON_FILE} shows none")
     hashing = in_background(hash_models, args)  # gigabytes, while they are loaded
-    pipelines = load_pipelines(args, device)
+    pipelines = load_pipelines(args, settings, device)
     for prompt in prompts:
         if unseen := sampling.truncated_text(pipelines[BASELINE], prompt.text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
@@ -57,18 +57,19 @@ def generate(args: Namespace, prompts: list[Prompt]) -> None:
     models = describe_models(args, pipelines, hashing.result())
     try:
         claim(args.output_dir, [sample.file for sample in samples])
-        entries = sample_all(args, samples, pipelines, models)
-        write_comparison(args, prompts, samples, photos)
-        record = describe(args, prompts, entries, models, device)
+        entries = sample_all(args, settings, samples, pipelines, models)
+        write_comparison(args, settings, prompts, samples, photos)
+        record = describe(args, settings, prompts, entries, models, device)
         finish(args.output_dir, record)
     except OSError as error:
         mend = "make room there, or name another folder"
         raise UserError(f"--output_dir {args.output_dir}: {error.strerror or error}: {mend}") from error
 
 
-def load_pipelines(args: Namespace, device) -> dict:
+def load_pipelines(args: Namespace, settings: SamplingSettings, device) -> dict:
     """Baseline and fine-tuned; what is the same in both is loaded once. Checkpoints are loaded in their turn."""
-    options = dict(weight_dtype=WEIGHT_DTYPES[args.mixed_precision], device=device, safety_checker=args.safety_checker)
+    weight_dtype = WEIGHT_DTYPES[settings.mixed_precision]
+    options = dict(weight_dtype=weight_dtype, device=device, safety_checker=settings.safety_checker)
     baseline = sampling.load_pipeline(args.pretrained_model_name_or_path, **options)
     finetuned = sampling.load_pipeline(args.finetuned_model_name_or_path, shared_with=baseline, **options)
     if {"unet", "text_encoder", "vae"} <= set(sampling.shared_components(finetuned, baseline)):
@@ -108,32 +109,33 @@ def hash_models(args: Namespace) -> dict[str, dict[str, str]]:
     return hashes
 
 
-def image_settings(args: Namespace, sample: Sample, model: dict, device_type: str) -> dict:
+def image_settings(settings: SamplingSettings, sample: Sample, model: dict, device_type: str) -> dict:
     """All that decides an image's pixels: an image with equal settings need not be made again."""
-    names = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "mixed_precision")
-    settings = {name: getattr(args, name) for name in (*names, "safety_checker")}
     made_with = dict(prompt=sample.prompt, seed=sample.seed, model=model["sha256"], device=device_type)
-    return settings | made_with | dict(versions=sampling.versions())
+    return settings.of_pixels() | made_with | dict(versions=sampling.versions())
 
 
-def sample_all(args: Namespace, samples: list[Sample], pipelines: dict, models: dict) -> list[dict]:
+def sample_all(
+    args: Namespace, settings: SamplingSettings, samples: list[Sample], pipelines: dict, models: dict
+) -> list[dict]:
     """Makes and writes the images whose settings differ from what lies there; returns samples.json's entries."""
     device_type = pipelines[BASELINE].device.type
-    digests = {s.file: settings_sha256(image_settings(args, s, models[s.model], device_type)) for s in samples}
+    digests = {s.file: settings_sha256(image_settings(settings, s, models[s.model], device_type)) for s in samples}
     wanted = [s for s in samples if recorded_settings(args.output_dir / s.file) != digests[s.file]]
     if len(wanted) < len(samples):
         print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
     start, writing = time.monotonic(), []
     with ThreadPoolExecutor(NUM_WRITERS) as writers:  # compressing PNGs takes long, and the GPU need not wait for it
-        for group, images in sample_groups(args, wanted, pipelines, models):
+        for group, images in sample_groups(settings, wanted, pipelines, models):
             for sample, image in zip(group, images, strict=True):
-                path, digest = models[sample.model]["path"], digests[sample.file]
-                writing.append((sample.file, writers.submit(save_sample, args, sample, image, path, digest)))
+                text = settings.png_text(sample.prompt, seed=sample.seed, model=models[sample.model]["path"])
+                text[SETTINGS_KEY] = digests[sample.file]
+                writing.append((sample.file, writers.submit(save_sample, args.output_dir / sample.file, image, text)))
             for _, future in writing:
                 if future.done():
                     future.result()  # raises: where the disk is full, the rest need not be sampled
     blank = [file for file, future in writing if future.result()]
-    warn_of_blank_images(blank, args.safety_checker)
+    warn_of_blank_images(blank, settings.safety_checker)
     if wanted:
         seconds = time.monotonic() - start
         rate = f"{len(wanted) / seconds:.2f} images per second ({device_type})"
@@ -141,17 +143,18 @@ def sample_all(args: Namespace, samples: list[Sample], pipelines: dict, models: 
     return [sample._asdict() | {SETTINGS_KEY: digests[sample.file]} for sample in samples]
 
 
-def sample_groups(args: Namespace, wanted: list[Sample], pipelines: dict, models: dict):
+def sample_groups(settings: SamplingSettings, wanted: list[Sample], pipelines: dict, models: dict):
     """Yields (samples, images) for every model and prompt, behind one progress bar; holds one checkpoint at a time."""
     groups = [list(group) for _, group in groupby(wanted, key=lambda sample: (sample.model, sample.prompt))]
     pipeline_of = {name: pipelines[BASELINE if name == BASELINE else FINETUNED] for name in models}
     num_steps = sum(
-        sampling.num_denoising_steps(pipeline_of[g[0].model], len(g), args.num_inference_steps, args.batch_size)
+        sampling.num_denoising_steps(
+            pipeline_of[g[0].model], len(g), settings.num_inference_steps, settings.batch_size
+        )
         for g in groups
     )
-    embeddings = sampling.PromptEmbeddings(args.negative_prompt, args.guidance_scale)
-    options = dict(num_inference_steps=args.num_inference_steps, height=args.height, width=args.width)
-    options |= dict(guidance_scale=args.guidance_scale, batch_size=args.batch_size, embeddings=embeddings)
+    options = settings.of_sampling()
+    options["embeddings"] = sampling.PromptEmbeddings(settings.negative_prompt, settings.guidance_scale)
     if pipelines[BASELINE].device.type == "cuda":
         options["captured"] = CapturedUNet(warn)
     interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
@@ -167,13 +170,10 @@ def sample_groups(args: Namespace, wanted: list[Sample], pipelines: dict, models
             yield group, sampling.sample(loaded, group[0].prompt, seeds, on_step=progress_bar.update, **options)
 
 
-def save_sample(args: Namespace, sample: Sample, image: Image.Image, model_path: str, digest: str) -> bool:
+def save_sample(path: Path, image: Image.Image, text: dict) -> bool:
     """Writes an image; returns whether it is blank."""
-    texts = dict(prompt=sample.prompt, negative_prompt=args.negative_prompt, seed=sample.seed, model=model_path)
-    texts |= dict(num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale)
-    path = args.output_dir / sample.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    sampling.save_png(path, image, texts | {SETTINGS_KEY: digest})
+    sampling.save_png(path, image, text)
     return is_blank(image)
 
 
@@ -206,7 +206,9 @@ def finish(output_dir: Path, record: dict) -> None:
     write_json(output_dir / SAMPLES_FILE, record)
 
 
-def describe(args: Namespace, prompts: list[Prompt], entries: list[dict], models: dict, device) -> dict:
+def describe(
+    args: Namespace, settings: SamplingSettings, prompts: list[Prompt], entries: list[dict], models: dict, device
+) -> dict:
     """samples.json: all that it takes to make the images again, and all that scoring and report need to know."""
     photos = args.instance_data_dir
     return dict(
@@ -216,7 +218,12 @@ def describe(args: Namespace, prompts: list[Prompt], entries: list[dict], models
         command=args.command,
         files=[*(entry["file"] for entry in entries), COMPARISON_FILE],
         prompts=[dict(text=prompt.text, role=prompt.role) for prompt in prompts],
-        **{name: getattr(args, name) for name in RECORDED},
+        num_images=args.num_images,
+        num_drift_images=args.num_drift_images,
+        seed=args.seed,
+        **settings._asdict(),
+        identifier=args.identifier,
+        class_name=args.class_name,
         instance_data_dir=str(photos) if photos is not None else None,
         device=str(device),
         versions=sampling.versions(),
@@ -225,7 +232,9 @@ def describe(args: Namespace, prompts: list[Prompt], entries: list[dict], models
     )
 
 
-def write_comparison(args: Namespace, prompts: list[Prompt], samples: list[Sample], photos: list) -> None:
+def write_comparison(
+    args: Namespace, settings: SamplingSettings, prompts: list[Prompt], samples: list[Sample], photos: list
+) -> None:
     """comparison.png: the photos, then the baseline's and the fine-tuned images of the first prompt."""
     first = prompts[0].text
     num_subject = sum(prompt.role == SUBJECT for prompt in prompts)
@@ -239,21 +248,15 @@ def write_comparison(args: Namespace, prompts: list[Prompt], samples: list[Sampl
         ]
         rows.append(comparison.Row(label, folder.resolve().name, [open_image(file) for file in files]))
     seeds = [args.seed + number for number in range(args.num_images)]
-    sheet = comparison.make_comparison(first, sheet_subtitle(args, num_subject), seeds, rows, photos or None)
-    texts = dict(prompt=first, negative_prompt=args.negative_prompt, num_inference_steps=args.num_inference_steps)
-    texts |= dict(guidance_scale=args.guidance_scale)
-    sampling.save_png(args.output_dir / COMPARISON_FILE, sheet, texts)
+    subtitle = f"the first of {num_subject} prompts, " if num_subject > 1 else ""
+    subtitle += settings.in_words()
+    sheet = comparison.make_comparison(first, subtitle, seeds, rows, photos or None)
+    sampling.save_png(args.output_dir / COMPARISON_FILE, sheet, settings.png_text(first))
 
 
 def open_image(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")
-
-
-def sheet_subtitle(args: Namespace, num_prompts: int) -> str:
-    text = f"{args.num_inference_steps} steps, guidance {args.guidance_scale:g}, {args.width} x {args.height} pixels"
-    text += f", steered away from: {args.negative_prompt}" if args.negative_prompt else ""
-    return f"the first of {num_prompts} prompts, {text}" if num_prompts > 1 else text
 
 
 def warn(message: str) -> None:

@@ -98,7 +98,7 @@ class Guard:
         """Keeps the state after step `step`, then raises RunFailed."""
         if self.is_main:
             self.log.flush()
-            self.checkpointer.save_or_fail(step)
+            self.checkpointer.save_and_wait(step)
             self.log.close()
             self.record.write_status("stopped")
         self.stop.wait_for_all()
@@ -119,7 +119,7 @@ class Guard:
             f"The state after step {found[-1].step} is in {found[-1].path}; go on from it with:\n{self.resume_command}"
         )
 
-    def finish(self, booster, unet) -> None:
+    def finish(self) -> None:
         """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, where that cannot be done."""
         self.log.flush()
         mark("trained")
@@ -130,24 +130,23 @@ class Guard:
             return
         self.checkpointer.wait()
         self.log.close()
-        self.checkpointer.say = lambda line: print(line, file=sys.stderr)
         changed = [str(path) for path, now in base_files(self.base).items() if self.start.base_files.get(path) != now]
         changed += [str(path) for path in self.start.base_files if not path.exists()]
         if changed:
             self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
         try:
             self.args.output_dir.mkdir(parents=True, exist_ok=True)
-            self._commit(booster, unet)
+            self._commit()
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             self._fail(f"the pipeline could not be written to {self.args.output_dir}: {reason}")
 
-    def _commit(self, booster, unet) -> None:
-        args, optimizer = self.args, self.checkpointer.optimizer
+    def _commit(self) -> None:
+        args, flat = self.args, self.checkpointer.flat
         commit_pipeline(
             args.output_dir,
             self.base.folder,
-            lambda folder: save_unet(booster, unet, optimizer, folder, args.save_dtype, args.save_format),
+            lambda folder: save_unet(flat, folder, args.save_dtype, args.save_format),
         )
         if args.export_single_file:
             export_single_file(args.output_dir, args.export_single_file)
@@ -156,5 +155,5 @@ class Guard:
 
     def _fail(self, reason: str) -> None:
         with contextlib.suppress(RunFailed):
-            self.checkpointer.save_or_fail(self.num_steps)
+            self.checkpointer.save_and_wait(self.num_steps)
         raise RunFailed(f"{reason}. Mend that first. {self._how_to_go_on()}")

@@ -32,10 +32,8 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def gradient_table(numels, device):
-    """A kernels_scattered.GradientTable for parameters of `numels` elements each, or None: Triton and alignment."""
-    if not HAS_TRITON or not kernels_scattered.is_aligned(numels):
-        return None
-    return kernels_scattered.GradientTable(numels, device)
+    """A kernels_scattered.GradientTable for parameters of `numels` elements each; None without Triton."""
+    return kernels_scattered.GradientTable(numels, device) if HAS_TRITON else None
 
 
 def runs_triton(x: torch.Tensor) -> bool:
@@ -93,20 +91,20 @@ def add_bias_residual(x, residual, bias=None, residual_bias=None):
     return x + residual
 
 
-def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad=False):
-    """One AdamW step, as torch defines it, in place over flat [N] buffers: 28 bytes a parameter (zero_grad: 30).
+def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+    """One AdamW step, as torch defines it, in place over flat [N] buffers: 28 bytes a parameter.
 
     Args:
         weight: fp16 or bf16, receives the rounded master; None where the master is the weight.
         grad: in the weight's dtype or fp32, multiplied by grad_scale.
         master, exp_avg, exp_avg_sq: fp32; on a GPU also in pinned host memory, where reaches_host_memory says so.
         scalars: fp32 [9]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply.
-            With apply 0 nothing changes, whatever the gradient holds (but `zero_grad` still zeroes it).
+            With apply 0 nothing changes, whatever the gradient holds.
     """
     if runs_triton(grad):
-        kernels_optimizer.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad)
+        kernels_optimizer.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
     else:
-        adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad)
+        adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
 
 
 def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
@@ -147,7 +145,7 @@ def grad_norm_(grad, out):
 
 
 @torch.no_grad()
-def adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad=False):
+def adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
     """adamw_ in plain torch: same arguments, same result to rounding, no host sync."""
     grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply = scalars.unbind()
     # An update that must not happen is one with decay factors 1, and gradient and learning rate 0.
@@ -164,5 +162,3 @@ def adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_gr
         master_.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg_).mul_(step_size))
         if weight is not None:
             weight_.copy_(master_)
-    if zero_grad:
-        grad.zero_()

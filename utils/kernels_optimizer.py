@@ -42,15 +42,13 @@ def apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_
 
 @triton.jit
 def _adamw(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, first, n,
-           HAS_WEIGHT: tl.constexpr, ZERO_GRAD: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+           HAS_WEIGHT: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """One block of parameters. Only the last is masked: a mask of unknown alignment would forbid vector loads."""
     index = (first + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n if MASKED else None
     if tl.load(scalars_ptr + 8) != 0.0:
         grad = tl.load(grad_ptr + index, mask=mask)
         apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, HAS_WEIGHT)
-    if ZERO_GRAD:
-        tl.store(grad_ptr + index, tl.zeros((BLOCK,), grad_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -76,14 +74,12 @@ def root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
     tl.store(out_ptr, tl.sqrt_rn(tl.sum(tl.load(part_ptr + index, mask=index < num_parts, other=0.0), 0)))
 
 
-def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars, zero_grad=False, block=_ADAMW_BLOCK):
+def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
     """See kernels.adamw_."""
     n = master.numel()
-    num_full = n // block
-    constants = dict(
-        HAS_WEIGHT=weight is not None, ZERO_GRAD=zero_grad, BLOCK=block, num_warps=max(1, min(8, block // 256))
-    )
-    for first, count, masked in ((0, num_full, False), (num_full, int(n % block != 0), True)):
+    num_full = n // _ADAMW_BLOCK
+    constants = dict(HAS_WEIGHT=weight is not None, BLOCK=_ADAMW_BLOCK, num_warps=4)
+    for first, count, masked in ((0, num_full, False), (num_full, int(n % _ADAMW_BLOCK != 0), True)):
         if count:
             _adamw[(count,)](
                 weight, grad, master, exp_avg, exp_avg_sq, scalars, first, n, MASKED=masked, **constants

@@ -15,27 +15,23 @@ from utils.kernels_optimizer import apply_adamw, root_of_sum
 BLOCK = 1024
 _NORM_PROGRAMS = 2048  # fixed, so that the order of summation does not depend on the GPU
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-_ALIGNMENT = 8  # elements
-
-
-def is_aligned(numels: list[int]) -> bool:
-    """Whether every parameter of the flat buffer starts where 16-byte loads may: true of Stable Diffusion's UNet."""
-    return all(start % _ALIGNMENT == 0 for start in itertools.accumulate(numels[:-1]))
 
 
 class GradientTable:
     """Where the gradient of each block of a flat buffer lies.
 
     Args:
-        numels: number of elements of each parameter, in the flat buffer's order. Where they are not is_aligned, the
-            kernels read and write single values: a 16-byte access at an odd start is an error of the GPU.
+        numels: number of elements of each parameter, in the flat buffer's order.
+
+    If every parameter starts at a multiple of 8 elements, as Stable Diffusion's do, the kernels read and write 16
+    bytes at once; else single values, because a 16-byte access at an odd start is an error of the GPU.
 
     Full blocks come first, a parameter's incomplete last block among the others, so that only those need a mask.
     """
 
     def __init__(self, numels: list[int], device):
-        self.is_aligned = is_aligned(numels)
         starts = [0, *itertools.accumulate(numels[:-1])]
+        self.is_aligned = all(start % 8 == 0 for start in starts)
         full = [(p, o) for p, n in enumerate(numels) for o in range(0, n - BLOCK + 1, BLOCK)]
         rest = [(p, n // BLOCK * BLOCK) for p, n in enumerate(numels) if n % BLOCK]
         parameters, offsets = torch.tensor(full + rest, dtype=torch.int64).reshape(-1, 2).T.contiguous()

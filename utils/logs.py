@@ -147,7 +147,7 @@ class TrainingLog:
                 self._tensorboard.add_image(f"validation/{number}", np.asarray(image), step, dataformats="HWC")
 
     def say(self, line: str) -> None:
-        """A line that does not break the progress bar; rank 0 only."""
+        """A line that does not break the progress bar, also when that is closed; rank 0 only."""
         if self.is_main:
             self._bar.write(line, file=sys.stderr)
 

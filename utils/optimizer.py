@@ -16,7 +16,6 @@ from utils.timing import mark
 
 GROWTH_INTERVAL = 2000  # applied updates in a row before the loss scale doubles (torch.amp.GradScaler's figure)
 MIN_LOSS_SCALE = 2.0**-14
-PIECE = 1 << 24  # parameters whose state is on the GPU at a time where kernels cannot reach host memory
 
 
 def learning_rate_table(
@@ -52,7 +51,8 @@ class FlatParameters:
         memory_format: torch.channels_last lays out 4-D parameters so; others are contiguous.
         scattered_grads: leave each gradient where autograd, or with several ranks DDP, puts it (see
             kernels_scattered), instead of adding it into a buffer of zeros; without Triton the buffer.
-        offload_optimizer: "moments", "all": those, or `master` too, are in pinned host memory. Nothing on a CPU.
+        offload_optimizer: "moments", "all": those, or `master` too, are in pinned host memory, which needs
+            kernels.reaches_host_memory. Nothing on a CPU.
 
     `master` holds the float32 values as they were in the file, not their rounded cast; for float32 it is `weight`.
     """
@@ -71,7 +71,6 @@ class FlatParameters:
         self.device = torch.device(device)
         num_elements = sum(p.numel() for _, p in self.parameters)
         self.moments_on_host = offload_optimizer != "none" and self.device.type == "cuda"
-        self.in_pieces = self.moments_on_host and not kernels.reaches_host_memory(self.device)
         on_host = offload_optimizer == "all" and weight_dtype != torch.float32
         self.master = host_memory.zeros(num_elements, torch.float32, self.device, on_host)
         for (_, parameter), view in zip(self.parameters, self.views(self.master), strict=True):
@@ -81,8 +80,7 @@ class FlatParameters:
             parameter.data = weight
         mark("weights placed")
         numels = [parameter.numel() for _, parameter in self.parameters]
-        scatters = scattered_grads and not self.in_pieces
-        self.grad, self.grad_table = None, kernels.gradient_table(numels, device) if scatters else None
+        self.grad, self.grad_table = None, kernels.gradient_table(numels, device) if scattered_grads else None
         if self.grad_table is not None:
             return
         self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)
@@ -114,12 +112,10 @@ class FlatParameters:
                 shaped.append(flat.view(parameter.shape))
         return shaped
 
-    def state_dict(self, buffer: Tensor) -> dict[str, Tensor]:
-        """{parameter name: contiguous CPU copy of its part of `buffer`}, which leaves the device in one transfer."""
-        self.settle()
-        views = self.views(buffer.detach().cpu())
-        contiguous = dict(memory_format=torch.contiguous_format)
-        return {name: view.clone(**contiguous) for (name, _), view in zip(self.parameters, views, strict=True)}
+    def named(self, buffer: Tensor) -> list[tuple[str, Tensor]]:
+        """(parameter name, view of its part of `buffer`) each: what a file of these parameters holds."""
+        views = self.views(buffer.detach())
+        return [(name, view) for (name, _), view in zip(self.parameters, views, strict=True)]
 
     def settle(self) -> None:
         """Waits until the GPU has written what it has been told to write: the host may read offloaded buffers then."""
@@ -229,18 +225,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
             self.flat.grad_table.adamw_(weight, self.flat.weight.dtype, *state, scalars)
             return
         update = kernels.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else kernels.adamw_
-        if not self.flat.in_pieces:
-            update(weight, self.flat.grad, *state, scalars)
-            return
-        numel = self.flat.master.numel()
-        for start in range(0, numel, PIECE):
-            piece = slice(start, min(start + PIECE, numel))
-            there = [buffer[piece] for buffer in state]
-            here = [buffer.to(self.flat.device, non_blocking=True) for buffer in there]
-            update(None if weight is None else weight[piece], self.flat.grad[piece], *here, scalars)
-            for buffer, updated in zip(there, here, strict=True):
-                if updated is not buffer:
-                    buffer.copy_(updated, non_blocking=True)
+        update(weight, self.flat.grad, *state, scalars)
 
     def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
         """The `scalars` of kernels.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""

@@ -73,44 +73,21 @@ def assemble(staging: Path, base: Path) -> None:
     write_json(staging / MODEL_INDEX, index)
 
 
-def save_unet(booster, unet, optimizer, folder: Path, save_dtype: str, save_format: str) -> Path:
-    """Writes the UNet's weights: fp32 from the master weights, fp16 through booster.save_model. Returns the file."""
+def save_unet(flat, folder: Path, save_dtype: str, save_format: str) -> Path:
+    """Writes the UNet's weights, always from the fp32 masters of its FlatParameters. Returns the file."""
     import torch
 
-    path = folder / f"{UNET_STEM}.{save_format}"
-    use_safetensors = save_format == "safetensors"
-    if save_dtype == "fp32":
-        _save_masters(unet.unwrap().state_dict(), optimizer.flat, path, use_safetensors)
-        return path
+    from utils.safetensors_writer import SAVE_DTYPES, write_safetensors
 
-    def to_plain_half(module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
-        # From the master weights: a bf16 weight would reach the file with bf16's three digits. One contiguous tensor
-        # each, where the parameters are views into one buffer, perhaps channels_last.
-        state_dict.update(optimizer.flat.state_dict(optimizer.flat.master))
-        for name, value in state_dict.items():
-            state_dict[name] = value.to("cpu", torch.float16, copy=True, memory_format=torch.contiguous_format)
-
-    hook = unet.unwrap()._register_state_dict_hook(to_plain_half)
-    try:
-        booster.save_model(unet, str(path), use_safetensors=use_safetensors)
-    finally:
-        hook.remove()
-    return path
-
-
-def _save_masters(state_dict: dict, flat, path: Path, use_safetensors: bool) -> None:
-    import torch
-
-    from utils.safetensors_writer import write_safetensors
-
-    if not use_safetensors:
-        torch.save(state_dict | flat.state_dict(flat.master), path)
-        return
+    path, dtype = folder / f"{UNET_STEM}.{save_format}", SAVE_DTYPES[save_dtype]
     flat.settle()
-    names = (name for name, _ in flat.parameters)
-    write_safetensors(
-        path, (state_dict | dict(zip(names, flat.views(flat.master), strict=True))).items(), torch.float32
-    )
+    named = flat.named(flat.master)
+    if save_format == "safetensors":
+        write_safetensors(path, named, dtype)
+    else:
+        own = dict(copy=True, memory_format=torch.contiguous_format)
+        torch.save({name: value.to("cpu", dtype, **own) for name, value in named}, path)
+    return path
 
 
 def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
@@ -159,7 +136,6 @@ def commit_pipeline(output_dir: Path, base: Path, write_unet) -> None:
     try:
         assemble(staging, base)
         write_unet(staging / "unet")
-        _set_usual_mode(staging / "unet")
         sync_tree(staging)
         _swap(staging, output_dir)
         sync_directory(output_dir)
@@ -183,14 +159,6 @@ def _swap(staging: Path, output_dir: Path) -> None:
         for source, target in reversed(done):
             os.replace(target, source)
         raise
-
-
-def _set_usual_mode(folder: Path) -> None:
-    """Files get the mode that the umask asks for: safetensors makes its own readable by their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)
 
 
 def sync_directory(folder: Path) -> None:

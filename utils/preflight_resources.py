@@ -57,7 +57,7 @@ def _frozen_bytes(folder: Path) -> int:
 
 
 def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
-    """Where the run would train; UserError where there are fewer GPUs than ranks."""
+    """Where the run would train; UserError if there are fewer GPUs than ranks, or if they cannot do what is asked."""
     import torch
 
     if not torch.cuda.is_available():
@@ -67,8 +67,22 @@ def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
         raise UserError(
             f"--nproc_per_node {num_ranks}, but torch sees {torch.cuda.device_count()} GPUs here; start as many ranks"
         )
-    free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if args.offload_optimizer != "none":
+        _check_offload(args, device)
+    free, _ = torch.cuda.mem_get_info(device)
     return _compare_memory(args, num_parameters(base), torch.cuda.get_device_name(), free)
+
+
+def _check_offload(args: Namespace, device) -> None:
+    """Raises UserError if the update's kernels cannot read and write the host's memory from this GPU."""
+    from utils import kernels
+
+    if not kernels.reaches_host_memory(device):
+        flag = "--low_memory" if args.low_memory else f"--offload_optimizer {args.offload_optimizer}"
+        why = "which cannot reach the host's memory here" if kernels.HAS_TRITON else "which is not here"
+        mend = "--gradient_checkpointing and --use_8bit_adam save memory without it"
+        raise UserError(f"{flag}: offloading on a GPU needs Triton 3.2 or newer, {why}; {mend}")
 
 
 def _compare_memory(args: Namespace, count: int, gpu: str, free: float) -> tuple[str, str]:

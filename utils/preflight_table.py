@@ -84,7 +84,7 @@ def run_preflight(args: Namespace) -> Ready:
         for prompt in dict.fromkeys(said):
             _check_prompt(table, args, base, prompt)
     if base is not None and dataset is not None:
-        start = _check_start(table, args, base, dataset)
+        start = _check_start(table, args, base, concepts, dataset)
     if os.environ.get("RANK", "0") == "0":
         print(table, flush=True)
     return Ready(base, concepts, dataset, start, EXIT_USER_ERROR if table.num_problems else 0)
@@ -126,13 +126,13 @@ def _refuse_tokenizer(folder) -> None:
     raise UserError(f"--tokenizer_name {folder} is not a tokenizer's folder: no tokenizer_config.json in it")
 
 
-def _check_start(table: Table, args: Namespace, base, dataset):
+def _check_start(table: Table, args: Namespace, base, concepts, dataset):
     from utils.preflight_resources import check_device, check_disk, num_parameters
     from utils.resume import prepare_start
 
     size = f"{num_parameters(base) / 1e6:.1f} million parameters in the UNet, saved in {args.save_dtype}"
     table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")
-    start = table.run("start", prepare_start, args, base, dataset)
+    start = table.run("start", prepare_start, args, base, concepts, dataset)
     if start is None:
         return None
     first_step = start.checkpoint.step if start.checkpoint else 0

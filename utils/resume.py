@@ -21,6 +21,7 @@ from utils.checkpoint_files import (
     list_checkpoints,
     read_checkpoint,
 )
+from utils.concepts import Concept
 from utils.errors import UserError
 from utils.gpu import gpu_is_usable
 from utils.hashing import in_background
@@ -41,7 +42,7 @@ class Start(NamedTuple):
     base_hashes: Future | None
 
 
-def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
+def prepare_start(args: Namespace, base: BaseModel, concepts: list[Concept], dataset) -> Start:
     """Finds the checkpoint to go on from and, on rank 0, compares the run it is of with this one.
 
     Fills in args.mixed_precision and args.max_train_steps. Raises UserError where the run cannot go on.
@@ -54,16 +55,16 @@ def prepare_start(args: Namespace, base: BaseModel, dataset) -> Start:
         return Start(checkpoint, files, None)
     hashes = None if args.dry_run and checkpoint is None else in_background(hash_files, base)
     if checkpoint is not None:
-        _compare(args, checkpoint, num_ranks, dataset, hashes)
+        _compare(args, checkpoint, num_ranks, concepts, dataset, hashes)
     elif args.resume_from_checkpoint:
         print(f"no checkpoint in {args.output_dir} yet: starting anew", flush=True)
     return Start(checkpoint, files, hashes)
 
 
-def _compare(args: Namespace, checkpoint: Checkpoint, num_ranks: int, dataset, base_hashes: Future) -> None:
+def _compare(args: Namespace, checkpoint: Checkpoint, num_ranks: int, concepts, dataset, base_hashes: Future) -> None:
     if not args.dry_run:
         importlib.import_module("utils.colossal")  # training needs it: it takes seconds, as the hashing does meanwhile
-    found = determinants(args, num_ranks, dataset, base_hashes.result())
+    found = determinants(args, num_ranks, concepts, dataset, base_hashes.result())
     for change in check_same_run(args, checkpoint, found):
         print(f"changed since the checkpoint: {change}", flush=True)
     _say_what_is_left(args.output_dir, checkpoint)
@@ -147,12 +148,13 @@ def _file_changes(before: dict, after: dict) -> list[str]:
 def check_same_run(args: Namespace, checkpoint: Checkpoint, determines: dict) -> list[str]:
     """Differences from the run that the checkpoint is of; UserError where there are some and no --allow_changes.
 
-    A flag that is newer than the checkpoint counts as left out then: its default is what was done before it.
+    A flag that is newer than the checkpoint counts as left out then: its default is what was done before it. A flag
+    that has gone since is not compared.
     """
     kept = dict(checkpoint.state.get("determines", {}))
     parser = training_parser()
     defaults = {flag: parser.get_default(flag) for flag in determines["arguments"]}
-    kept["arguments"] = defaults | kept.get("arguments", {})
+    kept["arguments"] = defaults | {k: v for k, v in kept.get("arguments", {}).items() if k in vars(args)}
     found = differences(kept, determines)
     if found and not args.allow_changes:
         raise UserError(

@@ -4,7 +4,6 @@ import platform
 import shlex
 import time
 from argparse import Namespace
-from concurrent.futures import Future
 from importlib import metadata
 from typing import NamedTuple
 
@@ -12,13 +11,15 @@ import torch
 
 from utils import timing
 from utils.arguments import as_plain
-from utils.checkpoint_files import Checkpoint, discard, line_of, list_checkpoints, next_line
+from utils.checkpoint_files import discard, line_of, list_checkpoints, next_line
+from utils.concepts import Concept
 from utils.hashing import in_background
 from utils.models import WEIGHT_DTYPES
 from utils.optimizer import learning_rate_table
 from utils.pipeline import PREVIOUS_NAMES, PREVIOUS_SUFFIX, read_record, start_output, write_json
-from utils.preflight import PROGRAM, RUN_FILE, BaseModel
-from utils.run_inputs import determinants, fill_in_defaults, hash_files
+from utils.preflight import PROGRAM, RUN_FILE
+from utils.resume import Start
+from utils.run_inputs import determinants, fill_in_defaults
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 
@@ -58,17 +59,17 @@ class RunRecord:
         argv: list[str],
         plan: Plan,
         dataset,
-        base: BaseModel,
         device,
         *,
         is_main: bool,
-        class_dataset=None,
-        checkpoint: Checkpoint | None = None,
-        base_hashes: Future | None = None,
+        concepts: list[Concept],
+        class_dataset,
+        start: Start,
     ):
         self.args, self.plan, self.dataset, self.device = args, plan, dataset, device
         self.class_dataset = class_dataset
         self.started = time.perf_counter()
+        checkpoint = start.checkpoint
         self.line = next_line(args.output_dir, checkpoint)
         if not is_main:
             return
@@ -91,12 +92,16 @@ class RunRecord:
         )
         continues = checkpoint is not None and line_of(read_record(args.output_dir)).holds(checkpoint)
         start_output(args.output_dir, self.entries, continues)  # another run's record and metrics are set aside
-        self._base_hashes = base_hashes or in_background(hash_files, base)
+        self._base_hashes = start.base_hashes
+        # Once and now: what it reads may have moved when a checkpoint asks for it.
+        self._determines = in_background(
+            lambda: determinants(args, plan.num_ranks, concepts, dataset, start.base_hashes.result())
+        )
 
     def describe(self) -> dict:
-        """What a checkpoint of this run says about it; waits for the base's hashes."""
+        """What a checkpoint of this run says about it; waits for the hashes of what it is made from."""
         return dict(
-            determines=determinants(self.args, self.plan.num_ranks, self.dataset, self._base_hashes.result()),
+            determines=self._determines.result(),
             arguments=self.entries["arguments"],
             device=self.entries["device"],
             versions=self.entries["versions"],

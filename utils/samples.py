@@ -29,6 +29,44 @@ OWN_MARKS = {  # what the first kilobyte of our other files holds
 SETTINGS_KEY = "settings_sha256"
 
 
+class SamplingSettings(NamedTuple):
+    """How every image of an evaluation is drawn, in the order of samples.json."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str | None
+    batch_size: int | None
+    height: int  # pixels
+    width: int
+    mixed_precision: str
+    safety_checker: bool
+
+    @classmethod
+    def read(cls, values: dict) -> "SamplingSettings":
+        """From samples.json or the flags: `values` may hold more."""
+        return cls(**{name: values[name] for name in cls._fields})
+
+    def of_pixels(self) -> dict:
+        """Those that decide an image's pixels: how many are drawn at once does not."""
+        return {name: value for name, value in self._asdict().items() if name != "batch_size"}
+
+    def of_sampling(self) -> dict:
+        """The keywords of sampling.sample: the others are the pipeline's."""
+        return {k: v for k, v in self._asdict().items() if k not in ("mixed_precision", "safety_checker")}
+
+    def png_text(self, prompt: str, **image: object) -> dict:
+        """What a PNG says about itself; `image` is what only one image has, such as its seed."""
+        text = dict(prompt=prompt, negative_prompt=self.negative_prompt, **image)
+        return text | dict(num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale)
+
+    def in_words(self) -> str:
+        """The comparison sheet's subtitle."""
+        text = (
+            f"{self.num_inference_steps} steps, guidance {self.guidance_scale:g}, {self.width} x {self.height} pixels"
+        )
+        return text + (f", steered away from: {self.negative_prompt}" if self.negative_prompt else "")
+
+
 class Sample(NamedTuple):
     """One image to be made, or made."""
 

@@ -180,8 +180,7 @@ class CapturedStep:
     def __init__(self, train_step: TrainStep, say: Callable[[str], None]):
         self.train_step = train_step
         self.say = say
-        self.num_warm_up_steps = WARM_UP_STEPS if train_step.num_ranks == 1 else DDP_WARM_UP_STEPS
-        self._num_eager = self.num_warm_up_steps
+        self._num_eager = WARM_UP_STEPS if train_step.num_ranks == 1 else DDP_WARM_UP_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[MicroBatch] = []
         self._metrics: torch.Tensor | None = None

@@ -12,6 +12,7 @@ from tests.helpers.script import as_argv, losses, run, run_json
 from train_dreambooth_colossalai import main
 from utils.concepts import read_concepts
 from utils.errors import UserError, run_main
+from utils.train_step import BatchSource
 
 
 def test_captions_replace_the_prompt_photo_by_photo(flags, tmp_path):
@@ -66,6 +67,22 @@ def test_two_subjects_of_two_classes(prior, tmp_path, capsys):
     assert "6 photos at 32 px, 2 prompts 'a photo of my cat.', 'a photo of my dog.'" in said
     assert len(list((tmp_path / "class-dog").glob("*.png"))) == 5
     assert all(np.isfinite(row["class_loss"]) for row in found)
+
+
+def test_a_list_that_is_moved_after_the_start_is_not_missed(prior, tmp_path, monkeypatch):
+    listed = without_subject(prior, [concept_entry(prior)], tmp_path)
+    micro_batches = BatchSource.micro_batches
+
+    def and_move(self, step: int) -> list:
+        if step == 0:
+            (tmp_path / "concepts.json").rename(tmp_path / "moved.json")
+        return micro_batches(self, step)
+
+    monkeypatch.setattr(BatchSource, "micro_batches", and_move)
+    run(listed, checkpointing_steps=2)
+    state = json.loads((tmp_path / "output/checkpoint-2/state.json").read_text())
+    assert len(state["determines"]["class_images"]) == 5
+    assert main(as_argv(listed | dict(concepts_list=tmp_path / "moved.json", resume_from_checkpoint="latest"))) == 0
 
 
 def test_the_class_fields_of_a_list_are_for_prior_preservation_only(flags, tmp_path):

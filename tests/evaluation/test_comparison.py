@@ -1,11 +1,28 @@
-"""Every image is where the layout says, whatever the photos and the prompt are like."""
+"""utils/comparison.py: every image is where the layout says, and text of any script is drawn or spelled out."""
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from utils.comparison import BACKGROUND, BLANK, Row, fit, load_photos, make_comparison, plan, square
+from utils import comparison
+from utils.comparison import (
+    BACKGROUND,
+    BLANK,
+    Row,
+    displayable,
+    fit,
+    font_for,
+    has_letter,
+    load_photos,
+    make_comparison,
+    plan,
+    square,
+    wrap,
+)
 
 RED, GREEN, BLUE, GRAY, PINK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (90, 90, 90), (250, 20, 200)
+OWN = ImageFont.load_default(size=20)
+HAS_DEJAVU = comparison._system_font("DejaVuSans.ttf", 20) is not None
 
 
 def plain(color, size=(64, 64)):
@@ -131,3 +148,72 @@ def test_a_small_image_is_enlarged_and_a_large_one_reduced():
 def test_no_prompt_breaks_the_sheet(prompt):
     sheet = make_comparison(prompt, prompt, [0], [Row(prompt, prompt, [plain(RED)])], [(prompt, plain(RED))])
     assert sheet.width == plan(1, 1, 1, True).width
+
+
+@pytest.fixture
+def no_system_fonts(monkeypatch):
+    monkeypatch.setattr(comparison, "SYSTEM_FONTS", ())
+
+
+def drawn(text: str, font) -> np.ndarray:
+    image = Image.new("L", (400, 60))
+    ImageDraw.Draw(image).text((4, 4), text, 255, font)
+    return np.asarray(image)
+
+
+def test_latin_is_written_in_pillows_font():
+    assert font_for("a photo of my cat, 50 steps (7.5)", 20).getname() == OWN.getname()
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("кот", r"\u043a\u043e\u0442"),
+        ("a 猫!", r"a \u732b!"),
+        ("🐈", r"\U0001f408"),
+        ("a\nb\tc\0d\u202e", "a b c d"),
+    ],
+)
+def test_what_no_font_has_is_spelled_out(no_system_fonts, text, spelled):
+    assert displayable(text, font_for(text, 20)) == spelled
+
+
+@pytest.mark.skipif(not HAS_DEJAVU, reason="needs the font DejaVu Sans")
+@pytest.mark.parametrize("text", ["фото кота", "φωτογραφία"])
+def test_a_system_font_writes_it_where_there_is_one(text):
+    font = font_for(text, 20)
+    assert font.getname() != OWN.getname()
+    assert displayable(text, font) == text
+    assert len({drawn(letter, font).tobytes() for letter in set(text)}) == len(set(text))  # no two boxes
+
+
+@pytest.mark.skipif(not HAS_DEJAVU, reason="needs the font DejaVu Sans")
+def test_the_rest_is_spelled_out_beside_what_a_system_font_has(monkeypatch):
+    monkeypatch.setattr(comparison, "SYSTEM_FONTS", ("no-such-font.ttf", "DejaVuSans.ttf"))
+    assert displayable("кот 猫", font_for("кот 猫", 20)) == r"кот \u732b"
+
+
+@pytest.mark.skipif(not HAS_DEJAVU, reason="needs the font DejaVu Sans")
+@pytest.mark.parametrize("has_raqm", [True, False])
+def test_a_script_from_right_to_left_needs_a_layout_engine(monkeypatch, has_raqm):
+    monkeypatch.setattr(comparison.features, "check", lambda _name: has_raqm)
+    font = comparison._system_font("DejaVuSans.ttf", 20)
+    assert has_letter(font, "\u0642") == has_raqm
+    assert displayable("\u0642", font) == ("\u0642" if has_raqm else r"\u0642")
+
+
+def test_long_text_is_wrapped_at_spaces_then_cut_with_an_ellipsis():
+    text = "one two three four five six seven eight nine ten"
+    lines = wrap(text, OWN, 150, 10)
+    assert " ".join(lines) == text
+    assert all(OWN.getlength(line) <= 150 for line in lines)
+    short = wrap(text, OWN, 150, 2)
+    assert len(short) == 2 and short[-1].endswith("...")
+    assert all(OWN.getlength(line) <= 150 for line in wrap("x" * 400, OWN, 150, 3))
+    assert wrap("short", OWN, 150) == ["short"]
+    assert OWN.getlength(wrap("y" * 100, OWN, 150)[0]) <= 150
+
+
+def test_an_accent_that_the_font_lacks_is_dropped_not_the_letter():
+    assert displayable("cafe\u0301", OWN) in ("café", "cafe")
+    assert displayable("cafe\u0301", font_for("café", 20)) in ("café", "cafe")

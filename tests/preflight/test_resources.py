@@ -63,6 +63,11 @@ def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
     finding, verdict = check_device(make_args(tmp_path, resolution=4096), base)
     assert verdict == "note" and "it may not fit; try a smaller --resolution" in finding
     args = make_args(tmp_path, low_memory=True, gradient_checkpointing=True, offload_optimizer="moments")
+    with monkeypatch.context() as without_triton:
+        without_triton.setattr("utils.kernels.HAS_TRITON", False)
+        with pytest.raises(UserError, match="--low_memory: offloading on a GPU needs Triton .* which is not here"):
+            check_device(args, base)
+    monkeypatch.setattr("utils.kernels.reaches_host_memory", lambda device: True)
     finding, verdict = check_device(args, base)
     assert verdict == "ok" and "(--low_memory: --gradient_checkpointing --offload_optimizer moments)" in finding
     monkeypatch.setattr(preflight_resources, "free_host_memory", lambda: 1e3)

@@ -77,14 +77,14 @@ def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeli
     one.step()
     one.loss_scale.fill_(scale)
     options = dict(unet_config=b"{}", describe=dict, save_dtype="fp32", run_id="x", total_limit=None, say=print)
-    Checkpointer(tmp_path, one, **options).save_or_fail(7)
+    Checkpointer(tmp_path, one, **options).save_and_wait(7)
     places = {name: getattr(other, name).data_ptr() for name in ("exp_avg", "loss_scale", "num_good")}
     restore(read_checkpoint(tmp_path / "checkpoint-7"), other)
     assert places == {name: getattr(other, name).data_ptr() for name in places}
     for name in ("exp_avg", "exp_avg_sq"):
-        ours, theirs = (each.flat.state_dict(getattr(each, name)) for each in (one, other))
+        ours, theirs = (dict(each.flat.named(getattr(each, name))) for each in (one, other))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours) and any(value.any() for value in ours.values())
     for name in ("master", "weight"):
-        ours, theirs = (each.flat.state_dict(getattr(each.flat, name)) for each in (one, other))
+        ours, theirs = (dict(each.flat.named(getattr(each.flat, name))) for each in (one, other))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert other.loss_scale == scale and other.num_applied == 1

@@ -47,9 +47,9 @@ def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):
 
         commit = Guard._commit
 
-        def limited(self, booster, unet):
+        def limited(self) -> None:
             limit_files_to(100_000)()
-            commit(self, booster, unet)
+            commit(self)
 
         Guard._commit = limited
 

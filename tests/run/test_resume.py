@@ -190,6 +190,15 @@ def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):
     assert main(as_argv(flags | LATEST)) == 0
 
 
+def test_a_flag_that_has_gone_is_not_compared(flags, tmp_path):
+    run(flags, checkpointing_steps=2)
+    path = tmp_path / "output/checkpoint-2/state.json"
+    state = json.loads(path.read_text())
+    state["determines"]["arguments"]["compile"] = False
+    path.write_text(json.dumps(state))
+    assert main(as_argv(flags | LATEST)) == 0
+
+
 def test_the_resume_command(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     argv = ["--seed=1", "--resume_from_checkpoint", "checkpoint-1", "--instance_prompt", "my cat", "--allow_changes"]

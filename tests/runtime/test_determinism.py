@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench import determinism
-from bench.determinism_operations import differ, differing
+from bench.studies.determinism_operations import differ, differing
 from tests.helpers.script import EMBEDDED, ROOT, as_argv, bits, run, without_times
 from utils.determinism import CUBLAS_VARIABLE, deterministic_kernels
 from utils.errors import RunFailed

@@ -45,7 +45,7 @@ def test_how_near_the_values_are(signed):
     assert torch.equal(found == 0, blocks == 0) or signed  # the update divides by the second moment's root
 
 
-def test_slices_copies_and_pieces(monkeypatch):
+def test_slices_and_pieces(monkeypatch):
     monkeypatch.setattr("utils.eight_bit._PIECE", 2 * BLOCK)
     torch.manual_seed(0)
     values, device = torch.randn(5 * BLOCK + 3), torch.device("cpu")

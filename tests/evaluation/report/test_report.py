@@ -4,7 +4,10 @@ import base64
 import io
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,11 +18,10 @@ from PIL import Image
 
 import evaluate
 from utils.errors import run_main
-from utils.report_charts import MAX_POINTS, Series, line_chart, smooth, thin, ticks
-from utils.report_html import Markup, escape, table, tag
-from utils.report_images import data_uri, thumbnail_side
-from utils.report_style import DARK, LIGHT, TEXT_ON_GROUND
-from utils.samples import SETTINGS_KEY, samples_id
+from utils.evaluation.report.charts import MAX_POINTS, Chart, Series, line_chart, smooth, thin, ticks
+from utils.evaluation.report.images import data_uri, thumbnail_side
+from utils.evaluation.report.page import REPORTED_METRICS, TEMPLATES
+from utils.samples import SETTINGS_KEY, SamplingSettings, samples_id
 
 CHROMIUM = Path("/usr/bin/chromium")
 INJECTION = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)> \"' & {}"
@@ -52,8 +54,7 @@ def write_result(folder: Path, photos: Path, *, prompt: str, num_prompts: int = 
                 entries.append(sample | {SETTINGS_KEY: str(seed)})
     models = dict(baseline=dict(path="model/sd", sha256=dict(unet="0")), finetuned=dict(path=str(output)))
     models["checkpoint-250"] = dict(path=str(output / "checkpoint-250"))
-    names = ("num_images", "num_drift_images", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
-    names += ("height", "width", "mixed_precision", "safety_checker", "identifier", "class_name", "batch_size")
+    names = ("num_images", "num_drift_images", "seed", *SamplingSettings._fields, "identifier", "class_name")
     samples = dict(written_by="evaluate.py", complete=True, files=[], samples_id=samples_id(entries), images=entries)
     samples |= dict(prompts=[dict(text=text, role=role) for text, role in prompts], models=models, device="cpu")
     samples |= dict(command=f"python evaluate.py --prompt '{prompt}'", versions=dict(torch="2"))
@@ -64,12 +65,12 @@ def write_result(folder: Path, photos: Path, *, prompt: str, num_prompts: int = 
 
 
 def measured(samples: dict) -> dict:
-    from utils.report_tables import METRICS
     from utils.verdict import find_warnings
 
     values = {}
     for place, model in enumerate(samples["models"]):
-        values[model] = {key: entry(0.2 + 0.3 * place, [0.1 + 0.3 * place, 0.3 * place + 0.25]) for key, *_ in METRICS}
+        value = entry(0.2 + 0.3 * place, [0.1 + 0.3 * place, 0.3 * place + 0.25])
+        values[model] = {key: dict(value) for key, *_ in REPORTED_METRICS}
         values[model]["div_lpips"] = dict(value=None, reason="needs <b>lpips</b>")
         values[model]["copy_dino"].update(num_above_photos=3, num_images=8)
     photos = {name: entry(0.9) for name in ("real_clip", "real_dino", "nearest_clip", "nearest_dino", "clip_t_class")}
@@ -89,13 +90,6 @@ def report(result: Path) -> str:
 
 
 # HTML
-
-
-def test_text_is_escaped_unless_it_is_markup():
-    assert tag("p", "<b>", Markup("<i></i>"), title='"') == '<p title="&quot;">&lt;b&gt;<i></i></p>'
-    assert escape([None, 1, "&", ["'"]]) == "1&amp;&#x27;"
-    assert "\udcff" not in escape("a\udcff")
-    assert '<th scope="row">&lt;a&gt;</th><td>&lt;c&gt;</td>' in table(["", "b"], [["<a>", "<c>"]], label="x")
 
 
 class Outline(HTMLParser):
@@ -131,6 +125,24 @@ def test_a_prompt_cannot_become_part_of_the_page(tmp_path, photos_dir):
     assert "<script" not in page and "&lt;script&gt;" in page and "needs &lt;b&gt;lpips" in page
     (policy,) = [a["content"] for n, a in outline.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
+
+
+def test_a_name_that_is_no_utf8_is_spelled_out(tmp_path, photos_dir):
+    assert "a photo of \\udcff" in report(write_result(tmp_path, photos_dir, prompt="a photo of \udcff"))
+
+
+def test_it_is_found_from_any_folder(tmp_path, photos_dir):
+    result = write_result(tmp_path, photos_dir, prompt="a cat")
+    command = [
+        sys.executable,
+        os.path.relpath(evaluate.__file__, tmp_path),
+        "--only",
+        "report",
+        "--output_dir",
+        str(result),
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True, env=os.environ | dict(PYTHONPATH=""))
+    assert "</html>" in (result / "report.html").read_text(encoding="utf-8")
 
 
 def test_links_lead_to_places_on_the_page(tmp_path, photos_dir):
@@ -175,10 +187,14 @@ def test_images_are_inlined_at_their_size():
 # Charts
 
 
+def as_svg(chart: Chart) -> str:
+    return TEMPLATES.get_template("chart.svg.jinja").render(chart=chart)
+
+
 def test_a_chart_is_sound_xml_within_its_frame():
     points = [(step, math.sin(step)) for step in range(1, 30)]
     chart = line_chart("Loss <1>", [Series(points, "raw"), Series([(1, 0.5), (29, 1.0)], "smooth", [(29, 0.2, 1.5)])])
-    svg = next(element for element in ElementTree.fromstring(chart) if element.tag == "svg")
+    svg = ElementTree.fromstring(as_svg(chart))
     assert svg.get("role") == "img" and "Loss <1>: from 0.5 at step 1 to 1 at 29" == svg.get("aria-label")
     width, height = map(float, svg.get("viewBox").split()[2:])
     for line in svg.iter("polyline"):
@@ -190,10 +206,10 @@ def test_a_chart_is_sound_xml_within_its_frame():
 
 
 def test_a_chart_of_nothing_is_nothing():
-    assert line_chart("Loss", [Series([], "raw")]) == ""
-    assert line_chart("Loss", [Series([(1, math.nan), (2, "inf")], "raw")]) == ""
-    assert "polyline" in line_chart("Loss", [Series([(1, 0.5)], "raw")])
-    assert "polyline" in line_chart("Loss", [Series([(1, 0.5), (2, 0.5)], "raw")])
+    assert line_chart("Loss", [Series([], "raw")]) is None
+    assert line_chart("Loss", [Series([(1, math.nan), (2, "inf")], "raw")]) is None
+    assert "polyline" in as_svg(line_chart("Loss", [Series([(1, 0.5)], "raw")]))
+    assert "polyline" in as_svg(line_chart("Loss", [Series([(1, 0.5), (2, 0.5)], "raw")]))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +231,30 @@ def test_long_curves_are_thinned_and_smoothed():
 
 # Colours
 
+TEXT_ON_GROUND = (
+    ("ink", "ground"),
+    ("ink", "raised"),
+    ("muted", "ground"),
+    ("muted", "raised"),
+    ("accent", "ground"),
+    ("accent", "raised"),
+    ("warn-ink", "warn-ground"),
+    ("ink", "warn-ground"),
+    ("ink", "note-ground"),
+    ("muted", "note-ground"),
+    ("good-ink", "good-ground"),
+    ("ink", "good-ground"),
+)
+
+
+def colour_schemes() -> list[dict[str, str]]:
+    """The light and the dark colours of style.css."""
+    css = TEMPLATES.get_template("style.css").render()
+    return [dict(re.findall(r"--([a-z-]+): (#\w{6});", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)]
+
+
+LIGHT, DARK = colour_schemes()
+
 
 def luminance(colour: str) -> float:
     channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
@@ -230,7 +270,7 @@ def test_text_has_contrast(colours, text, ground):
 
 
 def test_both_colour_schemes_have_the_same_names():
-    assert set(LIGHT) == set(DARK)
+    assert set(LIGHT) == set(DARK) and len(LIGHT) == 12
 
 
 # A real browser

@@ -1,6 +1,6 @@
 """Times a call of Stable Diffusion v1.4's UNet as sampling makes it, in several ways, on one GPU in about a minute.
 
-python bench/unet_call.py [--rows 16 2] [--json FILE]
+python bench/studies/unet_call.py [--rows 16 2] [--json FILE]
 
 Rows are two an image (guidance). Random weights and data, fp16, channels_last, 64x64 latents, device times by events,
 median of replays. `difference` is the output's distance from the plain call's, of that output's norm. The last ways
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # not bench: libraries look for a package named `kernels`
 

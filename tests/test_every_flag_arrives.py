@@ -1,0 +1,537 @@
+"""Every flag of both scripts changes something that can be seen from outside, or says here why nothing can.
+
+A row a flag: a run with the flag beside one without it, and what must differ between the two. Nothing in here knows
+where the code is; it looks at metrics, weights, pictures, files, words, and calls of torch's and diffusers' modules.
+A flag without a row fails, and so does a row without a flag.
+"""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import evaluate
+import train_dreambooth_colossalai
+from tests.helpers.pipelines import write_photos, write_pipeline
+from utils.arguments import training_parser
+from utils.evaluate_arguments import build_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {"train": train_dreambooth_colossalai, "evaluate": evaluate}
+DEFAULTS = {  # True: a flag without value; None leaves one out
+    "train": dict(
+        pretrained_model_name_or_path="{inputs}/base",
+        instance_data_dir="{inputs}/photos",
+        instance_prompt="a photo of sks cat",
+        output_dir="{output}",
+        resolution=32,
+        train_batch_size=1,
+        mixed_precision="no",
+        learning_rate=1e-3,
+        lr_warmup_steps=0,
+        max_train_steps=3,
+    ),
+    "evaluate": dict(
+        pretrained_model_name_or_path="{inputs}/base",
+        finetuned_model_name_or_path="{trained}",
+        instance_data_dir="{inputs}/photos",
+        output_dir="{output}",
+        prompt="a photo of sks cat",
+        num_images=2,
+        num_drift_images=1,
+        num_inference_steps=2,
+    ),
+}
+TRAINED = dict(learning_rate=1e-2, checkpointing_steps=2)  # the run that is evaluated and resumed
+
+
+class Seen:
+    """What a run shows: its folder, its words, how it ended, and the modules that it called."""
+
+    def __init__(self, output: Path):
+        self.output = output
+        self.printed = ""
+        self.error: Exception | None = None
+        self.batches = defaultdict(list)  # sizes of the batches that each class of modules was called with
+        self.saved_bytes = 0  # that autograd kept for the backward pass
+        self.is_deterministic = False
+
+    @property
+    def rows(self) -> list[dict]:
+        """Of metrics.jsonl."""
+        return [json.loads(line) for line in (self.output / "metrics.jsonl").read_text().splitlines()]
+
+    @contextlib.contextmanager
+    def watching(self):
+        """While a script runs."""
+
+        def called(module, inputs):
+            if inputs and isinstance(inputs[0], torch.Tensor):
+                self.batches[type(module).__name__].append(len(inputs[0]))
+            self.is_deterministic |= torch.are_deterministic_algorithms_enabled()
+
+        def keep(tensor):
+            self.saved_bytes += tensor.nbytes
+            return tensor.detach()
+
+        words = io.StringIO()
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(called)
+        try:
+            with contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                    yield
+        except (ValueError, RuntimeError) as error:  # what both scripts say in one line
+            self.error = error
+        finally:
+            hook.remove()
+            self.printed = words.getvalue().replace(str(self.output), "OUTPUT")
+
+
+class Runs:
+    """Runs of both scripts in this process; the same flags are run once."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.known = folder, {}
+        write_inputs(folder / "inputs")
+
+    def __call__(self, script: str, **flags) -> Seen:
+        """A run with DEFAULTS and `flags`; {inputs}, {output} and {trained} in them are folders."""
+        key = (script, *sorted(flags.items()))
+        if key not in self.known:
+            self.known[key] = self._run(script, DEFAULTS[script] | flags, self.folder / f"run-{len(self.known)}")
+        return self.known[key]
+
+    def _run(self, script: str, flags: dict, output: Path) -> Seen:
+        trained = self("train", **TRAINED).output if script == "evaluate" else None
+        given = {name: value for name, value in flags.items() if value is not None}
+        argv = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+        argv = [word.format(inputs=self.folder / "inputs", output=output, trained=trained) for word in argv]
+        seen = Seen(Path(flags["output_dir"].format(output=output)))
+        with seen.watching():
+            SCRIPTS[script].main(argv)
+        return seen
+
+    def copy_of_trained(self, name: str) -> Path:
+        """A copy of TRAINED's output, to resume in."""
+        return shutil.copytree(self("train", **TRAINED).output, self.folder / name)
+
+
+def write_inputs(folder: Path) -> None:
+    """Models, photos and files that flags name."""
+    write_pipeline(folder / "base")
+    write_pipeline(folder / "other", seed=1)
+    write_photos(folder / "photos")
+    write_photos(folder / "other photos", 3, size=(64, 64))
+    write_photos(folder / "wide", 3, size=(96, 48))
+    write_other_tokenizer(folder)
+    write_encoders(folder)
+    (folder / "config.yaml").write_text("seed: 7\n")
+    (folder / "prompts.txt").write_text("a sks cat in the snow\na sks cat on a beach\n")
+    concepts = [
+        dict(instance_prompt=f"a photo of sks {name}", instance_data_dir=str(folder / photos))
+        for name, photos in (("cat", "photos"), ("dog", "other photos"))
+    ]
+    (folder / "concepts.json").write_text(json.dumps(concepts))
+
+
+def write_other_tokenizer(folder: Path) -> None:
+    """The base's tokenizer with all but its special tokens numbered the other way round."""
+    shutil.copytree(folder / "base/tokenizer", folder / "tokenizer")
+    path = folder / "tokenizer/vocab.json"
+    vocabulary = json.loads(path.read_text())
+    path.write_text(json.dumps({t: n if t.startswith("<|") else 511 - n for t, n in vocabulary.items()}))
+
+
+def write_encoders(folder: Path) -> None:
+    """clip/ and dino/, and guarded/: the base with a safety checker that objects to every image."""
+    import transformers
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=16)
+    vision = size | dict(image_size=32, patch_size=8)
+    text = size | dict(vocab_size=514, bos_token_id=512, eos_token_id=513, pad_token_id=513)
+    config = dict(text_config=text, vision_config=vision, projection_dim=16)
+    transformers.CLIPModel(transformers.CLIPConfig(**config)).save_pretrained(folder / "clip")
+    shutil.copytree(folder / "base/tokenizer", folder / "clip", dirs_exist_ok=True)
+    vision.pop("projection_dim")
+    dino = transformers.ViTModel(transformers.ViTConfig(**vision), add_pooling_layer=False)
+    dino.save_pretrained(folder / "dino")
+
+    shutil.copytree(folder / "base", folder / "guarded")
+    checker = StableDiffusionSafetyChecker(transformers.CLIPConfig(**config))
+    checker.concept_embeds_weights.fill_(-2)  # any cosine is above that
+    checker.save_pretrained(folder / "guarded/safety_checker")
+    (folder / "guarded/feature_extractor").mkdir()
+    processor = dict(image_processor_type="CLIPImageProcessor", size=dict(shortest_edge=32), crop_size=32)
+    (folder / "guarded/feature_extractor/preprocessor_config.json").write_text(json.dumps(processor))
+    index = json.loads((folder / "guarded/model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "guarded/model_index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("flags"))
+
+
+def losses(run: Seen) -> list:
+    return [row["loss"] for row in run.rows]
+
+
+def rates(run: Seen) -> list:
+    return [row["lr"] for row in run.rows]
+
+
+def num_steps(run: Seen) -> int:
+    return len(run.rows)
+
+
+def unet_file(run: Seen) -> Path:
+    (path,) = (path for path in (run.output / "unet").iterdir() if path.name != "config.json")
+    return path
+
+
+def weights(run: Seen) -> bytes:
+    return unet_file(run).read_bytes()
+
+
+def files(run: Seen) -> set[str]:
+    return {str(path.relative_to(run.output)) for path in run.output.rglob("*")}
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.convert("RGB").tobytes()
+
+
+def pictures(run: Seen) -> dict[str, bytes]:
+    """Pixels of the images that an evaluation drew; the sheet names its settings, so it is not among them."""
+    return {str(path.relative_to(run.output)): pixels(path) for path in run.output.rglob("*[0-9].png")}
+
+
+def class_pictures(run: Seen) -> list[bytes]:
+    """Pixels of the class images that were made beside the run's output."""
+    return [pixels(path) for path in sorted(run.output.with_name(f"{run.output.name}-class").glob("*.png"))]
+
+
+def scores(run: Seen) -> str:
+    return (run.output / "metrics.csv").read_text()
+
+
+def most_at_once(module: str) -> Callable[[Seen], int]:
+    """The largest batch that a class of modules was called with."""
+    return lambda run: max(run.batches[module])
+
+
+class Row(NamedTuple):
+    """`holds(run, other)` of a run with `flags` and one with `without`."""
+
+    flags: dict
+    holds: Callable[[Seen, Seen], bool]
+    without: dict
+
+
+def changes(*what: Callable[[Seen], object], without: dict | None = None, **flags) -> Row:
+    """Each of `what` differs between a run with `without` and one with `flags` besides."""
+    without = without or {}
+    return Row(without | flags, lambda run, other: all(each(run) != each(other) for each in what), without)
+
+
+def shows(holds: Callable[[Seen], bool], without: dict | None = None, **flags) -> Row:
+    """`holds` of a run with `flags`, and not of one without them."""
+    without = without or {}
+    return Row(without | flags, lambda run, other: holds(run) and not holds(other), without)
+
+
+def refuses_without(runs: Runs, flag: str, **flags) -> Seen:
+    """A run with a flag, of which the same run without it says that it is needed."""
+    name = f"copy-for-{flag}"
+    refused = runs("train", output_dir=str(runs.copy_of_trained(f"{name}-refused")), **flags)
+    assert flag in str(refused.error)
+    run = runs("train", output_dir=str(runs.copy_of_trained(name)), **flags, **{flag: True})
+    assert run.error is None
+    return run
+
+
+def config(runs: Runs) -> None:
+    assert (
+        losses(runs("train", config="{inputs}/config.yaml")) == losses(runs("train", seed=7)) != losses(runs("train"))
+    )
+
+
+def resume_from_checkpoint(runs: Runs) -> None:
+    whole = runs("train", **TRAINED)
+    output = str(runs.copy_of_trained("resumed"))
+    resumed = runs("train", **TRAINED, output_dir=output, resume_from_checkpoint="checkpoint-2")
+    assert weights(resumed) == weights(whole)
+    assert (len(resumed.batches["UNet2DConditionModel"]), len(whole.batches["UNet2DConditionModel"])) == (1, 3)
+
+
+def allow_changes(runs: Runs) -> None:
+    run = refuses_without(runs, "allow_changes", **TRAINED, seed=9, resume_from_checkpoint="checkpoint-2")
+    assert losses(run) != losses(runs("train", **TRAINED))
+
+
+def overwrite_output_dir(runs: Runs) -> None:
+    record = runs.folder / "run-of-trained.json"
+    trained = runs("train", **TRAINED)
+    shutil.copy(trained.output / "run.json", record)
+    unfinished = json.loads(record.read_text()) | dict(status="running")
+    (trained.output / "run.json").write_text(json.dumps(unfinished))
+    try:
+        run = refuses_without(runs, "overwrite_output_dir", **TRAINED)
+    finally:
+        shutil.copy(record, trained.output / "run.json")
+    assert len(run.batches["UNet2DConditionModel"]) == 3
+
+
+def shows_traceback(script: str) -> Callable[[Runs], None]:
+    """--debug, of a mistake."""
+
+    def check(runs: Runs) -> None:
+        command = [sys.executable, SCRIPTS[script].__file__, "--seed=x"]
+        ends = [subprocess.run([*command, *more], capture_output=True, text=True) for more in ([], ["--debug"])]
+        assert [("Traceback" in end.stderr, end.returncode) for end in ends] == [(False, 2), (True, 1)]
+
+    return check
+
+
+def prints_help(script: str) -> Callable[[Runs], None]:
+    """--help."""
+
+    def check(runs: Runs) -> None:
+        seen = Seen(runs.folder)
+        with pytest.raises(SystemExit, match="0"), seen.watching():
+            SCRIPTS[script].main(["--help"])
+        assert "--seed" in seen.printed
+
+    return check
+
+
+def gradient_checkpointing(runs: Runs) -> None:
+    run, other = runs("train", gradient_checkpointing=True), runs("train")
+    assert run.saved_bytes < 0.7 * other.saved_bytes
+    assert losses(run) == pytest.approx(losses(other), rel=1e-6)
+
+
+def center_crop(runs: Runs) -> None:
+    wide = dict(instance_data_dir="{inputs}/wide")
+    assert losses(runs("train", **wide, center_crop=True)) != losses(runs("train", **wide))
+    class_images = PRIOR | dict(class_data_dir="{inputs}/wide", num_class_images=3)
+    random, centred = (runs("train", **class_images, **more).rows[0] for more in ({}, dict(center_crop=True)))
+    assert random["instance_loss"] == centred["instance_loss"]
+    assert random["class_loss"] != centred["class_loss"]
+
+
+def max_nonfinite_steps(runs: Runs) -> None:
+    diverges = dict(learning_rate=1e30, max_train_steps=6)
+    assert runs("train", **diverges).error is None
+    run = runs("train", **diverges, max_nonfinite_steps=2)
+    assert "2 steps in a row" in str(run.error) and num_steps(run) < 6
+
+
+PRIOR = dict(
+    with_prior_preservation=True,
+    class_prompt="a photo of a cat",
+    class_data_dir="{output}-class",
+    num_class_images=2,
+)
+# One run for all flags that only write something more.
+WRITES = dict(
+    save_dtype="fp16",
+    save_format="bin",
+    export_single_file="{output}-one.safetensors",
+    report_to="tensorboard",
+    logging_dir="boards",
+    checkpointing_steps=1,
+    checkpoints_total_limit=2,
+    validation_prompt="a photo of sks cat",
+    validation_steps=2,
+    num_validation_images=3,
+)
+
+
+def has(pattern: str, number: int | None = None) -> Callable[[Seen], bool]:
+    """Whether the output has files of a pattern; as many as `number`."""
+
+    def check(run: Seen) -> bool:
+        found = len(list(run.output.glob(pattern)))
+        return found == number if number else found > 0
+
+    return check
+
+
+def saves_fp16(run: Seen) -> bool:
+    path = unet_file(run)
+    saved = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    return {value.dtype for value in saved.values()} == {torch.float16}
+
+
+def checkpoints(run: Seen) -> list[str]:
+    return sorted(path.name for path in run.output.glob("checkpoint-*"))
+
+
+def validated_steps(run: Seen) -> list[int]:
+    path = run.output / "validation.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+TRAINING = {
+    "help": prints_help("train"),
+    "config": config,
+    "pretrained_model_name_or_path": changes(losses, pretrained_model_name_or_path="{inputs}/other"),
+    "tokenizer_name": changes(losses, tokenizer_name="{inputs}/tokenizer"),
+    "instance_data_dir": changes(losses, instance_data_dir="{inputs}/other photos"),
+    "output_dir": shows(
+        lambda run: run.output.name == "elsewhere" and (run.output / "model_index.json").is_file(),
+        output_dir="{output}/elsewhere",
+    ),
+    "instance_prompt": changes(losses, instance_prompt="x"),
+    "concepts_list": changes(
+        losses, concepts_list="{inputs}/concepts.json", instance_data_dir=None, instance_prompt=None
+    ),
+    "with_prior_preservation": shows(lambda run: "class_loss" in run.rows[0], **PRIOR),
+    "class_data_dir": shows(lambda run: len(class_pictures(run)) == 2, **PRIOR),
+    "class_prompt": changes(losses, class_pictures, without=PRIOR, class_prompt="y"),
+    "prior_loss_weight": changes(losses, without=PRIOR, prior_loss_weight=0.5),
+    "num_class_images": changes(lambda run: len(class_pictures(run)), without=PRIOR, num_class_images=3),
+    "sample_batch_size": changes(most_at_once("UNet2DConditionModel"), without=PRIOR, sample_batch_size=1),
+    "prior_generation_precision": changes(class_pictures, without=PRIOR, prior_generation_precision="bf16"),
+    "seed": changes(losses, seed=7),
+    "resolution": changes(losses, resolution=48),
+    "center_crop": center_crop,
+    "train_batch_size": changes(losses, most_at_once("UNet2DConditionModel"), train_batch_size=2),
+    "num_train_epochs": changes(num_steps, without=dict(max_train_steps=None), num_train_epochs=2),
+    "max_train_steps": changes(num_steps, max_train_steps=2),
+    "gradient_accumulation_steps": changes(
+        losses, lambda run: len(run.batches["UNet2DConditionModel"]), gradient_accumulation_steps=2
+    ),
+    "gradient_checkpointing": gradient_checkpointing,
+    "offload_optimizer": "on a CPU the host's memory is where everything is; tests/test_host_memory.py on a GPU",
+    "use_8bit_adam": changes(losses, weights, use_8bit_adam=True),
+    "low_memory": Row(dict(low_memory=True), lambda run, other: run.saved_bytes < 0.7 * other.saved_bytes, {}),
+    "mixed_precision": changes(losses, mixed_precision="bf16"),
+    "dry_run": shows(lambda run: run.printed.startswith("preflight") and not run.output.exists(), dry_run=True),
+    "max_nonfinite_steps": max_nonfinite_steps,
+    "no_cuda_graph": "there are no CUDA graphs on a CPU; tests/test_captured_step.py on a GPU",
+    "deterministic": shows(lambda run: run.is_deterministic, deterministic=True),
+    "debug": shows_traceback("train"),
+    "learning_rate": changes(rates, weights, learning_rate=2e-3),
+    "scale_lr": changes(rates, weights, without=dict(train_batch_size=2), scale_lr=True),
+    "lr_scheduler": changes(rates, weights, lr_scheduler="linear"),
+    "lr_warmup_steps": changes(rates, weights, without=dict(lr_scheduler="constant_with_warmup"), lr_warmup_steps=2),
+    "lr_num_cycles": changes(rates, weights, without=dict(lr_scheduler="cosine_with_restarts"), lr_num_cycles=2),
+    "lr_power": changes(rates, weights, without=dict(lr_scheduler="polynomial"), lr_power=2),
+    "adam_beta1": changes(losses, weights, adam_beta1=0.5),
+    "adam_beta2": changes(losses, weights, adam_beta2=0.9),
+    "adam_weight_decay": changes(losses, weights, adam_weight_decay=0.5),
+    "adam_epsilon": changes(losses, weights, adam_epsilon=1e-3),
+    "max_grad_norm": changes(losses, weights, max_grad_norm=0.1),
+    "snr_gamma": changes(losses, snr_gamma=0.01),
+    "noise_offset": changes(losses, noise_offset=0.1),
+    "save_dtype": shows(saves_fp16, **WRITES),
+    "save_format": shows(has("unet/*.bin"), **WRITES),
+    "export_single_file": shows(lambda run: Path(f"{run.output}-one.safetensors").is_file(), **WRITES),
+    "report_to": shows(has("**/events.out.tfevents.*"), **WRITES),
+    "logging_dir": shows(has("boards/events.out.tfevents.*"), **WRITES),
+    "checkpointing_steps": shows(has("checkpoint-2"), **WRITES),
+    "checkpoints_total_limit": changes(checkpoints, without=dict(checkpointing_steps=1), checkpoints_total_limit=2),
+    "resume_from_checkpoint": resume_from_checkpoint,
+    "allow_changes": allow_changes,
+    "overwrite_output_dir": overwrite_output_dir,
+    "validation_prompt": shows(has("validation/*.png"), **WRITES),
+    "validation_steps": shows(lambda run: validated_steps(run) == [0, 2], **WRITES),
+    "num_validation_images": shows(has("validation/step-*2-*.png", 3), **WRITES),
+}
+CLIP = dict(clip_model="{inputs}/clip")
+GUARDED = dict.fromkeys(("pretrained_model_name_or_path", "finetuned_model_name_or_path"), "{inputs}/guarded")
+EVALUATION = {
+    "help": prints_help("evaluate"),
+    "pretrained_model_name_or_path": changes(pictures, pretrained_model_name_or_path="{inputs}/other"),
+    "finetuned_model_name_or_path": changes(pictures, finetuned_model_name_or_path="{inputs}/other"),
+    "output_dir": shows(
+        lambda run: run.output.name == "elsewhere" and (run.output / "report.html").is_file(),
+        output_dir="{output}/elsewhere",
+    ),
+    "instance_data_dir": changes(
+        lambda run: pixels(run.output / "comparison.png"), instance_data_dir="{inputs}/other photos"
+    ),
+    "prompt": changes(pictures, prompt="x"),
+    "prompts_file": changes(lambda run: len(pictures(run)), prompts_file="{inputs}/prompts.txt", prompt=None),
+    "dreambench": shows(
+        lambda run: len(list(run.output.glob("images/finetuned/*"))) > 25,
+        without=dict(identifier="sks", class_name="cat", num_images=1, num_inference_steps=1, prompt=None),
+        dreambench="live",
+    ),
+    "identifier": changes(scores, without=CLIP, identifier="photo"),
+    "class_name": changes(files, class_name="boat"),
+    "drift_prompt": changes(files, drift_prompt="a red boat"),
+    "checkpoint": shows(has("images/checkpoint-2/*/*.png"), checkpoint="all"),
+    "negative_prompt": changes(pictures, negative_prompt="blurry"),
+    "num_images": changes(files, num_images=3),
+    "num_drift_images": changes(files, num_drift_images=2),
+    "seed": changes(lambda run: pixels(run.output / "output-1.png"), seed=7),
+    "num_inference_steps": changes(pictures, num_inference_steps=3),
+    "guidance_scale": changes(pictures, guidance_scale=3),
+    "batch_size": changes(most_at_once("UNet2DConditionModel"), batch_size=1),
+    "height": changes(lambda run: len(pixels(run.output / "output-1.png")), height=64),
+    "width": changes(lambda run: len(pixels(run.output / "output-1.png")), width=64),
+    "mixed_precision": changes(pictures, mixed_precision="bf16"),
+    "safety_checker": shows(
+        lambda run: not any(map(any, pictures(run).values())), without=GUARDED, safety_checker=True
+    ),
+    "only": shows(lambda run: "metrics.json" not in files(run), only="generate"),
+    "clip_model": changes(scores, **CLIP),
+    "dino_model": changes(scores, dino_model="{inputs}/dino"),
+    "debug": shows_traceback("evaluate"),
+}
+
+
+@pytest.mark.parametrize(("parser", "table"), [(training_parser(), TRAINING), (build_parser(), EVALUATION)])
+def test_every_flag_has_a_row(parser, table):
+    flags = set(re.findall(r"--(\w+)", parser.format_usage())) | {"help"}
+    assert flags - {"compile"} == table.keys()
+
+
+def check(runs: Runs, script: str, row: Row | Callable[[Runs], None]) -> None:
+    if callable(row):
+        row(runs)
+        return
+    run, other = runs(script, **row.flags), runs(script, **row.without)
+    assert (run.error, other.error) == (None, None)
+    assert row.holds(run, other), f"{row.flags} changes nothing beside {row.without}"
+
+
+@pytest.mark.parametrize("flag", [flag for flag, row in TRAINING.items() if not isinstance(row, str)])
+def test_training(runs, flag):
+    check(runs, "train", TRAINING[flag])
+
+
+@pytest.mark.parametrize("flag", [flag for flag, row in EVALUATION.items() if not isinstance(row, str)])
+def test_evaluation(runs, flag):
+    check(runs, "evaluate", EVALUATION[flag])
+
+
+def test_the_vae_decodes_one_image_at_a_time(runs):
+    for run, at_once in ((runs("train", **PRIOR), 2), (runs("evaluate"), 2)):
+        assert most_at_once("UNet2DConditionModel")(run) == 2 * at_once  # with guidance
+        assert most_at_once("Decoder")(run) == 1
+
+
+def test_without_a_flag_nothing_changes(runs, tmp_path):
+    again = runs("train", output_dir=str(tmp_path / "again"))
+    assert (losses(again), weights(again)) == (losses(runs("train")), weights(runs("train")))
+    assert files(again) == files(runs("train"))

@@ -1,0 +1,164 @@
+"""Promises of the documentation that show neither in a result nor in a message, observed from outside.
+
+Durability, the disk that a run will need, TensorBoard's curves, LPIPS.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+from tests.helpers.pipelines import write_photos, write_pipeline
+from train_dreambooth_colossalai import main as train
+
+RENAMED = re.compile(r"checkpoint-\d+|model_index\.json|scheduler|text_encoder|tokenizer|unet|vae")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_pipeline(folder / "base")
+    write_photos(folder / "photos")
+    return folder
+
+
+def argv(inputs: Path, output: Path, *more: str) -> list[str]:
+    """Three steps in fp32, with a checkpoint after each second one."""
+    return [
+        f"--pretrained_model_name_or_path={inputs / 'base'}",
+        f"--instance_data_dir={inputs / 'photos'}",
+        f"--output_dir={output}",
+        "--instance_prompt=a photo of sks cat",
+        "--resolution=32",
+        "--train_batch_size=1",
+        "--mixed_precision=no",
+        "--learning_rate=1e-3",
+        "--max_train_steps=3",
+        "--checkpointing_steps=2",
+        *more,
+    ]
+
+
+class Disk:
+    """Every sync and rename of this process, in order: (thread, "sync", path) or (thread, "rename", path, unsynced).
+
+    `unsynced`: what of the thing renamed, files and folders, had not been synced under the name that it had then.
+    """
+
+    def __init__(self, monkeypatch):
+        self.events: list[tuple] = []
+        self.fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self.note_sync)
+        for name in ("rename", "replace"):
+            monkeypatch.setattr(os, name, self.noting(getattr(os, name)))
+
+    def note_sync(self, descriptor) -> None:
+        """os.fsync, of a file or a descriptor."""
+        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+        self.fsync(number)
+        self.events.append((threading.get_ident(), "sync", os.readlink(f"/proc/self/fd/{number}")))
+
+    def noting(self, rename):
+        """os.rename or os.replace, noted."""
+
+        def noted(source, target) -> None:
+            synced = {event[2] for event in self.events if event[1] == "sync"}
+            source, target = Path(source), Path(target)
+            below = [str(path) for path in [source, *source.rglob("*")]]
+            rename(source, target)
+            self.events.append((threading.get_ident(), "rename", target, sorted(set(below) - synced)))
+
+        return noted
+
+
+def test_everything_is_synced_before_it_is_put_in_its_place(inputs, tmp_path, monkeypatch):
+    output = tmp_path.resolve() / "output"
+    disk = Disk(monkeypatch)
+    assert train(argv(inputs, output)) == 0
+    renames = [event for event in disk.events if event[1] == "rename" and event[2].parent == output]
+    placed = {event[2].name: event for event in renames if RENAMED.fullmatch(event[2].name)}
+    parts = {"model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae"}
+    assert placed.keys() == {"checkpoint-2"} | parts
+    for name, (_, _, _, unsynced) in placed.items():
+        assert unsynced == [], f"{name} was renamed before these were synced"
+    # The folder itself holds the names: after the checkpoint's by the same thread, after the pipeline's last.
+    for last in (placed["checkpoint-2"], placed["model_index.json"]):
+        assert (last[0], "sync", str(output)) in disk.events[disk.events.index(last) :]
+
+
+@pytest.fixture
+def other_disk():
+    """A folder on another file system than the inputs'."""
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("no second file system that can be written to")
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def gigabytes_of_result(capsys, inputs: Path, output: Path) -> float:
+    """What the dry run says that the result will take."""
+    assert train(argv(inputs, output, "--dry_run")) == 0
+    return float(re.search(r"([0-9.e-]+) GB for the result", capsys.readouterr().out)[1])
+
+
+def test_frozen_files_count_if_they_have_to_be_copied_to_another_disk(inputs, tmp_path, other_disk, capsys):
+    if other_disk.stat().st_dev == inputs.stat().st_dev:
+        pytest.skip("the temporary folder is on /dev/shm")
+    frozen = [path for part in ("scheduler", "text_encoder", "tokenizer", "vae") for path in inputs.rglob(f"{part}/*")]
+    expected = sum(path.stat().st_size for path in frozen) / 1e9
+    here, there = (gigabytes_of_result(capsys, inputs, folder / "output") for folder in (tmp_path, other_disk))
+    assert there - here == pytest.approx(expected, rel=0.2)  # two digits are printed of each
+
+
+def test_tensorboard_shows_validation_and_no_step_twice_after_a_resume(inputs, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = argv(inputs, tmp_path / "output", "--report_to=tensorboard", "--validation_steps=2")
+    assert train(flags) == 0
+    assert train([*flags, "--resume_from_checkpoint=checkpoint-2"]) == 0  # step 3 anew
+    events = EventAccumulator(str(tmp_path / "output/logs"))
+    events.Reload()
+    assert [scalar.step for scalar in events.Scalars("train/loss")] == [1, 2, 3]
+    rows = [json.loads(line) for line in (tmp_path / "output/validation.jsonl").read_text().splitlines()]
+    found = [(scalar.step, scalar.value) for scalar in events.Scalars("validation/loss")]
+    assert found == [(row["step"], pytest.approx(row["validation_loss"], rel=1e-6)) for row in rows]
+    assert [step for step, _ in found] == [0, 2]
+
+
+class MeanDifference(torch.nn.Module):
+    """In the place of LPIPS: a distance that can be computed by hand."""
+
+    def __init__(self, **options):
+        super().__init__()
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Mean absolute difference of images [1,3,H,W] in [-1,1]."""
+        return (one - other).abs().mean()
+
+
+def test_lpips_distances_are_those_of_the_network(inputs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=MeanDifference))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    backbone = Path(torch.hub.get_dir()) / "checkpoints/alexnet-owt-7be5be79.pth"
+    backbone.parent.mkdir(parents=True)
+    backbone.touch()
+    models = [f"--{kind}_model_name_or_path={inputs / 'base'}" for kind in ("pretrained", "finetuned")]
+    quick = ["--num_images=2", "--num_drift_images=0", "--num_inference_steps=2", "--prompt=a photo of sks cat"]
+    evaluate.main([*models, *quick, f"--output_dir={tmp_path / 'result'}"])
+    metrics = json.loads((tmp_path / "result/metrics.json").read_text())
+    first, second = (np.asarray(Image.open(tmp_path / f"result/output-{n}.png"), float) for n in (1, 2))
+    expected = np.abs(first - second).mean() / 127.5
+    assert expected > 0.01
+    assert metrics["models"]["finetuned"]["div_lpips"]["value"] == pytest.approx(expected, rel=1e-5)

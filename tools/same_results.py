@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+"""Did a change of code change any result? Runs two checkouts on the same inputs and compares all that they write.
+
+    python tools/same_results.py run TREE INPUTS RESULTS      TREE: a checkout; INPUTS: made by the first call
+    python tools/same_results.py compare RESULTS_A RESULTS_B  exit code 1 if anything differs
+
+Run both with one virtual environment on one idle machine: about two minutes a tree on two cores. Weights, checkpoints,
+pictures, metrics and every word on the terminal are compared byte for byte. Left out are run ids, times of day,
+durations, free space, the results folder's own name, and TensorBoard's files. It uses the two scripts, the commands
+`python -m utils.doctor` and `python -m utils.export`, and the folder builders of tests/conftest.py: of utils/ it knows
+nothing else.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = [sys.executable, "train_dreambooth_colossalai.py"]
+EVALUATE = [sys.executable, "evaluate.py"]
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", SCRIPT[1]]
+SUBJECT = ["--instance_data_dir={inputs}/photos", "--instance_prompt=a photo of sks cat"]
+COMMON = [
+    "--pretrained_model_name_or_path={inputs}/base",
+    "--resolution=32",
+    "--learning_rate=1e-3",
+    "--lr_warmup_steps=0",
+    "--max_train_steps=6",
+    "--train_batch_size=2",
+]
+WIDE = "--instance_data_dir={inputs}/wide"
+FP32 = "--mixed_precision=no"
+ADAMW = ["--adam_beta1=0.8", "--adam_beta2=0.99", "--adam_weight_decay=0.1", "--adam_epsilon=1e-4"]
+RESTARTS = ["--lr_scheduler=cosine_with_restarts", "--lr_num_cycles=2", "--lr_warmup_steps=2"]
+PRIOR = ["--with_prior_preservation", "--num_class_images=3"]
+CLASS = ["--class_prompt=a photo of a cat", "--class_data_dir={results}/prior-class"]
+VALIDATION = ["--validation_steps=3", "--validation_prompt=a photo of sks cat", "--report_to=tensorboard"]
+RUNS = {  # name: flags besides COMMON and, unless --concepts_list is among them, SUBJECT
+    "fp32": [FP32, "--checkpointing_steps=3"],
+    "fp16": ["--mixed_precision=fp16", "--gradient_accumulation_steps=2", "--train_batch_size=1"],
+    "bf16": ["--mixed_precision=bf16", "--save_dtype=fp16", "--save_format=bin"],
+    "adamw": [FP32, *ADAMW, "--max_grad_norm=0.1"],
+    "schedule": [FP32, *RESTARTS, "--scale_lr"],
+    "polynomial": [FP32, "--lr_scheduler=polynomial", "--lr_power=2"],
+    "eight_bit": ["--mixed_precision=fp16", "--use_8bit_adam", "--checkpointing_steps=3"],
+    "wide": [FP32, WIDE],
+    "centre": [FP32, WIDE, "--center_crop"],
+    "snr": [FP32, "--snr_gamma=5"],
+    "noise_offset": [FP32, "--noise_offset=0.1"],
+    "deterministic": [FP32, "--deterministic"],
+    "prior": [FP32, "--snr_gamma=5", "--noise_offset=0.1", *PRIOR, *CLASS],
+    "concepts": [FP32, "--concepts_list={results}/concepts.json", *PRIOR],
+    "validation": [FP32, "--gradient_checkpointing", *VALIDATION],
+    "export": [FP32, "--export_single_file={results}/one.safetensors"],
+    "low_memory": ["--mixed_precision=fp16", "--low_memory"],
+    "dry_run": ["--dry_run"],
+}
+EVALUATION = [
+    "--finetuned_model_name_or_path={results}/fp32",
+    "--num_inference_steps=3",
+    "--checkpoint=all",
+    "--num_images=2",
+    "--num_drift_images=1",
+]
+OTHER_SETTINGS = ["--negative_prompt=blurry", "--guidance_scale=3", "--mixed_precision=bf16", "--batch_size=1"]
+MISTAKES = [
+    "--resolution=33",
+    "--lr=1",
+    "--instance_data_dir=nowhere",
+    "--pretrained_model_name_or_path=a/b",
+    "--class_prompt=x",
+    "--logging_dir=unet",
+    "--help",
+]
+MAKE_INPUTS = """
+import sys
+from pathlib import Path
+from tests.conftest import write_photos, write_pipeline
+
+inputs = Path(sys.argv[1])
+write_pipeline(inputs / "base")
+write_photos(inputs / "photos")
+write_photos(inputs / "wide", 3, size=(96, 48))
+(inputs / "photos" / "photo-1.txt").write_text("a sks cat asleep")
+"""
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+# What differs from one run to the next of the same code.
+VOLATILE_KEYS = {
+    "ancestors",
+    "peak_memory_bytes",
+    "run_id",
+    "seconds",
+    "seconds_after_start",
+    "started_at",
+    "step_time",
+    "written_at",
+}
+VOLATILE_TEXT = [  # in this order
+    r"<td>[^<]*(\d{4}-\d\d-\d\dT|seconds)[^<]*</td>|<th[^>]*>seconds[^<]*</th><td>[^<]*</td>",
+    r"\d+(\.\d+)?(s|s/step|step/s|ms| s| images per second)\b|\d\d:\d\d(:\d\d)?|\d{2}:\d{2}<"
+    r"|[0-9.?]+(step/s|s/step|image/s|s/image)|\x1b\[A",
+    r"(training|class images|baseline|fine-tuned|checkpoint-\d+): .*\|.*\n?",  # progress bars
+    r"[0-9.]+ GB free",
+    r"[WEI]\d{4} .*|process \d+|\[rank\d\].*",  # torchrun's own lines
+]
+
+
+class Tree:
+    """A checkout, and the folder that takes what its programs write and say."""
+
+    def __init__(self, tree: Path, inputs: Path, results: Path):
+        self.tree, self.inputs, self.results = tree, inputs, results
+
+    def call(self, name: str, command: list[str]) -> None:
+        """Runs a command in the checkout; its exit code and its words go to RESULTS/name.log."""
+        environment = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
+        done = subprocess.run(
+            [part.format(inputs=self.inputs, results=self.results) for part in command],
+            cwd=self.tree,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        (self.results / f"{name}.log").write_text(f"exit {done.returncode}\n{done.stdout}\n---\n{done.stderr}")
+
+    def train(self, name: str, flags: list[str], script: list[str] = SCRIPT) -> None:
+        """One run into RESULTS/name."""
+        subject = [] if any(flag.startswith("--concepts_list") for flag in flags) else SUBJECT
+        self.call(name, [*script, *subject, *COMMON, f"--output_dir={{results}}/{name.partition('.')[0]}", *flags])
+
+    def write_concepts(self) -> None:
+        """RESULTS/concepts.json: two subjects, each with class images of its own."""
+        concepts = [
+            dict(
+                instance_prompt=f"a photo of sks {animal}",
+                instance_data_dir=f"{self.inputs}/{photos}",
+                class_prompt=f"a photo of a {animal}",
+                class_data_dir=f"{self.results}/{animal}-class",
+            )
+            for animal, photos in (("cat", "photos"), ("dog", "wide"))
+        ]
+        (self.results / "concepts.json").write_text(json.dumps(concepts))
+
+
+def run(tree: Path, inputs: Path, results: Path) -> int:
+    """Runs everything in one checkout; RESULTS must not exist yet."""
+    results.mkdir(parents=True)
+    if not inputs.exists():
+        command = [sys.executable, "-c", MAKE_INPUTS, inputs]
+        subprocess.run(command, cwd=tree, check=True, capture_output=True)
+    programs = Tree(tree, inputs, results)
+    programs.write_concepts()
+    for name, flags in RUNS.items():
+        programs.train(name, flags)
+    shutil.copytree(results / "fp32", results / "resumed")
+    programs.train("resumed", [*RUNS["fp32"], "--max_train_steps=9", "--resume_from_checkpoint=checkpoint-3"])
+    programs.train("ranks", ["--mixed_precision=fp16"], TWO_RANKS)
+    for number, flag in enumerate(MISTAKES):
+        programs.train(f"mistake.{number}", [flag])
+    evaluate = [*EVALUATE, *EVALUATION]
+    programs.call("evaluation", [*evaluate, "--output_dir={results}/evaluation"])
+    programs.call("evaluation-2", [*evaluate, *OTHER_SETTINGS, "--output_dir={results}/evaluation-2"])
+    programs.call("evaluate-help", [*EVALUATE, "--help"])
+    programs.call("doctor", [sys.executable, "-m", "utils.doctor"])
+    export = [sys.executable, "-m", "utils.export", "{results}/fp32", "{results}/exported.safetensors", "--dtype=fp16"]
+    programs.call("export-command", export)
+    return 0
+
+
+def without_volatile(value):
+    """A JSON value without what differs from run to run."""
+    if isinstance(value, dict):
+        return {key: without_volatile(part) for key, part in value.items() if key not in VOLATILE_KEYS}
+    return [without_volatile(part) for part in value] if isinstance(value, list) else value
+
+
+def comparable_text(path: Path, root: Path) -> str:
+    """A text file without what differs from run to run."""
+    text = path.read_bytes().decode(errors="replace").replace(str(root), "RESULTS")
+    if path.suffix in (".json", ".jsonl"):
+        values = [text] if path.suffix == ".json" else text.splitlines()
+        text = "\n".join(json.dumps(without_volatile(json.loads(value)), sort_keys=True) for value in values)
+    text = re.sub(r".*\r", "", text) if path.suffix == ".log" else text
+    for pattern in VOLATILE_TEXT:
+        text = re.sub(pattern, "", text)
+    return re.sub(r"\n\s*\n+", "\n", text)
+
+
+def comparable_picture(path: Path, root: Path) -> bytes:
+    """A PNG's pixels and its text."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        text = {key: value.replace(str(root), "RESULTS") for key, value in getattr(image, "text", {}).items()}
+        return image.tobytes() + json.dumps(text, sort_keys=True).encode()
+
+
+def comparable_tensors(path: Path) -> bytes:
+    """A safetensors file sorted by name: safetensors' own writer puts its metadata in another order each time."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    metadata, content = header.pop("__metadata__", None), content[8 + length :]
+    shapes = {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()}
+    parts = [content[slice(*header[name]["data_offsets"])] for name in sorted(header)]
+    return json.dumps([shapes, metadata], sort_keys=True).encode() + b"".join(parts)
+
+
+def digest(path: Path, root: Path) -> tuple[str, str]:
+    """A hash of what is compared, and the text that can be shown."""
+    text = ""
+    if path.suffix in (".json", ".jsonl", ".log", ".html", ".csv"):
+        text = comparable_text(path, root)
+        content = text.encode()
+    elif path.suffix == ".png":
+        content = comparable_picture(path, root)
+    elif path.suffix == ".safetensors":
+        content = comparable_tensors(path)
+    else:
+        content = path.read_bytes()
+    return hashlib.sha256(content).hexdigest(), text
+
+
+def compare(one: Path, other: Path) -> int:
+    """Prints every file that differs and its first line that does; 1 if there is one."""
+    files = [path.relative_to(root) for root in (one, other) for path in root.rglob("*") if path.is_file()]
+    names = sorted({str(name) for name in files if "tfevents" not in name.name})
+    num_differ = 0
+    for name in names:
+        missing = [root for root in (one, other) if not (root / name).exists()]
+        if missing:
+            print(f"missing: {missing[0] / name}")
+            num_differ += 1
+            continue
+        (hash_a, text_a), (hash_b, text_b) = digest(one / name, one), digest(other / name, other)
+        if hash_a != hash_b:
+            num_differ += 1
+            print(f"differs: {name}")
+            lines = zip(text_a.splitlines(), text_b.splitlines(), strict=False)
+            for a, b in [pair for pair in lines if pair[0] != pair[1]][:1]:
+                print(f"   - {a[:200]}\n   + {b[:200]}")
+    print(f"{len(names)} files compared, {num_differ} differ")
+    return 1 if num_differ else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, folders in ((run, ("tree", "inputs", "results")), (compare, ("one", "other"))):
+        added = commands.add_parser(command.__name__, help=command.__doc__.partition("\n")[0])
+        for folder in folders:
+            added.add_argument(folder, type=Path)
+        added.set_defaults(call=command, folders=folders)
+    args = parser.parse_args(argv)
+    return args.call(*(getattr(args, folder).resolve() for folder in args.folders))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

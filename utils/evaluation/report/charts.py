@@ -1,0 +1,143 @@
+"""Line charts, laid out in pixels at the size at which they are shown, so that their text is readable on a phone."""
+
+import math
+from typing import NamedTuple
+
+MAX_POINTS = 400  # a longer curve is thinned: more points than pixels show nothing
+MAX_DOTS = 20  # a curve of no more points than these shows each as a dot
+
+
+class Series(NamedTuple):
+    """A curve: (x, y) points in order of x, a CSS class, and (x, low, high) intervals."""
+
+    points: list[tuple[float, float]]
+    style: str
+    intervals: list[tuple[float, float, float]] = []
+
+
+class Frame(NamedTuple):
+    """A chart's size in pixels, and where within it the curves are."""
+
+    width: int = 360
+    height: int = 200
+    left: int = 48
+    right: int = 348
+    top: int = 12
+    bottom: int = 170
+
+
+class Curve(NamedTuple):
+    """A series in pixels, written as SVG writes them."""
+
+    style: str
+    points: str
+    dots: list[tuple[str, str]]  # (x, y)
+    whiskers: list[tuple[str, str, str]]  # (x, top, bottom)
+
+
+class Chart(NamedTuple):
+    """All that chart.svg.jinja needs."""
+
+    title: str
+    note: str
+    label: str  # what the curve shows, for those who cannot see it
+    x_ticks: list[tuple[str, str, str]]  # (x, text, text-anchor)
+    y_ticks: list[tuple[str, str]]  # (y, text)
+    curves: list[Curve]
+    frame: Frame = Frame()
+
+
+def line_chart(title: str, series: list[Series], note: str = "", x_label: str = "step") -> Chart | None:
+    """The chart of all series that have a finite point; None if no series has one."""
+    series = [Series(thin(finite(s.points)), s.style, s.intervals) for s in series]
+    points = [point for s in series for point in s.points]
+    if not points:
+        return None
+    bounds = [y for s in series for _, low, high in s.intervals for y in (low, high)]
+    ys = ticks(min([y for _, y in points] + bounds), max([y for _, y in points] + bounds))
+    x_range = (min(x for x, _ in points), max(x for x, _ in points))
+    place = Place(x_range, (ys[0], ys[-1]))
+    last = series[-1].points
+    return Chart(
+        title=title,
+        note=note,
+        label=f"{title}: from {last[0][1]:.3g} at {x_label} {last[0][0]:g} to {last[-1][1]:.3g} at {last[-1][0]:g}",
+        x_ticks=x_ticks(place, x_label),
+        y_ticks=[(place.y(y), f"{y:.4g}") for y in ys],
+        curves=[curve(place, s) for s in series],
+    )
+
+
+class Place(NamedTuple):
+    """From values to pixels."""
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    frame: Frame = Frame()
+
+    def x(self, value: float) -> str:
+        low, high = self.x_range
+        width = self.frame.right - self.frame.left
+        return f"{self.frame.left + (value - low) / ((high - low) or 1) * width:.1f}"
+
+    def y(self, value: float) -> str:
+        low, high = self.y_range
+        height = self.frame.bottom - self.frame.top
+        return f"{self.frame.bottom - (value - low) / ((high - low) or 1) * height:.1f}"
+
+
+def curve(place: Place, series: Series) -> Curve:
+    """The series in pixels."""
+    points = [(place.x(x), place.y(y)) for x, y in series.points]
+    return Curve(
+        style=series.style,
+        points=" ".join(f"{x},{y}" for x, y in points),
+        dots=points if len(points) <= MAX_DOTS else [],
+        whiskers=[(place.x(x), place.y(high), place.y(low)) for x, low, high in series.intervals],
+    )
+
+
+def x_ticks(place: Place, x_label: str) -> list[tuple[str, str, str]]:
+    """The values below the chart; the last has the unit."""
+    low, high = place.x_range
+    inside = [x for x in ticks(low, high, whole=True) if low <= x <= high]
+    if len(inside) > 4:
+        inside.pop(-2)  # room for the last one's unit
+    marks = [(place.x(x), f"{x:g}", "middle") for x in inside]
+    if marks:
+        x, text, _ = marks[-1]
+        marks[-1] = (x, f"{x_label} {text}", "end" if len(marks) > 1 else "middle")
+    return marks
+
+
+def ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Three to six round values that enclose [low, high]."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if span / (power * factor) <= 4.5)
+    if whole:
+        step = max(1.0, float(round(step)))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+
+
+def finite(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)]
+
+
+def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_POINTS, each the mean of consecutive ones."""
+    size = math.ceil(len(points) / MAX_POINTS)
+    if size <= 1:
+        return points
+    chunks = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(chunk[-1][0], sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+
+
+def smooth(points: list[tuple[float, float]], weight: float = 0.95) -> list[tuple[float, float]]:
+    """Exponential moving average whose beginning is not pulled towards zero."""
+    total, norm, result = 0.0, 0.0, []
+    for x, y in finite(points):
+        total, norm = weight * total + (1 - weight) * y, weight * norm + (1 - weight)
+        result.append((x, total / norm))
+    return result
