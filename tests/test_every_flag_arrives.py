@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 import evaluate
 import train_dreambooth_colossalai
-from tests.conftest import write_photos, write_pipeline
+from tests.helpers.pipelines import write_photos, write_pipeline
 from utils.arguments import training_parser
 from utils.evaluation.arguments import build_parser
 

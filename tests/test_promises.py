@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import evaluate
-from tests.conftest import write_photos, write_pipeline
+from tests.helpers.pipelines import write_photos, write_pipeline
 from train_dreambooth_colossalai import main as train
 
 RENAMED = re.compile(r"checkpoint-\d+|model_index\.json|scheduler|text_encoder|tokenizer|unet|vae")

@@ -139,7 +139,10 @@ def test_master_weights_learn_what_fp32_learns(pretrained, in_fp32, weight_dtype
     assert result["moved"] > 0.99
 
 
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+FP16_IS_SLOW = pytest.param(torch.float16, marks=pytest.mark.slow, id="fp16")
+
+
+@pytest.mark.parametrize("weight_dtype", [pytest.param(torch.float32, id="fp32"), FP16_IS_SLOW])
 def test_moments_in_8_bits_learn_nearly_what_fp32_learns(pretrained, in_fp32, weight_dtype):
     result = compare(*train_ours(pretrained, weight_dtype, use_8bit_adam=True), in_fp32)
     print("8-bit", weight_dtype, result)
@@ -153,6 +156,7 @@ def test_the_recipes_literal_method_is_nan_at_its_own_epsilon(pretrained, in_fp3
     assert not learns_like_fp32(compare(change, losses, in_fp32))
 
 
+@pytest.mark.slow
 def test_the_recipes_literal_method_moves_few_weights_the_wrong_way_at_a_larger_epsilon(pretrained, in_fp32):
     result = compare(*train_literally(pretrained, eps=1e-4), in_fp32)
     print("fp16 Adam", result)
