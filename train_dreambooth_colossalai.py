@@ -66,8 +66,12 @@ def train(ready: Ready, argv: list[str], device: "torch.device") -> None:
 
     # The run: resumes, logs, writes checkpoints, stops when it is asked to.
     run = TrainingRun(plan, Sources(base, concepts, dataset, class_dataset, start), argv, optimizer, device)
-    example = batches.micro_batches(run.first_step)
-    train_step = fastest_step(eager_step, example, uses_cuda_graph=plan.uses_cuda_graph, say=run.log.say)
+    train_step = fastest_step(
+        eager_step,
+        lambda: batches.micro_batches(run.first_step),
+        uses_cuda_graph=plan.uses_cuda_graph,
+        say=run.log.say,
+    )
     validation = Validation(unet.unwrap(), inputs, is_main=run.is_main, **plan.validation)
     if run.first_step == 0 and validation.is_due(0):
         run.log.validation(0, *validation())

@@ -114,7 +114,7 @@ def make_step(config: dict, device: torch.device, dtype: torch.dtype):
     unet, optimizer, booster = boost(unet, MasterWeightsOptimizer(flat, learning_rates=[1e-5]))
     prompts = torch.randn(1, 77, config["cross_attention_dim"], device=device, dtype=dtype)
     noise_scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    inputs = TrainingInputs(prompts, {"": 0}, None, None, noise_scheduler, 0.18215)
+    inputs = TrainingInputs(prompts, None, None, noise_scheduler, 0.18215)
     shape = (1, 4, config["sample_size"], config["sample_size"])
     mean, std, latent_noise, noise = (torch.randn(shape, device=device) for _ in range(4))
     timesteps, rows = torch.tensor([[500], [0]], device=device)

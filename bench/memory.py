@@ -25,6 +25,7 @@ from bench.train_step import make_model, run_script  # noqa: E402
 from utils.arguments import parse_args  # noqa: E402
 from utils.models.check import check_base_model  # noqa: E402
 from utils.models.folder import num_parameters  # noqa: E402
+from utils.run.plan import memory_needs  # noqa: E402
 from utils.training.memory import GB, memory_needed  # noqa: E402
 
 GIB = 1 << 30
@@ -94,6 +95,8 @@ def measure(model: Path, photos: Path, scratch: Path, name: str, steps: int, fla
         f"--train_batch_size={batch_size}",
         *flags,
     ]
+    count = num_parameters(check_base_model(model))
+    needs = memory_needs(parse_args(argv), num_parameters=count, num_ranks=1)
     peak = result["peak_gb"] * GB
     return dict(
         name=name,
@@ -101,7 +104,7 @@ def measure(model: Path, photos: Path, scratch: Path, name: str, steps: int, fla
         batch_size=batch_size,
         peak_bytes=peak,
         process_bytes=watched[0],
-        estimated_bytes=memory_needed(parse_args(argv), num_parameters(check_base_model(model))),
+        estimated_bytes=memory_needed(needs),
         ms_a_step=result["ms_a_step"],
         smallest_card=smallest_card(peak, watched[0]) if device == "cuda" else "-",
         losses=result["losses"],

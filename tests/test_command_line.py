@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.script import complaint
-from utils.arguments import as_plain, expand_config, parse_args
+from utils.arguments import as_plain, parse_args, parse_command_line
 from utils.command_line import run_main
 from utils.errors import UserError
 
@@ -47,7 +47,7 @@ def test_the_command_line_wins_wherever_it_stands(tmp_path, order):
 
 
 def test_without_it_nothing_changes():
-    assert expand_config(REQUIRED) == REQUIRED
+    assert parse_command_line(REQUIRED)[1] == REQUIRED
 
 
 def test_a_run_json_repeats_its_run(tmp_path):

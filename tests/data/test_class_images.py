@@ -1,6 +1,5 @@
 """Class images: what is there is used, what is missing is made once, nothing foreign is mixed in."""
 
-from argparse import Namespace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,14 @@ from PIL import Image
 from tests.helpers.pipelines import write_photos, write_pipeline
 from utils.data import class_generation, class_images
 from utils.data.class_generation import image_seed, make_batch
-from utils.data.class_images import file_name, generation_settings, model_hash, plan_class_images, write_class_image
+from utils.data.class_images import (
+    ClassPlan,
+    file_name,
+    generation_settings,
+    model_hash,
+    plan_class_images,
+    write_class_image,
+)
 from utils.data.concepts import Concept
 from utils.dataset import ClassDataset, InstanceDataset
 from utils.errors import UserError
@@ -45,12 +51,16 @@ def write_made(folder, number: int, **changes) -> None:
     )
 
 
+def plan_of(concept: Concept, settings: dict, num_class_images: int) -> ClassPlan:
+    return plan_class_images(concept.class_data_dir, concept.class_prompt, settings, num_class_images)
+
+
 def numbers_used(plan) -> list[str]:
     return [path.name for path in plan.used]
 
 
 def test_an_empty_folder_needs_all(concept):
-    plan = plan_class_images(concept, SETTINGS, 3)
+    plan = plan_of(concept, SETTINGS, 3)
     assert (plan.num_found, plan.missing) == (0, [0, 1, 2]) and numbers_used(plan) == [file_name(n) for n in range(3)]
     assert not concept.class_data_dir.exists()
     assert "have 0, need 3, will make 3 (2 ranks, 4 at a time), will use 3" in plan.summary(2, 4)
@@ -59,10 +69,10 @@ def test_an_empty_folder_needs_all(concept):
 def test_gaps_are_filled_and_what_is_there_is_kept(concept):
     for number in (0, 2, 5):
         write_made(concept.class_data_dir, number)
-    plan = plan_class_images(concept, SETTINGS, 5)
+    plan = plan_of(concept, SETTINGS, 5)
     assert (plan.num_found, plan.missing) == (3, [1, 3])
     assert numbers_used(plan) == [file_name(n) for n in (0, 1, 2, 3, 5)]
-    fewer = plan_class_images(concept, SETTINGS, 2)
+    fewer = plan_of(concept, SETTINGS, 2)
     assert fewer.missing == [] and numbers_used(fewer) == [file_name(0), file_name(2)]
 
 
@@ -76,7 +86,7 @@ def test_images_of_another_prompt_or_model_are_refused(concept, name, value):
     write_made(concept.class_data_dir, 1, **{name: value})
     said = f"made with another {name.replace('_', ' ')}, {value!r}, not {SETTINGS[name]!r}"
     with pytest.raises(UserError, match=said):
-        plan_class_images(concept, SETTINGS, 1)
+        plan_of(concept, SETTINGS, 1)
 
 
 def test_every_setting_that_is_compared_is_tested(tiny_pipeline_dir):
@@ -87,13 +97,13 @@ def test_every_setting_that_is_compared_is_tested(tiny_pipeline_dir):
 def test_a_manifest_that_an_earlier_version_wrote_is_ignored(concept, content):
     write_made(concept.class_data_dir, 0)
     (concept.class_data_dir / "manifest.json").write_text(content)
-    plan = plan_class_images(concept, SETTINGS, 2)
+    plan = plan_of(concept, SETTINGS, 2)
     assert (plan.num_found, plan.missing, plan.notes) == (1, [1], [])
 
 
 def test_enough_images_of_the_users_own_are_used_and_said_to_be(concept):
     write_photos(concept.class_data_dir, 3)
-    plan = plan_class_images(concept, SETTINGS, 2)
+    plan = plan_of(concept, SETTINGS, 2)
     assert plan.missing == [] and numbers_used(plan) == ["photo-0.jpg", "photo-1.jpg"]
     assert "have 3, need 2, will make 0, will use 2\nthis program did not make" in plan.summary(1, 4)
 
@@ -101,13 +111,13 @@ def test_enough_images_of_the_users_own_are_used_and_said_to_be(concept):
 def test_too_few_images_of_the_users_own_are_not_filled_up(concept):
     write_photos(concept.class_data_dir, 3)
     with pytest.raises(UserError, match="holds 3 images that this program did not make.*--num_class_images 3"):
-        plan_class_images(concept, SETTINGS, 4)
+        plan_of(concept, SETTINGS, 4)
 
 
 def test_the_users_images_beside_ours_are_left_out_and_said_to_be(concept):
     write_made(concept.class_data_dir, 0)
     write_photos(concept.class_data_dir, 3)
-    plan = plan_class_images(concept, SETTINGS, 2)
+    plan = plan_of(concept, SETTINGS, 2)
     assert numbers_used(plan) == [file_name(0), file_name(1)] and plan.missing == [1]
     assert "left out: 3 images" in plan.summary(1, 4)
 
@@ -117,15 +127,15 @@ def test_an_image_cut_short_is_made_again(concept):
         write_made(concept.class_data_dir, number)
     path = concept.class_data_dir / file_name(1)
     path.write_bytes(path.read_bytes()[:-20])
-    assert plan_class_images(concept, SETTINGS, 2).missing == [1]
+    assert plan_of(concept, SETTINGS, 2).missing == [1]
     write_made(concept.class_data_dir, 1)
-    assert plan_class_images(concept, SETTINGS, 2).missing == []
+    assert plan_of(concept, SETTINGS, 2).missing == []
 
 
 def test_a_copy_under_another_name_does_not_count_twice(concept):
     write_made(concept.class_data_dir, 0)
     (concept.class_data_dir / file_name(1)).write_bytes((concept.class_data_dir / file_name(0)).read_bytes())
-    assert plan_class_images(concept, SETTINGS, 2).missing == [1]
+    assert plan_of(concept, SETTINGS, 2).missing == [1]
 
 
 @pytest.mark.parametrize("number_of_bytes", [0, 100])
@@ -192,19 +202,19 @@ def stub_draw(monkeypatch, spoiled: set[int], value: float) -> list[int]:
 @pytest.mark.parametrize("value", [0.0, float("nan"), 0.5])
 def test_a_blank_image_is_made_again_with_another_seed(concept, monkeypatch, value):
     asked = stub_draw(monkeypatch, {image_seed(5, 1, 0), image_seed(5, 1, 1)}, value)
-    plan = plan_class_images(concept, SETTINGS, 3)
+    plan = plan_of(concept, SETTINGS, 3)
     plan.folder.mkdir()
     make_batch(None, plan, plan.missing, seed=5)
     first = [image_seed(5, number, 0) for number in range(3)]
     assert asked == [*first, image_seed(5, 1, 1), image_seed(5, 1, 2)]
-    assert plan_class_images(concept, SETTINGS, 3).missing == []
+    assert plan_of(concept, SETTINGS, 3).missing == []
     assert class_images.read_metadata(plan.folder / file_name(1))["seed"] == image_seed(5, 1, 2)
     assert not list(plan.folder.glob(".*"))
 
 
 def test_an_image_that_stays_blank_ends_the_run(concept, monkeypatch):
     stub_draw(monkeypatch, {image_seed(0, 1, attempt) for attempt in range(9)}, 0.0)
-    plan = plan_class_images(concept, SETTINGS, 2)
+    plan = plan_of(concept, SETTINGS, 2)
     plan.folder.mkdir()
     with pytest.raises(UserError, match="4 times in a row; try --prior_generation_precision fp32"):
         make_batch(None, plan, plan.missing, seed=0)
@@ -246,7 +256,7 @@ class TestClassDataset:
         exif = image.getexif()
         exif[0x0112] = 6  # to be turned by 90 degrees
         image.save(folder / "photo-2.jpg", exif=exif)
-        return plan_class_images(concept, SETTINGS, 3)
+        return plan_of(concept, SETTINGS, 3)
 
     @pytest.mark.parametrize("center_crop", [False, True])
     def test_the_same_crops_as_of_photos(self, plan, center_crop):
@@ -261,7 +271,7 @@ class TestClassDataset:
 
     def test_no_image_is_decoded_before_it_is_drawn(self, plan, monkeypatch):
         decoded = []
-        monkeypatch.setattr(class_images, "decode", lambda path: decoded.append(path) or Image.open(path))
+        monkeypatch.setattr("utils.dataset.decode", lambda path: decoded.append(path) or Image.open(path))
         dataset = ClassDataset([(path, plan.prompt) for path in plan.used], 16, center_crop=True)
         assert decoded == []
         dataset.pixel_values(1, 0, 0)
@@ -277,8 +287,7 @@ def test_only_images_that_a_run_draws_are_encoded():
     from utils.data.inputs import drawn_class_images
     from utils.data.randomness import CLASS, draw_sample
 
-    plan = Namespace(num_steps=5, samples_per_step=2)
-    drawn = drawn_class_images(3, plan, 50)
+    drawn = drawn_class_images(3, 10, 50)
     sizes = dict(num_photos=50, latent_shape=(1, 1, 1), num_train_timesteps=9, stream=CLASS)
     assert drawn == {draw_sample(3, index, **sizes).photo for index in range(10)} and len(drawn) == 10
-    assert drawn_class_images(3, plan, 7) == set(range(7))
+    assert drawn_class_images(3, 10, 7) == set(range(7))

@@ -1,7 +1,6 @@
 """Subjects and their prompts: captions beside the photos, and lists of several subjects."""
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from tests.helpers.script import as_argv, losses, run, run_json
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.data.batches import BatchSource
-from utils.data.concepts import read_concepts
+from utils.data.concepts import Concept, read_concepts
 from utils.errors import UserError
 
 
@@ -115,16 +114,19 @@ GOOD = dict(instance_prompt="my cat", instance_data_dir="cats", class_prompt="a 
 def test_a_malformed_list_of_concepts(tmp_path, entries, message):
     path = tmp_path / "concepts.json"
     path.write_text(json.dumps(entries))
-    args = Namespace(concepts_list=path, with_prior_preservation=True, output_dir=Path("output"))
     with pytest.raises(UserError, match=message):
-        read_concepts(args)
+        read(path, with_prior_preservation=True)
+
+
+def read(path: Path, *, with_prior_preservation: bool) -> list[Concept]:
+    flags = Concept(None, None, None, None)
+    return read_concepts(flags, path, Path("output"), with_prior_preservation=with_prior_preservation)
 
 
 def test_a_list_that_is_no_json(tmp_path):
     path = tmp_path / "concepts.json"
-    args = Namespace(concepts_list=path, with_prior_preservation=False, output_dir=Path("output"))
     with pytest.raises(UserError, match="--concepts_list .*cannot be read as JSON"):
-        read_concepts(args)
+        read(path, with_prior_preservation=False)
     path.write_text("[")
     with pytest.raises(UserError, match="--concepts_list .*cannot be read as JSON"):
-        read_concepts(args)
+        read(path, with_prior_preservation=False)

@@ -40,7 +40,7 @@ def wide(tmp_path) -> InstanceDataset:
 
 def test_a_square_photo_is_encoded_once_and_the_vae_freed(square):
     vae = CountingVAE()
-    latents = InstanceLatents(square, vae)
+    latents = InstanceLatents(square, vae, {"": 0})
     assert len(vae.calls) == 4 and latents.vae is None
     for photo in (0, 3, 3, 1):
         latents.moments(photo, (0.3, 0.9))
@@ -51,7 +51,7 @@ def test_a_square_photo_is_encoded_once_and_the_vae_freed(square):
 def test_a_centred_crop_is_encoded_once_and_the_vae_freed(tmp_path):
     vae = CountingVAE()
     dataset = InstanceDataset(write_photos(tmp_path, 2, size=(24, 16)), 16, center_crop=True)
-    latents = InstanceLatents(dataset, vae)
+    latents = InstanceLatents(dataset, vae, {"": 0})
     assert len(vae.calls) == 2 and latents.vae is None
     torch.testing.assert_close(vae.calls[1][0], dataset.pixel_values(1, 0, 4))
     assert torch.equal(latents.moments(1, (0.0, 0.0)), latents.moments(1, (0.9, 0.9)))
@@ -59,7 +59,7 @@ def test_a_centred_crop_is_encoded_once_and_the_vae_freed(tmp_path):
 
 def test_a_random_crop_is_encoded_when_first_drawn_and_kept(wide):
     vae = CountingVAE()
-    latents = InstanceLatents(wide, vae)
+    latents = InstanceLatents(wide, vae, {"": 0})
     assert latents.vae is vae
     latents.moments(1, (0.0, 0.5))
     num_calls = len(vae.calls)
@@ -72,7 +72,7 @@ def test_a_random_crop_is_encoded_when_first_drawn_and_kept(wide):
 
 
 def test_different_crops_and_photos_have_different_moments(wide):
-    latents = InstanceLatents(wide, CountingVAE())
+    latents = InstanceLatents(wide, CountingVAE(), {"": 0})
     moments = [latents.moments(photo, (0.0, x)) for photo in (0, 1) for x in (0.0, 0.5, 0.9)]
     assert not any(torch.equal(one, other) for i, one in enumerate(moments) for other in moments[:i])
 
@@ -80,7 +80,7 @@ def test_different_crops_and_photos_have_different_moments(wide):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_kept_equals_a_fresh_encoding(square, tiny_pipeline_dir, dtype):
     vae = load_vae(tiny_pipeline_dir, dtype, "cpu")
-    latents = InstanceLatents(square, vae)
+    latents = InstanceLatents(square, vae, {"": 0})
     for photo in range(len(square)):
         mean, std = encode_images(vae, square.pixel_values(photo, 0, 0)[None].to(dtype))
         moments = latents.moments(photo, (0.5, 0.5))
@@ -90,10 +90,10 @@ def test_what_is_kept_equals_a_fresh_encoding(square, tiny_pipeline_dir, dtype):
 
 
 def test_a_full_cache_encodes_anew_and_gives_the_same(wide, monkeypatch):
-    free = InstanceLatents(wide, CountingVAE())
+    free = InstanceLatents(wide, CountingVAE(), {"": 0})
     monkeypatch.setattr("utils.data.inputs.MAX_CACHED_BYTES", free.moments(0, (0.0, 0.0)).nbytes * 2 + 1)
     vae = CountingVAE()
-    latents = InstanceLatents(wide, vae)
+    latents = InstanceLatents(wide, vae, {"": 0})
     places = [(photo, (0.0, x)) for photo in (0, 1) for x in (0.0, 0.4, 0.9)] * 2
     for place in places:
         assert torch.equal(latents.moments(*place), free.moments(*place))
@@ -102,8 +102,8 @@ def test_a_full_cache_encodes_anew_and_gives_the_same(wide, monkeypatch):
 
 
 def test_fixed_crops_that_do_not_fit_into_the_cache_keep_the_vae(square, monkeypatch):
-    free = InstanceLatents(square, CountingVAE())
+    free = InstanceLatents(square, CountingVAE(), {"": 0})
     monkeypatch.setattr("utils.data.inputs.MAX_CACHED_BYTES", free.moments(0, (0.0, 0.0)).nbytes * 2)
-    latents = InstanceLatents(square, CountingVAE())
+    latents = InstanceLatents(square, CountingVAE(), {"": 0})
     for photo in range(4):
         assert torch.equal(latents.moments(photo, (0.0, 0.0)), free.moments(photo, (0.0, 0.0)))

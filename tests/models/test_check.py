@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.pipelines import edit_json, listing, write_photos
-from tests.helpers.script import UNET_FILE, make_args
+from tests.helpers.script import UNET_FILE
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.models.check import check_base_model
@@ -153,13 +153,12 @@ def test_weights_may_be_bin_or_variants(base):
 
 @pytest.mark.parametrize(("resolution", "near"), [(33, "32 or 36"), (3, "4"), (31, "28 or 32")])
 def test_a_resolution_that_the_vae_cannot_encode(tmp_path, base, resolution, near):
-    args = make_args(tmp_path, resolution=resolution)
     with pytest.raises(
         UserError, match=f"--resolution {resolution} is not divisible by the VAE's factor 4; use {near}"
     ):
-        check_resolution(args, check_base_model(base))
+        check_resolution(resolution, check_base_model(base))
 
 
 @pytest.mark.parametrize("resolution", [4, 32, 36])
 def test_a_resolution_that_the_vae_can_encode(tmp_path, base, resolution):
-    check_resolution(make_args(tmp_path, resolution=resolution), check_base_model(base))
+    check_resolution(resolution, check_base_model(base))

@@ -13,6 +13,13 @@ from utils.files.ownership import is_own_output
 from utils.preflight.output import check_output_dir
 
 
+def check(tmp_path: Path, **values) -> None:
+    """check_output_dir as the preflight calls it."""
+    args = make_args(tmp_path, **values)
+    flags = ("pretrained_model_name_or_path", "instance_data_dir", "tokenizer_name")
+    check_output_dir(args.output_dir, {flag: getattr(args, flag) for flag in flags}, args.export_single_file)
+
+
 class TestOutputDir:
     """check_output_dir, with base/, photos/ and elsewhere/ in tmp_path."""
 
@@ -27,7 +34,7 @@ class TestOutputDir:
     def refuse(self, tmp_path: Path, output: Path, message: str, **values) -> None:
         before = listing(tmp_path)
         with pytest.raises(UserError, match=message) as error:
-            check_output_dir(make_args(tmp_path, output_dir=output, **values))
+            check(tmp_path, output_dir=output, **values)
         assert "--output_dir" in str(error.value) and "\n" not in str(error.value)
         assert listing(tmp_path) == before
 
@@ -52,8 +59,8 @@ class TestOutputDir:
         self.refuse(tmp_path, folder / "out", "overlaps --tokenizer_name", tokenizer_name=folder)
 
     def test_a_common_beginning_of_the_name_is_no_overlap(self, tmp_path):
-        check_output_dir(make_args(tmp_path, output_dir=tmp_path / "base-new"))
-        check_output_dir(make_args(tmp_path, output_dir=tmp_path / "photo"))
+        check(tmp_path, output_dir=tmp_path / "base-new")
+        check(tmp_path, output_dir=tmp_path / "photo")
 
     def test_foreign_files(self, tmp_path):
         (tmp_path / "elsewhere/thesis.txt").write_text("mine")
@@ -82,7 +89,7 @@ class TestOutputDir:
         self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
 
     def test_no_permission_as_the_system_says_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("utils.models.check.os.access", lambda path, mode: False)
+        monkeypatch.setattr("utils.preflight.output.os.access", lambda path, mode: False)
         self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
 
     def test_new_empty_and_own_folders_pass_and_nothing_is_made(self, tmp_path):
@@ -93,5 +100,5 @@ class TestOutputDir:
         (tmp_path / "to_elsewhere").symlink_to(tmp_path / "elsewhere")
         before = listing(tmp_path)
         for output in ("new", "new/deep/er", "elsewhere", "to_elsewhere", "own"):
-            check_output_dir(make_args(tmp_path, output_dir=tmp_path / output))
+            check(tmp_path, output_dir=tmp_path / output)
         assert listing(tmp_path) == before

@@ -12,13 +12,14 @@ from utils.models.check import check_base_model
 from utils.models.folder import num_parameters
 from utils.preflight import resources
 from utils.preflight.resources import check_device, check_disk
+from utils.training.memory import MemoryNeeds
 
 
-def make_args(tmp_path, **values) -> Namespace:
-    options = dict(save_dtype="fp32", output_dir=tmp_path / "a/b", max_train_steps=1000, checkpointing_steps=100)
-    options |= dict(checkpoints_total_limit=None, train_batch_size=1, resolution=512, mixed_precision="fp16")
-    options |= dict(gradient_checkpointing=False, low_memory=False, use_8bit_adam=False, offload_optimizer="none")
-    return Namespace(**options | dict(with_prior_preservation=False) | values)
+def make_needs(num_parameters: int, **values) -> MemoryNeeds:
+    """Of a run in fp16 at 512 px, batch 1."""
+    needs = dict(fp32=False, train_batch_size=1, resolution=512, num_ranks=1, with_prior_preservation=False)
+    needs |= dict(gradient_checkpointing=False, use_8bit_adam=False, offload_optimizer="none")
+    return MemoryNeeds(num_parameters=num_parameters, **needs | values)
 
 
 def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypatch):
@@ -28,15 +29,15 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
     free = {}
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(free=free["bytes"]))
     for limit, most, first in ((None, 10, 0), (2, 3, 0), (None, 5, 500)):
-        args = make_args(tmp_path, checkpoints_total_limit=limit)
+        planned = dict(save_dtype="fp32", num_checkpoints=10 - first // 100, total_limit=limit)
         needed = count * 4 + most * count * 12
         free["bytes"] = needed - 1
         with pytest.raises(UserError, match=r"too little disk space \(.* for the result, .* free\); .*_total_limit"):
-            check_disk(args, base, first)
+            check_disk(base, tmp_path / "a/b", **planned)
         free["bytes"] = needed
-        assert check_disk(args, base, first)[1] == "note"
+        assert check_disk(base, tmp_path / "a/b", **planned)[1] == "note"
         free["bytes"] = needed + count * 12
-        assert check_disk(args, base, first)[1] == "ok"
+        assert check_disk(base, tmp_path / "a/b", **planned)[1] == "ok"
 
 
 def test_what_is_written_is_what_was_said(flags, tmp_path, tiny_pipeline_dir):
@@ -56,27 +57,27 @@ def fake_cuda(monkeypatch, free: float) -> None:
 
 
 def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
-    base = check_base_model(tiny_pipeline_dir)
+    count = num_parameters(check_base_model(tiny_pipeline_dir))
     fake_cuda(monkeypatch, 8e9)
-    assert check_device(make_args(tmp_path), base)[1] == "ok"
-    finding, verdict = check_device(make_args(tmp_path, train_batch_size=16), base)
+    assert check_device(make_needs(count), low_memory=False)[1] == "ok"
+    finding, verdict = check_device(make_needs(count, train_batch_size=16), low_memory=False)
     assert verdict == "note" and "it fits with --gradient_checkpointing (about 4.3 GB)" in finding
-    finding, verdict = check_device(make_args(tmp_path, resolution=4096), base)
+    finding, verdict = check_device(make_needs(count, resolution=4096), low_memory=False)
     assert verdict == "note" and "it may not fit; try a smaller --resolution" in finding
-    args = make_args(tmp_path, low_memory=True, gradient_checkpointing=True, offload_optimizer="moments")
+    needs = make_needs(count, gradient_checkpointing=True, offload_optimizer="moments")
     with monkeypatch.context() as without_triton:
         without_triton.setattr("utils.kernels.operations.HAS_TRITON", False)
         with pytest.raises(UserError, match="--low_memory: offloading on a GPU needs Triton .* which is not here"):
-            check_device(args, base)
+            check_device(needs, low_memory=True)
     monkeypatch.setattr("utils.training.host_memory.reaches_host_memory", lambda device: True)
-    finding, verdict = check_device(args, base)
+    finding, verdict = check_device(needs, low_memory=True)
     assert verdict == "ok" and "(--low_memory: --gradient_checkpointing --offload_optimizer moments)" in finding
     monkeypatch.setattr(resources, "free_host_memory", lambda: 1e3)
-    finding, verdict = check_device(args, base)
+    finding, verdict = check_device(needs, low_memory=True)
     assert verdict == "note" and "--use_8bit_adam or another --offload_optimizer takes less" in finding
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--nproc_per_node 2, but torch sees 1 GPUs"):
-        check_device(make_args(tmp_path), base)
+        check_device(make_needs(count), low_memory=False)
 
 
 @pytest.mark.parametrize(("hidden", "verdict"), [(None, "note"), ("", "ok")])
@@ -86,5 +87,5 @@ def test_a_gpu_that_torch_cannot_use_is_said_loudly(tmp_path, tiny_pipeline_dir,
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    finding, found = check_device(make_args(tmp_path), check_base_model(tiny_pipeline_dir))
+    finding, found = check_device(make_needs(7_000_000), low_memory=False)
     assert found == verdict and ("TORCH CANNOT USE IT" in finding) == (verdict == "note")

@@ -3,7 +3,7 @@
 import torch
 
 from tests.helpers.script import as_argv, dry_run, rows_of, run
-from utils.preflight.table import Table
+from utils.preflight.table import PreflightTable
 
 
 def test_a_dry_run_checks_and_trains_nothing(flags, tmp_path, capsys):
@@ -33,6 +33,6 @@ def test_a_run_shows_the_table_first(flags, capsys):
 
 
 def test_a_table_cannot_be_written_into_by_a_name():
-    table = Table(collects=True)
+    table = PreflightTable(collects=True)
     table.add("photo", "a\nSTOP\x1b[31m 🐈")
     assert str(table).count("\n") == 2 and "\x1b" not in str(table) and "🐈" in str(table)

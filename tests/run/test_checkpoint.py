@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):
 def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeline_dir, precision, scale):
     from utils.models import loading
     from utils.run.checkpoint import Checkpointer, restore
-    from utils.run.lineage import read_checkpoint
+    from utils.run.lineage import Lineage, read_checkpoint
     from utils.training.flat_parameters import FlatParameters
     from utils.training.optimizer import MasterWeightsOptimizer
 
@@ -78,7 +78,9 @@ def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeli
     one.flat.grad.copy_(torch.randn(one.flat.grad.shape, generator=torch.Generator().manual_seed(0)))
     one.step()
     one.loss_scale.fill_(scale)
-    options = dict(unet_config=b"{}", describe=dict, save_dtype="fp32", run_id="x", total_limit=None, say=print)
+    options = dict(
+        unet_config=b"{}", describe=dict, save_dtype="fp32", lineage=Lineage("x", []), total_limit=None, say=print
+    )
     Checkpointer(tmp_path, one, **options).save_and_wait(7)
     places = {name: getattr(other, name).data_ptr() for name in ("exp_avg", "loss_scale", "num_good")}
     restore(read_checkpoint(tmp_path / "checkpoint-7"), other)

@@ -43,15 +43,15 @@ def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):
     output = tmp_path / "output"
 
     def full_at_last() -> None:
-        from utils.run.loop import Guard
+        from utils.run.loop import TrainingRun
 
-        commit = Guard._commit
+        commit = TrainingRun._write_pipeline
 
         def limited(self) -> None:
             limit_files_to(100_000)()
             commit(self)
 
-        Guard._commit = limited
+        TrainingRun._write_pipeline = limited
 
     argv = as_argv(flags | dict(max_train_steps=4, checkpointing_steps=3))
     process = Process(argv, tmp_path / "text", full_at_last)
@@ -175,14 +175,14 @@ def test_steps_that_are_not_finite_end_the_run(flags, tmp_path, max_train_steps)
 DIES_ONCE = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from utils.run.loop import Guard
-after_step = Guard.after_step
+from utils.run.loop import TrainingRun
+after_step = TrainingRun._checkpoint_if_due
 def dying(self, step):
     after_step(self, step)
     if step == 5 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
         if self.checkpointer: self.checkpointer.wait()
         os.kill(os.getpid(), signal.SIGKILL)
-Guard.after_step = dying
+TrainingRun._checkpoint_if_due = dying
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 sys.exit(run_main(main))

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.processes import Process
 from tests.helpers.script import LATEST, as_argv, bits, rows, run
 from train_dreambooth_colossalai import main
-from utils.run.lineage import Line, line_of, list_checkpoints
+from utils.run.lineage import Lineage, lineage_of, list_checkpoints
 
 
 class TestBranches:
@@ -30,9 +30,9 @@ class TestBranches:
     @staticmethod
     def stop_at(step: int):
         def prepare() -> None:
-            from utils.run.loop import Guard
+            from utils.run.loop import TrainingRun
 
-            after_step = Guard.after_step
+            after_step = TrainingRun._checkpoint_if_due
 
             def dying(self, number):
                 after_step(self, number)
@@ -41,7 +41,7 @@ class TestBranches:
                     self.log.flush()
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            Guard.after_step = dying
+            TrainingRun._checkpoint_if_due = dying
 
         return prepare
 
@@ -79,4 +79,4 @@ class TestBranches:
 
     @pytest.mark.parametrize("ancestors", [None, 3, "x", [1], [["a"]], [["a", "b"]], [[[], {}]]])
     def test_a_record_with_strange_ancestors(self, ancestors):
-        assert line_of(dict(run_id="a", ancestors=ancestors)) == Line("a", [])
+        assert lineage_of(dict(run_id="a", ancestors=ancestors)) == Lineage("a", [])

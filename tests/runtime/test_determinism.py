@@ -109,14 +109,14 @@ def test_the_benchmark_finds_a_graph_that_is_not_the_eager_step(monkeypatch):
 KILLS_ITSELF = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from utils.run.loop import Guard
-after_step = Guard.after_step
+from utils.run.loop import TrainingRun
+after_step = TrainingRun._checkpoint_if_due
 def dying(self, step):
     after_step(self, step)
     if step == {step}:
         self.checkpointer.wait()
         os.kill(os.getpid(), signal.SIGKILL)
-Guard.after_step = dying
+TrainingRun._checkpoint_if_due = dying
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 sys.exit(run_main(main))

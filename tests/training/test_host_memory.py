@@ -7,14 +7,14 @@ from safetensors.torch import load_file
 from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
 from utils.run.checkpoint import Checkpointer, restore
-from utils.run.lineage import read_checkpoint
+from utils.run.lineage import Lineage, read_checkpoint
 from utils.training import host_memory
 from utils.training.eight_bit import EightBit
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 
 NUM_STEPS = 5
-CHECKPOINT = dict(unet_config=b"{}", describe=dict, save_dtype="fp16", run_id="x", total_limit=None)
+CHECKPOINT = dict(unet_config=b"{}", describe=dict, save_dtype="fp16", lineage=Lineage("x", []), total_limit=None)
 
 
 def make_optimizer(offload="none", *, device="cuda", eight_bit=False, scattered=False, weight_dtype=torch.float16):
@@ -89,7 +89,7 @@ def test_what_changes_no_bit_may_change_on_resume(flags, tmp_path, changes):
 @pytest.mark.parametrize("eight_bit", [False, True])
 def test_a_snapshot_is_not_changed_by_later_steps(tmp_path, monkeypatch, free, eight_bit):
     """Nor where there is no room for it: then it is not taken, and the steps wait for the disk."""
-    monkeypatch.setattr("utils.run.checkpoint.free_host_memory", lambda: free)
+    monkeypatch.setattr("utils.training.snapshot.free_host_memory", lambda: free)
     optimizer, expected = make_optimizer("all", device="cpu", eight_bit=eight_bit), None
     checkpointer = Checkpointer(tmp_path, optimizer, say=print, **CHECKPOINT)
     for step in range(NUM_STEPS):
@@ -99,7 +99,7 @@ def test_a_snapshot_is_not_changed_by_later_steps(tmp_path, monkeypatch, free, e
             expected = state_of(optimizer)
             checkpointer.save(1)
             assert (tmp_path / "checkpoint-1").exists() or free
-            assert (checkpointer._host["master"] is optimizer.flat.master) == (free == 0)
+            assert (checkpointer.snapshot.is_shared) == (free == 0)
     assert checkpointer.wait()
     resumed = make_optimizer("all", device="cpu", eight_bit=eight_bit)
     restore(read_checkpoint(tmp_path / "checkpoint-1"), resumed)

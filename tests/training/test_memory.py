@@ -1,7 +1,7 @@
 """The estimate of GPU memory, what it advises, and the line that a run out of memory ends with."""
 
 import json
-from argparse import Namespace
+import os
 
 import pytest
 import torch
@@ -10,18 +10,27 @@ from tests.helpers.script import as_argv
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.command_line import run_main
-from utils.training.memory import alternatives, host_memory_needed, memory_needed, memory_parts, out_of_memory_line
+from utils.run.plan import memory_needs
+from utils.training.memory import (
+    MemoryNeeds,
+    alternatives,
+    host_memory_needed,
+    memory_needed,
+    memory_parts,
+    out_of_memory_line,
+)
 
 SD = 859_520_964
 REQUIRED = ["--pretrained_model_name_or_path=base", "--instance_data_dir=photos", "--instance_prompt=a photo"]
 
 
-def make_args(*given: str) -> Namespace:
-    return parse_args([*REQUIRED, "--train_batch_size=1", "--mixed_precision=fp16", *given])
+def make_needs(*given: str) -> MemoryNeeds:
+    args = parse_args([*REQUIRED, "--train_batch_size=1", "--mixed_precision=fp16", *given])
+    return memory_needs(args, num_parameters=SD, num_ranks=int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def gigabytes(*given: str) -> float:
-    return memory_needed(make_args(*given), SD) / 1e9
+    return memory_needed(make_needs(*given)) / 1e9
 
 
 def test_what_was_measured():
@@ -32,13 +41,13 @@ def test_what_was_measured():
 
 
 def test_each_flag_takes_away_its_part():
-    plain = memory_parts(make_args(), SD)
-    offloaded = memory_parts(make_args("--offload_optimizer=all"), SD)
+    plain = memory_parts(make_needs())
+    offloaded = memory_parts(make_needs("--offload_optimizer=all"))
     assert plain["fp32 masters"] == 4 * SD and plain["moments"] == 8 * SD and plain["gradients"] == 2 * SD
     assert offloaded["fp32 masters"] == 0 == offloaded["moments"]
-    assert memory_parts(make_args("--offload_optimizer=moments"), SD)["fp32 masters"] == 4 * SD
-    assert memory_parts(make_args("--use_8bit_adam"), SD)["moments"] == pytest.approx(2.03 * SD, rel=0.01)
-    in_fp32 = memory_parts(make_args("--mixed_precision=no", "--offload_optimizer=all"), SD)
+    assert memory_parts(make_needs("--offload_optimizer=moments"))["fp32 masters"] == 4 * SD
+    assert memory_parts(make_needs("--use_8bit_adam"))["moments"] == pytest.approx(2.03 * SD, rel=0.01)
+    in_fp32 = memory_parts(make_needs("--mixed_precision=no", "--offload_optimizer=all"))
     assert (in_fp32["weights"], in_fp32["fp32 masters"]) == (4 * SD, 0)
     one, two = (gigabytes("--train_batch_size=4", *more) for more in ((), ("--resolution=256",)))
     assert one > two > gigabytes("--low_memory")
@@ -55,15 +64,15 @@ def test_several_ranks_have_buckets_all_the_time(monkeypatch):
 
 
 def test_host_memory():
-    assert host_memory_needed(make_args(), SD) == 0
-    assert host_memory_needed(make_args("--offload_optimizer=moments"), SD) == 8 * SD
-    assert host_memory_needed(make_args("--low_memory"), SD) == 12 * SD
-    assert host_memory_needed(make_args("--low_memory", "--mixed_precision=no"), SD) == 8 * SD
-    assert host_memory_needed(make_args("--low_memory", "--use_8bit_adam"), SD) < 6.1 * SD
+    assert host_memory_needed(make_needs()) == 0
+    assert host_memory_needed(make_needs("--offload_optimizer=moments")) == 8 * SD
+    assert host_memory_needed(make_needs("--low_memory")) == 12 * SD
+    assert host_memory_needed(make_needs("--low_memory", "--mixed_precision=no")) == 8 * SD
+    assert host_memory_needed(make_needs("--low_memory", "--use_8bit_adam")) < 6.1 * SD
 
 
 def test_the_flags_that_are_advised_save_what_is_said():
-    found = dict(alternatives(make_args("--train_batch_size=8"), SD))
+    found = dict(alternatives(make_needs("--train_batch_size=8")))
     assert list(found) == [
         "--gradient_checkpointing",
         "--use_8bit_adam",
@@ -74,18 +83,18 @@ def test_the_flags_that_are_advised_save_what_is_said():
     ]
     for advice, needed in found.items():
         assert needed / 1e9 == pytest.approx(gigabytes("--train_batch_size=8", *advice.split()))
-    assert dict(alternatives(make_args("--low_memory"), SD)) == {}
-    assert list(dict(alternatives(make_args("--offload_optimizer=moments"), SD))) == [
+    assert dict(alternatives(make_needs("--low_memory"))) == {}
+    assert list(dict(alternatives(make_needs("--offload_optimizer=moments")))) == [
         "--offload_optimizer all",
         "--low_memory",
     ]
 
 
 def test_the_line():
-    line = out_of_memory_line(make_args("--gradient_checkpointing"), SD)
+    line = out_of_memory_line(make_needs("--gradient_checkpointing"))
     assert "needs about 14.1 GB" in line and "--offload_optimizer all 10.3 GB" in line
     assert "--gradient_checkpointing" not in line and "--low_memory" not in line
-    assert "What saves" not in out_of_memory_line(make_args("--low_memory"), SD)
+    assert "What saves" not in out_of_memory_line(make_needs("--low_memory"))
 
 
 def full(*args, **kwargs):
@@ -129,7 +138,7 @@ def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
     from utils.training.memory import out_of_memory_in_one_line
 
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(RunFailed), out_of_memory_in_one_line(make_args(), SD):
+    with pytest.raises(RunFailed), out_of_memory_in_one_line(make_needs()):
         full()
     assert capsys.readouterr().err.startswith("error: rank 1: the GPU's memory is full")
 

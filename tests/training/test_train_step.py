@@ -1,14 +1,12 @@
 """The loss of a step: min-SNR and prior preservation."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.diffusion import denoising_loss, min_snr_weights
-from utils.training.train_step import TrainStep
+from utils.training.train_step import instance_and_class_loss
 
 
 def make_scheduler(**options) -> DDPMScheduler:
@@ -53,8 +51,7 @@ class TestLossWeights:
         model_pred, target = torch.randn(2, 6, 4, 2, 2, generator=generator)
         table = torch.rand(10, generator=generator)
         timesteps = torch.tensor([1, 4, 9, 0, 0, 7])
-        step = SimpleNamespace(inputs=SimpleNamespace(timestep_weights=table, class_latents=object()))
-        instance_loss, class_loss = TrainStep._losses(step, model_pred, target, timesteps)
+        instance_loss, class_loss = instance_and_class_loss(model_pred, target, table[timesteps], True)
         each = (model_pred - target).double().square().flatten(1).mean(1) * table[timesteps]
         torch.testing.assert_close(instance_loss.double(), each[:3].mean())
         torch.testing.assert_close(class_loss.double(), each[3:].mean())

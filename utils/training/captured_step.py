@@ -64,15 +64,19 @@ class CapturedStep:
 
 
 def fastest_step(
-    train_step: TrainStep, example: list[MicroBatch], *, uses_cuda_graph: bool, say: Callable[[str], None]
+    train_step: TrainStep,
+    example: Callable[[], list[MicroBatch]],
+    *,
+    uses_cuda_graph: bool,
+    say: Callable[[str], None],
 ) -> Callable[[list[MicroBatch]], torch.Tensor]:
     """The step as it runs fastest: on a GPU its kernels are compiled ahead, all at once, and it becomes a CUDA graph.
 
-    `example` are micro-batches to compile for: nothing is learned from them. `say` is told what did not work.
+    `example()` are micro-batches to compile for: nothing is learned from them. `say` is told what did not work.
     """
     if train_step.optimizer.flat.device.type != "cuda":
         return train_step
-    if reason := train_step.rehearse(example):
+    if reason := train_step.rehearse(example()):
         say(f"kernels are compiled as they first run, not all ahead: {reason}")
     return CapturedStep(train_step, say) if uses_cuda_graph else train_step
 
