@@ -217,7 +217,7 @@ def test_the_logs_do_not_take_the_place_of_the_result(folder):
 
 def test_resuming_and_starting_over_exclude_each_other():
     said = complaint("--resume_from_checkpoint", "latest", "--overwrite_output_dir")
-    assert "--resume_from_checkpoint goes on with a run, --overwrite_output_dir starts over" in said
+    assert "--resume_from_checkpoint continues a run, --overwrite_output_dir starts over" in said
 
 
 def test_every_flag_has_its_line_of_help():

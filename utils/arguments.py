@@ -172,7 +172,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add(
         "--resume_from_checkpoint",
         metavar="NAME",
-        help="go on from a checkpoint's folder, from 'checkpoint-N' in --output_dir, or from the 'latest' there",
+        help="resume from a checkpoint's folder, from 'checkpoint-N' in --output_dir, or from the 'latest' there",
     )
     add("--allow_changes", action="store_true", help="resume also with other photos, base model or arguments")
     add("--overwrite_output_dir", action="store_true", help="start over where an unfinished run's checkpoints are")
@@ -209,7 +209,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespac
     if args.logging_dir.parts and _is_reserved(args.logging_dir.parts[0]):
         raise UserError(f"--logging_dir {args.logging_dir} is a part of the result; give it a name like 'logs'")
     if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
-        raise UserError("--resume_from_checkpoint goes on with a run, --overwrite_output_dir starts over: give one")
+        raise UserError("--resume_from_checkpoint continues a run, --overwrite_output_dir starts over: give one")
     return args, argv
 
 

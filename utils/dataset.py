@@ -39,7 +39,7 @@ def find_photos(
 ) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Sorted photo files of a folder, and what was skipped with the reason; a file is opened only to read its header.
 
-    Raises UserError where there is no such folder, no photo in it, or a file that should be a photo but is unreadable.
+    Raises UserError if there is no such folder, no photo in it, or a file that should be a photo but is unreadable.
     """
     if not directory.is_dir():
         raise UserError(f"{flag}: there is no folder {directory}; put 3 to 6 photos of the subject there")
@@ -58,9 +58,9 @@ def find_photos(
 
 
 def read_caption(photo: Path) -> str | None:
-    """The text of NAME.txt beside a photo NAME.jpg, on one line; None where there is none.
+    """The text of NAME.txt beside a photo NAME.jpg, on one line; None if there is none.
 
-    Raises UserError where it is empty or cannot be read as UTF-8 text.
+    Raises UserError if it is empty or cannot be read as UTF-8 text.
     """
     path = photo.with_suffix(CAPTION_SUFFIX)
     if not path.is_file():
@@ -98,7 +98,7 @@ def _reason_to_skip(path: Path) -> str | None:
 def decode(path: Path) -> Image.Image:
     """The photo upright (EXIF orientation applied) in RGB, transparency composited on white; first frame if animated.
 
-    Raises UserError naming the file where it is truncated or corrupt.
+    Raises UserError naming the file if it is truncated or corrupt.
     """
     try:
         with Image.open(path) as image:

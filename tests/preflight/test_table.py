@@ -20,7 +20,7 @@ def test_a_dry_run_lists_every_problem(tmp_path, tiny_pipeline_dir, capsys):
     (tmp_path / "output/mine.txt").write_text("mine")
     options = ("--resolution=33", "--tokenizer_name=nowhere")
     code, out, err = dry_run(tiny_pipeline_dir, tmp_path / "nowhere", tmp_path, capsys, *options)
-    assert code == 2 and err == "" and out.splitlines()[-1].startswith("NOT READY: 4 to mend")
+    assert code == 2 and err == "" and out.splitlines()[-1].startswith("NOT READY: 4 to fix")
     problems = [finding for finding, verdict in rows_of(out).items() if verdict == "STOP"]
     for part in ("--resolution 33", "holds files that", "--instance_data_dir", "--tokenizer_name nowhere"):
         assert sum(part in problem for problem in problems) == 1

@@ -52,7 +52,7 @@ class TestBranches:
         assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
         more = dict(max_train_steps=7, checkpointing_steps=2)
         assert main(as_argv(flags | self.OTHER | LATEST | more)) == 0
-        assert f"going on from {output}/checkpoint-{2 if killed_after == 3 else 4}" in capsys.readouterr().err
+        assert f"resuming from {output}/checkpoint-{2 if killed_after == 3 else 4}" in capsys.readouterr().err
         assert [found.step for found in list_checkpoints(output)] == [2, 4, 6]
         assert [row["step"] for row in rows(output)] == [1, 2, 3, 4, 5, 6, 7]
         run(flags, max_train_steps=2, checkpointing_steps=2, output_dir=tmp_path / "two")

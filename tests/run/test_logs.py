@@ -26,7 +26,7 @@ def test_without_tensorboard_there_are_no_logs(flags, tmp_path):
 def test_the_metrics_file_on_a_full_disk(flags, tmp_path):
     process = Process(as_argv(flags | dict(max_train_steps=60)), tmp_path / "text", full_metrics)
     assert process.wait() == 0
-    assert process.text().count("could not be written (No space left on device); the training goes on") == 1
+    assert process.text().count("could not be written (No space left on device); the training continues") == 1
 
 
 def full_metrics() -> None:

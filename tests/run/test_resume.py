@@ -259,5 +259,5 @@ def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):
 
     assert finish(start_ranks(1, argv, tmp_path / "a", die_at_step_5)) == [-signal.SIGKILL]
     restarted = start_ranks(1, argv, tmp_path / "b", TORCHELASTIC_RESTART_COUNT="1")
-    assert finish(restarted) == [0] and "going on from" in restarted[0].text()
+    assert finish(restarted) == [0] and "resuming from" in restarted[0].text()
     assert bits(output) == expected and len(rows(output)) == 8

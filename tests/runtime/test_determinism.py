@@ -167,7 +167,7 @@ def test_a_deterministic_run_that_is_killed_and_resumed(flags, tmp_path, device,
     start(argv, tmp_path, killed_after=first)
     resumed = [*argv, "--resume_from_checkpoint=latest"]
     kept = first // 5 * 5
-    assert f"going on from {output}/checkpoint-{kept}" in start(resumed, tmp_path, killed_after=kept + 2)
-    assert f"going on from {output}/checkpoint-{kept}" in start(resumed, tmp_path)
+    assert f"resuming from {output}/checkpoint-{kept}" in start(resumed, tmp_path, killed_after=kept + 2)
+    assert f"resuming from {output}/checkpoint-{kept}" in start(resumed, tmp_path)
     assert without_times(output) == expected
     assert bits(output) == whole

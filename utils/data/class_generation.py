@@ -4,9 +4,10 @@ import contextlib
 import functools
 import gc
 import sys
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,44 +38,47 @@ DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf
 MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as the model's fault
 
 
+class ClassImageSettings(NamedTuple):
+    """How many class images there have to be, how missing ones are drawn, and how they are cropped."""
+
+    num_class_images: int
+    sample_batch_size: int
+    precision: str | None  # a key of DTYPES; None: fp16 on a GPU, else fp32
+    resolution: int
+    center_crop: bool
+    seed: int
+    uses_cuda_graph: bool
+
+
 def prepare_class_images(
     concepts: list[Concept],
     base_folder: Path,
     base_hashes: Future | None,
     device: torch.device,
-    *,
-    num_class_images: int,
-    sample_batch_size: int,
-    precision: str | None,
-    resolution: int,
-    center_crop: bool,
-    seed: int,
-    uses_cuda_graph: bool,
-) -> ClassDataset:
+    wanted: Mapping[str, Any] | None,
+) -> ClassDataset | None:
     """Says which class images there are and which are missing, makes those, and returns the images to use.
 
     Every rank has to call it, rank 0 with the base's hashes (see resume.StartingPoint). UserErrors are raised on all.
-
-    Args:
-        precision: a key of DTYPES, in which they are drawn; None: fp16 on a GPU, else fp32.
-        resolution, center_crop: of the training crops.
+    `wanted` are the fields of ClassImageSettings; None: there are no class images.
     """
+    if wanted is None:
+        return None
+    settings = ClassImageSettings(**wanted)
 
     def plan_all() -> list[ClassPlan]:
         assert base_hashes is not None
-        plans = _plan_all(concepts, base_folder, base_hashes, num_class_images)
+        plans = _plan_all(concepts, base_folder, base_hashes, settings.num_class_images)
         for plan in plans:
-            print(plan.summary(dist.get_world_size(), sample_batch_size), flush=True)
+            print(plan.summary(dist.get_world_size(), settings.sample_batch_size), flush=True)
         return plans
 
     plans = together(plan_all, main_only=True)
     if any(plan.missing for plan in plans):
-        dtype = DTYPES[precision or ("fp16" if device.type == "cuda" else "fp32")]
-        make = functools.partial(make_missing, plans, base_folder, dtype, device)
-        together(lambda: make(batch_size=sample_batch_size, seed=seed, uses_cuda_graph=uses_cuda_graph))
+        together(lambda: make_missing(plans, base_folder, device, settings))
     together(lambda: check_used(plans))
     images = [(path, plan.prompt) for plan in plans for path in plan.used]
-    return ClassDataset(images, resolution, center_crop)
+    return ClassDataset(images, settings.resolution, settings.center_crop)
 
 
 def _plan_all(
@@ -91,30 +95,24 @@ def _plan_all(
 
 
 def make_missing(
-    plans: list[ClassPlan],
-    base_folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    batch_size: int,
-    seed: int,
-    uses_cuda_graph: bool,
+    plans: list[ClassPlan], base_folder: Path, device: torch.device, settings: ClassImageSettings
 ) -> None:
     """Makes this rank's share of every plan's missing images, every num_ranks-th of them."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     shares = [(plan, plan.missing[rank::num_ranks]) for plan in plans]
+    dtype = DTYPES[settings.precision or ("fp16" if device.type == "cuda" else "fp32")]
     pipeline = load_class_pipeline(base_folder, dtype, device)
     total = sum(len(numbers) for _, numbers in shares)
     bar = tqdm(total=total, desc="class images", unit="image", disable=rank != 0, file=sys.stderr)
     say = functools.partial(print, "warning:", file=sys.stderr, flush=True)
-    captures = device.type == "cuda" and uses_cuda_graph
+    captures = device.type == "cuda" and settings.uses_cuda_graph
     captured = CapturedUNet(say).serving(pipeline) if captures else contextlib.nullcontext()
     with bar, captured:
         for plan, numbers in shares:
             plan.folder.mkdir(parents=True, exist_ok=True)
-            for start in range(0, len(numbers), batch_size):
-                batch = numbers[start : start + batch_size]
-                make_batch(pipeline, plan, batch, seed)
+            for start in range(0, len(numbers), settings.sample_batch_size):
+                batch = numbers[start : start + settings.sample_batch_size]
+                make_batch(pipeline, plan, batch, settings.seed)
                 bar.update(len(batch))
             sync_directory(plan.folder)
     del pipeline, captured
@@ -131,7 +129,7 @@ def image_seed(seed: int, number: int, attempt: int) -> int:
 def make_batch(pipeline: Any, plan: ClassPlan, numbers: list[int], seed: int) -> None:
     """Makes and writes these images of a plan, blank ones again with another seed.
 
-    Raises UserError where one stays blank.
+    Raises UserError if one stays blank.
     """
     for attempt in range(MAX_ATTEMPTS):
         seeds = [image_seed(seed, number, attempt) for number in numbers]
@@ -158,5 +156,7 @@ def draw(pipeline: Any, settings: dict, seeds: list[int]) -> np.ndarray:
     try:
         return drawing.draw(pipeline, seeds, output_type="np", **{name: settings[name] for name in names})
     except torch.cuda.OutOfMemoryError as error:
-        mend = f"--sample_batch_size {len(seeds) // 2}" if len(seeds) > 1 else "--prior_generation_precision fp16"
-        raise UserError(f"the GPU's memory is too small for {len(seeds)} class images at once: give {mend}") from error
+        advice = f"--sample_batch_size {len(seeds) // 2}" if len(seeds) > 1 else "--prior_generation_precision fp16"
+        raise UserError(
+            f"the GPU's memory is too small for {len(seeds)} class images at once: give {advice}"
+        ) from error

@@ -1,7 +1,7 @@
 """Prior preservation's class images: which there are, which are missing, and the dataset of those that are used.
 
 The base model draws them (Ruiz et al. 2023, section 3.2). Each file is a PNG that names in its own metadata the
-settings and the seed it was made with, so that a run that was killed goes on where it stopped. Images made with other
+settings and the seed it was made with, so that a run that was killed continues where it stopped. Images made with other
 settings are never mixed in.
 """
 
@@ -86,7 +86,7 @@ def generation_settings(folder: Path, model: str, prompt: str) -> dict:
 def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_images: int) -> ClassPlan:
     """What is there and what has to be made; reads headers only, writes nothing.
 
-    Raises UserError where the folder holds images of another prompt or model, or too few of unknown origin.
+    Raises UserError if the folder holds images of another prompt or model, or too few of unknown origin.
     """
     found, foreign = set(), []
     for path in find_photos(folder, "--class_data_dir", may_be_empty=True)[0] if folder.is_dir() else []:

@@ -118,9 +118,7 @@ def encode_inputs(
         snr_gamma: of min-SNR loss weights; None: all weights are 1.
         seed, num_samples: the run's, and the samples of all its steps: class images that it never draws stay unread.
     """
-    datasets: list[InstanceDataset | ClassDataset] = [dataset]
-    datasets += [] if class_dataset is None else [class_dataset]
-    prompts = list(dict.fromkeys(each.prompt(number) for each in datasets for number in range(len(each))))
+    prompts = all_prompts(dataset) if class_dataset is None else all_prompts(dataset, class_dataset)
     rows = {prompt: row for row, prompt in enumerate(prompts)}
     vae: Any = loading.load_vae(folder, weight_dtype, device)
     noise_scheduler = loading.load_noise_scheduler(folder)
@@ -130,12 +128,7 @@ def encode_inputs(
         class_latents = InstanceLatents(class_dataset, vae, rows, drawn)
     latents = InstanceLatents(dataset, vae, rows)
     shown = [validation_prompt, ""] if validation_prompt else []
-    tokenizer = loading.load_tokenizer(folder, tokenizer_name)
-    text_encoder = loading.load_text_encoder(folder, weight_dtype, device)
-    # One by one, so that a prompt's encoding does not depend on the others.
-    table = torch.cat(
-        [encode_prompt(text_encoder, loading.tokenize(tokenizer, text).to(device)) for text in prompts + shown]
-    )
+    table = encode_prompts(folder, tokenizer_name, prompts + shown, weight_dtype, device)
     return TrainingInputs(
         encoder_hidden_states=table[: len(prompts)].clone(),
         latents=latents,
@@ -145,6 +138,20 @@ def encode_inputs(
         timestep_weights=min_snr_weights(noise_scheduler, snr_gamma).to(device) if snr_gamma else None,
         sampler=Sampler(folder, vae, *table[len(prompts) :].split(1)) if shown else None,
     )
+
+
+def all_prompts(*datasets: InstanceDataset | ClassDataset) -> list[str]:
+    """The different prompts of all photos, in their order."""
+    return list(dict.fromkeys(each.prompt(number) for each in datasets for number in range(len(each))))
+
+
+def encode_prompts(
+    folder: Path, tokenizer_name: Path | None, prompts: list[str], weight_dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """[P,77,C]; one by one, so that a prompt's encoding does not depend on the others."""
+    tokenizer = loading.load_tokenizer(folder, tokenizer_name)
+    text_encoder = loading.load_text_encoder(folder, weight_dtype, device)
+    return torch.cat([encode_prompt(text_encoder, loading.tokenize(tokenizer, text).to(device)) for text in prompts])
 
 
 def drawn_class_images(seed: int, num_samples: int, num_class_images: int) -> set[int]:

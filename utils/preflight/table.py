@@ -16,27 +16,21 @@ from utils.preflight.photos import describe_duplicates, describe_photo
 from utils.preflight.prompt import describe_prompt
 from utils.preflight.resources import check_device, check_disk
 from utils.run.plan import Plan, fill_in_defaults, make_plan
-from utils.run.resume import StartingPoint, prepare_start
+from utils.run.resume import Sources, prepare_start
 from utils.runtime.gpu import gpu_is_possible, gpu_is_usable
 
 OK, NOTE, STOP = "ok", "note", "STOP"
 T = TypeVar("T")
 
 
-class Ready(NamedTuple):
-    """A run that can start: what it is made from, what it does, and from where."""
-
-    base: BaseModel
-    concepts: list[Concept]
-    dataset: InstanceDataset
-    plan: Plan
-    start: StartingPoint
-
-
 class PreflightResult(NamedTuple):
-    """`ready` is None if a check failed, which only a dry run survives; `exit_code` is a dry run's."""
+    """What a run does and what it is made from; both None if a check failed, which only a dry run survives.
 
-    ready: Ready | None
+    `exit_code` is a dry run's.
+    """
+
+    plan: Plan | None
+    sources: Sources | None
     exit_code: int
 
 
@@ -78,7 +72,7 @@ class PreflightTable:
         lines = [f"{verdict:<4}  {check:<{width}}  {finding}" for check, finding, verdict in self.rows]
         notes = sum(verdict == NOTE for *_, verdict in self.rows)
         counted = f"{len(self.rows)} checks, {notes} notes"
-        verdict = f"NOT READY: {self.num_problems} to mend" if self.num_problems else "ready to train"
+        verdict = f"NOT READY: {self.num_problems} to fix" if self.num_problems else "ready to train"
         return "\n".join(["preflight", *lines, f"{verdict} ({counted})"])
 
 
@@ -99,12 +93,12 @@ def run_preflight(args: Namespace) -> PreflightResult:
         said = [photo.prompt for photo in dataset.photos] if dataset else [each.instance_prompt for each in concepts]
         for prompt in dict.fromkeys(said):
             _check_prompt(table, args.tokenizer_name, base, prompt)
-    ready = None
+    plan, sources = None, None
     if base is not None and concepts and dataset is not None and save_dtype is not None:
-        ready = _check_start(table, args, save_dtype, base, concepts, dataset)
+        plan, sources = _check_start(table, args, save_dtype, base, concepts, dataset)
     if os.environ.get("RANK", "0") == "0":
         print(table, flush=True)
-    return PreflightResult(ready, EXIT_USER_ERROR if table.num_problems else 0)
+    return PreflightResult(plan, sources, EXIT_USER_ERROR if table.num_problems else 0)
 
 
 def _check_model_and_output(table: PreflightTable, args: Namespace) -> tuple[BaseModel | None, str | None]:
@@ -149,7 +143,7 @@ def _check_start(
     base: BaseModel,
     concepts: list[Concept],
     dataset: InstanceDataset,
-) -> Ready | None:
+) -> tuple[Plan, Sources | None]:
     count, num_ranks = num_parameters(base), int(os.environ.get("WORLD_SIZE", "1"))
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
     table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")
@@ -158,7 +152,7 @@ def _check_start(
     plan = make_plan(args, num_parameters=count, num_ranks=num_ranks)
     start = table.run("start", prepare_start, plan, base, concepts, dataset, dry_run=args.dry_run)
     if start is None:
-        return None
+        return plan, None
     first_step = start.checkpoint.step if start.checkpoint else 0
     origin = f"{start.checkpoint.path}, " if start.checkpoint else ""
     table.add("start", f"{origin}step {first_step} of {plan.num_steps}, into {plan.output_dir}")
@@ -169,4 +163,4 @@ def _check_start(
         table.add_run("device", check_device, plan.needs, args.low_memory)
     else:
         table.add("device", "no GPU: training on the CPU")
-    return Ready(base, concepts, dataset, plan, start)
+    return plan, Sources(base, concepts, dataset, start)

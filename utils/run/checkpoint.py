@@ -1,4 +1,4 @@
-"""Checkpoints: a whole training state beside the UNet that diffusers loads, written while training goes on.
+"""Checkpoints: a whole training state beside the UNet that diffusers loads, written while training continues.
 
 checkpoint-N/unet/                        config.json, diffusion_pytorch_model.safetensors in --save_dtype
 checkpoint-N/training_state.safetensors   exp_avg.*, exp_avg_sq.* and, unless unet/ holds them in float32, master.*
@@ -91,7 +91,7 @@ class Checkpointer:
             self.wait()
 
     def wait(self) -> bool:
-        """Waits for the write under way and says how it went; False where it failed."""
+        """Waits for the write under way and says how it went; False if it failed."""
         if self._thread is None:
             return True
         line, is_written = self._join()

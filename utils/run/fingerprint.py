@@ -21,7 +21,7 @@ NOT_COMPARED = {
     "prior_generation_precision",
     "output_dir",
     "num_train_epochs",  # becomes max_train_steps
-    "max_train_steps",  # compared where the learning rate depends on it
+    "max_train_steps",  # compared if the learning rate depends on it
     "gradient_checkpointing",
     "offload_optimizer",  # the same bits
     "low_memory",
@@ -61,7 +61,7 @@ def what_determines(arguments: Mapping[str, Any], *, num_ranks: int, **hashes: d
 
 
 def photo_hashes(photos: list[Photo], instance_prompt: str | None) -> dict[str, str]:
-    """{file: SHA-256}, with the prompt where the flags do not say it; whole paths where there are several folders."""
+    """{file: SHA-256}, with the prompt if the flags do not say it; whole paths if there are several folders."""
     several = len({photo.path.parent for photo in photos}) > 1
     hashes = {}
     for photo in photos:

@@ -57,11 +57,13 @@ class TrainingLog:
         self._last_time = time.perf_counter()
         self._tensorboard: Any = None
         self._has_gaps = False
-        if not is_main:
-            return
+        if is_main:
+            self._open(num_steps, first_step, validates, tensorboard_dir)
+
+    def _open(self, num_steps: int, first_step: int, validates: bool, tensorboard_dir: Path | None) -> None:
         if validates:
-            keep_rows(output_dir / VALIDATION_FILE, first_step, frozenset({"validation_loss"}))
-        path = output_dir / METRICS_FILE
+            keep_rows(self.output_dir / VALIDATION_FILE, first_step, frozenset({"validation_loss"}))
+        path = self.output_dir / METRICS_FILE
         for row in keep_rows(path, first_step):
             self._count(float(row["loss"]), row["skipped"])
         self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -118,7 +120,7 @@ class TrainingLog:
                     self._tensorboard.add_scalar(f"train/{name}", value, global_step)
         except OSError as error:  # a full disk does not end the training: only its record has gaps
             if not self._has_gaps:
-                self.say(f"{self._file.name} could not be written ({error.strerror}); the training goes on")
+                self.say(f"{self._file.name} could not be written ({error.strerror}); the training continues")
             self._has_gaps = True
         self._bar.set_postfix(self._postfix(row), refresh=False)
         self._bar.update(1)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from utils.dataset import ClassDataset
 from utils.errors import RunFailed
 from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
@@ -19,8 +20,8 @@ from utils.run.fingerprint import base_files
 from utils.run.lineage import list_checkpoints, next_lineage
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
-from utils.run.record import RunRecord, Sources
-from utils.run.resume import resume_command
+from utils.run.record import RunRecord
+from utils.run.resume import Sources, resume_command
 from utils.runtime.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
 from utils.runtime.signals import StopRequest
 from utils.runtime.timing import mark
@@ -34,7 +35,7 @@ class TrainingRun:
     """One run in its output folder: resumes, logs, writes checkpoints, and ends early with a clear line if it must.
 
     Args:
-        plan, sources: what is run, and on what.
+        plan, sources, class_dataset: what is run, and on what.
         argv: the command line, for run.json and the command that resumes.
         optimizer: whose state is restored and saved, in place.
 
@@ -45,6 +46,7 @@ class TrainingRun:
         self,
         plan: Plan,
         sources: Sources,
+        class_dataset: ClassDataset | None,
         argv: list[str],
         optimizer: MasterWeightsOptimizer,
         device: torch.device,
@@ -55,7 +57,7 @@ class TrainingRun:
         checkpoint = sources.start.checkpoint
         self.first_step = checkpoint.step if checkpoint else 0
         self.lineage = next_lineage(plan.output_dir, checkpoint)
-        self.record = RunRecord(plan, sources, self.lineage, argv, device)
+        self.record = RunRecord(plan, sources, class_dataset, self.lineage, argv, device)
         if self.is_main:
             self.record.begin()
             print(self.record.summary(optimizer.learning_rates.max().item()), flush=True)
@@ -72,7 +74,7 @@ class TrainingRun:
         checkpoint = self.sources.start.checkpoint
         if checkpoint is not None:
             restore(checkpoint, self.optimizer)
-            self.log.say(f"going on from {checkpoint.path}")
+            self.log.say(f"resuming from {checkpoint.path}")
         self.stop = StopRequest(self.is_main)
         self.checkpointer = self._checkpointer() if self.is_main else None
         return self
@@ -133,9 +135,7 @@ class TrainingRun:
         found = list_checkpoints(self.plan.output_dir, self.lineage)
         if not found:
             return "There is no checkpoint yet: start the run again"
-        return (
-            f"The state after step {found[-1].step} is in {found[-1].path}; go on from it with:\n{self.resume_command}"
-        )
+        return f"The state after step {found[-1].step} is in {found[-1].path}; resume with:\n{self.resume_command}"
 
     def save_pipeline(self) -> None:
         """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, if that cannot be done."""
@@ -177,7 +177,7 @@ class TrainingRun:
         if self.checkpointer is not None:
             with contextlib.suppress(RunFailed):
                 self.checkpointer.save_and_wait(self.plan.num_steps)
-        raise RunFailed(f"{reason}. Mend that first. {self._how_to_resume()}")
+        raise RunFailed(f"{reason}. Fix that first. {self._how_to_resume()}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

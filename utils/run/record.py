@@ -8,45 +8,42 @@ import shutil
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from utils import PROGRAM
-from utils.data.concepts import Concept
-from utils.dataset import ClassDataset, InstanceDataset, Photo
+from utils.dataset import ClassDataset, Photo
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.hashing import in_background
 from utils.files.json_files import write_json
 from utils.files.ownership import METRICS_FILE, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE
-from utils.models.folder import BaseModel
 from utils.run.fingerprint import determinants
 from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
-from utils.run.resume import StartingPoint
+from utils.run.resume import Sources
 from utils.runtime import timing
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 
 
-class Sources(NamedTuple):
-    """What a run is made from."""
-
-    base: BaseModel
-    concepts: list[Concept]
-    dataset: InstanceDataset
-    class_dataset: ClassDataset | None
-    start: StartingPoint
-
-
 class RunRecord:
     """Writes run.json at the start ("running") and at the end ("complete"); on rank 0."""
 
-    def __init__(self, plan: Plan, sources: Sources, lineage: Lineage, argv: list[str], device: torch.device):
-        self.plan, self.sources, self.lineage, self.device = plan, sources, lineage, device
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Sources,
+        class_dataset: ClassDataset | None,
+        lineage: Lineage,
+        argv: list[str],
+        device: torch.device,
+    ):
+        self.plan, self.sources, self.class_dataset = plan, sources, class_dataset
+        self.lineage, self.device = lineage, device
         self.started = time.perf_counter()
-        dataset, class_dataset, checkpoint = sources.dataset, sources.class_dataset, sources.start.checkpoint
+        dataset, checkpoint = sources.dataset, sources.start.checkpoint
         script = "train_dreambooth_colossalai.py"
         command = ["torchrun", "--nproc_per_node", str(plan.num_ranks), script, *argv]
         prompt = plan.arguments["instance_prompt"]
@@ -122,9 +119,9 @@ class RunRecord:
         return f"{'prompt' if len(prompts) == 1 else f'{len(prompts)} prompts'} {shown}"
 
     def _class_images(self) -> list[str]:
-        if self.sources.class_dataset is None:
+        if self.class_dataset is None:
             return []
-        count, weight = len(self.sources.class_dataset), self.plan.arguments["prior_loss_weight"]
+        count, weight = len(self.class_dataset), self.plan.arguments["prior_loss_weight"]
         return [f"{count} class images, one beside each photo, their loss times {weight:g}"]
 
     def finish(self, log: TrainingLog) -> str:
@@ -158,7 +155,7 @@ class RunRecord:
 
 
 def photo_entry(photo: Photo, instance_prompt: str | None) -> dict:
-    """A photo in run.json; its prompt and folder are named where the flags do not say them."""
+    """A photo in run.json; its prompt and folder are named if the flags do not say them."""
     entry: dict[str, Any] = dict(file=photo.path.name, size=photo.original_size, sha256=photo.sha256)
     if photo.prompt != instance_prompt:
         entry.update(folder=str(photo.path.parent), prompt=photo.prompt)
@@ -184,7 +181,7 @@ def device_name(device: torch.device) -> str:
 
 
 def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
-    """Claims the output folder: makes it where needed and writes run.json. An earlier result in it stays loadable.
+    """Claims the output folder: makes it if needed and writes run.json. An earlier result in it stays loadable.
 
     `continues`: the run resumes the one that the folder's metrics.jsonl is of. Another run's is set aside.
     """
@@ -197,7 +194,7 @@ def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
 
 
 def read_record(output_dir: Path) -> dict:
-    """The run.json of an output folder; empty where there is none that can be read."""
+    """The run.json of an output folder; empty if there is none that can be read."""
     try:
         record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -46,6 +46,15 @@ class StartingPoint(NamedTuple):
     base_hashes: Future | None
 
 
+class Sources(NamedTuple):
+    """What a run is made from, and where it starts."""
+
+    base: BaseModel
+    concepts: list[Concept]
+    dataset: InstanceDataset
+    start: StartingPoint
+
+
 def prepare_start(
     plan: Plan, base: BaseModel, concepts: list[Concept], dataset: InstanceDataset, *, dry_run: bool
 ) -> StartingPoint:
@@ -100,7 +109,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
         checkpoint = None
         if own and run.get("status") != "complete" and not may_start_over:
             raise UserError(
-                f"--output_dir {output_dir} holds an unfinished run with {own[-1].path.name}: go on from it with "
+                f"--output_dir {output_dir} holds an unfinished run with {own[-1].path.name}: resume it with "
                 f"--resume_from_checkpoint latest, or start over with --overwrite_output_dir"
             )
     if checkpoint is not None:
@@ -161,7 +170,7 @@ def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[
     if found and not arguments["allow_changes"]:
         raise UserError(
             f"{checkpoint.path} is of a run with other inputs: {'; '.join(found)}. Give it the same inputs, or "
-            f"--allow_changes to go on with the new ones"
+            f"--allow_changes to continue with the new ones"
         )
     return found
 
@@ -176,7 +185,7 @@ def check_steps(checkpoint: Checkpoint | None, num_steps: int) -> None:
 
 
 def resume_command(argv: list[str], num_ranks: int) -> str:
-    """The command line that goes on from the latest checkpoint."""
+    """The command line that resumes from the latest checkpoint."""
     kept, skip = [], False
     for word in argv:
         flag, equals, _ = word.partition("=")

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from utils.files.lock import hold_output
 from utils.run.plan import Plan
-from utils.runtime.colossal import get_accelerator, launch
+from utils.runtime.colossal import barrier, get_accelerator, launch
 from utils.runtime.determinism import deterministic_kernels
 from utils.runtime.ranks import lost_rank_in_one_line
 from utils.training.captured_step import training_stream
@@ -17,7 +17,10 @@ from utils.training.memory import out_of_memory_in_one_line
 
 @contextlib.contextmanager
 def session(plan: Plan) -> Iterator[torch.device]:
-    """Holds the output folder, joins the ranks, and yields this rank's device; whatever ends it ends in one line."""
+    """Holds the output folder, joins the ranks, yields this rank's device, and waits for the ranks at the end.
+
+    Whatever ends it early ends it in one line.
+    """
     with hold_output(plan.output_dir), contextlib.ExitStack() as surroundings:
         launch(plan.seed)
         surroundings.callback(dist.destroy_process_group)
@@ -27,3 +30,4 @@ def session(plan: Plan) -> Iterator[torch.device]:
         surroundings.enter_context(training_stream(device))
         surroundings.enter_context(out_of_memory_in_one_line(plan.needs))
         yield device
+        barrier(device)

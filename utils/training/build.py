@@ -1,7 +1,7 @@
 """What is trained: the UNet, its flat parameters and its optimizer, boosted."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from utils.models import fused_unet, loading
 from utils.runtime.colossal import boost
 from utils.training.flat_parameters import FlatParameters
+from utils.training.learning_rates import learning_rate_table
 from utils.training.optimizer import MasterWeightsOptimizer
 
 
@@ -18,8 +19,8 @@ def build_unet(
     base_folder: Path,
     weight_dtype: torch.dtype,
     device: torch.device,
+    learning_rates: Mapping[str, Any],
     *,
-    learning_rates: Sequence[float],
     gradient_checkpointing: bool = False,
     offload_optimizer: str = "none",
     use_8bit_adam: bool = False,
@@ -28,6 +29,7 @@ def build_unet(
     """fp32 masters from the file's own weights, the UNet itself in `weight_dtype`, boosted with the TorchDDP plugin.
 
     Args:
+        learning_rates: learning_rate_table's arguments.
         adamw: MasterWeightsOptimizer's: betas, eps, weight_decay, max_grad_norm.
 
     Returns the boosted UNet, its optimizer and the Booster.
@@ -46,7 +48,9 @@ def build_unet(
     )
     if on_gpu:
         fused_unet.install(unet)
-    optimizer = MasterWeightsOptimizer(flat, learning_rates=learning_rates, use_8bit_adam=use_8bit_adam, **adamw)
+    optimizer = MasterWeightsOptimizer(
+        flat, learning_rates=learning_rate_table(**learning_rates), use_8bit_adam=use_8bit_adam, **adamw
+    )
     return boost(unet, optimizer)
 
 

@@ -4,7 +4,7 @@ A value is (level / most)**2 times the largest of its block, so small values are
 largest is kept exactly. The first moment has levels -127 to 127. Of the second the square root is kept, in levels 0 to
 255; only a true zero has level 0, because the update divides by it.
 
-Quantising what was dequantised gives the same bits: a checkpoint holds float32 values, and a resumed run goes on
+Quantising what was dequantised gives the same bits: a checkpoint holds float32 values, and a resumed run continues
 exactly. What is too small for that to hold in float32 (below `_SMALLEST`, while AdamW's epsilon is 1e-8) becomes zero.
 """
 

@@ -82,7 +82,7 @@ def host_memory_needed(needs: MemoryNeeds) -> float:
 
 
 def free_host_memory() -> float:
-    """Bytes that programs may still take, by /proc/meminfo; infinite where there is none."""
+    """Bytes that programs may still take, by /proc/meminfo; infinite if there is none."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -89,7 +89,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         """Unscales, checks, clips and applies the gradients, then adapts the loss scale.
 
         Returns scalars on the device: `lr`, `grad_norm` (unscaled, before clipping), `loss_scale` (that this step's
-        gradient was made with) and `skipped` (1.0 where the gradient was not finite).
+        gradient was made with) and `skipped` (1.0 if the gradient was not finite).
         """
         loss_scale = self.loss_scale.clone()
         self._measure_grad_norm()

@@ -1,4 +1,4 @@
-"""The state of an optimizer by parameter name: copied to the host while training goes on, and put back."""
+"""The state of an optimizer by parameter name: copied to the host while training continues, and put back."""
 
 from collections.abc import Callable, Mapping
 
