@@ -14,10 +14,13 @@ from utils.command_line import run_main
 from utils.files.lock import hold_output
 from utils.models.folder import BaseModel
 from utils.preflight.table import Ready, run_preflight
+from utils.runtime import timing
+from utils.runtime.environment import is_main
 
 
 def main(argv: list[str] | None = None) -> int:
     """Checks everything that can be checked without loading a model, then trains; returns the exit code."""
+    timing.start()
     argv = expand_config(argv)
     args = parse_args(argv)
     ready = run_preflight(args)
@@ -34,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from utils.training.captured_step import training_stream
     from utils.training.memory import out_of_memory_in_one_line
 
-    with hold_output(args.output_dir), contextlib.ExitStack() as surroundings:
+    with hold_output(args.output_dir, is_main()), contextlib.ExitStack() as surroundings:
         launch(args.seed)
         surroundings.callback(dist.destroy_process_group)
         device = get_accelerator().get_current_device()

@@ -31,7 +31,7 @@ from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import load_class_pipeline
-from utils.runtime.ranks import together
+from utils.runtime.ranks import on_all_ranks
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as the model's fault
@@ -46,10 +46,10 @@ def prepare_class_images(
     """
     if not args.with_prior_preservation:
         return None
-    plans = together(lambda: _plan_all(args, concepts, base_folder, base_hashes), main_only=True)
+    plans = on_all_ranks(lambda: _plan_all(args, concepts, base_folder, base_hashes), main_only=True)
     if any(plan.missing for plan in plans):
-        together(lambda: make_missing(args, plans, base_folder, device))
-    together(lambda: [check_used(plan) for plan in plans])
+        on_all_ranks(lambda: make_missing(args, plans, base_folder, device))
+    on_all_ranks(lambda: [check_used(plan) for plan in plans])
     images = [(path, plan.prompt) for plan in plans for path in plan.used]
     return ClassDataset(images, args.resolution, args.center_crop)
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.runtime.libraries import quiet_libraries
+
 import numpy as np
 import torch
 from PIL import Image
@@ -13,7 +15,6 @@ from PIL import Image
 from utils.errors import UserError
 from utils.models import loading
 from utils.models.captured_unet import CapturedUNet
-from utils.runtime.libraries import quiet_libraries
 
 logging.disable(logging.WARNING)  # what is imported here advises on optional packages that are not used
 import diffusers  # noqa: E402

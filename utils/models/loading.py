@@ -5,13 +5,14 @@ import json
 import os
 from pathlib import Path
 
+from utils.runtime.libraries import quiet_libraries
+
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from utils.errors import UserError
 from utils.files.json_files import read_json
 from utils.models.folder import has_only_fp16_variants
-from utils.runtime.libraries import quiet_libraries
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

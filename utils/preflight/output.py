@@ -8,6 +8,7 @@ from utils.files.lock import LOCK_FILE, check_not_in_use
 from utils.files.ownership import is_own_output, overlap
 from utils.models.folder import BaseModel
 from utils.models.single_file import check_export_file
+from utils.runtime.environment import is_main
 
 
 def check_resolution(args: Namespace, base: BaseModel) -> None:
@@ -40,7 +41,7 @@ def check_output_dir(args: Namespace) -> None:
         raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {output}: no permission to write in {existing}")
-    if os.environ.get("RANK", "0") == "0":
+    if is_main():
         check_not_in_use(output)
     if args.export_single_file:
         check_export_file(args.export_single_file)

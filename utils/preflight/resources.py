@@ -1,6 +1,5 @@
 """What a run needs of the machine, against what it has: disk space, GPU memory, a GPU that torch can use."""
 
-import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.models.folder import BaseModel, num_parameters
 from utils.models.saving import FROZEN_PARTS
+from utils.runtime import environment
 from utils.runtime.gpu import no_gpu
 from utils.training.memory import GB, alternatives, free_host_memory, host_memory_needed, memory_needed
 
@@ -52,12 +52,12 @@ def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
 
     if not torch.cuda.is_available():
         return no_gpu(torch)
-    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_ranks = environment.local_world_size() or 1
     if num_ranks > torch.cuda.device_count():
         raise UserError(
             f"--nproc_per_node {num_ranks}, but torch sees {torch.cuda.device_count()} GPUs here; start as many ranks"
         )
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", environment.local_rank())
     if args.offload_optimizer != "none":
         _check_offload(args, device)
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,6 +1,5 @@
 """Everything that is checked before a model is loaded, as one table with one verdict."""
 
-import os
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from utils.data.concepts import read_concepts
 from utils.errors import EXIT_USER_ERROR, UserError
 from utils.models import check
 from utils.preflight import output
+from utils.runtime.environment import is_main
 from utils.runtime.gpu import gpu_is_possible
 
 OK, NOTE, STOP = "ok", "note", "STOP"
@@ -86,7 +86,7 @@ def run_preflight(args: Namespace) -> Ready:
             _check_prompt(table, args, base, prompt)
     if base is not None and dataset is not None:
         start = _check_start(table, args, base, concepts, dataset)
-    if os.environ.get("RANK", "0") == "0":
+    if is_main():
         print(table, flush=True)
     return Ready(base, concepts, dataset, start, EXIT_USER_ERROR if table.num_problems else 0)
 

@@ -1,7 +1,6 @@
 """From which checkpoint a run goes on, and whether it would still be the same run."""
 
 import importlib
-import os
 import shlex
 import shutil
 import sys
@@ -30,6 +29,7 @@ from utils.run.lineage import (
     read_checkpoint,
 )
 from utils.run.plan import fill_in_defaults
+from utils.runtime import environment
 from utils.runtime.gpu import gpu_is_usable
 
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
@@ -51,11 +51,11 @@ def prepare_start(args: Namespace, base: BaseModel, concepts: list[Concept], dat
 
     Fills in args.mixed_precision and args.max_train_steps. Raises UserError where the run cannot go on.
     """
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    num_ranks = environment.num_ranks()
     fill_in_defaults(args, num_photos=len(dataset), num_ranks=num_ranks, on_gpu=gpu_is_usable())
     checkpoint, files = find_checkpoint(args), base_files(base)
     check_steps(args, checkpoint)
-    if os.environ.get("RANK", "0") != "0":
+    if not environment.is_main():
         return Start(checkpoint, files, None)
     hashes = None if args.dry_run and checkpoint is None else in_background(hash_files, base)
     if checkpoint is not None:
@@ -92,11 +92,10 @@ def find_checkpoint(args: Namespace) -> Checkpoint | None:
     None: the run starts anew. Raises UserError where there is no such checkpoint, where it is damaged, and where a
     fresh start would leave an unfinished run's checkpoints behind.
     """
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     run = _run_of(args.output_dir)
     own = list_checkpoints(args.output_dir, line_of(run)) if run.get("run_id") else []
     wanted = args.resume_from_checkpoint
-    if wanted == "latest" or (restarted and own):
+    if wanted == "latest" or (environment.restarted() and own):
         checkpoint = own[-1] if own else None
     elif wanted is not None:
         checkpoint = _named(args.output_dir, wanted)
@@ -193,6 +192,6 @@ def resume_command(argv: list[str], num_ranks: int) -> str:
     script = sys.argv[0] if Path(sys.argv[0]).name == "train_dreambooth_colossalai.py" else None
     torchrun = Path(sys.executable).with_name("torchrun")
     launcher = "torchrun" if shutil.which("torchrun") == str(torchrun) or not torchrun.exists() else str(torchrun)
-    ranks_here = os.environ.get("LOCAL_WORLD_SIZE", str(num_ranks))
+    ranks_here = str(environment.local_world_size() or num_ranks)
     command = [launcher, "--nproc_per_node", ranks_here, script or "train_dreambooth_colossalai.py", *kept]
     return shlex.join([*command, "--resume_from_checkpoint", "latest"])

@@ -2,13 +2,13 @@
 
 import contextlib
 import math
-import os
 import re
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from utils.errors import RunFailed
+from utils.runtime import environment
 
 GB = 1e9
 # Activations of Stable Diffusion v1's UNet in bytes a 512-pixel image in fp16, without and with checkpointing, and
@@ -38,7 +38,7 @@ def memory_parts(args: Namespace, count: int) -> dict[str, float]:
     several ranks reduce them are there all the time, and so is the buffer that 8-bit moments need, beside those.
     """
     fp32 = args.mixed_precision == "no"
-    several_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several_ranks = environment.num_ranks() > 1
     moment = EIGHT_BIT if args.use_8bit_adam else 4
     images = args.train_batch_size * (2 if args.with_prior_preservation else 1)
     activations = ACTIVATIONS_CHECKPOINTED if args.gradient_checkpointing else ACTIVATIONS
@@ -117,8 +117,8 @@ def out_of_memory_in_one_line(args: Namespace, count: int):
         if not is_out_of_memory(error):
             raise
         line = out_of_memory_line(args, count, on_host=isinstance(error, MemoryError) or "CPUAllocator" in str(error))
-        if os.environ.get("RANK", "0") != "0":  # the other ranks may have memory enough, and nothing to say
-            print(f"error: rank {os.environ['RANK']}: {line}", file=sys.stderr, flush=True)
+        if not environment.is_main():  # the other ranks may have memory enough, and nothing to say
+            print(f"error: rank {environment.rank()}: {line}", file=sys.stderr, flush=True)
         raise RunFailed(line) from error
 
 
