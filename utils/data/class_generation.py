@@ -30,10 +30,11 @@ from utils.files.atomic import sync_directory
 from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
-from utils.models.loading import load_class_pipeline
+from utils.models.loading import load_pipeline
 from utils.runtime.ranks import on_all_ranks
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ADVICE = drawing.Advice("class images", "--sample_batch_size", "--prior_generation_precision fp16")
 MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as the model's fault
 
 
@@ -71,7 +72,8 @@ def make_missing(args: Namespace, plans: list[ClassPlan], base_folder: Path, dev
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     shares = [(plan, plan.missing[rank::num_ranks]) for plan in plans]
     precision = args.prior_generation_precision or ("fp16" if device.type == "cuda" else "fp32")
-    pipeline = load_class_pipeline(base_folder, DTYPES[precision], device)
+    # Without the safety checker: a black image would be trained on.
+    pipeline = load_pipeline(base_folder, DTYPES[precision], device)
     total = sum(len(numbers) for _, numbers in shares)
     bar = tqdm(total=total, desc="class images", unit="image", disable=rank != 0, file=sys.stderr)
     say = functools.partial(print, "warning:", file=sys.stderr, flush=True)
@@ -123,8 +125,5 @@ def make_batch(pipeline, plan: ClassPlan, numbers: list[int], seed: int) -> None
 def draw(pipeline, settings: dict, seeds: list[int]) -> np.ndarray:
     """Images float32 [N,H,W,3] in [0,1], one a seed; each has its own CPU generator, whatever the batch."""
     names = ("prompt", "num_inference_steps", "guidance_scale", "height", "width")
-    try:
-        return drawing.draw(pipeline, seeds, output_type="np", **{name: settings[name] for name in names})
-    except torch.cuda.OutOfMemoryError as error:
-        mend = f"--sample_batch_size {len(seeds) // 2}" if len(seeds) > 1 else "--prior_generation_precision fp16"
-        raise UserError(f"the GPU's memory is too small for {len(seeds)} class images at once: give {mend}") from error
+    images = drawing.draw(pipeline, seeds, advice=ADVICE, **{name: settings[name] for name in names})
+    return images.permute(0, 2, 3, 1).float().cpu().numpy()

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from utils.data.concepts import read_concepts
 from utils.errors import EXIT_USER_ERROR, UserError
-from utils.models import check
+from utils.models.check import check_base_model
+from utils.models.folder import default_save_dtype
 from utils.preflight import output
 from utils.runtime.environment import is_main
 from utils.runtime.gpu import gpu_is_possible
@@ -92,12 +93,12 @@ def run_preflight(args: Namespace) -> Ready:
 
 
 def _check_model_and_output(table: Table, args: Namespace):
-    base = table.run("base model", check.check_base_model, args.pretrained_model_name_or_path)
+    base = table.run("base model", check_base_model, args.pretrained_model_name_or_path)
     if base is not None:
         table.run("resolution", output.check_resolution, args, base)
     table.run("output", output.check_output_dir, args)
     if base is not None:
-        args.save_dtype = args.save_dtype or table.run("base model", check.default_save_dtype, base.unet_weights)
+        args.save_dtype = args.save_dtype or table.run("base model", default_save_dtype, base.unet_weights)
     return base
 
 
