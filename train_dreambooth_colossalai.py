@@ -14,6 +14,8 @@ from utils.command_line import run_main
 from utils.preflight.table import run_preflight
 from utils.run.plan import Plan
 from utils.run.resume import Sources
+from utils.runtime import timing
+from utils.runtime.environment import rank
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Checks everything that can be checked without loading a model, then trains; returns the exit code."""
+    timing.start()
     args, argv = parse_command_line(argv)
     plan, sources, exit_code = run_preflight(args)  # prints the table; the plan has every default filled in
     if plan is None or sources is None or args.dry_run:
@@ -35,8 +38,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(plan: Plan, sources: Sources, argv: list[str], device: "torch.device") -> None:
     """From photos to a pipeline in --output_dir."""
-    import torch.distributed as dist
-
     from utils.data.batches import BatchSource
     from utils.data.class_generation import prepare_class_images
     from utils.data.inputs import encode_inputs
@@ -52,7 +53,7 @@ def train(plan: Plan, sources: Sources, argv: list[str], device: "torch.device")
     # What training reads and never changes: photos and class images after the VAE, prompts after the text encoder.
     class_images = prepare_class_images(sources.concepts, base, sources.start.base_hashes, device, plan.class_images)
     inputs = encode_inputs(base, sources.dataset, class_images, weight_dtype, device, **plan.encoding)
-    batches = BatchSource(inputs, rank=dist.get_rank(), device=device, **plan.sampling)
+    batches = BatchSource(inputs, rank=rank(), device=device, **plan.sampling)
 
     # What is trained: the UNet in weight_dtype over fp32 masters, boosted with the TorchDDP plugin.
     unet, optimizer, booster = build_unet(base, weight_dtype, device, plan.learning_rates, **plan.memory, **plan.adamw)

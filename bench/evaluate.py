@@ -96,9 +96,9 @@ def latents_of(pipeline, seeds: list[int], steps: int, captured: CapturedUNet | 
 
 def recipe_loop(model: Path, num_images: int, steps: int, seeds: list[int]) -> tuple[dict, torch.Tensor]:
     """The recipe's sampling, timed; and its final latents of `seeds`."""
-    from diffusers import DiffusionPipeline
-
     from utils.runtime.libraries import quiet_libraries
+
+    from diffusers import DiffusionPipeline
 
     with quiet_libraries():
         pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True).to(DEVICE)

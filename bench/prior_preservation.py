@@ -20,11 +20,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils.runtime.libraries import quiet_libraries
+
 from utils.data.class_generation import draw
 from utils.dataset import decode, find_photos
 from utils.evaluation.prompts import slug
-from utils.models.loading import load_class_pipeline
-from utils.runtime.libraries import quiet_libraries
+from utils.models.loading import load_pipeline
 
 CLASS = "a photo of a cat"
 NEAR = "a photo of a dog"  # what drifts first after the class
@@ -109,7 +110,7 @@ def sample(folder: Path, prompts: list[str], num_images: int, num_inference_step
     """Yields (prompt, images), seeds 0, 1, 2, ..."""
     if not prompts:
         return
-    pipeline = load_class_pipeline(folder, torch.float32, torch.device("cpu"))
+    pipeline = load_pipeline(folder, torch.float32, torch.device("cpu"))
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     settings = dict(height=side, width=side, num_inference_steps=num_inference_steps, guidance_scale=7.5)
     for prompt in prompts:

@@ -57,6 +57,8 @@ def test_a_problem_is_exit_code_1_and_told_at_the_start_of_a_run(capsys, monkeyp
 
 
 def test_an_optional_package_that_fails(monkeypatch):
-    monkeypatch.setattr(doctor, "why_not", lambda package: "CUDA Setup failed" if package == "bitsandbytes" else None)
+    monkeypatch.setattr(
+        doctor, "import_error", lambda package: "CUDA Setup failed" if package == "bitsandbytes" else None
+    )
     notes = [finding for finding in doctor.optional_findings() if finding.level == "note"]
     assert [note.mend for note in notes] == ["python -m pip install --force-reinstall --no-deps bitsandbytes"]

@@ -4,13 +4,13 @@ import argparse
 import difflib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import EXIT_USER_ERROR, RunFailed, UserError
+from utils.runtime.environment import is_main
 
 
 def positive_int(text: str) -> int:
@@ -196,7 +196,7 @@ def run_main(main: Callable[[list[str] | None], int | None], argv: list[str] | N
 
 
 def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if is_main():
         print(line, file=sys.stderr, flush=True)
     else:
         time.sleep(SECONDS_FOR_RANK_0)

@@ -1,11 +1,13 @@
 """The method itself as pure tensor functions: photo -> latents -> noisy latents -> target -> loss."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 
 @torch.no_grad()
-def encode_images(vae: torch.nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_images(vae: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the VAE's latent distribution, float32 [B,4,R/8,R/8] each.
 
     `pixel_values` is [B,3,R,R] in [-1,1] in the VAE's dtype; the scaling factor is not applied.
@@ -28,7 +30,7 @@ def sample_latents(
 
 
 def training_target(
-    noise_scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    noise_scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
     """What the UNet has to predict, by the prediction_type: the noise, or the velocity (Salimans & Ho 2022).
 
@@ -42,7 +44,7 @@ def training_target(
     raise ValueError(f"the scheduler's prediction_type is {prediction_type!r}, not 'epsilon' or 'v_prediction'")
 
 
-def min_snr_weights(noise_scheduler, snr_gamma: float) -> torch.Tensor:
+def min_snr_weights(noise_scheduler: Any, snr_gamma: float) -> torch.Tensor:
     """The loss weight of every timestep, float32 [num_train_timesteps] (Hang et al. 2023, arXiv 2303.09556).
 
     min(SNR, gamma) is the weight of the squared error of the clean latents; an error of the noise is SNR times that,

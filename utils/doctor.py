@@ -6,7 +6,7 @@ import sys
 from importlib import metadata
 
 from utils.runtime.gpu import REINSTALL, Finding, _numbers, examine_gpu
-from utils.runtime.stand_ins import IMPORTED_NAMES, why_not
+from utils.runtime.stand_ins import IMPORTED_NAMES, import_error
 
 # The oldest and the newest version of tests/matrix.sh's legs (docs/compatibility.md).
 TESTED = {
@@ -50,7 +50,7 @@ def optional_findings() -> list[Finding]:
     """The packages that only ColossalAI imports: training goes on without them."""
     found = []
     for package in IMPORTED_NAMES:
-        reason = why_not(package)
+        reason = import_error(package)
         mend = f"python -m pip install --force-reinstall --no-deps {package}"
         what = f"{package} cannot be imported ({reason}); training goes on without it"
         found.append(Finding("note", what, mend) if reason else Finding("ok", f"{package} (optional)"))
@@ -68,11 +68,11 @@ def examine() -> list[Finding]:
 
     found = [python_finding(), *package_findings({name: version(name) for name in TESTED})]
     if version("torch"):
-        reason = why_not("torch")
+        reason = import_error("torch")
         found += [Finding("problem", f"torch cannot be imported ({reason})", REINSTALL)] if reason else examine_gpu()
         found += optional_findings()
     if not any(finding.level == "problem" for finding in found):
-        reason = why_not("utils.runtime.colossal")
+        reason = import_error("utils.runtime.colossal")
         found += [Finding("problem", f"colossalai cannot be imported ({reason})", REINSTALL)] if reason else []
     return [*found, Finding("ok", "no compiler, nvcc or Apex is needed: nothing is built on installation")]
 

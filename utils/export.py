@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), help="of every tensor (default: as in the folder)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    check_base_model(args.folder)
+    check_base_model(args.folder, "PIPELINE_DIR")
     check_export_file(args.file)
     export_single_file(args.folder, args.file, args.dtype)
     print(f"{args.file}: {args.file.stat().st_size / 1e6:.1f} MB, read by ComfyUI, A1111 and from_single_file")

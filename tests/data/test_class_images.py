@@ -226,7 +226,7 @@ def test_blank_is_what_eight_bits_show():
 
 
 def test_images_do_not_depend_on_the_batch(tiny_pipeline_dir):
-    pipeline = loading.load_class_pipeline(tiny_pipeline_dir, torch.float32, torch.device("cpu"))
+    pipeline = loading.load_pipeline(tiny_pipeline_dir, torch.float32, torch.device("cpu"))
     assert type(pipeline.scheduler).__name__ == "PNDMScheduler" and pipeline.safety_checker is None
     settings = generation_settings(tiny_pipeline_dir, "abc", "a cat") | dict(num_inference_steps=3)
     assert (settings["height"], settings["width"]) == (32, 32)

@@ -285,7 +285,7 @@ def make_lfs_pointer(path: Path) -> None:
 BREAKAGES = {
     "unfinished": (lambda f: (f / "model_index.json").unlink(), "unfinished training output"),
     "damaged model_index.json": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json"),
-    "no VAE weights": (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), "is incomplete"),
+    "no VAE weights": (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), "vae holds no weights"),
     "no UNet configuration": (lambda f: (f / "unet/config.json").unlink(), "unet/config.json is missing"),
     "no text encoder": (lambda f: shutil.rmtree(f / "text_encoder"), "text_encoder/config.json is missing"),
     "no vocabulary": (lambda f: (f / "tokenizer/vocab.json").unlink(), "tokenizer/vocab.json is missing"),
@@ -294,7 +294,7 @@ BREAKAGES = {
     "git-lfs pointer": (lambda f: make_lfs_pointer(f / UNET_FILE), "git lfs pull"),
     "cut-off weights": (
         lambda f: os.truncate(f / UNET_FILE, (f / UNET_FILE).stat().st_size - 100),
-        "is cut off or damaged",
+        "is not a whole safetensors file",
     ),
     "damaged run.json": (lambda f: (f / "run.json").write_text("[]"), "run.json"),
     "moved baseline": (

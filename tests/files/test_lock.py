@@ -94,7 +94,7 @@ def while_waiting(monkeypatch, action) -> list[float]:
         if len(pauses) == 1:
             action()
 
-    monkeypatch.setattr("utils.output_lock.time.sleep", sleep)
+    monkeypatch.setattr("utils.files.lock.time.sleep", sleep)
     return pauses
 
 
@@ -117,10 +117,10 @@ def test_a_lock_file_removed_while_waiting_is_made_anew(tmp_path, monkeypatch):
             fcntl.flock(file, fcntl.LOCK_UN)
 
         pauses = while_waiting(monkeypatch, leave)
-        with hold_output(tmp_path):
+        with hold_output(tmp_path, is_main=True):
             assert len(pauses) == 1
             assert path.read_text().startswith(f"process {os.getpid()} on ")
-            with pytest.raises(UserError, match="is in use by another run"), hold_output(tmp_path):
+            with pytest.raises(UserError, match="is in use by another run"), hold_output(tmp_path, is_main=True):
                 pass
     assert not path.exists()
 
@@ -137,6 +137,6 @@ def test_a_file_system_without_locks(flags, tmp_path, capsys, monkeypatch, numbe
 
 
 def test_a_folder_made_for_nothing_goes_again(tmp_path):
-    with pytest.raises(ZeroDivisionError), hold_output(tmp_path / "new"):
+    with pytest.raises(ZeroDivisionError), hold_output(tmp_path / "new", is_main=True):
         raise ZeroDivisionError
     assert not (tmp_path / "new").exists()

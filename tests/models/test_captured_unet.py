@@ -41,7 +41,7 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch):
     monkeypatch.setattr(captured_unet, "_Graph", StandIn)
-    monkeypatch.setattr(captured_unet.kernels, "HAS_TRITON", False)
+    monkeypatch.setattr(captured_unet.operations, "HAS_TRITON", False)
     StandIn.captures = 0
     return StandIn
 
@@ -118,7 +118,7 @@ def test_where_a_capture_fails_the_plain_call_makes_the_image(folders, monkeypat
         raise RuntimeError("not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(captured_unet, "_Graph", fail)
-    monkeypatch.setattr(captured_unet.kernels, "HAS_TRITON", False)
+    monkeypatch.setattr(captured_unet.operations, "HAS_TRITON", False)
     pipeline, said = load_pipeline(folders[0], torch.float32, CPU), []
     plain = pixels(pipeline)
     captured = CapturedUNet(said.append)

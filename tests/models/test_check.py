@@ -35,7 +35,10 @@ def rename_weights(folder: Path, suffix: str) -> None:
 
 
 SPOILT = {
-    "no index": (lambda b: (b / "model_index.json").unlink(), r"has no model_index\.json, so it is not a complete"),
+    "no index": (
+        lambda b: (b / "model_index.json").unlink(),
+        r"has no model_index\.json: it looks like a pipeline copied in part",
+    ),
     "index no JSON": (lambda b: (b / "model_index.json").write_text("{"), r"model_index\.json cannot be read as JSON"),
     "index not UTF-8": (lambda b: (b / "model_index.json").write_bytes(b"\xff\xfe{"), r"cannot be read as JSON"),
     "index a list": (lambda b: (b / "model_index.json").write_text("[]"), r"does not hold a JSON object"),
@@ -50,11 +53,11 @@ SPOILT = {
     ),
     "part null": (lambda b: edit_index(b, "vae", [None, None]), "vae is None, but"),
     "part not named": (lambda b: edit_index(b, "unet", None), "unet is None, but"),
-    "no unet folder": (lambda b: shutil.rmtree(b / "unet"), r"lacks unet/config\.json"),
-    "no vae config": (lambda b: (b / "vae" / "config.json").unlink(), r"lacks vae/config\.json"),
+    "no unet folder": (lambda b: shutil.rmtree(b / "unet"), r"unet/config\.json is missing"),
+    "no vae config": (lambda b: (b / "vae" / "config.json").unlink(), r"vae/config\.json is missing"),
     "unet config no JSON": (lambda b: (b / "unet/config.json").write_text("no"), r"unet/config\.json cannot be read"),
-    "no tokenizer": (lambda b: shutil.rmtree(b / "tokenizer"), "lacks tokenizer/"),
-    "empty tokenizer": (lambda b: (b / "tokenizer/vocab.json").unlink(), r"lacks tokenizer/vocab\.json"),
+    "no tokenizer": (lambda b: shutil.rmtree(b / "tokenizer"), r"tokenizer/vocab\.json is missing"),
+    "empty tokenizer": (lambda b: (b / "tokenizer/vocab.json").unlink(), r"tokenizer/vocab\.json is missing"),
     "no scheduler": (lambda b: shutil.rmtree(b / "scheduler"), r"scheduler/scheduler_config\.json is missing"),
     "scheduler no JSON": (
         lambda b: (b / "scheduler/scheduler_config.json").write_text("{]"),
@@ -80,7 +83,7 @@ SPOILT = {
     ),
     "lfs pointer": (
         lambda b: (b / UNET_FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
-        "is a git-lfs pointer, not the weights; run 'git lfs install && git lfs pull' in",
+        "is a git-lfs pointer, not the file; run 'git lfs install && git lfs pull' in",
     ),
     "lfs pointer in the text encoder": (
         lambda b: (b / "text_encoder/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
@@ -90,7 +93,7 @@ SPOILT = {
         lambda b: ((b / UNET_FILE).unlink(), (b / UNET_FILE).symlink_to(b / "blob")),
         r"unet/diffusion_pytorch_model\.safetensors cannot be read \(No such file",
     ),
-    "empty weights": (lambda b: cut(b / UNET_FILE, 0), "is not a whole safetensors file"),
+    "empty weights": (lambda b: cut(b / UNET_FILE, 0), "is empty; copy or download it again"),
     "unet cut short": (lambda b: cut(b / UNET_FILE, 5000), "is not a whole safetensors file"),
     "vae cut by a byte": (
         lambda b: cut(b / "vae/diffusion_pytorch_model.safetensors", -1),
@@ -125,14 +128,16 @@ def test_a_name_on_the_hub_is_not_downloaded(monkeypatch, tmp_path):
 def test_a_missing_folder_is_not_taken_for_a_name_on_the_hub(monkeypatch, tmp_path, name):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="--pretrained_model_name_or_path: there is no folder") as error:
+    with pytest.raises(
+        UserError, match="--pretrained_model_name_or_path .* does not exist: name a pipeline folder"
+    ) as error:
         check_base_model(Path(name))
     assert "huggingface" not in str(error.value)
 
 
 def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "model.safetensors").write_text("")
-    with pytest.raises(UserError, match="model.safetensors is a file; name the pipeline's folder"):
+    with pytest.raises(UserError, match="model.safetensors is a file, not a folder: name a pipeline folder"):
         check_base_model(tmp_path / "model.safetensors")
 
 

@@ -90,7 +90,7 @@ MODELS = {
     "a folder for weights": (lambda b: ((b / UNET_FILE).unlink(), (b / UNET_FILE).mkdir()), "is not a regular file"),
     "a fifo for a configuration": (
         lambda b: ((b / "unet/config.json").unlink(), os.mkfifo(b / "unet/config.json")),
-        "lacks unet/config.json",
+        "unet/config.json is not a regular file",
     ),
     "vocabulary no JSON": (lambda b: (b / "tokenizer/vocab.json").write_text("{"), "holds no CLIP tokenizer"),
     "vocabulary of lists": (lambda b: (b / "tokenizer/vocab.json").write_text('{"a": []}'), "holds no CLIP tokenizer"),

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import largest_difference, write_pipeline
-from tests.helpers.script import UNET_FILE
+from tests.helpers.script import UNET_FILE, run
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.models.drawing import is_blank, sample
-from utils.models.folder import default_save_dtype
+from utils.models.folder import default_save_dtype, num_parameters
 from utils.models.loading import load_pipeline, same_component, shared_components
 
 CPU = torch.device("cpu")
@@ -168,5 +168,30 @@ def test_loading_is_silent(tiny_pipeline_dir, capfd):
 
 def test_a_folder_that_does_not_load_is_a_user_error(base):
     (base / UNET_FILE).write_bytes(b"nothing")
-    with pytest.raises(UserError, match="base could not be loaded"):
+    with pytest.raises(UserError, match="unet cannot be loaded as a UNet2DConditionModel"):
         load_pipeline(base, torch.float32, CPU)
+
+
+def test_a_scheduler_configuration_that_does_not_name_its_class(base, prior):
+    """model_index.json names it: the pipeline draws with that scheduler, also the class images of a training run."""
+    path = base / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    del config["_class_name"]
+    path.write_text(json.dumps(config))
+    assert type(load_pipeline(base, torch.float32, CPU).scheduler).__name__ == "PNDMScheduler"
+    run(prior | dict(pretrained_model_name_or_path=base), max_train_steps=1)
+    assert len(list(prior["class_data_dir"].glob("class-*.png"))) == 5
+
+
+def test_a_sharded_unet_is_counted_and_checked_whole(base):
+    from diffusers import UNet2DConditionModel
+
+    whole = num_parameters(check_base_model(base))
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    (base / UNET_FILE).unlink()
+    unet.save_pretrained(base / "unet", max_shard_size="100KB")
+    shards = sorted((base / "unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 1 and num_parameters(check_base_model(base)) == whole
+    shards[-1].unlink()
+    with pytest.raises(UserError, match=f"{shards[-1].name} is missing"):
+        check_base_model(base)

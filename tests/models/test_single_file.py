@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from utils.runtime.libraries import quiet_libraries
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,6 @@ from utils.command_line import run_main
 from utils.errors import UserError
 from utils.export import main
 from utils.models.single_file import export_single_file, original_unet_name, original_vae_name
-from utils.runtime.libraries import quiet_libraries
 
 
 def read_back(file: Path, config: Path):

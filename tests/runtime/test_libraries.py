@@ -10,7 +10,7 @@ def test_imports_leave_nothing_behind():
     code = """
 import importlib.metadata, torch
 compile_, listing = torch.compile, importlib.metadata.packages_distributions
-import utils.colossal, sys
+import utils.runtime.colossal, sys
 assert torch.compile is compile_ and importlib.metadata.packages_distributions is listing
 print("torch._inductor.compile_fx" in sys.modules)
 """

@@ -31,10 +31,11 @@ from utils.files.atomic import sync_directory
 from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
-from utils.models.loading import load_class_pipeline
-from utils.runtime.ranks import together
+from utils.models.loading import load_pipeline
+from utils.runtime.ranks import on_all_ranks
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ADVICE = drawing.Advice("class images", "--sample_batch_size", "--prior_generation_precision fp16")
 MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as the model's fault
 
 
@@ -73,10 +74,10 @@ def prepare_class_images(
             print(plan.summary(dist.get_world_size(), settings.sample_batch_size), flush=True)
         return plans
 
-    plans = together(plan_all, main_only=True)
+    plans = on_all_ranks(plan_all, main_only=True)
     if any(plan.missing for plan in plans):
-        together(lambda: make_missing(plans, base_folder, device, settings))
-    together(lambda: check_used(plans))
+        on_all_ranks(lambda: make_missing(plans, base_folder, device, settings))
+    on_all_ranks(lambda: check_used(plans))
     images = [(path, plan.prompt) for plan in plans for path in plan.used]
     return ClassDataset(images, settings.resolution, settings.center_crop)
 
@@ -101,7 +102,8 @@ def make_missing(
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     shares = [(plan, plan.missing[rank::num_ranks]) for plan in plans]
     dtype = DTYPES[settings.precision or ("fp16" if device.type == "cuda" else "fp32")]
-    pipeline = load_class_pipeline(base_folder, dtype, device)
+    # Without the safety checker: a black image would be trained on.
+    pipeline = load_pipeline(base_folder, dtype, device)
     total = sum(len(numbers) for _, numbers in shares)
     bar = tqdm(total=total, desc="class images", unit="image", disable=rank != 0, file=sys.stderr)
     say = functools.partial(print, "warning:", file=sys.stderr, flush=True)
@@ -153,10 +155,5 @@ def make_batch(pipeline: Any, plan: ClassPlan, numbers: list[int], seed: int) ->
 def draw(pipeline: Any, settings: dict, seeds: list[int]) -> np.ndarray:
     """Images float32 [N,H,W,3] in [0,1], one a seed; each has its own CPU generator, whatever the batch."""
     names = ("prompt", "num_inference_steps", "guidance_scale", "height", "width")
-    try:
-        return drawing.draw(pipeline, seeds, output_type="np", **{name: settings[name] for name in names})
-    except torch.cuda.OutOfMemoryError as error:
-        advice = f"--sample_batch_size {len(seeds) // 2}" if len(seeds) > 1 else "--prior_generation_precision fp16"
-        raise UserError(
-            f"the GPU's memory is too small for {len(seeds)} class images at once: give {advice}"
-        ) from error
+    images = drawing.draw(pipeline, seeds, advice=ADVICE, **{name: settings[name] for name in names})
+    return images.permute(0, 2, 3, 1).float().cpu().numpy()

@@ -1,8 +1,8 @@
 """Prior preservation's class images: which there are, which are missing, and the dataset of those that are used.
 
 The base model draws them (Ruiz et al. 2023, section 3.2). Each file is a PNG that names in its own metadata the
-settings and the seed it was made with, so that a run that was killed continues where it stopped. Images made with other
-settings are never mixed in.
+settings and the seed it was made with, so that a run that was killed continues where it stopped. Images made with
+other settings are never mixed in.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from utils.dataset import find_photos
 from utils.errors import UserError
 from utils.files.atomic import save_png
 from utils.files.json_files import read_json
+from utils.models.folder import image_size
 
 if TYPE_CHECKING:
     pass
@@ -68,18 +69,15 @@ def model_hash(base_hashes: dict[str, str]) -> str:
 
 def generation_settings(folder: Path, model: str, prompt: str) -> dict:
     """Everything but the seed that decides what a class image shows; images of equal settings may be mixed."""
-    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
-    factor = 2 ** (len(vae.get("block_out_channels", [64])) - 1)
-    size = unet.get("sample_size") or 64
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = image_size(folder)
     return dict(
         prompt=prompt,
         model=model,
         scheduler=read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name"),
         num_inference_steps=NUM_INFERENCE_STEPS,
         guidance_scale=GUIDANCE_SCALE,
-        height=height * factor,
-        width=width * factor,
+        height=height,
+        width=width,
     )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.runtime.libraries import quiet_libraries
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -13,7 +15,6 @@ from utils.errors import UserError
 from utils.evaluation.metrics import unit_rows
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json
-from utils.runtime.libraries import quiet_libraries
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -25,7 +25,7 @@ from utils.evaluation.samples import (
 )
 from utils.files.json_files import read_json
 from utils.files.ownership import RUN_FILE
-from utils.models.check import check_is_folder, check_pipeline_folder
+from utils.models.check import check_is_folder, check_pipeline
 from utils.models.folder import MODEL_INDEX
 
 
@@ -46,9 +46,9 @@ def check(args: argparse.Namespace) -> list[str]:
 def check_generate(args: argparse.Namespace) -> list[str]:
     """The checks that making images needs; sets args.prompts."""
     check_is_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG, "train first (run.sh), or name another folder")
-    check_pipeline_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG, args.safety_checker)
+    check_pipeline(args.finetuned_model_name_or_path, FINETUNED_FLAG, safety_checker=args.safety_checker)
     notes = fill_from_run_json(args)
-    check_pipeline_folder(args.pretrained_model_name_or_path, BASELINE_FLAG, args.safety_checker)
+    check_pipeline(args.pretrained_model_name_or_path, BASELINE_FLAG, safety_checker=args.safety_checker)
     if args.pretrained_model_name_or_path.samefile(args.finetuned_model_name_or_path):
         notes.append(f"warning: {BASELINE_FLAG} and {FINETUNED_FLAG} are the same folder: both rows will be the same")
     args.checkpoint = find_checkpoints(args.finetuned_model_name_or_path, args.checkpoint or [])

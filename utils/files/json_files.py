@@ -9,6 +9,8 @@ from utils.errors import UserError
 
 def read_json(path: Path) -> dict:
     """The JSON object in a file; raises UserError naming the file where it is missing or not one."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file; copy or download the whole pipeline again")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

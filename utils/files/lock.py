@@ -32,12 +32,13 @@ def check_not_in_use(output_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def hold_output(output_dir: Path) -> Iterator[None]:
-    """A context in which no other run can enter `output_dir`, which is made where needed; rank 0 sees to it.
+def hold_output(output_dir: Path, is_main: bool) -> Iterator[None]:
+    """A context in which no other run can enter `output_dir`, which is made if it is missing.
 
-    Raises UserError where another run is in it. On a file system without locks it says so and goes on.
+    Only the main rank locks: on the others nothing happens. Raises UserError if another run is in the folder. On a
+    file system without locks it says so and goes on.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main:
         yield
         return
     is_new = not output_dir.exists()

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from utils.errors import first_line
 from utils.kernels import operations
 from utils.models import fused_unet
 
@@ -72,7 +73,7 @@ class CapturedUNet:
                     fused_unet.install(unet, equal_halves=is_guided)
                 return _Graph(plain, inputs, beside=next(filter(None, self._graphs.values()), None))
             except Exception as error:  # a compiler that is missing, memory, an operation that cannot be captured
-                reason = _first_line(error)
+                reason = first_line(error)
             finally:
                 fused_unet.uninstall(unet)
             what = "fused kernels" if fuses else "a CUDA graph"
@@ -96,7 +97,7 @@ class CapturedUNet:
                     flatten(parameters)
         except torch.cuda.OutOfMemoryError as error:
             self._graphs, self._resident = {}, []  # part of the weights may have moved
-            self.say(f"the UNet samples without a CUDA graph, more slowly: {_first_line(error)}")
+            self.say(f"the UNet samples without a CUDA graph, more slowly: {first_line(error)}")
             return False
         self._resident = parameters
         return True
@@ -168,7 +169,3 @@ def exchange(ours: torch.nn.Parameter, theirs: torch.nn.Parameter) -> None:
 
 def _set_timesteps_on_cpu(scheduler, num_inference_steps: int, device=None, **kwargs) -> None:
     type(scheduler).set_timesteps(scheduler, num_inference_steps, **kwargs)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,26 +1,42 @@
-"""Images from pipeline folders: loading them, sharing what two have in common, sampling a prompt, writing files."""
+"""Images from a loaded pipeline: each depends on its prompt, its settings and its seed alone."""
 
 import contextlib
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from utils.runtime.libraries import quiet_libraries
+
+import diffusers
 import numpy as np
 import torch
+import transformers
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from utils.errors import UserError
 from utils.models import loading
 from utils.models.captured_unet import CapturedUNet
-from utils.runtime.libraries import quiet_libraries
+from utils.models.folder import in_pixels
 
-logging.disable(logging.WARNING)  # what is imported here advises on optional packages that are not used
-import diffusers  # noqa: E402
-import transformers  # noqa: E402
-from diffusers import StableDiffusionPipeline  # noqa: E402
+NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5
 
-logging.disable(logging.NOTSET)
+
+class Advice(NamedTuple):
+    """What to say if the GPU's memory is too small to draw a batch."""
+
+    images: str  # what they are called
+    batch_flag: str  # the flag that makes the batch smaller
+    for_one: str  # what to give if the batch is of one image already
+
+    def line(self, num_images: int) -> str:
+        """One line."""
+        flag = f"{self.batch_flag} {num_images // 2}" if num_images > 1 else self.for_one
+        return f"the GPU's memory is too small for {num_images} {self.images} at once: give {flag}"
+
+
+SAMPLING_ADVICE = Advice("images", "--batch_size", "a smaller --height and --width")
 
 
 class PromptEmbeddings:
@@ -56,13 +72,13 @@ def sample(
     prompt: str,
     seeds: list[int],
     *,
-    num_inference_steps: int = 50,
-    guidance_scale: float = 7.5,
+    num_inference_steps: int = NUM_INFERENCE_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
     negative_prompt: str | None = None,
     batch_size: int | None = None,
     height: int | None = None,
     width: int | None = None,
-    embeddings: "PromptEmbeddings | None" = None,
+    embeddings: PromptEmbeddings | None = None,
     captured: CapturedUNet | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Image.Image]:
@@ -78,30 +94,26 @@ def sample(
     own_height, own_width = image_size(pipeline)
     embeddings = embeddings or PromptEmbeddings(negative_prompt, guidance_scale)
     prompt_embeds, negative_prompt_embeds = embeddings(pipeline, prompt)
-    options = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
-    options |= dict(height=height or own_height, width=width or own_width)
-    options |= dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
     def step_end(_pipeline, _step, _timestep, callback_kwargs):
         on_step()
         return callback_kwargs
 
+    options: dict[str, Any] = dict(
+        prompt_embeds=prompt_embeds,
+        negative_prompt_embeds=negative_prompt_embeds,
+        height=height or own_height,
+        width=width or own_width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        callback_on_step_end=step_end,
+        advice=SAMPLING_ADVICE,
+    )
     batch_size, images = batch_size or len(seeds), []
     with contextlib.nullcontext() if captured is None else captured.serving(pipeline):
         for start in range(0, len(seeds), batch_size):
-            images += _batch(pipeline, seeds[start : start + batch_size], callback_on_step_end=step_end, **options)
+            images += to_pil(draw(pipeline, seeds[start : start + batch_size], **options))
     return images
-
-
-def _batch(pipeline: StableDiffusionPipeline, seeds: list[int], **options) -> list[Image.Image]:
-    """One call of the pipeline. Raises UserError where the GPU's memory is too small for it."""
-    try:
-        if pipeline.device.type == "cuda":
-            return to_pil(draw(pipeline, seeds, output_type="pt", **options))
-        return draw(pipeline, seeds, **options)
-    except torch.cuda.OutOfMemoryError as error:
-        mend = f"--batch_size {len(seeds) // 2}" if len(seeds) > 1 else "a smaller --height and --width"
-        raise UserError(f"the GPU's memory is too small for {len(seeds)} images at once: give {mend}") from error
 
 
 def truncated_text(pipeline: StableDiffusionPipeline, prompt: str) -> str:
@@ -117,37 +129,49 @@ def versions() -> dict[str, str]:
     return {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
 
 
-def image_size(pipeline) -> tuple[int, int]:
+def image_size(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
     """(height, width) in pixels that the pipeline's UNet was made for."""
-    size = pipeline.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
+    return in_pixels(pipeline.unet.config.sample_size, pipeline.vae_scale_factor)
 
 
-def initial_latents(pipeline, generators: list[torch.Generator], height: int, width: int) -> torch.Tensor:
+def initial_latents(
+    pipeline: StableDiffusionPipeline, generators: list[torch.Generator], height: int, width: int
+) -> torch.Tensor:
     """Noise [N, C, height/f, width/f] in fp32 on the CPU; row n is drawn from generators[n] alone."""
     factor = pipeline.vae_scale_factor
     shape = (1, pipeline.unet.config.in_channels, height // factor, width // factor)
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def draw(pipeline, seeds: list[int], *, height: int, width: int, **arguments):
-    """The pipeline's images, one a seed, all at once: each has its own CPU generator, whatever the batch or dtype.
+def draw(
+    pipeline: StableDiffusionPipeline,
+    seeds: list[int],
+    *,
+    height: int,
+    width: int,
+    advice: Advice | None = None,
+    output_type: str = "pt",
+    **arguments: Any,
+) -> torch.Tensor:
+    """The pipeline's images [N,3,H,W] in [0,1], one a seed, all at once.
+
+    Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
 
     Args:
-        arguments: the pipeline's own; with output_type="pt" the result is a tensor [N,3,H,W] in [0,1].
+        height, width: pixels.
+        advice: for the UserError that is raised if the GPU's memory is too small; None leaves torch's own error.
+        output_type, arguments: the pipeline's own.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    latents = initial_latents(pipeline, generators, height, width)
-    with quiet_libraries():
-        return pipeline(
-            num_images_per_prompt=len(seeds),
-            height=height,
-            width=width,
-            latents=latents.to(pipeline.unet.dtype),
-            generator=generators,
-            **arguments,
-        ).images
+    latents = initial_latents(pipeline, generators, height, width).to(pipeline.unet.dtype)
+    options = dict(num_images_per_prompt=len(seeds), height=height, width=width, output_type=output_type, **arguments)
+    try:
+        with quiet_libraries():
+            return pipeline(latents=latents, generator=generators, **options).images
+    except torch.cuda.OutOfMemoryError as error:
+        if advice is None:
+            raise
+        raise UserError(advice.line(len(seeds))) from error
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
@@ -166,9 +190,6 @@ def is_blank(image: Image.Image | np.ndarray) -> bool:
     return bool((pixels == pixels[0, 0]).all())
 
 
-NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5
-
-
 class Sampler:
     """Draws the validation prompt with the modules that are loaded already.
 
@@ -178,25 +199,25 @@ class Sampler:
         prompt_embeds, negative_prompt_embeds: the validation prompt's and the empty prompt's, [1,77,C].
     """
 
-    def __init__(self, folder: Path, vae: torch.nn.Module, prompt_embeds: torch.Tensor, negative_prompt_embeds):
+    def __init__(
+        self, folder: Path, vae: torch.nn.Module, prompt_embeds: torch.Tensor, negative_prompt_embeds: torch.Tensor
+    ):
         self.vae = vae
         self.scheduler = loading.load_sampling_scheduler(folder)
         self.embeds = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
 
     @torch.no_grad()
-    def __call__(self, unet: torch.nn.Module, num_images: int, seed: int) -> list:
-        """PIL images; number k is drawn with a CPU generator seeded with seed + k, whatever the number of images."""
+    def __call__(self, unet: torch.nn.Module, num_images: int, seed: int) -> list[Image.Image]:
+        """Number k is drawn with a CPU generator seeded with seed + k, whatever the number of images."""
         parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
         with quiet_libraries():
-            from diffusers import StableDiffusionPipeline
-
             pipeline = StableDiffusionPipeline(
                 vae=self.vae, unet=unet, scheduler=self.scheduler, requires_safety_checker=False, **parts
             )
         pipeline.set_progress_bar_config(disable=True)
         height, width = image_size(pipeline)
-        settings = dict(num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE)
+        settings = dict(num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE, **self.embeds)
         images = []
         for number in range(num_images):
-            images += draw(pipeline, [seed + number], height=height, width=width, **settings, **self.embeds)
+            images += to_pil(draw(pipeline, [seed + number], height=height, width=width, **settings))
         return images

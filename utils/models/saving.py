@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.files.atomic import STAGING_PREFIX, link_or_copy, sync_directory, sync_tree
 from utils.files.json_files import write_json
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, has_only_fp16_variants
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, variant
 
 
 def assemble(staging: Path, base: Path) -> None:
@@ -20,7 +20,7 @@ def assemble(staging: Path, base: Path) -> None:
     index = json.loads((base / MODEL_INDEX).read_text(encoding="utf-8"))
     for part in FROZEN_PARTS:
         if (base / part).is_dir():
-            only_variants = has_only_fp16_variants(base / part)
+            only_variants = variant(base / part) is not None
             for source in sorted(path for path in (base / part).rglob("*") if path.is_file()):
                 if not source.name.startswith("."):
                     target = staging / source.relative_to(base)

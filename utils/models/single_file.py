@@ -13,7 +13,7 @@ import torch
 from utils.errors import UserError
 from utils.files.json_files import read_json
 from utils.files.ownership import EXPORT_METADATA
-from utils.models.folder import has_only_fp16_variants, weight_files
+from utils.models.folder import loaded_weights, weight_files
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -130,12 +130,8 @@ def original_state_dict(folder: Path) -> dict[str, torch.Tensor]:
 
 def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
     """The tensors of one part: from the files that diffusers would load."""
-    only_variants = has_only_fp16_variants(folder / part)
-    paths = [path for path in weight_files(folder, part) if "non_ema" not in path.name]
-    paths = [path for path in paths if (".fp16." in path.name) == only_variants]
-    safetensors = [path for path in paths if path.suffix == ".safetensors"]
     tensors = {}
-    for path in safetensors or paths:
+    for path in loaded_weights(weight_files(folder, part)):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 

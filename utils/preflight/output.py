@@ -8,6 +8,7 @@ from utils.errors import UserError
 from utils.files.lock import LOCK_FILE, check_not_in_use
 from utils.files.ownership import check_export_file, is_own_output, overlap
 from utils.models.folder import BaseModel
+from utils.runtime import environment
 
 
 def check_resolution(resolution: int, base: BaseModel) -> None:
@@ -38,7 +39,7 @@ def check_output_dir(output: Path, others: Mapping[str, Path | None], export_sin
         raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {output}: no permission to write in {existing}")
-    if os.environ.get("RANK", "0") == "0":
+    if environment.is_main():
         check_not_in_use(output)
     if export_single_file:
         check_export_file(export_single_file)

@@ -1,21 +1,14 @@
 """What a run needs of the machine, against what it has: disk space, GPU memory, a GPU that torch can use."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.models.folder import FROZEN_PARTS, BaseModel, num_parameters
+from utils.runtime import environment
 from utils.runtime.gpu import no_gpu
-from utils.training.memory import (
-    GB,
-    MemoryNeeds,
-    alternatives,
-    free_host_memory,
-    host_memory_needed,
-    memory_needed,
-)
+from utils.training.memory import GB, MemoryNeeds, alternatives, free_host_memory, host_memory_needed, memory_needed
 
 if TYPE_CHECKING:
     import torch
@@ -71,12 +64,12 @@ def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
 
     if not torch.cuda.is_available():
         return no_gpu(torch)
-    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_ranks = environment.local_world_size() or 1
     if num_ranks > torch.cuda.device_count():
         raise UserError(
             f"--nproc_per_node {num_ranks}, but torch sees {torch.cuda.device_count()} GPUs here; start as many ranks"
         )
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", environment.local_rank())
     if needs.offload_optimizer != "none":
         _check_offload(needs.offload_optimizer, low_memory, device)
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,6 +1,5 @@
 """Everything that is checked before a model is loaded, as one table with one verdict."""
 
-import os
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from utils.preflight.prompt import describe_prompt
 from utils.preflight.resources import check_device, check_disk
 from utils.run.plan import Plan, fill_in_defaults, make_plan
 from utils.run.resume import Sources, prepare_start
+from utils.runtime import environment
 from utils.runtime.gpu import gpu_is_possible, gpu_is_usable
 
 OK, NOTE, STOP = "ok", "note", "STOP"
@@ -96,7 +96,7 @@ def run_preflight(args: Namespace) -> PreflightResult:
     plan, sources = None, None
     if base is not None and concepts and dataset is not None and save_dtype is not None:
         plan, sources = _check_start(table, args, save_dtype, base, concepts, dataset)
-    if os.environ.get("RANK", "0") == "0":
+    if environment.is_main():
         print(table, flush=True)
     return PreflightResult(plan, sources, EXIT_USER_ERROR if table.num_problems else 0)
 
@@ -144,7 +144,7 @@ def _check_start(
     concepts: list[Concept],
     dataset: InstanceDataset,
 ) -> tuple[Plan, Sources | None]:
-    count, num_ranks = num_parameters(base), int(os.environ.get("WORLD_SIZE", "1"))
+    count, num_ranks = num_parameters(base), environment.num_ranks()
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
     table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")
     counts = dict(num_photos=len(dataset), num_ranks=num_ranks)

@@ -1,7 +1,6 @@
 """From which checkpoint a run resumes, and whether it would still be the same run."""
 
 import importlib
-import os
 import shlex
 import shutil
 import sys
@@ -31,6 +30,7 @@ from utils.run.lineage import (
     read_checkpoint,
 )
 from utils.run.plan import Plan
+from utils.runtime import environment
 
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
 
@@ -66,7 +66,7 @@ def prepare_start(
     checkpoint = find_checkpoint(output_dir, wanted, may_start_over=plan.arguments["overwrite_output_dir"])
     files = base_files(base)
     check_steps(checkpoint, plan.num_steps)
-    if os.environ.get("RANK", "0") != "0":
+    if not environment.is_main():
         return StartingPoint(checkpoint, files, None)
     if checkpoint is None:
         if wanted:
@@ -98,7 +98,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     None: the run starts anew. Raises UserError if there is no such checkpoint, if it is damaged, and if a fresh start
     would leave an unfinished run's checkpoints behind.
     """
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    restarted = environment.restarted()
     run = _run_of(output_dir)
     own = list_checkpoints(output_dir, lineage_of(run)) if run.get("run_id") else []
     if wanted == "latest" or (restarted and own):
@@ -198,6 +198,6 @@ def resume_command(argv: list[str], num_ranks: int) -> str:
     script = sys.argv[0] if Path(sys.argv[0]).name == "train_dreambooth_colossalai.py" else None
     torchrun = Path(sys.executable).with_name("torchrun")
     launcher = "torchrun" if shutil.which("torchrun") == str(torchrun) or not torchrun.exists() else str(torchrun)
-    ranks_here = os.environ.get("LOCAL_WORLD_SIZE", str(num_ranks))
+    ranks_here = str(environment.local_world_size() or num_ranks)
     command = [launcher, "--nproc_per_node", ranks_here, script or "train_dreambooth_colossalai.py", *kept]
     return shlex.join([*command, "--resume_from_checkpoint", "latest"])

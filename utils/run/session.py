@@ -10,6 +10,7 @@ from utils.files.lock import hold_output
 from utils.run.plan import Plan
 from utils.runtime.colossal import barrier, get_accelerator, launch
 from utils.runtime.determinism import deterministic_kernels
+from utils.runtime.environment import is_main
 from utils.runtime.ranks import lost_rank_in_one_line
 from utils.training.captured_step import training_stream
 from utils.training.memory import out_of_memory_in_one_line
@@ -21,7 +22,7 @@ def session(plan: Plan) -> Iterator[torch.device]:
 
     Whatever ends it early ends it in one line.
     """
-    with hold_output(plan.output_dir), contextlib.ExitStack() as surroundings:
+    with hold_output(plan.output_dir, is_main()), contextlib.ExitStack() as surroundings:
         launch(plan.seed)
         surroundings.callback(dist.destroy_process_group)
         device = get_accelerator().get_current_device()

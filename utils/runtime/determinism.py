@@ -3,6 +3,9 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
 
 from utils.errors import RunFailed
 
@@ -13,21 +16,20 @@ MISSING_SIGN = "deterministic implementation"  # how torch complains of an opera
 
 @contextlib.contextmanager
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """A context in which torch, cuDNN and cuBLAS use deterministic kernels only; nothing happens where not `wanted`.
+    """A context in which torch, cuDNN and cuBLAS use deterministic kernels only; nothing happens if not `wanted`.
 
     To be entered before the first matrix product on a GPU: cuBLAS reads its variable then, once a process. Raises
-    RunFailed where an operation has no deterministic kernel.
+    RunFailed if an operation has no deterministic kernel.
     """
     if not wanted:
         yield
         return
-    import torch
-
     if os.environ.get(CUBLAS_VARIABLE) not in CUBLAS_CHOICES:
         os.environ[CUBLAS_VARIABLE] = CUBLAS_CHOICES[0]
-    cudnn, before = torch.backends.cudnn, _state(torch)
+    cudnn, before = torch.backends.cudnn, _state()
     cudnn.deterministic, cudnn.benchmark = True, False
-    torch.utils.deterministic.fill_uninitialized_memory = False  # every buffer here is written before it is read
+    settings = cast(Any, torch.utils.deterministic)
+    settings.fill_uninitialized_memory = False  # every buffer here is written before it is read
     # Not warn_only: then attention's backward keeps adding with atomics, and only says so.
     torch.use_deterministic_algorithms(True)
     try:
@@ -39,15 +41,15 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
         raise RunFailed(f"--deterministic: {line}; leave the flag out, or update torch") from error
     finally:
         cudnn.deterministic, cudnn.benchmark, fills, algorithms, warn_only = before
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        settings.fill_uninitialized_memory = fills
         torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
 
 
-def _state(torch) -> tuple[bool, ...]:
+def _state() -> tuple[bool, ...]:
     return (
         torch.backends.cudnn.deterministic,
         torch.backends.cudnn.benchmark,
-        torch.utils.deterministic.fill_uninitialized_memory,
+        cast(Any, torch.utils.deterministic).fill_uninitialized_memory,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )

@@ -1,27 +1,30 @@
 """What ranks have to agree on: a mistake that one of them finds is everyone's."""
 
 import contextlib
-import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from utils.errors import UserError
+from utils.runtime.environment import rank
 
+T = TypeVar("T")
 EXIT_LOST_RANK = 3
 # How gloo and NCCL report that the other end of a connection is gone.
 LOST_RANK_SIGN = re.compile(r"gloo|nccl|connection (closed|reset|refused)|remote process exited|broken pipe", re.I)
 
 
-def together(function: Callable[[], object], *, main_only: bool = False):
+def on_all_ranks(function: Callable[[], T], *, main_only: bool = False) -> T:
     """Runs `function` on every rank, or on rank 0 for all; a UserError on any rank is raised on all of them.
 
     So is an OSError (a full disk, no permission), as a UserError. It also keeps ranks in step: none returns before all
     have called it. Returns the rank's own result, or rank 0's.
     """
-    result, complaint = None, None
+    result: Any = None
+    complaint: str | None = None
     if not main_only or dist.get_rank() == 0:
         try:
             result = function()
@@ -31,7 +34,7 @@ def together(function: Callable[[], object], *, main_only: bool = False):
         shared = [(result, complaint)]
         dist.broadcast_object_list(shared)
         result, complaint = shared[0]
-        complaints = [complaint]
+        complaints: list[str | None] = [complaint]
     else:
         complaints = [None] * dist.get_world_size()
         dist.all_gather_object(complaints, complaint)
@@ -49,16 +52,17 @@ def is_lost_rank(error: BaseException | None) -> bool:
 def lost_rank_line() -> str:
     """What a rank says then."""
     return (
-        f"error: rank {os.environ.get('RANK', '0')}: another process of this run has ended, so this one ends too; "
+        f"error: rank {rank()}: another process of this run has ended, so this one ends too; "
         f"the cause is what that one said, and torchrun's 'Root Cause' below names it"
     )
 
 
 @contextlib.contextmanager
-def lost_rank_in_one_line():
-    """What a rank says when another one has died under it: one line and exit code 3, not a traceback of its own.
+def lost_rank_in_one_line() -> Iterator[None]:
+    """When another rank has died, this one says so in one line and exits with code 3, without a traceback.
 
-    torchrun ends the others and names the one that died first; this is for what is in between.
+    torchrun ends the other ranks and names the one that died first, but only a moment later: until then the others
+    fail in whatever they were sending to it or waiting for.
     """
     try:
         yield

@@ -10,6 +10,8 @@ import time
 import torch
 import torch.distributed as dist
 
+from utils.runtime.environment import under_torchrun
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TORCHRUN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # of 2026's versions on; 30 s before
 SECONDS_WORTH_A_WARNING = 20
@@ -112,7 +114,7 @@ def signal_line(number: int, checkpoint_seconds: float) -> str:
     """What is said on a first signal; `checkpoint_seconds` is what the last checkpoint took."""
     name = signal.Signals(number).name
     line = f"{name}: the step is finished and a checkpoint written; a second signal ends at once"
-    if checkpoint_seconds <= SECONDS_WORTH_A_WARNING or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if checkpoint_seconds <= SECONDS_WORTH_A_WARNING or not under_torchrun():
         return line
     return (
         f"{line}. The last checkpoint took {checkpoint_seconds:.0f} s: if the signal was sent to torchrun, it kills "

@@ -1,7 +1,7 @@
-"""ColossalAI imports peft, bitsandbytes and galore_torch when it starts. Where one is broken or missing, a stand-in.
+"""ColossalAI imports peft, bitsandbytes and galore_torch when it starts. If one is broken or missing: a stand-in.
 
 The stand-ins last for ColossalAI's import only. Afterwards the package counts as absent, so that diffusers and
-transformers, which use it where they find it, leave it alone. Packages that work are left as they are.
+transformers, which use it if they find it, leave it alone. Packages that work are left as they are.
 """
 
 import contextlib
@@ -10,8 +10,11 @@ import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import cast
 
-# What ColossalAI 0.5.0 takes from each. In this order: peft uses bitsandbytes where it finds it.
+from utils.errors import first_line
+
+# What ColossalAI 0.5.0 takes from each. In this order: peft uses bitsandbytes if it finds it.
 IMPORTED_NAMES = {
     "bitsandbytes": {"bitsandbytes.optim": [], "bitsandbytes.optim.optimizer": ["Optimizer2State"]},
     "peft": {
@@ -26,13 +29,13 @@ IMPORTED_NAMES = {
 ASKING = ("transformers.utils", "diffusers.utils", "accelerate.utils")
 
 
-def why_not(package: str) -> str | None:
-    """Why a package cannot be imported, in one line; None where it can."""
+def import_error(package: str) -> str | None:
+    """Why a package cannot be imported, in one line; None if it can."""
     try:
         for name in IMPORTED_NAMES.get(package, {package: []}):
             importlib.import_module(name)
     except Exception as error:  # a broken CUDA library raises whatever it likes
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 
@@ -41,11 +44,10 @@ def stand_ins() -> Iterator[dict[str, str]]:
     """Stands in for the packages that cannot be imported; yields each of them with the reason."""
     broken = {}
     for package in IMPORTED_NAMES:
-        reason = why_not(package)
+        reason = import_error(package)
         if reason is not None:
             broken[package] = reason
-            _forget(package)
-            sys.modules[package] = None
+            _mark_absent(package)
     # Before the stand-ins are there: these note at import, or at the first question, which packages they find.
     for library in ASKING if broken else ():
         importlib.import_module(library)
@@ -60,10 +62,12 @@ def stand_ins() -> Iterator[dict[str, str]]:
         yield broken
     finally:
         for package in broken:
-            _forget(package)
-            sys.modules[package] = None
+            _mark_absent(package)
 
 
-def _forget(package: str) -> None:
+def _mark_absent(package: str) -> None:
+    """Forgets what was imported of a package; None is how sys.modules says that there is no such package."""
+    modules = cast(dict[str, ModuleType | None], sys.modules)
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-        del sys.modules[name]
+        del modules[name]
+    modules[package] = None

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import RunFailed
+from utils.runtime import environment
 
 GB = 1e9
 # Activations of Stable Diffusion v1's UNet in bytes a 512-pixel image in fp16, without and with checkpointing, and
@@ -122,8 +122,8 @@ def out_of_memory_in_one_line(needs: MemoryNeeds) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         line = out_of_memory_line(needs, on_host=isinstance(error, MemoryError) or "CPUAllocator" in str(error))
-        if os.environ.get("RANK", "0") != "0":  # the other ranks may have memory enough, and nothing to say
-            print(f"error: rank {os.environ['RANK']}: {line}", file=sys.stderr, flush=True)
+        if not environment.is_main():  # the other ranks may have memory enough, and nothing to say
+            print(f"error: rank {environment.rank()}: {line}", file=sys.stderr, flush=True)
         raise RunFailed(line) from error
 
 

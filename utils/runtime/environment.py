@@ -1,0 +1,77 @@
+"""What torchrun tells a process about itself; without torchrun a run is one process.
+
+No other module reads torchrun's variables.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+
+
+def rank() -> int:
+    """This process's number among all of the run's, from 0."""
+    return _number("RANK", 0)
+
+
+def num_ranks() -> int:
+    """How many processes the run has, on all machines."""
+    return _number("WORLD_SIZE", 1)
+
+
+def local_rank() -> int:
+    """This process's number on its machine, which is its GPU's."""
+    return _number("LOCAL_RANK", 0)
+
+
+def local_world_size() -> int | None:
+    """How many processes the run has on this machine; None without torchrun."""
+    return _number("LOCAL_WORLD_SIZE", 0) or None
+
+
+def num_restarts() -> int:
+    """How often torchrun has started the run again after a process died."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
+def is_main() -> bool:
+    """Whether this is the rank that prints and writes."""
+    return rank() == 0
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the run again after a process died."""
+    return num_restarts() > 0
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, and passes signals on to it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextlib.contextmanager
+def as_single_process() -> Iterator[None]:
+    """A context in which a process that was started without torchrun looks like torchrun's only one."""
+    if "RANK" in os.environ:
+        yield
+        return
+    added = dict(SINGLE_PROCESS, MASTER_PORT=_free_port())
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _free_port() -> str:
+    """A port that was free a moment ago: torch 2.5 does not take 0 for one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def _number(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))
