@@ -199,7 +199,7 @@ def show(args, pipeline, device, log):
     pipeline.set_progress_bar_config(disable=True)
     steps = args.num_inference_steps
     rows = previews.sample_rows(pipeline, previews.sheet_prompts(list(COLOURS)), 8, steps)
-    previews.save_sheet(args.previews / "tiny_model.png", rows)
+    previews.save_sheet(args.previews / "tiny_model.jpg", rows)
     guided = []
     for scale in (2.0, 5.0, 7.5):
         for prompt, pictures in previews.sample_rows(pipeline, previews.SUBJECT_PROMPTS[2:], 8, steps, scale):

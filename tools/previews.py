@@ -39,7 +39,7 @@ def sheet_prompts(colours):
 
 
 def save_sheet(path, rows, scale=2):
-    """rows: [(label, [picture, ...])] -> one PNG, pictures enlarged, each row under its label."""
+    """rows: [(label, [picture, ...])] -> one picture file, pictures enlarged, each row under its label."""
     side = SIZE * scale
     width = side * max(len(pictures) for _, pictures in rows)
     sheet = Image.new("RGB", (width, (side + LABEL_HEIGHT) * len(rows)), "white")
@@ -51,7 +51,7 @@ def save_sheet(path, rows, scale=2):
             enlarged = picture.resize((side, side), Image.Resampling.BICUBIC)
             sheet.paste(enlarged, (column * side, top + LABEL_HEIGHT))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    sheet.save(path, optimize=True, quality=85)
 
 
 def to_pictures(pixel_values):
