@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drawings import with_articles
 from PIL import Image, ImageDraw, ImageFont
-from tiny_training import alphas_cumprod, noise_prediction_loss
+
+from tools.drawings import with_articles
+from tools.tiny_training import alphas_cumprod, noise_prediction_loss
 
 SIZE = 64
 LABEL_HEIGHT = 18
