@@ -1,6 +1,6 @@
 """Which kernels of a training step give the same bits every time, what it costs to switch to those that do.
 
-python bench/determinism.py [--small] [--device cpu] [--json FILE]
+python -m bench.determinism [--small] [--device cpu] [--json FILE]
 
 On Stable Diffusion v1.4's shape (random weights, fp16, channels_last, 64x64 latents, batch 1), in a process of its own
 for each setting, since cuBLAS reads its variable once:
@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,12 +25,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench: libraries look for a package named `kernels`
+from bench.random_sd14 import UNET_CONFIG
+from bench.studies.determinism_operations import cases, differ, differing
+from bench.timing import median_ms
+from utils.runtime.determinism import CUBLAS_CHOICES, CUBLAS_VARIABLE, deterministic_kernels
 
-from bench.random_sd14 import UNET_CONFIG  # noqa: E402
-from bench.studies.determinism_operations import cases, differ, differing  # noqa: E402
-from utils.runtime.determinism import CUBLAS_CHOICES, CUBLAS_VARIABLE, deterministic_kernels  # noqa: E402
-
+ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ("default", "warn_only", "flag")
 SMALL_CONFIG = dict(
     sample_size=8,
@@ -190,21 +189,8 @@ def state_of(optimizer) -> dict[str, torch.Tensor]:
 
 
 def milliseconds(run, device: torch.device, repeats: int = 7) -> float:
-    """Median time of run(), by device events on a GPU."""
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        else:
-            begin = time.perf_counter()
-            run()
-            times.append(1e3 * (time.perf_counter() - begin))
-    return round(statistics.median(times), 2)
+    """Median time of run(); the caller has run it before."""
+    return round(median_ms(run, repeats=repeats, warm_up=0, on_gpu=device.type == "cuda"), 2)
 
 
 def report(found: dict) -> str:
@@ -245,11 +231,12 @@ def say(*words) -> None:
 def run_child(name: str, args: argparse.Namespace, folder: Path) -> dict:
     """One setting in a process of its own."""
     file = folder / f"{name}.json"
-    command = [sys.executable, __file__, "--setting", name, "--device", args.device, "--json", str(file)]
+    command = [sys.executable, "-m", "bench.determinism", "--setting", name, "--device", args.device]
+    command += [f"--json={file}", *(["--small"] if args.small else [])]
     environment = {key: value for key, value in os.environ.items() if key != CUBLAS_VARIABLE}
     if name == "warn_only":
         environment[CUBLAS_VARIABLE] = CUBLAS_CHOICES[0]
-    result = subprocess.run([*command, *(["--small"] if args.small else [])], env=environment)
+    result = subprocess.run(command, env=environment, cwd=ROOT)
     return json.loads(file.read_text()) if result.returncode == 0 else dict(setting=name, failed=result.returncode)
 
 

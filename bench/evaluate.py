@@ -1,6 +1,6 @@
 """Times evaluate.py's sampling beside the recipe's loop, and checks that both draw the same.
 
-python bench/evaluate.py [--model DIR] [--batch_sizes 1 4 8] [--steps 50] [--quick] [--no_command] [--json FILE]
+python -m bench.evaluate [--model DIR] [--batch_sizes 1 4 8] [--steps 50] [--quick] [--no_command] [--json FILE]
 
 Without --model: random weights of Stable Diffusion v1.4's shape on a GPU (512 px, 50 steps), the embedded model on a
 CPU (64 px, 4 steps). Guidance 7.5 throughout. Method: the recipe's loop is DiffusionPipeline.from_pretrained in fp32,
@@ -27,17 +27,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.models import loading
+from bench.random_sd14 import EMBEDDED, write_pipeline
+from utils.models import drawing, loading
+from utils.models.captured_unet import CapturedUNet
+from utils.models.drawing import draw, image_size
 from utils.runtime import gpu
 
 ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # not bench: libraries look for packages named `kernels` and `evaluate`
-
-from bench.random_sd14 import EMBEDDED, write_pipeline  # noqa: E402
-from utils.models import drawing  # noqa: E402
-from utils.models.captured_unet import CapturedUNet  # noqa: E402
-from utils.models.drawing import draw, image_size  # noqa: E402
 
 PROMPT = "a photo of my cat."
 GUIDANCE = 7.5

@@ -1,27 +1,24 @@
 """Times the fused operations, and the UNet's forward + backward with and without them, on one GPU in about a minute.
 
-python bench/kernels.py [unet] [optimizer] [operations] [attention]
+python -m bench.kernels [unet] [optimizer] [operations] [attention]
 
 Device times by events around replays of CUDA graphs, medians, random data; operations rotate over buffers larger than
 the L2 cache. The UNet has Stable Diffusion v1.4's shape and random weights in one flat buffer, fp16, channels_last,
 64x64 latents.
 """
 
+import argparse
 import collections
-import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench: libraries look for a package named `kernels`
-
-from bench.random_sd14 import UNET_CONFIG  # noqa: E402
-from utils.kernels import operations, updates  # noqa: E402
-from utils.models import fused_unet  # noqa: E402
+from bench.random_sd14 import UNET_CONFIG
+from bench.timing import median_ms
+from utils.kernels import operations, updates
+from utils.models import fused_unet
 
 START = time.time()
 ROTATED_BYTES = 256 << 20
@@ -56,20 +53,6 @@ def capture(function):
     return graph
 
 
-def milliseconds(run, repeats=9):
-    """Median device time of run()."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
 def operation_us(function, inputs):
     """Microseconds of function(*inputs), forward and forward + backward, over rotating copies of the inputs."""
     num_bytes = sum(t.numel() * t.element_size() for t in inputs)
@@ -87,7 +70,7 @@ def operation_us(function, inputs):
         for copy in copies:
             torch.autograd.grad(as_tuple(function(*copy)), copy, output_grad)
 
-    return [1e3 * milliseconds(capture(f).replay, 5) / len(copies) for f in (forward, forward_backward)]
+    return [1e3 * median_ms(capture(f).replay, 5) / len(copies) for f in (forward, forward_backward)]
 
 
 def as_tuple(outputs):
@@ -144,17 +127,17 @@ def optimizer():
     """AdamW and gradient norm over all parameters."""
     n = NUM_PARAMETERS
     source, target = torch.empty(2, n, device="cuda")
-    ms = milliseconds(lambda: target.copy_(source))
+    ms = median_ms(lambda: target.copy_(source))
     say(f"copy of {n * 4 / 1e9:.1f} GB: {ms:.2f} ms, {n * 8 / ms / 1e6:.0f} GB/s")
     weight, grad = torch.randn(2, n, device="cuda", dtype=torch.float16)
     master, exp_avg, exp_avg_sq = source.normal_(), target.zero_(), torch.zeros(n, device="cuda")
     scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0], device="cuda")
     buffers = weight, grad, master, exp_avg, exp_avg_sq, scalars
-    ms = milliseconds(lambda: updates.adamw_(*buffers))
+    ms = median_ms(lambda: updates.adamw_(*buffers))
     say(f"adamw_: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
     out = torch.zeros(1, device="cuda")
-    ms = milliseconds(lambda: updates.grad_norm_(grad, out))
-    torch_ms = milliseconds(lambda: torch.linalg.vector_norm(grad, dtype=torch.float32))
+    ms = median_ms(lambda: updates.grad_norm_(grad, out))
+    torch_ms = median_ms(lambda: torch.linalg.vector_norm(grad, dtype=torch.float32))
     say(f"grad_norm_: {ms:.2f} ms, {2 * n / ms / 1e6:.0f} GB/s; torch's vector_norm: {torch_ms:.2f} ms")
 
 
@@ -229,7 +212,7 @@ def unet_case(unet, batch, name, preallocates, profiles):
     graph = capture(forward_backward)
     torch.cuda.synchronize()
     begin = time.time() - begin
-    ms = milliseconds(graph.replay, 20)
+    ms = median_ms(graph.replay, 20)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         graph.replay()
         torch.cuda.synchronize()
@@ -270,9 +253,19 @@ def unet():
     unet_case(model, 8, "plain", True, False)
 
 
-if __name__ == "__main__":
-    sections = dict(unet=unet, optimizer=optimizer, operations=operations, attention=attention)
+def main(argv: list[str] | None = None) -> None:
+    """Runs the sections that are named, or all."""
+    sections = dict(unet=unet, optimizer=optimizer, operations=compare_operations, attention=attention)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(sections))
+    chosen = parser.parse_args(argv).sections or list(sections)
+    if unknown := set(chosen) - set(sections):
+        parser.error(f"there is no section {', '.join(sorted(unknown))}")
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    for section in sys.argv[1:] or sections:
+    for section in chosen:
         sections[section]()
         torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """The loss of the recipe's command by three ways of training, with the same draws: do they lie on each other?
 
-python bench/loss_curves.py OUTPUT_DIR --model DIR [--steps 400] [--only graph|eager|reference|plot]
+python -m bench.loss_curves OUTPUT_DIR --model DIR [--steps 400] [--only graph|eager|reference|plot]
 
 graph: the training script; eager: the same with --no_cuda_graph; reference: bench/reference_loop.py (fp32 weights,
 autocast, GradScaler). Each leaves OUTPUT_DIR/NAME.json; plot reads them, prints how far apart they are and writes
@@ -10,21 +10,18 @@ loss_curves.svg. Random weights will do: the loss falls from 1 as the UNet learn
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # not bench: libraries look for a package named `kernels`
+from bench.reference_loop import ReferenceLoop
+from bench.train_step import run_script
+from utils.data.randomness import draw_sample
+from utils.dataset import InstanceDataset
+from utils.evaluation.report.charts import Series, line_chart, smooth
+from utils.evaluation.report.page import TEMPLATES
 
-from bench.reference_loop import ReferenceLoop  # noqa: E402
-from bench.train_step import run_script  # noqa: E402
-from utils.data.randomness import draw_sample  # noqa: E402
-from utils.dataset import InstanceDataset  # noqa: E402
-from utils.evaluation.report.charts import Series, line_chart, smooth  # noqa: E402
-from utils.evaluation.report.page import TEMPLATES  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 NAMES = ("graph", "eager", "reference")
 COLOURS = dict(graph="#0a7", eager="#c60", reference="#36c")

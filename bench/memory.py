@@ -1,6 +1,6 @@
 """Peak GPU memory and time a step of the training script with each of the flags that save memory.
 
-python bench/memory.py [--model DIR] [--only default low_memory ...] [--steps 30] [--json FILE]
+python -m bench.memory [--model DIR] [--only default low_memory ...] [--steps 30] [--json FILE]
 
 Without --model: random weights of Stable Diffusion v1.4's shape on a GPU, the embedded model on a CPU. The script runs
 as its users run it, in its own process. "peak" is torch's max_memory_allocated; "process" is how much more of the GPU
@@ -11,22 +11,20 @@ flags go to the training script.
 import argparse
 import contextlib
 import json
-import sys
 import tempfile
 import threading
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from bench.train_step import make_model, run_script
+from utils.arguments import parse_args
+from utils.models.check import check_base_model
+from utils.models.folder import num_parameters
+from utils.run.plan import memory_needs
+from utils.training.memory import GB, memory_needed
 
-from bench.train_step import make_model, run_script  # noqa: E402
-from utils.arguments import parse_args  # noqa: E402
-from utils.models.check import check_base_model  # noqa: E402
-from utils.models.folder import num_parameters  # noqa: E402
-from utils.run.plan import memory_needs  # noqa: E402
-from utils.training.memory import GB, memory_needed  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 GIB = 1 << 30
 CARDS = (8, 12, 16, 24, 32, 48, 80)  # GiB

@@ -1,6 +1,6 @@
 """What fine-tuning did to other prompts: CLIP-T by prompt and CLIP-I against the photos, for several pipelines.
 
-python bench/prior_preservation.py --clip model/tiny-clip --instance_data_dir instance --output_dir DIR NAME=FOLDER ...
+python -m bench.prior_preservation --clip model/tiny-clip --instance_data_dir instance --output_dir DIR NAME=FOLDER ...
 
 NAME=FOLDER,FOLDER,...: runs that differ in their seed; the table gives their mean and range, the picture shows the
 first. Every pipeline draws the same prompts with the same seeds, and its own instance prompt (from its run.json; the
@@ -11,16 +11,14 @@ DIR/NAME-0/*.png; images that are there already are scored, not drawn again.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from utils.runtime.libraries import quiet_libraries
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.runtime.libraries import quiet_libraries
 
 from utils.data.class_generation import draw
 from utils.dataset import decode, find_photos

@@ -1,18 +1,16 @@
 """How far apart prompts are for the UNet: distances of the text encoder's output.
 
-python bench/prompt_distance.py --model model/tiny-stable-diffusion "a photo of a cat" "a photo of my cat." ...
+python -m bench.prompt_distance --model model/tiny-stable-diffusion "a photo of a cat" "a photo of my cat." ...
 
 Prints for every prompt after the first its tokens and |E(prompt) - E(first)| / |E(first)|, where E is the encoder's
 output [77,C] and |.| the root of the sum of squares. For scale, name a prompt of another thing too.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.diffusion import encode_prompt
 from utils.models import loading
 

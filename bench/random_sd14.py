@@ -1,6 +1,6 @@
 """Writes a pipeline folder of Stable Diffusion v1.4's exact shape with random weights: enough to time and to test.
 
-python bench/random_sd14.py DIR [--device cuda]
+python -m bench.random_sd14 DIR [--device cuda]
 
 The tokenizer is the embedded model's (CLIP's own vocabulary). Weights are torch's default initialisation at seed 0,
 saved as float32 like the real folder's.

@@ -1,6 +1,6 @@
 """Prints docs/scaling.md's predictions: a step's time on several GPUs from what one GPU was measured to take.
 
-python bench/scaling_model.py
+python -m bench.scaling_model
 """
 
 GRADIENT_BYTES = 859_520_964 * 2  # fp16

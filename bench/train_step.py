@@ -1,6 +1,6 @@
 """Times the training script on Stable Diffusion v1.4's shape, beside a loop written the usual way.
 
-python bench/train_step.py [--model DIR] [--batch_sizes 1 8] [--steps 60] [--long_run 400] [--json FILE]
+python -m bench.train_step [--model DIR] [--batch_sizes 1 8] [--steps 60] [--long_run 400] [--json FILE]
 
 Without --model: random weights of that shape on a GPU, the embedded model on a CPU. Method: the script runs as its
 users run it, in its own process; ms a step is the median over its metrics.jsonl after the first 20 steps; the
@@ -19,11 +19,10 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # not bench: libraries look for a package named `kernels`
+from bench.reference_loop import ReferenceLoop
+from bench.timing import median_ms
 
-from bench.reference_loop import ReferenceLoop  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 WARM_UP = 20
 BYTES_PER_PARAMETER = 28  # gradient 2, master 4+4, two moments 8+8, weight 2
@@ -94,27 +93,10 @@ def floors(device: str) -> dict:
     size, side, dtype = (1 << 30, 8192, torch.float16) if device == "cuda" else (1 << 26, 1024, torch.float32)
     source, target = torch.randn(size // 4, device=device), torch.empty(size // 4, device=device)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    copy, product = (median_seconds(function, device) for function in (lambda: target.copy_(source), lambda: a @ b))
-    return dict(copy_bytes_a_second=2 * size / copy, product_flop_a_second=2 * side**3 / product)
-
-
-def median_seconds(function, device: str, repeats: int = 20) -> float:
-    """Median time of a call, by device events on a GPU."""
-    seconds = []
-    for number in range(repeats + 3):
-        if device == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            function()
-            end.record()
-            torch.cuda.synchronize()
-            seconds.append(start.elapsed_time(end) / 1e3)
-        else:
-            begin = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - begin)
-        seconds = seconds if number >= 3 else []
-    return statistics.median(seconds)
+    repeats = dict(repeats=20, warm_up=3, on_gpu=device == "cuda")
+    copy_ms = median_ms(lambda: target.copy_(source), **repeats)
+    product_ms = median_ms(lambda: a @ b, **repeats)
+    return dict(copy_bytes_a_second=2e3 * size / copy_ms, product_flop_a_second=2e3 * side**3 / product_ms)
 
 
 def flop_per_image(model: Path, resolution: int, device: str) -> tuple[float, int]:

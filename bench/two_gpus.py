@@ -1,21 +1,18 @@
 """Times and losses of the training script on two GPUs against one, beside docs/scaling.md's prediction.
 
-python bench/two_gpus.py --model DIR [--steps 60] [--json FILE]
+python -m bench.two_gpus --model DIR [--steps 60] [--json FILE]
 
 Method: as bench/train_step.py's; the runs of one total batch draw the same samples, so their losses must agree.
 """
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # not bench: libraries look for a package named `kernels`
+from bench.train_step import run_script
 
-from bench.train_step import run_script  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 # (ranks, batch a rank, micro-batches); runs with one product of the three draw the same samples.
 RUNS = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 8, 1), (2, 8, 1), (2, 1, 4))

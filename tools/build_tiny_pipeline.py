@@ -1,6 +1,6 @@
 """Builds model/tiny-stable-diffusion and model/tiny-clip from nothing but drawings, a few CC0 photos and fixed seeds.
 
-    python tools/build_tiny_pipeline.py --vocabulary bpe_simple_vocab_16e6.txt.gz
+    python -m tools.build_tiny_pipeline --vocabulary bpe_simple_vocab_16e6.txt.gz
 
 The vocabulary is CLIP's published list of merges; requirements-tools.txt says where to find it. With the default
 budgets the build takes about eight minutes on one H200; with small ones (`--clip_seconds 5 ...`) it runs on a CPU.
@@ -14,15 +14,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-import previews
-import tiny_models
-import tiny_training
 import torch
 from diffusers import DiffusionPipeline
-from drawings import COLOURS, draw, with_articles
-from photos import captioned_crop, detail_crop
-from shapes import THINGS
 from transformers import CLIPTokenizer
+
+from tools import previews, tiny_models, tiny_training
+from tools.drawings import COLOURS, draw, with_articles
+from tools.photos import captioned_crop, detail_crop
+from tools.shapes import THINGS
 
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
 PHOTO_SHARE = 8  # one captioned crop for each so many drawings
@@ -199,7 +198,7 @@ def show(args, pipeline, device, log):
     pipeline.set_progress_bar_config(disable=True)
     steps = args.num_inference_steps
     rows = previews.sample_rows(pipeline, previews.sheet_prompts(list(COLOURS)), 8, steps)
-    previews.save_sheet(args.previews / "tiny_model.png", rows)
+    previews.save_sheet(args.previews / "tiny_model.jpg", rows)
     guided = []
     for scale in (2.0, 5.0, 7.5):
         for prompt, pictures in previews.sample_rows(pipeline, previews.SUBJECT_PROMPTS[2:], 8, steps, scale):

@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 from PIL import Image, ImageFilter
-from shapes import THINGS, Pen
+
+from tools.shapes import THINGS, Pen
 
 SIZE = 64  # pixels of the finished picture
 OVERSAMPLING = 3  # drawn this many times larger, then shrunk: smooth edges

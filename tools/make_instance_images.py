@@ -1,6 +1,6 @@
 """Writes instance/: four nearly identical photos of one cat, cut from `chelsea` in the scikit-image wheel (CC0).
 
-python tools/make_instance_images.py
+python -m tools.make_instance_images
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("instance"))
     args = parser.parse_args(argv)
-    from photos import photo
+    from tools.photos import photo
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(instance_images(photo("chelsea.png")), start=1):

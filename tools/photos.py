@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 
 import numpy as np
-from drawings import SIZE
 from PIL import Image, ImageEnhance
+
+from tools.drawings import SIZE
 
 CAPTIONED = {
     "astronaut.png": ("a photo of an astronaut", "an astronaut", "a portrait of an astronaut"),

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drawings import with_articles
 from PIL import Image, ImageDraw, ImageFont
-from tiny_training import alphas_cumprod, noise_prediction_loss
+
+from tools.drawings import with_articles
+from tools.tiny_training import alphas_cumprod, noise_prediction_loss
 
 SIZE = 64
 LABEL_HEIGHT = 18
@@ -39,7 +40,7 @@ def sheet_prompts(colours):
 
 
 def save_sheet(path, rows, scale=2):
-    """rows: [(label, [picture, ...])] -> one PNG, pictures enlarged, each row under its label."""
+    """rows: [(label, [picture, ...])] -> one picture file, pictures enlarged, each row under its label."""
     side = SIZE * scale
     width = side * max(len(pictures) for _, pictures in rows)
     sheet = Image.new("RGB", (width, (side + LABEL_HEIGHT) * len(rows)), "white")
@@ -51,7 +52,7 @@ def save_sheet(path, rows, scale=2):
             enlarged = picture.resize((side, side), Image.Resampling.BICUBIC)
             sheet.paste(enlarged, (column * side, top + LABEL_HEIGHT))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    sheet.save(path, optimize=True, quality=85)
 
 
 def to_pictures(pixel_values):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Did a change of code change any result? Runs two checkouts on the same inputs and compares all that they write.
 
-    python tools/same_results.py run TREE INPUTS RESULTS      TREE: a checkout; INPUTS: made by the first call
-    python tools/same_results.py compare RESULTS_A RESULTS_B  exit code 1 if anything differs
+    python -m tools.same_results run TREE INPUTS RESULTS      TREE: a checkout; INPUTS: made by the first call
+    python -m tools.same_results compare RESULTS_A RESULTS_B  exit code 1 if anything differs
 
 Run both with one virtual environment on one idle machine: about two minutes a tree on two cores. Weights, checkpoints,
 pictures, metrics and every word on the terminal are compared byte for byte. Left out are run ids, times of day,

@@ -7,9 +7,10 @@ import math
 import time
 
 import torch
-from tiny_models import IMAGE_MEAN, IMAGE_STD, SCHEDULER_CONFIG
 from torch import nn
 from torch.nn import functional as F
+
+from tools.tiny_models import IMAGE_MEAN, IMAGE_STD, SCHEDULER_CONFIG
 
 CONTEXT_LENGTH = 77  # tokens
 PHASE = 0.5  # fraction of the VAE's time after which its reconstructions must also fool a discriminator

@@ -1,6 +1,6 @@
 """Times a call of Stable Diffusion v1.4's UNet as sampling makes it, in several ways, on one GPU in about a minute.
 
-python bench/studies/unet_call.py [--rows 16 2] [--json FILE]
+python -m bench.studies.unet_call [--rows 16 2] [--json FILE]
 
 Rows are two an image (guidance). Random weights and data, fp16, channels_last, 64x64 latents, device times by events,
 median of replays. `difference` is the output's distance from the plain call's, of that output's norm. The last ways
@@ -11,22 +11,17 @@ import argparse
 import collections
 import contextlib
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-ROOT = Path(__file__).resolve().parents[2]
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # not bench: libraries look for a package named `kernels`
-
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
-
-from bench.random_sd14 import UNET_CONFIG  # noqa: E402
-from utils.models import captured_unet, fused_unet  # noqa: E402
+from bench.random_sd14 import UNET_CONFIG
+from bench.timing import median_ms
+from utils.models import captured_unet, fused_unet
 
 REPEATS = 15
 TOP = 30
@@ -47,20 +42,6 @@ def make_inputs(rows: int) -> tuple[torch.Tensor, ...]:
     half = dict(device="cuda", dtype=torch.float16)
     latents = torch.randn(rows // 2, 4, 64, 64, **half)
     return torch.cat([latents, latents]), torch.tensor(500), torch.randn(rows, 77, 768, **half)
-
-
-def milliseconds(function) -> float:
-    """Median device time of a call."""
-    function()
-    times = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
 
 
 @contextlib.contextmanager
@@ -121,7 +102,7 @@ def time_rows(unet, rows: int) -> list[dict]:
     def forward(*arguments):
         return unet(*arguments, return_dict=False)
 
-    found.append(dict(rows=rows, way="launched by Python", ms=milliseconds(lambda: forward(*on_gpu))))
+    found.append(dict(rows=rows, way="launched by Python", ms=median_ms(lambda: forward(*on_gpu), REPEATS)))
     for way, (fuses, context) in ways().items():
         if fuses:
             fused_unet.install(unet, equal_halves="halves" in way)
@@ -138,7 +119,11 @@ def time_rows(unet, rows: int) -> list[dict]:
         difference = ((graph(*inputs).float() - plain).norm() / plain.norm()).item()
         found.append(
             dict(
-                rows=rows, way=way, ms=milliseconds(graph.graph.replay), difference=difference, capture_seconds=seconds
+                rows=rows,
+                way=way,
+                ms=median_ms(graph.graph.replay, REPEATS),
+                difference=difference,
+                capture_seconds=seconds,
             )
         )
         print(found[-1], flush=True)

@@ -1,4 +1,4 @@
-"""What the README says can be done, done: its commands are run, its table of flags is that of the parser."""
+"""What the README and docs/ say can be done, done: commands are run, flags are the parser's, what is named exists."""
 
 import os
 import re
@@ -14,7 +14,10 @@ from tests.helpers.script import ROOT
 from utils.arguments import training_parser
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAP = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+MAX_COLUMNS = 120
 
 # `git clone` brings a pipeline of the test's; everything else git is asked for, it does not do.
 GIT = """#!/bin/sh
@@ -22,26 +25,72 @@ if [ "$1" = clone ]; then cp -R "$PIPELINE" "$3"; else echo "git $*" >> "$GIT_LO
 """
 
 
+def parser_flags() -> set[str]:
+    """The training script's flags, but --help."""
+    strings = {string for action in training_parser()._actions for string in action.option_strings}
+    return {string for string in strings if string.startswith("--")} - {"--help"}
+
+
+def table_flags(page: str) -> list[str]:
+    """The flags in the first column of a page's tables."""
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `--")]
+    return [flag for row in rows for flag in re.findall(r"`(--\w+)", row)]
+
+
 def test_the_table_of_flags_is_the_parsers():
-    table = README[README.index("\n## Flags") :]
-    table = table[: table.index("\n## ", 5)]
-    named = {flag for line in table.splitlines() if line.startswith("| `--") for flag in _flags_of(line)}
-    flags = {flag for action in training_parser()._actions for flag in action.option_strings if flag.startswith("--")}
-    assert flags - {"--help"} == named
+    named = table_flags((ROOT / "docs/flags.md").read_text(encoding="utf-8"))
+    assert len(named) == len(set(named))
+    assert set(named) == parser_flags()
 
 
-def _flags_of(line: str) -> list[str]:
-    return re.findall(r"`(--\w+)", line.split(" | ")[0])
+def test_the_flags_that_matter_are_flags():
+    named = table_flags(README)
+    assert len(named) == 12 and set(named) < parser_flags()
 
 
-def test_every_link_of_the_documentation_leads_to_a_file():
-    """Links, and the tests that are named."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
-        for file, name in re.findall(r"`((?:\w+/)+test_\w+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8")):
-            path = ROOT / "tests" / file.removeprefix("tests/")
-            assert path.is_file() and name in path.read_text(encoding="utf-8"), f"{page.name}: {file} {name}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_exists(page):
+    """Links, parts of pages that links lead to, tests, and paths of the source."""
+    text = page.read_text(encoding="utf-8")
+    for target, part in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not part or part in anchors(path), f"{target}#{part}"
+    for file, name in re.findall(r"`((?:\w+/)+test_\w+\.py)(?:::(\w+))?", text):
+        path = ROOT / "tests" / file.removeprefix("tests/")
+        assert path.is_file() and name in path.read_text(encoding="utf-8"), f"{file} {name}"
+    all_tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in all_tests, name
+    for path in re.findall(r"`((?:utils|bench|tools|tests|docs)/[\w/.-]*|(?:\w+/)+\w+\.py)`", text):
+        assert any((folder / path).exists() for folder in (ROOT, ROOT / "utils", ROOT / "tests")), path
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_is_too_long(page):
+    """Tables, pictures and lines that a link makes long may be."""
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        without_links = re.sub(r"\]\([^)]*\)", "]", line)
+        assert len(without_links) <= MAX_COLUMNS or line.startswith("|"), f"{page.name}:{number}"
+
+
+def test_the_map_is_of_this_tree():
+    """Every module under utils/ is in the tree of docs/architecture.md, and nothing else is."""
+    tree = MAP[MAP.index("\nutils/\n") + 1 :]
+    folders, named = [], set()
+    for line in tree[: tree.index("```")].splitlines():
+        name = re.match(r" *([\w./]+)", line)[1]
+        folders = [*folders[: (len(line) - len(line.lstrip())) // 2], name]
+        if not name.endswith("/"):
+            named.add("".join(folders))
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "utils").rglob("*.*") if "__pycache__" not in path.parts}
+    assert {path for path in files if not path.endswith("__init__.py")} == named
 
 
 @pytest.fixture
@@ -75,11 +124,12 @@ def newcomer(tmp_path) -> tuple[Path, dict[str, str]]:
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(newcomer):
     tree, environment = newcomer
-    for block in BLOCKS:
+    for language, block in BLOCKS:
         script = re.sub(r"MAX_TRAIN_STEPS=\d+", "MAX_TRAIN_STEPS=30", block)  # its 400 steps take minutes on a CPU
         steps = {} if "MAX_TRAIN_STEPS" in script else dict(MAX_TRAIN_STEPS="20")
+        program = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else ["python", "-c"]
         result = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
+            [*program, script],
             cwd=tree,
             env=environment | steps,
             capture_output=True,
@@ -89,8 +139,9 @@ def test_every_command_of_the_readme_runs(newcomer):
         assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
     assert (tree / "result/comparison.png").stat().st_size > 1000
     assert (tree / "my-cat.safetensors").is_file() and (tree / "output-2/run.json").is_file()
-    assert len(BLOCKS) >= 6
+    assert (tree / "my-cat.png").stat().st_size > 1000
+    assert len(BLOCKS) >= 8
 
 
 def test_the_recipes_command_is_in_it():
-    assert any("--learning_rate=1e-6" in block and "--max_train_steps=20" in block for block in BLOCKS)
+    assert any("--learning_rate=1e-6" in block and "--max_train_steps=20" in block for _, block in BLOCKS)

@@ -4,20 +4,15 @@ import gzip
 import importlib.util
 import json
 
-import build_tiny_pipeline
-import drawings
-import make_instance_images
 import numpy as np
-import previews
 import pytest
-import tiny_models
-import tiny_training
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from shapes import THINGS
 
 from tests.helpers.script import ROOT
+from tools import build_tiny_pipeline, drawings, make_instance_images, previews, tiny_models, tiny_training
+from tools.shapes import THINGS
 
 CPU = torch.device("cpu")
 
@@ -72,7 +67,7 @@ def test_the_stored_instance_images():
 
 @pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="scikit-image is only needed by tools/")
 def test_photo_crops_are_decided_by_their_seed():
-    import photos
+    from tools import photos
 
     assert "chelsea.png" not in {*photos.CAPTIONED, *photos.DETAIL_ONLY, photos.PORTRAIT}
     assert np.array_equal(photos.captioned_crop(5)[0], photos.captioned_crop(5)[0])

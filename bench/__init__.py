@@ -1,0 +1,1 @@
+"""Measurements: `python -m bench.NAME`. docs/benchmarks.md has their results."""

@@ -1,0 +1,1 @@
+"""Studies that answered one question each; docs/decisions.md has the answers."""

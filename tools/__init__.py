@@ -1,0 +1,1 @@
+"""What made the embedded model and the photos in instance/, and what compares two checkouts."""
