@@ -1,9 +1,9 @@
 """What this program wrote, and which folders lie in one another."""
 
-import json
 from pathlib import Path
 
 from utils import PROGRAM
+from utils.files.json_files import read_json_or_none
 
 RUN_FILE = "run.json"
 
@@ -16,7 +16,4 @@ def overlap(one: Path, other: Path) -> bool:
 
 def is_own_output(folder: Path) -> bool:
     """Whether a run of this program made `folder`: its run.json says so."""
-    try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("program") == PROGRAM
-    except (OSError, ValueError, AttributeError):
-        return False
+    return (read_json_or_none(folder / RUN_FILE) or {}).get("program") == PROGRAM
