@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from utils.arguments import parse_command_line
 from utils.command_line import run_main
-from utils.preflight.table import run_preflight
-from utils.run.plan import Plan
-from utils.run.resume import Sources
+from utils.preflight.checks import run_preflight
 from utils.runtime import timing
 from utils.runtime.environment import rank
 
 if TYPE_CHECKING:
     import torch
+
+    from utils.run.plan import Plan
+    from utils.run.resume import Sources
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(plan: Plan, sources: Sources, argv: list[str], device: "torch.device") -> None:
+def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.device") -> None:
     """From photos to a pipeline in --output_dir."""
     from utils.data.batches import BatchSource
     from utils.data.class_generation import prepare_class_images

@@ -237,7 +237,7 @@ def test_a_second_run_into_the_same_folder_replaces_the_first(flags, tmp_path):
     [
         (dict(resolution=33), "--resolution 33 is not divisible by the VAE's factor 4"),
         (dict(instance_data_dir="nowhere"), "--instance_data_dir: there is no folder nowhere"),
-        (dict(pretrained_model_name_or_path="nowhere"), "there is no folder nowhere"),
+        (dict(pretrained_model_name_or_path="nowhere"), "--pretrained_model_name_or_path nowhere does not exist"),
         (dict(train_batch_size=0), "argument --train_batch_size"),
         (dict(tokenizer_name="nowhere"), "--tokenizer_name nowhere"),
         (dict(instance_prompt=" "), "--instance_prompt is empty"),

@@ -15,7 +15,7 @@ import evaluate
 from tests.helpers.script import UNET_FILE
 from utils.command_line import run_main
 from utils.evaluation.comparison import fit, plan
-from utils.files import atomic
+from utils.files import png
 from utils.models import drawing, loading
 
 torch.set_num_threads(1)  # models this small are slower on more threads, much slower where the CPU is shared
@@ -227,14 +227,14 @@ def test_samples_json_cannot_name_files_elsewhere(trained_dir, result):
 
 
 def test_a_run_cut_off_while_writing_can_be_repeated(trained_dir, result, monkeypatch, capsys):
-    save_png = atomic.save_png
+    save_png = png.save_png
 
     def fail_at_output(path, image, texts):
         if path.name == "output-1.png":
             raise OSError(28, "No space left on device")
         save_png(path, image, texts)
 
-    monkeypatch.setattr(atomic, "save_png", fail_at_output)
+    monkeypatch.setattr(png, "save_png", fail_at_output)
     assert run(trained_dir, result) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert json.loads((result / "samples.json").read_text())["complete"] is False

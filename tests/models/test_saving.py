@@ -313,7 +313,7 @@ def test_a_crash_anywhere_leaves_the_old_pipeline_or_none(tmp_path, base, monkey
         elif existing:
             for ours in (old, found):
                 ours.pop("run.json")
-                ours.pop(".run.json.partial", None)
+                ours.pop(".run.json.part", None)
             assert found == old, f"{name} call {number}"
         else:
             assert "model_index.json" not in found
@@ -366,6 +366,6 @@ def test_what_a_killed_run_left_is_cleared_away_by_the_next(tmp_path, base):
     output = tmp_path / "out"
     (output / ".assembling-old/unet").mkdir(parents=True)
     (output / ".assembling-old/unet/half").write_text("x")
-    (output / ".run.json.partial").write_text("{")
+    (output / ".run.json.part").write_text("{")
     commit(output, base)
     assert not list(output.glob(".*"))

@@ -17,8 +17,8 @@ from PIL import Image
 
 from utils.dataset import find_photos
 from utils.errors import UserError
-from utils.files.atomic import save_png
 from utils.files.json_files import read_json
+from utils.files.png import save_png
 from utils.models.folder import image_size
 
 if TYPE_CHECKING:

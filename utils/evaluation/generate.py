@@ -28,7 +28,7 @@ from utils.evaluation.samples import (
     samples_id,
     settings_sha256,
 )
-from utils.files import atomic
+from utils.files import png
 from utils.files.hashing import in_background, sha256_of_all
 from utils.files.json_files import write_json
 from utils.models import drawing, loading
@@ -174,7 +174,7 @@ def sample_groups(settings: SamplingSettings, wanted: list[Sample], pipelines: d
 def save_sample(path: Path, image: Image.Image, text: dict) -> bool:
     """Writes an image; returns whether it is blank."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.save_png(path, image, text)
+    png.save_png(path, image, text)
     return is_blank(image)
 
 
@@ -252,7 +252,7 @@ def write_comparison(
     subtitle = f"the first of {num_subject} prompts, " if num_subject > 1 else ""
     subtitle += settings.in_words()
     sheet = comparison.make_comparison(first, subtitle, seeds, rows, photos or None)
-    atomic.save_png(args.output_dir / COMPARISON_FILE, sheet, settings.png_text(first))
+    png.save_png(args.output_dir / COMPARISON_FILE, sheet, settings.png_text(first))
 
 
 def open_image(path: Path) -> Image.Image:

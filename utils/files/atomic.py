@@ -3,53 +3,53 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+LINK_ABOVE_BYTES = 1 << 20  # smaller files are copied: people edit configurations in place
 
 
-def save_png(path: Path, image: Image.Image, texts: Mapping[str, object] = MappingProxyType({})) -> None:
-    """Writes a PNG whose text metadata holds `texts`, less those that are None."""
-    metadata = PngInfo()
-    for name, value in texts.items():
-        if value is not None:
-            metadata.add_itxt(name, str(value))
-    replace_file(path, lambda file: image.save(file, "PNG", pnginfo=metadata))
+def replace_path(path: Path, write: Callable[[Path], object], *, is_shared: bool = False) -> None:
+    """`write(part)` writes a file beside `path`, which is then synced and renamed to it.
 
+    So `path` is the old file or the whole new one, never a part of it; it has the permissions of any new file.
 
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file beside `path`, syncs and renames it: `path` is the old file or the whole new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    Args:
+        is_shared: other processes may write the same file at the same time. Each then has a `part` of its own; else
+            what a killed process left is used again.
+    """
+    part = path.with_name(f".{path.name}.{f'{os.getpid()}.' if is_shared else ''}part")
     try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        part.touch()
+        mode = part.stat().st_mode
+        write(part)
+        part.chmod(mode)  # a library may have made the file anew, for its owner alone
+        _sync(part)
         os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
 
 
-LINK_ABOVE_BYTES = 1 << 20  # smaller files are copied: people edit configurations in place
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """As replace_path, with a `write` that takes an open file; several processes may do it at the same time."""
+
+    def open_and_write(part: Path) -> None:
+        with part.open("wb") as file:
+            write(file)
+
+    replace_path(path, open_and_write, is_shared=True)
 
 
 def sync_tree(folder: Path) -> None:
     """Flushes every file and directory below `folder` to the disk."""
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link to a large file where the file system allows it, else a copy; never a symbolic link."""
+    """A hard link to a large file if the file system allows it, else a copy; never a symbolic link."""
     source = source.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.stat().st_size >= LINK_ABOVE_BYTES:
@@ -62,8 +62,12 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def sync_directory(folder: Path) -> None:
-    """Flushes a directory's own entries: the renames in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flushes a directory's own entries to the disk: the renames in it."""
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

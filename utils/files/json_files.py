@@ -1,14 +1,14 @@
 """JSON on a disk: read with one line for what is wrong, written whole or not at all."""
 
 import json
-import os
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files.atomic import replace_path
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file; raises UserError naming the file where it is missing or not one."""
+    """The JSON object in a file; raises UserError naming the file if it is missing or not one."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file; copy or download the whole pipeline again")
     try:
@@ -22,34 +22,49 @@ def read_json(path: Path) -> dict:
     return value
 
 
+def read_json_or_none(path: Path) -> dict | None:
+    """The JSON object in a file; None if it is missing, unreadable or not one."""
+    try:
+        return read_json(path)
+    except UserError:
+        return None
+
+
 def write_json(path: Path, value: dict) -> None:
-    """Writes beside, syncs and renames: a reader sees the old file or the whole new one."""
-    beside = path.with_name(f".{path.name}.partial")
+    """A reader of `path` sees the old object or the whole new one."""
     # backslashreplace: file names that are not UTF-8 hold lone surrogates, and \udcXX is how JSON writes those.
-    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    replace_path(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
-def keep_rows(path: Path, last_step: int, names: frozenset[str] = frozenset({"loss", "skipped"})) -> list[dict]:
-    """Cuts a metrics.jsonl down to the rows up to `last_step` that have `names`, whole lines only; returns them."""
+def json_line(row: dict) -> str:
+    """A row of a JSON lines file."""
+    return json.dumps(row) + "\n"
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a JSON lines file, less the lines that are damaged; none if the file is missing."""
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if last_step else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
-        lines = []
+        return []
     for line in lines:
         try:
             row = json.loads(line)
-            if (rows[-1]["step"] if rows else -1) < row["step"] <= last_step and names <= row.keys():
-                rows.append(row)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except ValueError:
             continue
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(beside, path)
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def keep_rows(path: Path, last_step: int, names: frozenset[str] = frozenset({"loss", "skipped"})) -> list[dict]:
+    """Cuts a metrics.jsonl down to its rows up to `last_step` that have `names`, in order of steps; returns them."""
+    rows: list[dict] = []
+    for row in read_rows(path) if last_step else []:
+        step, previous = row.get("step"), rows[-1]["step"] if rows else -1
+        if isinstance(step, int | float) and previous < step <= last_step and names <= row.keys():
+            rows.append(row)
+    replace_path(path, lambda part: part.write_text("".join(map(json_line, rows)), encoding="utf-8"))
     return rows

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils import PROGRAM
 from utils.errors import UserError
+from utils.files.json_files import read_json_or_none
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -25,10 +26,7 @@ def overlap(one: Path, other: Path) -> bool:
 
 def is_own_output(folder: Path) -> bool:
     """Whether a run of this program made `folder`: its run.json says so."""
-    try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("program") == PROGRAM
-    except (OSError, ValueError, AttributeError):
-        return False
+    return (read_json_or_none(folder / RUN_FILE) or {}).get("program") == PROGRAM
 
 
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write

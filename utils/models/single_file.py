@@ -4,13 +4,14 @@ ComfyUI, AUTOMATIC1111's web UI and diffusers' from_single_file read it. Works o
 library's version and no dtype comes between: every tensor is what the folder holds, under its original name.
 """
 
-import os
 import re
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from utils.errors import UserError
+from utils.files.atomic import replace_path
 from utils.files.json_files import read_json
 from utils.files.ownership import EXPORT_METADATA
 from utils.models.folder import loaded_weights, weight_files
@@ -133,8 +134,6 @@ def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
     tensors = {}
     for path in loaded_weights(weight_files(folder, part)):
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             tensors.update(load_file(path))
         else:
             tensors.update(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True))
@@ -143,21 +142,9 @@ def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
 
 def export_single_file(folder: Path, path: Path, dtype: str | None = None) -> None:
     """Writes the pipeline in `folder` to the file `path`, whole or not at all; `dtype` fp32 or fp16 converts it."""
-    from safetensors.torch import save_file
-
     state_dict = original_state_dict(folder)
     for name, value in state_dict.items():
         wanted = DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
         state_dict[name] = value.to(wanted).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(state_dict, beside, EXPORT_METADATA)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    replace_path(path, lambda part: save_file(state_dict, part, EXPORT_METADATA))

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from utils.files.atomic import save_png
 from utils.files.json_files import keep_rows
 from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER
+from utils.files.png import save_png
 from utils.runtime.timing import mark
 from utils.training.train_step import METRICS
 

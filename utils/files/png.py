@@ -1,0 +1,19 @@
+"""PNG files with texts in them, there whole or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from utils.files.atomic import replace_file
+
+
+def save_png(path: Path, image: Image.Image, texts: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Writes a PNG whose text metadata holds `texts`, less those that are None."""
+    metadata = PngInfo()
+    for name, value in texts.items():
+        if value is not None:
+            metadata.add_itxt(name, str(value))
+    replace_file(path, lambda file: image.save(file, "PNG", pnginfo=metadata))
