@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from utils.command_line import Parser, run_main
+from utils.files.ownership import check_export_file
 from utils.models.check import check_base_model
-from utils.models.single_file import DTYPES, check_export_file, export_single_file
+from utils.models.single_file import DTYPES, export_single_file
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,10 +5,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+if TYPE_CHECKING:
+    from PIL import Image
 
 LINK_ABOVE_BYTES = 1 << 20  # smaller files are copied: people edit configurations in place
 
@@ -45,8 +45,10 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     replace_path(path, open_and_write, is_shared=True)
 
 
-def save_png(path: Path, image: Image.Image, texts: dict[str, object]) -> None:
+def save_png(path: Path, image: "Image.Image", texts: dict[str, object]) -> None:
     """Writes a PNG whose text metadata holds `texts`, less those that are None."""
+    from PIL.PngImagePlugin import PngInfo  # not at the top: --help and complaints need no pictures
+
     metadata = PngInfo()
     for name, value in texts.items():
         if value is not None:

@@ -1,11 +1,16 @@
-"""What this program wrote, and which folders lie in one another."""
+"""What this program wrote, where it may write, and which folders lie in one another."""
 
+import json
+import os
+import struct
 from pathlib import Path
 
 from utils import PROGRAM
+from utils.errors import UserError
 from utils.files.json_files import read_json_or_none
 
 RUN_FILE = "run.json"
+EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
 
 def overlap(one: Path, other: Path) -> bool:
@@ -14,6 +19,37 @@ def overlap(one: Path, other: Path) -> bool:
     return one == other or one in other.parents or other in one.parents
 
 
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the nearest of its parents that there is: where it would be made."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def is_own_output(folder: Path) -> bool:
     """Whether a run of this program made `folder`: its run.json says so."""
     return (read_json_or_none(folder / RUN_FILE) or {}).get("program") == PROGRAM
+
+
+def check_export_file(path: Path) -> None:
+    """A single file can be written to `path`: it ends in .safetensors, and an existing one is this program's.
+
+    Raises UserError otherwise.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{path}: a single file is written as safetensors; give it a name like {path.stem}.safetensors"
+        )
+    if os.path.lexists(path) and not _is_own_export(path):
+        raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
+    existing = nearest_existing(path.parent)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: nothing can be written in {existing}")
+
+
+def _is_own_export(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
+        return header["__metadata__"]["written_by"] == PROGRAM
+    except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
+        return False

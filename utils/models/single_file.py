@@ -4,19 +4,16 @@ ComfyUI, AUTOMATIC1111's web UI and diffusers' from_single_file read it. Works o
 library's version and no dtype comes between: every tensor is what the folder holds, under its original name.
 """
 
-import json
-import os
 import re
-import struct
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from utils import PROGRAM
 from utils.errors import UserError
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_json
+from utils.files.ownership import EXPORT_METADATA
 from utils.models.folder import loaded_weights, weight_files
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
@@ -151,31 +148,3 @@ def export_single_file(folder: Path, path: Path, dtype: str | None = None) -> No
         state_dict[name] = value.to(wanted).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_path(path, lambda part: save_file(state_dict, part, EXPORT_METADATA))
-
-
-EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
-
-
-def check_export_file(path: Path) -> None:
-    """A single file can be written to `path`: it ends in .safetensors, and an existing one is this program's.
-
-    Raises UserError otherwise.
-    """
-    if path.suffix != ".safetensors":
-        raise UserError(
-            f"{path}: a single file is written as safetensors; give it a name like {path.stem}.safetensors"
-        )
-    if os.path.lexists(path) and not _is_own_export(path):
-        raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: nothing can be written in {existing}")
-
-
-def _is_own_export(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
-        return header["__metadata__"]["written_by"] == PROGRAM
-    except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
-        return False

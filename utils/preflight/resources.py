@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files.ownership import nearest_existing
 from utils.models.folder import BaseModel, num_parameters
 from utils.models.saving import FROZEN_PARTS
 from utils.runtime import environment
@@ -16,9 +17,7 @@ def check_disk(args: Namespace, base: BaseModel, first_step: int) -> tuple[str, 
     """What the result and the checkpoints will take, against what is free; UserError where it is too little."""
     count = num_parameters(base)
     unet_bytes = count * (4 if args.save_dtype == "fp32" else 2)
-    place = next(
-        parent for parent in (args.output_dir.absolute(), *args.output_dir.absolute().parents) if parent.exists()
-    )
+    place = nearest_existing(args.output_dir)
     result = unet_bytes + (0 if _same_device(place, base.folder) else _frozen_bytes(base.folder))
     checkpoint = count * (12 if args.save_dtype == "fp32" else 14)
     planned = args.max_train_steps // args.checkpointing_steps - first_step // args.checkpointing_steps
@@ -51,7 +50,7 @@ def check_device(args: Namespace, base: BaseModel) -> tuple[str, str]:
     import torch
 
     if not torch.cuda.is_available():
-        return no_gpu(torch)
+        return no_gpu()
     num_ranks = environment.local_world_size() or 1
     if num_ranks > torch.cuda.device_count():
         raise UserError(
