@@ -23,7 +23,7 @@ def test_packages():
     by_level = {finding.what.split()[0]: finding for finding in found if finding.level != "ok"}
     assert by_level.keys() == {"diffusers", "numpy", "colossalai"}
     assert by_level["diffusers"].level == "note" and by_level["numpy"].level == "problem"
-    assert by_level["colossalai"].mend == "python -m pip install --no-deps colossalai==0.5.0"
+    assert by_level["colossalai"].command == "python -m pip install --no-deps colossalai==0.5.0"
 
 
 def test_the_pins_are_among_the_tested_versions():
@@ -61,4 +61,4 @@ def test_an_optional_package_that_fails(monkeypatch):
         doctor, "import_error", lambda package: "CUDA Setup failed" if package == "bitsandbytes" else None
     )
     notes = [finding for finding in doctor.optional_findings() if finding.level == "note"]
-    assert [note.mend for note in notes] == ["python -m pip install --force-reinstall --no-deps bitsandbytes"]
+    assert [note.command for note in notes] == ["python -m pip install --force-reinstall --no-deps bitsandbytes"]

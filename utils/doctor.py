@@ -1,11 +1,11 @@
-"""What this machine has, what of it is amiss, and the command that mends it: python -m utils.doctor"""
+"""What this machine has, what is wrong with it, and the command that fixes it: python -m utils.doctor"""
 
 import argparse
 import platform
 import sys
 from importlib import metadata
 
-from utils.runtime.gpu import REINSTALL, Finding, _numbers, examine_gpu
+from utils.runtime.gpu import REINSTALL, Finding, examine_gpu, version_numbers
 from utils.runtime.stand_ins import IMPORTED_NAMES, import_error
 
 # The oldest and the newest version of tests/matrix.sh's legs (docs/compatibility.md).
@@ -30,16 +30,16 @@ def python_finding(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
 
 
 def package_findings(installed: dict[str, str | None]) -> list[Finding]:
-    """A finding for each of TESTED; `installed` holds their versions, None where there is none."""
+    """A finding for each of TESTED; `installed` holds their versions, None if there is none."""
     found = []
     for name, (oldest, newest) in TESTED.items():
         version = installed.get(name)
         if version is None:
             found.append(Finding("problem", f"{name} is not installed", REINSTALL))
         elif name == "colossalai" and version != oldest:
-            mend = "python -m pip install --no-deps colossalai==0.5.0"
-            found.append(Finding("problem", f"colossalai {version}: this program is made for {oldest}", mend))
-        elif not _numbers(oldest) <= _numbers(version) <= _numbers(newest):
+            command = "python -m pip install --no-deps colossalai==0.5.0"
+            found.append(Finding("problem", f"colossalai {version}: this program is made for {oldest}", command))
+        elif not version_numbers(oldest) <= version_numbers(version) <= version_numbers(newest):
             found.append(Finding("note", f"{name} {version}: not tested; {oldest} to {newest} are", REINSTALL))
         else:
             found.append(Finding("ok", f"{name} {version}"))
@@ -51,9 +51,9 @@ def optional_findings() -> list[Finding]:
     found = []
     for package in IMPORTED_NAMES:
         reason = import_error(package)
-        mend = f"python -m pip install --force-reinstall --no-deps {package}"
+        command = f"python -m pip install --force-reinstall --no-deps {package}"
         what = f"{package} cannot be imported ({reason}); training goes on without it"
-        found.append(Finding("note", what, mend) if reason else Finding("ok", f"{package} (optional)"))
+        found.append(Finding("note", what, command) if reason else Finding("ok", f"{package} (optional)"))
     return found
 
 
@@ -78,7 +78,7 @@ def examine() -> list[Finding]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints every finding; 1 where there is a problem."""
+    """Prints every finding; 1 if there is a problem."""
     argparse.ArgumentParser(prog="python -m utils.doctor", description=__doc__).parse_args(argv)
     found = examine()
     print("\n".join(map(str, found)))

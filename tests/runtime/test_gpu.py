@@ -10,8 +10,8 @@ CURRENT = dict(cuda="13.0", driver="580.65.06", capabilities=H100, architectures
 
 def level_and_text(**changes) -> tuple[str, str]:
     (finding,) = gpu.gpu_findings(**CURRENT | changes)
-    assert bool(finding.mend) == (finding.level == "problem")
-    return finding.level, f"{finding.what} {finding.mend}"
+    assert bool(finding.command) == (finding.level == "problem")
+    return finding.level, f"{finding.what} {finding.command}"
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,13 @@ def level_and_text(**changes) -> tuple[str, str]:
         (dict(cuda=None, capabilities={}), "problem", "this torch is built for the CPU alone"),
         (dict(capabilities={}), "problem", "torch sees no GPU"),
         (dict(driver=None, capabilities={}), "note", "training runs on the CPU"),
+        (dict(driver=None, capabilities={}, is_present=True), "problem", "its driver is not loaded, or too old"),
+        (
+            dict(driver=None, capabilities={}, is_present=True, cuda=None),
+            "problem",
+            "NVIDIA GPU, but this torch is built",
+        ),
+        (dict(capabilities={}, is_hidden=True), "note", "CUDA_VISIBLE_DEVICES hides the GPU"),
         (dict(capabilities={"GTX 1080": (6, 1)}), "problem", "no kernels for it, only sm_80 sm_90 sm_100"),
         (dict(capabilities={"RTX 5090": (12, 0)}), "problem", "no kernels"),
         (dict(capabilities={"RTX 5090": (12, 0)}, architectures=["sm_90", "compute_90"]), "ok", "sm_120"),

@@ -1,4 +1,4 @@
-"""What this program wrote, and which folders lie in one another."""
+"""What this program wrote, where it may write, and which folders lie in one another."""
 
 import json
 import os
@@ -16,6 +16,7 @@ VALIDATION_FOLDER = "validation"
 PREVIOUS_SUFFIX = ".previous"
 PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")  # a finished run's, set aside
 RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIOUS_NAMES)
+EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
 
 def overlap(one: Path, other: Path) -> bool:
@@ -24,12 +25,15 @@ def overlap(one: Path, other: Path) -> bool:
     return one == other or one in other.parents or other in one.parents
 
 
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the nearest of its parents that there is: where it would be made."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def is_own_output(folder: Path) -> bool:
     """Whether a run of this program made `folder`: its run.json says so."""
     return (read_json_or_none(folder / RUN_FILE) or {}).get("program") == PROGRAM
-
-
-EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
 
 def check_export_file(path: Path) -> None:
@@ -43,7 +47,7 @@ def check_export_file(path: Path) -> None:
         )
     if os.path.lexists(path) and not _is_own_export(path):
         raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    existing = nearest_existing(path.parent)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{path}: nothing can be written in {existing}")
 

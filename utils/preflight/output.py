@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files.lock import LOCK_FILE, check_not_in_use
-from utils.files.ownership import check_export_file, is_own_output, overlap
+from utils.files.ownership import check_export_file, is_own_output, nearest_existing, overlap
 from utils.models.folder import BaseModel
 from utils.runtime import environment
 
@@ -34,7 +34,7 @@ def check_output_dir(output: Path, others: Mapping[str, Path | None], export_sin
         raise UserError(
             f"--output_dir {output} holds files that this program did not write; name an empty or a new folder"
         )
-    existing = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
+    existing = nearest_existing(output)
     if not existing.is_dir():
         raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
+from utils.files.ownership import nearest_existing
 from utils.models.folder import FROZEN_PARTS, BaseModel, num_parameters
 from utils.runtime import environment
 from utils.runtime.gpu import no_gpu
@@ -28,7 +29,7 @@ def check_disk(
     """
     count = num_parameters(base)
     unet_bytes = count * (4 if save_dtype == "fp32" else 2)
-    place = next(parent for parent in (output_dir.absolute(), *output_dir.absolute().parents) if parent.exists())
+    place = nearest_existing(output_dir)
     result = unet_bytes + (0 if _same_device(place, base.folder) else _frozen_bytes(base.folder))
     checkpoint = count * (12 if save_dtype == "fp32" else 14)
     most = min(num_checkpoints, total_limit + 1) if total_limit else num_checkpoints
@@ -63,7 +64,7 @@ def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
     import torch
 
     if not torch.cuda.is_available():
-        return no_gpu(torch)
+        return no_gpu()
     num_ranks = environment.local_world_size() or 1
     if num_ranks > torch.cuda.device_count():
         raise UserError(

@@ -1,4 +1,7 @@
-"""Whether there is a GPU, without torch where there cannot be one: its import takes longer than all the checks."""
+"""Is there a GPU, can torch use it, and if not, why: for the doctor, the preflight table and the start of a run.
+
+torch is imported only if there may be one: its import takes longer than all the checks.
+"""
 
 import ctypes
 import os
@@ -28,38 +31,30 @@ def gpu_is_usable() -> bool:
     """torch.cuda.is_available()."""
     if not gpu_is_possible():
         return False
-    import torch
+    import torch  # not before: without a GPU nothing needs it this early
 
     return torch.cuda.is_available()
 
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version, on Linux
-
-
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
-
-
 DRIVER_VERSION = re.compile(r"Kernel Module\b.*?\s(\d+\.[\d.]+)")  # a word like x86_64 may come before it
-
-
 REINSTALL = "bash setup.sh"
-
-
 UPSTREAM = "python -m pip install -r requirements-upstream.txt (torch 2.5.1 for CUDA 12.4)"
 
 
 class Finding(NamedTuple):
-    """One line: `level` is ok, note or problem; `mend` is the command for a problem."""
+    """One line: `level` is ok, note or problem; `command` solves a problem."""
 
     level: str
     what: str
-    mend: str = ""
+    command: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level:8}{self.what}" + (f"\n        -> {self.mend}" if self.mend else "")
+        return f"{self.level:8}{self.what}" + (f"\n        -> {self.command}" if self.command else "")
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """(2, 5, 1) of 2.5.1+cu124."""
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
@@ -70,37 +65,45 @@ def gpu_findings(
     driver: str | None,
     capabilities: dict[str, tuple[int, int]],
     architectures: list[str],
+    is_present: bool = False,
+    is_hidden: bool = False,
 ) -> list[Finding]:
-    """Whether torch can use the GPUs there are.
+    """Whether torch can use the GPUs there are: one finding for each, or one that says why there is none.
 
     Args:
         cuda: version of the CUDA that torch was built for; None for a CPU build.
-        driver: version of the NVIDIA driver; None where there is none.
+        driver: version of the NVIDIA driver; None if it is not known.
         capabilities: (major, minor) of each GPU that torch sees, by its name.
         architectures: what torch has kernels for: sm_80, compute_90 and so on.
+        is_present: there is a GPU, or its tools, whether or not the driver says its version.
+        is_hidden: CUDA_VISIBLE_DEVICES names no GPU.
     """
-    if driver is None and not capabilities:
+    if not capabilities and driver is None and not is_present:
         return [Finding("note", "no NVIDIA driver: training runs on the CPU, in fp32, which takes far longer")]
+    if not capabilities and is_hidden:
+        return [Finding("note", "CUDA_VISIBLE_DEVICES hides the GPU: training runs on the CPU, in fp32")]
     if cuda is None:
-        what = f"there is an NVIDIA driver {driver}, but this torch is built for the CPU alone"
-        return [Finding("problem", what, UPSTREAM)]
+        there = f"driver {driver}" if driver else "GPU"
+        return [Finding("problem", f"there is an NVIDIA {there}, but this torch is built for the CPU alone", UPSTREAM)]
     needed = OLDEST_DRIVER.get(int(cuda.split(".")[0]), 0)
-    if driver and _numbers(driver)[0] < needed:
+    if driver and version_numbers(driver)[0] < needed:
         what = f"NVIDIA driver {driver} is too old for torch's CUDA {cuda}, which needs {needed} or newer"
         return [Finding("problem", what, f"update the driver, or: {UPSTREAM}")]
+    if not capabilities and driver is None:
+        what = f"there is an NVIDIA GPU, but its driver is not loaded, or too old for torch's CUDA {cuda}"
+        return [Finding("problem", what, f"load or update the driver, or: {UPSTREAM}")]
     if not capabilities:
         what = f"driver {driver} and CUDA {cuda} fit, but torch sees no GPU"
         return [Finding("problem", what, "unset CUDA_VISIBLE_DEVICES; in a container: start it with --gpus all")]
-    found = []
-    for name, capability in capabilities.items():
-        what = f"{name} (sm_{capability[0]}{capability[1]}), torch's CUDA {cuda}, driver {driver or 'unknown'}"
-        if has_kernels(capability, architectures):
-            found.append(Finding("ok", what))
-        else:
-            known = " ".join(architectures)
-            mend = f"{REINSTALL} for a newer GPU; for an older one: {UPSTREAM}"
-            found.append(Finding("problem", f"{what}: this torch has no kernels for it, only {known}", mend))
-    return found
+    return [_usable_gpu(name, *of, cuda, driver, architectures) for name, of in capabilities.items()]
+
+
+def _usable_gpu(name: str, major: int, minor: int, cuda: str, driver: str | None, architectures: list[str]) -> Finding:
+    what = f"{name} (sm_{major}{minor}), torch's CUDA {cuda}, driver {driver or 'unknown'}"
+    if has_kernels((major, minor), architectures):
+        return Finding("ok", what)
+    advice = f"{REINSTALL} for a newer GPU; for an older one: {UPSTREAM}"
+    return Finding("problem", f"{what}: this torch has no kernels for it, only {' '.join(architectures)}", advice)
 
 
 def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
@@ -124,27 +127,30 @@ def examine_gpu() -> list[Finding]:
         driver=found[1] if found else None,
         capabilities={torch.cuda.get_device_name(i): torch.cuda.get_device_capability(i) for i in devices},
         architectures=torch.cuda.get_arch_list() if available else [],
+        is_present=Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None,
+        is_hidden=_is_hidden(),
     )
 
 
+def _is_hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
 def problems_of_gpu() -> list[str]:
-    """What a run is told at its start: one line for each thing amiss with the GPU."""
-    return [f"warning: {f.what}: {f.mend}" for f in examine_gpu() if f.level == "problem"]
+    """What a run says when it starts: one line for each thing that is wrong with the GPU."""
+    return [f"warning: {f.what}: {f.command}" for f in examine_gpu() if f.level == "problem"]
+
+
+def no_gpu() -> tuple[str, str]:
+    """What the preflight table says if torch sees no GPU: why, and a verdict."""
+    finding = examine_gpu()[0]
+    if finding.level == "problem":
+        return f"training on the CPU, which takes hours: {finding.what}; {finding.command}", "note"
+    return f"no GPU{' (CUDA_VISIBLE_DEVICES hides it)' if _is_hidden() else ''}: training on the CPU", "ok"
 
 
 def pick_device() -> "torch.device":
-    """The GPU where there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def no_gpu(torch) -> tuple[str, str]:
-    """What the preflight table says if torch sees no GPU: why, and a verdict."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    present = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-    if not present or hidden:
-        return f"no GPU{' (CUDA_VISIBLE_DEVICES hides it)' if hidden else ''}: training on the CPU", "ok"
-    built = torch.version.cuda
-    reason = f"the driver is too old for its CUDA {built}, or not loaded" if built else "it was built without CUDA"
-    return f"AN NVIDIA GPU IS HERE, BUT TORCH CANNOT USE IT ({reason}): training on the CPU, which takes hours", "note"

@@ -1,0 +1,29 @@
+"""What torchrun's variables say, and what a process without them is."""
+
+import os
+
+from utils.runtime import environment
+
+
+def test_a_process_without_torchrun_is_a_run_of_its_own(monkeypatch):
+    for name in [name for name in os.environ if "RANK" in name or name.endswith("WORLD_SIZE") or "ELASTIC" in name]:
+        monkeypatch.delenv(name)
+    assert (environment.rank(), environment.num_ranks(), environment.local_rank()) == (0, 1, 0)
+    assert environment.local_world_size() is None and environment.is_main()
+    assert not environment.restarted() and not environment.under_torchrun()
+    before = dict(os.environ)
+    with environment.as_single_process():
+        assert os.environ["WORLD_SIZE"] == "1" and int(os.environ["MASTER_PORT"]) > 0
+    assert dict(os.environ) == before
+
+
+def test_torchruns_variables(monkeypatch):
+    values = dict(RANK=5, WORLD_SIZE=8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4, TORCHELASTIC_RESTART_COUNT=2)
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    assert (environment.rank(), environment.num_ranks(), environment.local_rank()) == (5, 8, 1)
+    assert environment.local_world_size() == 4 and not environment.is_main()
+    assert environment.num_restarts() == 2 and environment.restarted()
+    before = dict(os.environ)
+    with environment.as_single_process():
+        assert dict(os.environ) == before
