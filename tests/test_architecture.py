@@ -1,0 +1,165 @@
+"""The shape of utils/: who imports whom, what is imported when, and who knows torchrun's variables."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+
+from tests.helpers.script import ROOT
+
+UTILS = ROOT / "utils"
+
+# What each package imports of the others; everybody may import errors and the names in utils/__init__.py.
+PACKAGES: dict[str, set[str]] = {
+    "preflight": {"run", "training", "data", "models", "files", "runtime"},
+    "run": {"training", "data", "models", "files", "runtime"},
+    "training": {"data", "models", "kernels", "runtime"},
+    "evaluation": {"run.lineage", "models", "files", "runtime"},
+    "data": {"models", "files", "runtime"},
+    "models": {"kernels", "files", "runtime"},
+    "kernels": set(),
+    "files": set(),
+    "runtime": set(),
+}
+# The modules beside the packages: which packages import them, and what they import themselves.
+IN_THE_OPEN = {
+    "run": {"arguments"},
+    "training": {"diffusion"},
+    "evaluation": {"command_line", "dataset"},
+    "data": {"dataset", "diffusion"},
+    "arguments": {"command_line"},
+    "command_line": {"runtime"},
+    "doctor": {"runtime"},
+    "export": {"command_line", "files", "models"},
+}
+# To be emptied: arrows that are not among these today.
+UPWARDS = {
+    ("preflight.resources", "kernels.operations"),  # is Triton here: reaches_host_memory could say why it does not
+    ("training.validation", "files.json_files"),  # cuts validation.jsonl: the log's work
+}
+
+# What is imported inside functions so that --help, complaints and the preflight are quick. To these nothing is added.
+LATE_IMPORTS = {
+    "command_line": {"yaml"},
+    "data.concepts": {"utils.dataset"},
+    "dataset": {"torch"},
+    "evaluation.encoders": {"transformers"},
+    "files.atomic": {"PIL.PngImagePlugin"},
+    "models.folder": {"torch"},
+    "models.saving": {"torch", "utils.files.safetensors_writer"},
+    "preflight.photos": {"PIL"},
+    "preflight.prompt": {"tokenizers"},
+    "preflight.resources": {"torch", "utils.kernels.operations", "utils.training.host_memory"},
+    "preflight.table": {
+        "utils.data.concepts",
+        "utils.models.folder",
+        "utils.preflight.photos",
+        "utils.preflight.prompt",
+        "utils.preflight.resources",
+        "utils.run.resume",
+    },
+    "run.checkpoint": {"safetensors"},
+    "run.logs": {"torch.utils.tensorboard"},
+    "run.plan": {"diffusers.optimization"},
+    "runtime.gpu": {"torch"},
+    "runtime.libraries": {"diffusers.utils", "torch", "transformers.utils"},
+}
+
+# Imported before torch, whose import takes longer than all that these do.
+WITHOUT_TORCH = [
+    "arguments",
+    "command_line",
+    "dataset",
+    "errors",
+    "files",
+    "preflight",
+    "evaluation.arguments",
+    "evaluation.plan",
+    "evaluation.prompts",
+    "evaluation.samples",
+]
+WITH_TORCH = {"files.safetensors_writer"}
+
+TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"}
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of utils/ by its name without "utils."; a package's __init__ has the package's."""
+    names = {path: ".".join(path.relative_to(UTILS).with_suffix("").parts) for path in sorted(UTILS.rglob("*.py"))}
+    return {name.removesuffix(".__init__"): ast.parse(path.read_text()) for path, name in names.items()}
+
+
+def imported(node: ast.AST) -> set[str]:
+    """Names of the modules that the import statements in `node` import."""
+    found = set()
+    for each in ast.walk(node):
+        if isinstance(each, ast.Import):
+            found |= {alias.name for alias in each.names}
+        elif isinstance(each, ast.ImportFrom):
+            for alias in each.names:
+                name = f"{each.module}.{alias.name}".removeprefix("utils.")
+                found.add(f"utils.{name}" if each.module.startswith("utils") and name in modules() else each.module)
+    return found
+
+
+def own(names: set[str]) -> set[str]:
+    """Those that are modules of utils/, without "utils."."""
+    return {name.removeprefix("utils.") for name in names if name.startswith("utils.")}
+
+
+@cache
+def arrows() -> dict[str, set[str]]:
+    return {name: own(imported(tree)) for name, tree in modules().items()}
+
+
+def test_imports_go_down_only():
+    upwards = set()
+    for name, targets in arrows().items():
+        room = name.partition(".")[0]
+        allowed = {room, "errors", *PACKAGES.get(room, ()), *IN_THE_OPEN.get(room, ())}
+        upwards |= {(name, to) for to in targets if to not in allowed and to.partition(".")[0] not in allowed}
+    assert upwards == UPWARDS
+
+
+def test_there_is_no_circle():
+    done: set[str] = set()
+
+    def walk(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for target in sorted(arrows().get(name, ())):
+                walk(target, (*path, name))
+            done.add(name)
+
+    for name in arrows():
+        walk(name, ())
+
+
+def test_imports_are_at_the_top_of_the_file():
+    late = {}
+    for name, tree in modules().items():
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        if found := set().union(*map(imported, functions)):
+            late[name] = found
+    assert late == LATE_IMPORTS
+
+
+def test_what_is_quick_does_not_import_torch():
+    wanted = [name for name in modules() if any(f"{name}.".startswith(f"{quick}.") for quick in WITHOUT_TORCH)]
+    code = "import importlib, sys\n"
+    for name in sorted(set(wanted) - WITH_TORCH):
+        code += f"importlib.import_module('utils.{name}'); assert 'torch' not in sys.modules, '{name} imports torch'\n"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_nothing_is_exempt_from_the_linter():
+    assert [str(path) for path in UTILS.rglob("*.py") if "noqa" in path.read_text()] == []
+
+
+def test_one_module_knows_torchruns_variables():
+    def knows(tree: ast.Module) -> bool:
+        return any(isinstance(node, ast.Constant) and node.value in TORCHRUN for node in ast.walk(tree))
+
+    assert {name for name, tree in modules().items() if knows(tree)} == {"runtime.environment"}
