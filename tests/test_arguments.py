@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.script import REQUIRED, complaint
+from tests.helpers.script import REQUIRED, complaint, run
 from utils.arguments import LR_SCHEDULERS, as_plain, parse_args, training_parser
 from utils.errors import UserError
 
@@ -232,3 +232,13 @@ def test_arguments_as_plain_values():
     plain = as_plain(parse_args(REQUIRED))
     assert plain["output_dir"] == "output" and plain["max_train_steps"] is None
     assert json.loads(json.dumps(plain)) == plain
+
+
+def test_every_name_that_a_run_writes_is_reserved(flags, tmp_path):
+    """Not a list by hand: what a run with everything in it leaves in its output folder."""
+    more = dict(validation_prompt="a cat", validation_steps=2, num_validation_images=1, checkpointing_steps=2)
+    run(flags, max_train_steps=2, report_to="tensorboard", **more)
+    names = {path.name for path in Path(flags["output_dir"]).iterdir()} - {"logs"}
+    assert {"validation.jsonl", "validation", "metrics.jsonl", "run.json", "checkpoint-2", "unet"} <= names
+    for name in (*names, "run.json.previous", ".assembling-x"):
+        assert f"--logging_dir {name} is a part of the result" in complaint("--logging_dir", name)

@@ -72,7 +72,7 @@ def commit_trained(output: Path, base: Path, parts: tuple, save_dtype: str, save
     saving.commit_pipeline(
         output,
         base,
-        lambda folder: saving.save_unet(optimizer.flat, folder, save_dtype, save_format),
+        lambda folder: saving.save_unet(optimizer.flat.named(optimizer.flat.master), folder, save_dtype, save_format),
     )
 
 

@@ -4,10 +4,14 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from utils.files.atomic import STAGING_PREFIX, link_or_copy, sync_directory, sync_tree
 from utils.files.json_files import write_json
+from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, variant
 
 
@@ -32,24 +36,18 @@ def assemble(staging: Path, base: Path) -> None:
     write_json(staging / MODEL_INDEX, index)
 
 
-def save_unet(flat, folder: Path, save_dtype: str, save_format: str) -> Path:
-    """Writes the UNet's weights, always from the fp32 masters of its FlatParameters. Returns the file."""
-    import torch
-
-    from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
-
+def save_unet(named: list[tuple[str, torch.Tensor]], folder: Path, save_dtype: str, save_format: str) -> Path:
+    """Writes the UNet's weights from (name, float32 master) pairs, in `save_dtype`. Returns the file."""
     path, dtype = folder / f"{UNET_STEM}.{save_format}", SAVE_DTYPES[save_dtype]
-    flat.settle()
-    named = flat.named(flat.master)
     if save_format == "safetensors":
         write_safetensors(path, named, dtype)
-    else:
-        own = dict(copy=True, memory_format=torch.contiguous_format)
-        torch.save({name: value.to("cpu", dtype, **own) for name, value in named}, path)
+        return path
+    contiguous = torch.contiguous_format
+    torch.save({name: value.to("cpu", dtype, copy=True, memory_format=contiguous) for name, value in named}, path)
     return path
 
 
-def commit_pipeline(output_dir: Path, base: Path, write_unet) -> None:
+def commit_pipeline(output_dir: Path, base: Path, write_unet: Callable[[Path], object]) -> None:
     """Assembles the pipeline in a hidden folder inside output_dir, then moves its parts into place.
 
     `write_unet(folder)` writes the UNet's weights. model_index.json, without which nothing loads the folder, is taken

@@ -79,12 +79,10 @@ def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
 
 def _check_offload(offload_optimizer: str, low_memory: bool, device: "torch.device") -> None:
     """Raises UserError if the update's kernels cannot read and write the host's memory from this GPU."""
-    from utils.kernels.operations import HAS_TRITON
-    from utils.training.host_memory import reaches_host_memory
+    from utils.training.host_memory import host_memory_problem
 
-    if not reaches_host_memory(device):
+    if why := host_memory_problem(device):
         flag = "--low_memory" if low_memory else f"--offload_optimizer {offload_optimizer}"
-        why = "which cannot reach the host's memory here" if HAS_TRITON else "which is not here"
         instead = "--gradient_checkpointing and --use_8bit_adam save memory without it"
         raise UserError(f"{flag}: offloading on a GPU needs Triton 3.2 or newer, {why}; {instead}")
 

@@ -163,10 +163,11 @@ class TrainingRun:
 
     def _write_pipeline(self) -> None:
         plan, flat = self.plan, self.optimizer.flat
+        flat.wait_for_device()
         commit_pipeline(
             plan.output_dir,
             self.sources.base.folder,
-            lambda folder: save_unet(flat, folder, plan.save_dtype, plan.save_format),
+            lambda folder: save_unet(flat.named(flat.master), folder, plan.save_dtype, plan.save_format),
         )
         if plan.export_single_file:
             export_single_file(plan.output_dir, plan.export_single_file)

@@ -37,6 +37,13 @@ def pinned_zeros(numel: int, dtype: torch.dtype, device: torch.device) -> torch.
     return buffer[:numel]
 
 
+def host_memory_problem(device: torch.device) -> str | None:
+    """Why kernels on this GPU cannot read and write the host's memory, as a clause about Triton; None if they can."""
+    if not HAS_TRITON:
+        return "which is not here"
+    return None if reaches_host_memory(device) else "which cannot reach the host's memory here"
+
+
 def reaches_host_memory(device):
     """Whether kernels on this GPU can read and write the buffers of host_memory.pinned_zeros: tried, not assumed."""
     if not HAS_TRITON:

@@ -27,14 +27,14 @@ class Snapshot:
         """
         optimizer, on_gpu = self.optimizer, self.flat.device.type == "cuda"
         state = {"master": self.flat.master, **{name: getattr(optimizer, name) for name in (*MOMENTS, *COUNTERS)}}
-        self.flat.settle()
+        self.flat.wait_for_device()
         for name, source in state.items():
             place = self._place(name, source, on_gpu)
             if isinstance(source, EightBit):
                 source.read_into(place, self.flat.device)
             elif place is not source:
                 place.copy_(source.detach(), non_blocking=True)
-        self.flat.settle()
+        self.flat.wait_for_device()
         if not on_gpu:
             return lambda: None
         event = torch.cuda.Event()  # later updates of the same stream run after the copies
