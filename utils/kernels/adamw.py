@@ -27,7 +27,7 @@ def adamw_update(grad, exp_avg, exp_avg_sq, master, scalars_ptr):
 
 @triton.jit
 def apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr,
-                HAS_WEIGHT: tl.constexpr):  # fmt: skip
+                HAS_WEIGHT: tl.constexpr):
     """The update of the parameters at `index` of the flat buffers by `grad`."""
     exp_avg = tl.load(exp_avg_ptr + index, mask=mask)
     exp_avg_sq = tl.load(exp_avg_sq_ptr + index, mask=mask)
@@ -42,7 +42,7 @@ def apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_
 
 @triton.jit
 def _adamw(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, first, n,
-           HAS_WEIGHT: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+           HAS_WEIGHT: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
     """One block of parameters. Only the last is masked: a mask of unknown alignment would forbid vector loads."""
     index = (first + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n if MASKED else None
@@ -83,7 +83,7 @@ def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
         if count:
             _adamw[(count,)](
                 weight, grad, master, exp_avg, exp_avg_sq, scalars, first, n, MASKED=masked, **constants
-            )  # fmt: skip
+            )
 
 
 @triton.jit

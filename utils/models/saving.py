@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from utils.files.atomic import link_or_copy, sync_directory, sync_tree
 from utils.files.json_files import write_json
@@ -36,14 +38,14 @@ def assemble(staging: Path, base: Path) -> None:
     write_json(staging / MODEL_INDEX, index)
 
 
-def save_unet(flat, folder: Path, save_dtype: str, save_format: str) -> Path:
+def save_unet(flat: Any, folder: Path, save_dtype: str, save_format: str) -> Path:
     """Writes the UNet's weights, always from the fp32 masters of its FlatParameters. Returns the file."""
     import torch
 
     from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
 
     path, dtype = folder / f"{UNET_STEM}.{save_format}", SAVE_DTYPES[save_dtype]
-    flat.settle()
+    flat.wait_for_device()
     named = flat.named(flat.master)
     if save_format == "safetensors":
         write_safetensors(path, named, dtype)
@@ -53,11 +55,11 @@ def save_unet(flat, folder: Path, save_dtype: str, save_format: str) -> Path:
     return path
 
 
-def commit_pipeline(output_dir: Path, base: Path, write_unet) -> None:
+def commit_pipeline(output_dir: Path, base: Path, write_unet: Callable[[Path], object]) -> None:
     """Assembles the pipeline in a hidden folder inside output_dir, then moves its parts into place.
 
     `write_unet(folder)` writes the UNet's weights. model_index.json, without which nothing loads the folder, is taken
-    away first and put back last: a half-moved pipeline is never taken for a whole one. Where a move fails, those
+    away first and put back last: a half-moved pipeline is never taken for a whole one. If a move fails, those
     before it are undone, so that an earlier pipeline in output_dir is whole again.
     """
     staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=output_dir))

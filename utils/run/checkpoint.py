@@ -126,14 +126,14 @@ class Checkpointer:
         optimizer, on_gpu = self.optimizer, self.flat.device.type == "cuda"
         state = dict(master=self.flat.master, exp_avg=optimizer.exp_avg, exp_avg_sq=optimizer.exp_avg_sq)
         state |= {name: getattr(optimizer, name) for name in SCALARS}
-        self.flat.settle()
+        self.flat.wait_for_device()
         for name, source in state.items():
             place = self._place(name, source, on_gpu)
             if isinstance(source, EightBit):
                 source.read_into(place, self.flat.device)
             elif place is not source:
                 place.copy_(source.detach(), non_blocking=True)
-        self.flat.settle()
+        self.flat.wait_for_device()
         if not on_gpu:
             return lambda: None
         event = torch.cuda.Event()  # later updates of the same stream run after the copies

@@ -84,7 +84,7 @@ class FlatParameters:
         views = self.views(buffer.detach())
         return [(name, view) for (name, _), view in zip(self.parameters, views, strict=True)]
 
-    def settle(self) -> None:
+    def wait_for_device(self) -> None:
         """Waits until the GPU has written what it has been told to write: the host may read offloaded buffers then."""
         if self.moments_on_host:
             torch.cuda.synchronize(self.device)

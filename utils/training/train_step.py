@@ -8,7 +8,7 @@ import torch.distributed as dist
 from utils.data.batches import MicroBatch
 from utils.data.inputs import TrainingInputs
 from utils.diffusion import denoising_loss, sample_latents, training_target
-from utils.kernels.ahead_of_time import rehearse
+from utils.kernels.ahead_of_time import compile_ahead
 from utils.runtime.timing import mark
 
 METRICS = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "instance_loss", "class_loss")
@@ -64,7 +64,7 @@ class TrainStep:
                 self._forward_backward(micro_batches[0], len(micro_batches))
             self.optimizer.rehearse()
 
-        reason = rehearse(without_a_trace)
+        reason = compile_ahead(without_a_trace)
         self.optimizer.zero_grad()
         mark("kernels compiled")
         return reason
