@@ -1,4 +1,4 @@
-"""Numbers on the command line: each function parses one and says what is wrong with it."""
+"""What the command lines of both scripts share: numbers, the parser, --config, and errors in one line."""
 
 import argparse
 import difflib
@@ -8,9 +8,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from utils.errors import EXIT_USER_ERROR, RunFailed, UserError
 from utils.runtime.environment import is_main
+
+EXIT_INTERRUPTED = 130
+SECONDS_FOR_RANK_0 = 0.5  # torchrun ends all ranks as soon as one has failed: rank 0 must have spoken by then
+# Of an earlier run's arguments, those that a new one does not take over.
+PER_RUN = ("config", "debug", "dry_run", "resume_from_checkpoint", "allow_changes", "overwrite_output_dir")
+
+Number = TypeVar("Number", int, float)
 
 
 def positive_int(text: str) -> int:
@@ -52,7 +60,7 @@ def unit_float(text: str) -> float:
     return value
 
 
-def _bounded(kind: type, text: str, least: int):
+def _bounded(kind: type[Number], text: str, least: int) -> Number:
     try:
         value = kind(text)
     except ValueError:
@@ -66,14 +74,14 @@ def _bounded(kind: type, text: str, least: int):
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose complaints are UserErrors that name the nearest flag."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=119),
             **options,
         )
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ") if "unrecognized" in message else ""
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -82,15 +90,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-# Of an earlier run's arguments, those that a new one does not take over.
-PER_RUN = ("config", "debug", "dry_run", "resume_from_checkpoint", "allow_changes", "overwrite_output_dir")
-
-
 def with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
     """`argv` with `--config FILE` replaced by the flags in FILE, put first: what the command line says wins.
 
     Keys are the flags without their dashes. true switches a flag without value on; false, null and nothing leave a key
-    out. Raises UserError where the file cannot be read and for keys that are no flags.
+    out. Raises UserError if the file cannot be read and for keys that are no flags.
     """
     finder = type(parser)(add_help=False)  # the Parser of utils.arguments, whose complaints are UserErrors
     finder.add_argument("--config", type=Path)
@@ -99,11 +103,11 @@ def with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
         return argv
     flags = {action.dest: action for action in parser._actions if action.option_strings}
     tokens = []
-    for key, value in _read(found.config).items():
+    for key, value in _read_config(found.config).items():
         if key not in flags or key in ("config", "help"):
             near = difflib.get_close_matches(key, flags, n=1, cutoff=0.6)
-            mend = f"did you mean {near[0]}?" if near else "keys are the flags that --help lists, without dashes"
-            raise UserError(f"{found.config}: there is no flag {key!r}; {mend}")
+            advice = f"did you mean {near[0]}?" if near else "keys are the flags that --help lists, without dashes"
+            raise UserError(f"{found.config}: there is no flag {key!r}; {advice}")
         tokens += _tokens(found.config, key, value, takes_value=flags[key].nargs != 0)
     return tokens + rest
 
@@ -118,7 +122,7 @@ def _tokens(path: Path, key: str, value: str | None, takes_value: bool) -> list[
     return [f"--{key}"] if value.lower() == "true" else []
 
 
-def _read(path: Path) -> dict[str, str | None]:
+def _read_config(path: Path) -> dict[str, str | None]:
     """Keys and values of the file as they are spelled there; None for null."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -166,12 +170,6 @@ def _refuse_nested(path: Path, nested: dict) -> None:
         raise UserError(f"--config {path}: {next(iter(nested))} holds a list or a table; a flag takes one value")
 
 
-EXIT_INTERRUPTED = 130
-
-
-SECONDS_FOR_RANK_0 = 0.5  # torchrun ends all ranks as soon as one has failed: rank 0 must have spoken by then
-
-
 def run_main(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Runs `main(argv)` and returns the exit code.
 
@@ -184,14 +182,13 @@ def run_main(main: Callable[[list[str] | None], int | None], argv: list[str] | N
     except (UserError, RunFailed, OSError, ModuleNotFoundError) as error:
         if "--debug" in (sys.argv[1:] if argv is None else argv):
             raise
-        mistake = isinstance(error, (UserError, ModuleNotFoundError))
+        line, exit_code = str(error), getattr(error, "exit_code", 1)
         if isinstance(error, ModuleNotFoundError):
-            error = f"{error}; 'bash setup.sh' installs what is needed, 'python -m utils.doctor' says what is amiss"
-        prefix = "" if getattr(error, "exit_code", 1) > 128 else "error: "
-        _say(f"{prefix}{error}")
-        return EXIT_USER_ERROR if mistake else getattr(error, "exit_code", 1)
+            line += "; 'bash setup.sh' installs what is needed, 'python -m utils.doctor' says what is wrong"
+        _say(line if exit_code > 128 else f"error: {line}")
+        return EXIT_USER_ERROR if isinstance(error, UserError | ModuleNotFoundError) else exit_code
     except KeyboardInterrupt:
-        _say("interrupted before the training had begun")
+        _say("interrupted before the training began")
         return EXIT_INTERRUPTED
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.kernels import ahead_of_time, operations, updates
-from utils.kernels.ahead_of_time import rehearse
+from utils.kernels.ahead_of_time import compile_ahead
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -24,7 +24,7 @@ def test_no_kernel_runs_in_a_rehearsal_and_all_run_after_it():
         y.sum().backward()
         compiled.append(y.shape)
 
-    assert rehearse(launch_forwards_and_backwards) is None
+    assert compile_ahead(launch_forwards_and_backwards) is None
     assert compiled == [(2, 64, 8, 8)] and out.item() == -1.0
     image.grad = None
     launch_forwards_and_backwards()
@@ -41,7 +41,7 @@ def test_a_failed_rehearsal_is_a_line_and_leaves_launches_as_they_were():
     def fails():
         raise RuntimeError("first line\nsecond line")
 
-    assert rehearse(fails) == "RuntimeError: first line"
+    assert compile_ahead(fails) == "RuntimeError: first line"
     out = torch.zeros(1, device="cuda")
     updates.grad_norm_(torch.ones(4096, device="cuda"), out)
     assert out.item() == 64.0
@@ -49,4 +49,4 @@ def test_a_failed_rehearsal_is_a_line_and_leaves_launches_as_they_were():
 
 def test_without_triton_nothing_is_rehearsed(monkeypatch):
     monkeypatch.setattr(ahead_of_time, "AsyncCompileMode", None)
-    assert rehearse(lambda: pytest.fail("must not be called")) is None
+    assert compile_ahead(lambda: pytest.fail("must not be called")) is None

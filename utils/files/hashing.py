@@ -17,7 +17,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def in_background(function: Callable, *args) -> Future:
+def in_background(function: Callable[..., object], *args: object) -> Future:
     """What `function(*args)` will return; its thread holds up neither the caller nor the end of the process."""
     future: Future = Future()
 

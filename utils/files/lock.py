@@ -17,7 +17,7 @@ SECONDS_FOR_A_LOOK = 0.3  # another run may look at the lock just now
 
 
 def check_not_in_use(output_dir: Path) -> None:
-    """Raises UserError where another run is at work in `output_dir`; writes nothing. For rank 0."""
+    """Raises UserError if another run is at work in `output_dir`; writes nothing. For rank 0."""
     path = output_dir / LOCK_FILE
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -36,7 +36,7 @@ def hold_output(output_dir: Path, is_main: bool) -> Iterator[None]:
     """A context in which no other run can enter `output_dir`, which is made if it is missing.
 
     Only the main rank locks: on the others nothing happens. Raises UserError if another run is in the folder. On a
-    file system without locks it says so and goes on.
+    file system without locks a note says so.
     """
     if not is_main:
         yield
@@ -58,7 +58,7 @@ def hold_output(output_dir: Path, is_main: bool) -> Iterator[None]:
 
 
 def _take(path: Path) -> int | None:
-    """The descriptor that holds the lock; None where there are no locks."""
+    """The descriptor that holds the lock; None if there are no locks."""
     try:
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -13,14 +13,14 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 def safetensors_dtype(path: Path) -> str | None:
-    """The dtype of the first tensor, as the header names it ("F32", "F16", ...); None where there is no tensor."""
+    """The dtype of the first tensor, as the header names it ("F32", "F16", ...); None if there is no tensor."""
     return next((entry["dtype"] for entry in safetensors_header(path).values()), None)
 
 
 def safetensors_header(path: Path) -> dict[str, dict]:
     """{tensor name: {"dtype", "shape", "data_offsets"}} of a safetensors file; reads nothing but its header.
 
-    Raises UserError where the file is shorter or longer than its header says, or the header contradicts itself.
+    Raises UserError if the file is shorter or longer than its header says, or the header contradicts itself.
     """
     try:
         num_bytes = path.stat().st_size
@@ -42,7 +42,7 @@ def safetensors_header(path: Path) -> dict[str, dict]:
 
 
 def _check_offsets(tensors: dict[str, dict]) -> None:
-    """Raises ValueError where tensors overlap, leave gaps, or have other sizes than their shapes say."""
+    """Raises ValueError if tensors overlap, leave gaps, or have other sizes than their shapes say."""
     end = 0
     for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]

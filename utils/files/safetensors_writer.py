@@ -13,7 +13,8 @@ DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16"}
 
 def write_safetensors(path: Path, named: Sequence[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
     """Writes (name, tensor) pairs as `dtype`, contiguous. A tensor leaves its device while the last one is written."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, tensor in named:
         start, end = end, end + tensor.numel() * dtype.itemsize
         header[name] = dict(dtype=DTYPE_NAMES[dtype], shape=list(tensor.shape), data_offsets=[start, end])
@@ -24,5 +25,5 @@ def write_safetensors(path: Path, named: Sequence[tuple[str, torch.Tensor]], dty
         for _, tensor in named:
             values = tensor.detach().to(dtype, memory_format=torch.contiguous_format).contiguous().cpu()
             written.result()
-            written = writer.submit(file.write, values.reshape(-1).view(torch.uint8).numpy())
+            written = writer.submit(file.write, values.reshape(-1).view(torch.uint8).numpy().data)
         written.result()

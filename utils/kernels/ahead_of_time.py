@@ -12,7 +12,7 @@ except ImportError:  # no Triton, or one before 3.4
     AsyncCompileMode = None
 
 
-def rehearse(function: Callable[[], object]) -> str | None:
+def compile_ahead(function: Callable[[], object]) -> str | None:
     """Calls `function` with no Triton kernel running, while each that it launches is compiled by another thread.
 
     What those kernels would have written is left as it was, so `function` computes with garbage: its results must be

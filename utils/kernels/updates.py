@@ -23,9 +23,9 @@ def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
     """One AdamW step, as torch defines it, in place over flat [N] buffers: 28 bytes a parameter.
 
     Args:
-        weight: fp16 or bf16, receives the rounded master; None where the master is the weight.
+        weight: fp16 or bf16, receives the rounded master; None if the master is the weight.
         grad: in the weight's dtype or fp32, multiplied by grad_scale.
-        master, exp_avg, exp_avg_sq: fp32; on a GPU also in pinned host memory, where reaches_host_memory says so.
+        master, exp_avg, exp_avg_sq: fp32; on a GPU also in pinned host memory, if reaches_host_memory says so.
         scalars: fp32 [9]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply.
             With apply 0 nothing changes, whatever the gradient holds.
     """

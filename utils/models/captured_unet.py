@@ -7,6 +7,7 @@ addresses, so the UNet that samples moves into one buffer of weights that they w
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -20,11 +21,11 @@ WARM_UP_CALLS = 2  # before a capture: kernels are compiled, libraries choose al
 class CapturedUNet:
     """Serves UNets of one architecture in turn, from the same graphs; another architecture starts anew.
 
-    A UNet that moves into the graphs' buffer leaves its own storage to the one that was there: every module keeps its
-    values, and none is held twice.
+    The UNet that is to sample and the one whose weights are in the graphs' buffer swap their storages: every module
+    keeps its values, and none is held twice.
 
     Args:
-        say: told, in one line, why a UNet runs without fused kernels or without a graph where that does not work.
+        say: called with one line if a UNet runs without fused kernels or without a graph, and why.
     """
 
     def __init__(self, say: Callable[[str], None]):
@@ -65,7 +66,7 @@ class CapturedUNet:
         graph = self._graphs[key]
         return plain(*inputs, return_dict=False) if graph is None else (graph(*inputs),)
 
-    def _capture(self, unet, plain: Callable, inputs: tuple, is_guided: bool):
+    def _capture(self, unet: Any, plain: Callable, inputs: tuple, is_guided: bool) -> "_Graph | None":
         """A graph of the fused forward, else of the plain one, else None. Guidance gives the same latents twice."""
         for fuses in dict.fromkeys((operations.HAS_TRITON, False)):
             try:
@@ -80,8 +81,8 @@ class CapturedUNet:
             self.say(f"the UNet samples without {what}, more slowly: {reason}")
         return None
 
-    def _moves_in(self, unet) -> bool:
-        """Puts the UNet's weights where the graphs read them; says so and returns False where memory is too small."""
+    def _moves_in(self, unet: Any) -> bool:
+        """Puts the UNet's weights where the graphs read them; says so and returns False if memory is too small."""
         if architecture(unet) != self._architecture:
             self._graphs, self._resident = {}, []
             self._architecture = architecture(unet)
@@ -116,18 +117,20 @@ class _Graph:
         self.timestep = timestep.to(sample.device, copy=True)
         self.encoder_hidden_states = encoder_hidden_states.clone()
         static = self.sample, self.timestep, self.encoder_hidden_states
-        self.stream = beside.stream if beside else torch.cuda.Stream()
+        self.stream: torch.cuda.Stream = beside.stream if beside else torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP_CALLS):
                 forward(*static)
         torch.cuda.current_stream().wait_stream(self.stream)
         self.graph = torch.cuda.CUDAGraph()
-        options = dict(pool=beside.graph.pool() if beside else None, stream=self.stream)
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local", **options):
+        pool = beside.graph.pool() if beside else None
+        with torch.cuda.graph(self.graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             self.output = forward(*static)[0]
 
-    def __call__(self, sample, timestep, encoder_hidden_states) -> torch.Tensor:
+    def __call__(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
         """The UNet's output [N,C,h,w], a tensor of its own: schedulers keep earlier ones."""
         self.sample.copy_(sample)
         self.encoder_hidden_states.copy_(encoder_hidden_states)
@@ -139,7 +142,7 @@ class _Graph:
         return self.output.clone(memory_format=torch.contiguous_format)
 
 
-def architecture(unet) -> tuple:
+def architecture(unet: Any) -> tuple:
     """What two UNets must have in common to run in one graph."""
     config = {name: str(value) for name, value in unet.config.items() if not name.startswith("_")}
     shapes = tuple((parameter.shape, parameter.dtype, parameter.device) for parameter in unet.parameters())
@@ -167,5 +170,5 @@ def exchange(ours: torch.nn.Parameter, theirs: torch.nn.Parameter) -> None:
     ours.data, theirs.data = theirs.data, ours.data
 
 
-def _set_timesteps_on_cpu(scheduler, num_inference_steps: int, device=None, **kwargs) -> None:
+def _set_timesteps_on_cpu(scheduler: Any, num_inference_steps: int, device: object = None, **kwargs: Any) -> None:
     type(scheduler).set_timesteps(scheduler, num_inference_steps, **kwargs)

@@ -94,26 +94,25 @@ def sample(
     own_height, own_width = image_size(pipeline)
     embeddings = embeddings or PromptEmbeddings(negative_prompt, guidance_scale)
     prompt_embeds, negative_prompt_embeds = embeddings(pipeline, prompt)
-
-    def step_end(_pipeline, _step, _timestep, callback_kwargs):
-        on_step()
-        return callback_kwargs
-
-    options: dict[str, Any] = dict(
-        prompt_embeds=prompt_embeds,
-        negative_prompt_embeds=negative_prompt_embeds,
-        height=height or own_height,
-        width=width or own_width,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        callback_on_step_end=step_end,
-        advice=SAMPLING_ADVICE,
-    )
+    embeds: dict[str, Any] = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
+    settings: dict[str, Any] = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    size = dict(height=height or own_height, width=width or own_width)
+    options = {**embeds, **settings, **size, "callback_on_step_end": _calling(on_step), "advice": SAMPLING_ADVICE}
     batch_size, images = batch_size or len(seeds), []
     with contextlib.nullcontext() if captured is None else captured.serving(pipeline):
         for start in range(0, len(seeds), batch_size):
             images += to_pil(draw(pipeline, seeds[start : start + batch_size], **options))
     return images
+
+
+def _calling(on_step: Callable[[], None]) -> Callable:
+    """`on_step` as the callback that a pipeline calls after every denoising step."""
+
+    def step_end(_pipeline, _step, _timestep, callback_kwargs):
+        on_step()
+        return callback_kwargs
+
+    return step_end
 
 
 def truncated_text(pipeline: StableDiffusionPipeline, prompt: str) -> str:
@@ -216,8 +215,10 @@ class Sampler:
             )
         pipeline.set_progress_bar_config(disable=True)
         height, width = image_size(pipeline)
-        settings = dict(num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE, **self.embeds)
-        images = []
+        settings: dict[str, Any] = dict(
+            num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE, **self.embeds
+        )
+        images: list[Image.Image] = []
         for number in range(num_images):
             images += to_pil(draw(pipeline, [seed + number], height=height, width=width, **settings))
         return images

@@ -6,13 +6,15 @@ computes the same with fewer kernels:
 - a convolution's bias is added by the operation that follows it, which also makes its gradient;
 - nothing is divided by 1;
 - a residual stream's two gradients are added inside the norm's backward;
-- 1x1 convolutions are matrix products; query, key and value are one where their weights lie side by side in memory;
+- 1x1 convolutions are matrix products; query, key and value are one if their weights lie side by side in memory;
 - the time embedding goes through SiLU once, not once a ResNet block.
 Anything that is not Stable Diffusion's plain configuration, or that carries hooks or another class, is left as it is.
 Install after choosing attention processors.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +35,12 @@ from utils.models.fusible import (
 _KINDS = ("resnets", "transformers", "blocks", "norm_out", "time_embedding")
 
 
-def install(unet: nn.Module, equal_halves: bool = False) -> dict[str, int]:
+def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
     """Fuses what can be fused; returns how many of each kind were. Installing twice changes nothing more.
 
     Args:
         equal_halves: every batch is the same latents and timesteps twice, for two prompts (guidance): what precedes
-            the first prompt, the longest attention among it, is computed once. For sampling, where they are.
+            the first prompt, the longest attention among it, is computed once. In sampling they are.
     """
     uninstall(unet)
     counts = dict.fromkeys(_KINDS, 0)
@@ -59,7 +61,7 @@ def install(unet: nn.Module, equal_halves: bool = False) -> dict[str, int]:
         if len(blocks) == len(transformer.transformer_blocks) and is_plain_transformer(transformer):
             _replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
             counts["transformers"] += 1
-    norm = getattr(unet, "conv_norm_out", None)
+    norm: Any = getattr(unet, "conv_norm_out", None)
     if is_affine(norm, nn.GroupNorm):
         _replace(norm, partial(_norm_forward, norm))
         counts["norm_out"] = 1
@@ -78,7 +80,7 @@ def uninstall(unet: nn.Module) -> None:
             del module.forward
 
 
-def _replace(module: nn.Module, forward) -> None:
+def _replace(module: nn.Module, forward: Any) -> None:
     forward.is_fused = True
     module.forward = forward
 
@@ -107,12 +109,13 @@ class _JointLinear(torch.autograd.Function):
 
 
 def _joint(weights):
-    """One [sum of rows, columns] view of neighbouring weights."""
+    """One view [sum of O, D] of neighbouring weights [O, D]."""
     first = weights[0]
     return first.as_strided((sum(weight.shape[0] for weight in weights), first.shape[1]), (first.shape[1], 1))
 
 
-def _are_neighbours(weights) -> bool:
+def _are_neighbours(weights: Sequence[torch.Tensor]) -> bool:
+    """Whether the weights lie one after the other in one buffer."""
     ends = [weight.data_ptr() + weight.numel() * weight.element_size() for weight in weights]
     same_storage = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
     starts = [weight.data_ptr() for weight in weights]
@@ -120,7 +123,10 @@ def _are_neighbours(weights) -> bool:
 
 
 def _project(x, linears):
-    """What each linear makes of x [B, T, D], as a tuple; one product where the weights are neighbours."""
+    """What each linear [O, D] without a bias makes of x [B, T, D]: a tuple of [B, T, O].
+
+    One product if the weights are neighbours in memory.
+    """
     weights = [linear.weight for linear in linears]
     if len(weights) == 1 or not _are_neighbours(weights):
         return tuple(F.linear(x, weight) for weight in weights)
@@ -131,7 +137,7 @@ def _project(x, linears):
 
 
 def _attention(attention, x, context=None):
-    """Multi-head attention without its output projection: x [B, T, D]; context [B, S, E], or None for x itself."""
+    """Multi-head attention without its output projection: x [B, T, D], context [B, S, E] or None -> [B, T, D]."""
     to_q, to_k, to_v = projections(attention)
     if context is None:
         query_key_value = _project(x, (to_q, to_k, to_v))
@@ -141,16 +147,18 @@ def _attention(attention, x, context=None):
     return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
 
 
-def _takes_plain_forward(x, *unusual) -> bool:
+def _takes_plain_forward(*unusual: object) -> bool:
     """Whether a call uses what the fused forwards do not know: masks, attention arguments, autocast."""
     return any(value is not None and value != {} for value in unusual) or torch.is_autocast_enabled()
 
 
 def _add_norm(norm, x, residual, x_bias):
+    """s = x + residual + x_bias, and LayerNorm(s): x, residual [B, T, D]; x_bias [D]; the last two may be None."""
     return add_layer_norm(x, norm.weight, norm.bias, norm.eps, residual, x_bias)
 
 
 def _norm_forward(norm, x):
+    """GroupNorm.forward of x [B, C, H, W]; the result is channels_last."""
     return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False)
 
 
@@ -159,17 +167,34 @@ def _activated_time_embedding(plain_forward, *args, **kwargs):
     return F.silu(plain_forward(*args, **kwargs))
 
 
-def _block_forward(block, plain_forward, hidden_states, attention_mask=None, encoder_hidden_states=None,
-                   encoder_attention_mask=None, timestep=None, cross_attention_kwargs=None, class_labels=None,
-                   added_cond_kwargs=None, input_bias=None, equal_halves=False):  # fmt: skip
-    """BasicTransformerBlock.forward of hidden_states [B, T, D] + input_bias [D]."""
+def _block_forward(
+    block,
+    plain_forward,
+    hidden_states,
+    attention_mask=None,
+    encoder_hidden_states=None,
+    encoder_attention_mask=None,
+    timestep=None,
+    cross_attention_kwargs=None,
+    class_labels=None,
+    added_cond_kwargs=None,
+    input_bias=None,
+    equal_halves=False,
+):
+    """BasicTransformerBlock.forward of hidden_states [B, T, D] + input_bias [D], encoder_hidden_states [B, S, E]."""
     unusual = attention_mask, encoder_attention_mask, cross_attention_kwargs
-    if encoder_hidden_states is None or _takes_plain_forward(hidden_states, *unusual):
+    if encoder_hidden_states is None or _takes_plain_forward(*unusual):
         hidden_states = hidden_states if input_bias is None else hidden_states + input_bias
         return plain_forward(
-            hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep,
-            cross_attention_kwargs, class_labels, added_cond_kwargs,
-        )  # fmt: skip
+            hidden_states,
+            attention_mask,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            timestep,
+            cross_attention_kwargs,
+            class_labels,
+            added_cond_kwargs,
+        )
     attn2, (up, _, down) = block.attn2, block.ff.net
     if equal_halves:
         hidden_states, normed = map(_twice, _self_attention(block, _half(hidden_states), input_bias))
@@ -181,30 +206,49 @@ def _block_forward(block, plain_forward, hidden_states, attention_mask=None, enc
 
 
 def _self_attention(block, hidden_states, input_bias):
-    """The hidden states [B, T, D] of a block after its self-attention, and the norm of them that comes next."""
+    """A block's hidden states [B, T, D] after its self-attention, and what its second norm makes of them [B, T, D]."""
     hidden_states, normed = _add_norm(block.norm1, hidden_states, None, input_bias)
     to_out = block.attn1.to_out[0]
     return _add_norm(block.norm2, F.linear(_attention(block.attn1, normed), to_out.weight), hidden_states, to_out.bias)
 
 
 def _half(x):
+    """The first half of a batch [B, ...]."""
     return x[: x.shape[0] // 2]
 
 
 def _twice(x):
+    """A batch [B, ...] and itself again: [2B, ...]."""
     return torch.cat([x, x])
 
 
-def _transformer_forward(transformer, plain_forward, hidden_states, encoder_hidden_states=None, timestep=None,
-                         added_cond_kwargs=None, class_labels=None, cross_attention_kwargs=None, attention_mask=None,
-                         encoder_attention_mask=None, return_dict=True):  # fmt: skip
+def _transformer_forward(
+    transformer,
+    plain_forward,
+    hidden_states,
+    encoder_hidden_states=None,
+    timestep=None,
+    added_cond_kwargs=None,
+    class_labels=None,
+    cross_attention_kwargs=None,
+    attention_mask=None,
+    encoder_attention_mask=None,
+    return_dict=True,
+):
     """Transformer2DModel.forward of hidden_states [B, C, H, W]; pixels become tokens without a copy."""
     unusual = attention_mask, encoder_attention_mask, cross_attention_kwargs
-    if return_dict or encoder_hidden_states is None or _takes_plain_forward(hidden_states, *unusual):
+    if return_dict or encoder_hidden_states is None or _takes_plain_forward(*unusual):
         return plain_forward(
-            hidden_states, encoder_hidden_states, timestep, added_cond_kwargs, class_labels, cross_attention_kwargs,
-            attention_mask, encoder_attention_mask, return_dict,
-        )  # fmt: skip
+            hidden_states,
+            encoder_hidden_states,
+            timestep,
+            added_cond_kwargs,
+            class_labels,
+            cross_attention_kwargs,
+            attention_mask,
+            encoder_attention_mask,
+            return_dict,
+        )
     norm, proj_in, proj_out = transformer.norm, transformer.proj_in, transformer.proj_out
     height, width = hidden_states.shape[2:]
     x, residual = group_norm(hidden_states, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False, fork=True)
@@ -220,18 +264,19 @@ def _transformer_forward(transformer, plain_forward, hidden_states, encoder_hidd
 
 
 def _resnet_forward(resnet, is_activated, input_tensor, temb, *args, equal_halves=False, **kwargs):
-    """ResnetBlock2D.forward; `is_activated` says that temb has been through SiLU already."""
+    """ResnetBlock2D.forward of input_tensor [B, C, H, W] and temb [B, E] -> [B, O, H, W].
+
+    `is_activated` says that temb has been through SiLU already.
+    """
     if equal_halves:
         return _twice(_resnet_forward(resnet, is_activated, _half(input_tensor), _half(temb)))
     norm1, conv1, norm2, conv2, shortcut = resnet.norm1, resnet.conv1, resnet.norm2, resnet.conv2, resnet.conv_shortcut
-    x, residual = group_norm(
-        input_tensor, norm1.weight, norm1.bias, norm1.num_groups, norm1.eps, silu=True, fork=True
-    )  # fmt: skip
+    x, residual = group_norm(input_tensor, norm1.weight, norm1.bias, norm1.num_groups, norm1.eps, silu=True, fork=True)
     x = F.conv2d(x, conv1.weight, None, padding=1)
     shift = resnet.time_emb_proj(temb if is_activated else F.silu(temb))
     x = group_norm(
         x, norm2.weight, norm2.bias, norm2.num_groups, norm2.eps, silu=True, shift=shift, shift_bias=conv1.bias
-    )  # fmt: skip
+    )
     x = F.conv2d(x, conv2.weight, None, padding=1)
     if shortcut is None:
         return add_bias_residual(x, residual, conv2.bias)

@@ -1,6 +1,7 @@
 """Which modules of a diffusers UNet are Stable Diffusion's plain ones, so that fused_unet may replace them."""
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -13,25 +14,25 @@ _PLAIN_UNET_BLOCKS = {
 }
 
 
-def has_no_hooks(module: nn.Module) -> bool:
+def has_no_hooks(module: Any) -> bool:
     """No hooks, no parametrization, and a forward of its class's own."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return not any(hooks) and not hasattr(module, "parametrizations") and "forward" not in module.__dict__
 
 
-def _is(module, kind: type) -> bool:
+def _is(module: Any, kind: type) -> bool:
     return type(module) is kind and has_no_hooks(module)
 
 
-def is_affine(norm, kind: type) -> bool:
+def is_affine(norm: Any, kind: type) -> bool:
     return _is(norm, kind) and norm.weight is not None and norm.bias is not None
 
 
-def is_dropout_off(module) -> bool:
+def is_dropout_off(module: Any) -> bool:
     return type(module) is nn.Dropout and module.p == 0
 
 
-def is_conv(conv, size: int) -> bool:
+def is_conv(conv: Any, size: int) -> bool:
     expected = dict(kernel_size=(size, size), stride=(1, 1), padding=(size // 2,) * 2, dilation=(1, 1), groups=1)
     return (
         _is(conv, nn.Conv2d)
@@ -40,7 +41,7 @@ def is_conv(conv, size: int) -> bool:
     )
 
 
-def is_plain_resnet(resnet) -> bool:
+def is_plain_resnet(resnet: Any) -> bool:
     return (
         has_no_hooks(resnet)
         and getattr(resnet, "time_embedding_norm", None) == "default"
@@ -59,7 +60,7 @@ def is_plain_resnet(resnet) -> bool:
     )
 
 
-def has_plain_time_embedding(unet) -> bool:
+def has_plain_time_embedding(unet: Any) -> bool:
     """Whether the time embedding goes to the ResNet blocks and nowhere else, unchanged."""
     blocks = {type(block).__name__ for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)}
     added = ("class_embedding", "add_embedding", "time_embed_act")
@@ -67,9 +68,9 @@ def has_plain_time_embedding(unet) -> bool:
     return blocks <= _PLAIN_UNET_BLOCKS and is_only_use and has_no_hooks(unet.time_embedding)
 
 
-def is_plain_attention(attention, is_cross: bool) -> bool:
-    unwanted = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "residual_connection",
-                "fused_projections")  # fmt: skip
+def is_plain_attention(attention: Any, is_cross: bool) -> bool:
+    unwanted = ["spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj"]
+    unwanted += ["residual_connection", "fused_projections"]
     return (
         has_no_hooks(attention)
         and type(getattr(attention, "processor", None)).__name__ == "AttnProcessor2_0"
@@ -82,7 +83,7 @@ def is_plain_attention(attention, is_cross: bool) -> bool:
     )
 
 
-def is_plain_block(block) -> bool:
+def is_plain_block(block: Any) -> bool:
     """A BasicTransformerBlock of self-attention, cross-attention and GEGLU, each after a LayerNorm."""
     if type(block).__name__ != "BasicTransformerBlock" or getattr(block, "norm_type", "layer_norm") != "layer_norm":
         return False
@@ -105,7 +106,7 @@ def is_plain_block(block) -> bool:
     )
 
 
-def is_plain_transformer(transformer) -> bool:
+def is_plain_transformer(transformer: Any) -> bool:
     is_projection = partial(_is, kind=nn.Linear) if transformer.use_linear_projection else partial(is_conv, size=1)
     return (
         has_no_hooks(transformer)
@@ -116,5 +117,5 @@ def is_plain_transformer(transformer) -> bool:
     )
 
 
-def projections(attention) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+def projections(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     return attention.to_q, attention.to_k, attention.to_v

@@ -114,7 +114,9 @@ def load_pipeline(
         components["text_encoder"] = load_text_encoder(folder, weight_dtype, "cpu")
     if not safety_checker:
         components.update(safety_checker=None, feature_extractor=None)
-    options = dict(torch_dtype=weight_dtype, variant=variant(folder / "safety_checker"), image_encoder=None)
+    options: dict[str, Any] = dict(
+        torch_dtype=weight_dtype, variant=variant(folder / "safety_checker"), image_encoder=None
+    )
     pipeline = _load(StableDiffusionPipeline, folder, **options, **components)
     memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
     pipeline.unet.to(memory_format=memory_format)
@@ -154,7 +156,7 @@ def same_component(folder: Path, other_folder: Path, name: str) -> bool:
 
 def with_unet(pipeline: StableDiffusionPipeline, unet_folder: Path) -> StableDiffusionPipeline:
     """`pipeline` with the UNet of a checkpoint; every other module is the same object."""
-    unet = _load_weights(UNet2DConditionModel, unet_folder, torch_dtype=pipeline.unet.dtype)
+    unet: Any = _load_weights(UNet2DConditionModel, unet_folder, torch_dtype=pipeline.unet.dtype)
     memory_format = torch.channels_last if pipeline.device.type == "cuda" else torch.preserve_format
     unet.to(pipeline.device).to(memory_format=memory_format)
     components = {**pipeline.components, "unet": unet}

@@ -98,7 +98,7 @@ class TrainingRun:
             self._checkpoint_if_due(step + 1)
 
     def _stop_if_asked(self, num_steps: int) -> None:
-        code = self.stop.agreed(self._failure())
+        code = self.stop.poll(self._failure())
         if code and num_steps < self.plan.num_steps:
             self._end_early(num_steps, code)
 
@@ -141,7 +141,7 @@ class TrainingRun:
         """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, if that cannot be done."""
         self.log.flush()
         mark("trained")
-        if self.stop.agreed_at_last(self._failure()) == NONFINITE:
+        if self.stop.poll_at_the_end(self._failure()) == NONFINITE:
             self._end_early(self.plan.num_steps, NONFINITE)
         if self.checkpointer is None:
             self.stop.close()

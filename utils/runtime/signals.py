@@ -67,21 +67,21 @@ class StopRequest:
             os.dup2(nowhere, descriptor)
         os.close(nowhere)
 
-    def agreed(self, own_code: int = 0) -> int:
+    def poll(self, own_code: int = 0) -> int:
         """The exit code that all ranks agree on: the largest of what each of them knew one call ago (alone: now).
 
-        Every rank calls it after every step; what it returns is the same on all of them. Raises RuntimeError where
+        Every rank calls it after every step; what it returns is the same on all of them. Raises RuntimeError if
         another rank has died.
         """
         code = max(self._code, own_code)
         if self._group is None:
             return code
-        known = self._settle()
+        known = self._last_vote()
         vote = torch.tensor([code])
         self._votes = vote, dist.all_reduce(vote, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return known
 
-    def _settle(self) -> int:
+    def _last_vote(self) -> int:
         if self._votes is None:
             return 0
         vote, work = self._votes
@@ -89,10 +89,10 @@ class StopRequest:
         self._votes = None
         return int(vote)
 
-    def agreed_at_last(self, own_code: int = 0) -> int:
+    def poll_at_the_end(self, own_code: int = 0) -> int:
         """As `agreed`, but with what the ranks know now; waits for all of them."""
-        self.agreed(own_code)
-        return self._settle() if self._group is not None else max(self._code, own_code)
+        self.poll(own_code)
+        return self._last_vote() if self._group is not None else max(self._code, own_code)
 
     def wait_for_all(self) -> None:
         """Waits, outside of the GPU's queue, until every rank is here."""

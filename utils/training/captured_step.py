@@ -76,7 +76,7 @@ def fastest_step(
     """
     if train_step.optimizer.flat.device.type != "cuda":
         return train_step
-    if reason := train_step.rehearse(example()):
+    if reason := train_step.compile_kernels(example()):
         say(f"kernels are compiled as they first run, not all ahead: {reason}")
     return CapturedStep(train_step, say) if uses_cuda_graph else train_step
 

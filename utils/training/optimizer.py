@@ -104,7 +104,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=(~finite).float())
 
     @torch.no_grad()
-    def rehearse(self) -> None:
+    def update_nothing(self) -> None:
         """An update that is not applied: its kernels are compiled by it (see kernels.ahead_of_time)."""
         self._measure_grad_norm()
         grad_norm = self._scaled_grad_norm[0]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from utils.data.batches import MicroBatch
 from utils.data.inputs import TrainingInputs
 from utils.diffusion import denoising_loss, sample_latents, training_target
-from utils.kernels.ahead_of_time import rehearse
+from utils.kernels.ahead_of_time import compile_ahead
 from utils.runtime.timing import mark
 from utils.training.optimizer import MasterWeightsOptimizer
 
@@ -110,16 +110,16 @@ class TrainStep:
         class_loss = torch.zeros_like(loss) if class_loss is None else class_loss
         return torch.stack([loss, instance_loss, class_loss]).detach() / num_micro_batches
 
-    def rehearse(self, micro_batches: list[MicroBatch]) -> str | None:
+    def compile_kernels(self, micro_batches: list[MicroBatch]) -> str | None:
         """Compiles the step's kernels, lets the libraries choose theirs, and changes nothing; returns why not."""
 
         def without_a_trace() -> None:
             self.optimizer.zero_grad()
             with self.booster.no_sync(self.unet, self.optimizer):
                 self._forward_backward(micro_batches[0], len(micro_batches))
-            self.optimizer.rehearse()
+            self.optimizer.update_nothing()
 
-        reason = rehearse(without_a_trace)
+        reason = compile_ahead(without_a_trace)
         self.optimizer.zero_grad()
         mark("kernels compiled")
         return reason
