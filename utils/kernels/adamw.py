@@ -26,9 +26,8 @@ def adamw_update(grad, exp_avg, exp_avg_sq, master, scalars_ptr):
 
 
 @triton.jit
-def apply_adamw(
-    grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, HAS_WEIGHT: tl.constexpr
-):
+def apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr,
+                HAS_WEIGHT: tl.constexpr):
     """The update of the parameters at `index` of the flat buffers by `grad`."""
     exp_avg = tl.load(exp_avg_ptr + index, mask=mask)
     exp_avg_sq = tl.load(exp_avg_sq_ptr + index, mask=mask)
@@ -42,19 +41,8 @@ def apply_adamw(
 
 
 @triton.jit
-def _adamw(
-    weight_ptr,
-    grad_ptr,
-    master_ptr,
-    exp_avg_ptr,
-    exp_avg_sq_ptr,
-    scalars_ptr,
-    first,
-    n,
-    HAS_WEIGHT: tl.constexpr,
-    MASKED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _adamw(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, first, n,
+           HAS_WEIGHT: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
     """One block of parameters. Only the last is masked: a mask of unknown alignment would forbid vector loads."""
     index = (first + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n if MASKED else None
@@ -93,7 +81,9 @@ def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
     constants = dict(HAS_WEIGHT=weight is not None, BLOCK=_ADAMW_BLOCK, num_warps=4)
     for first, count, masked in ((0, num_full, False), (num_full, int(n % _ADAMW_BLOCK != 0), True)):
         if count:
-            _adamw[(count,)](weight, grad, master, exp_avg, exp_avg_sq, scalars, first, n, MASKED=masked, **constants)
+            _adamw[(count,)](
+                weight, grad, master, exp_avg, exp_avg_sq, scalars, first, n, MASKED=masked, **constants
+            )
 
 
 @triton.jit

@@ -27,22 +27,9 @@ def _levels(sizes, smallest, MOST: tl.constexpr):
 
 
 @triton.jit
-def _adamw_8bit(
-    weight_ptr,
-    grad_ptr,
-    master_ptr,
-    exp_avg_ptr,
-    scales_ptr,
-    exp_avg_sq_ptr,
-    scales_sq_ptr,
-    scalars_ptr,
-    first,
-    n,
-    HAS_WEIGHT: tl.constexpr,
-    MASKED: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_avg_sq_ptr, scales_sq_ptr, scalars_ptr,
+                first, n, HAS_WEIGHT: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr,
+                BLOCK: tl.constexpr):
     """ROWS blocks of parameters; only the last program is masked."""
     row = (first + tl.program_id(0)).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     index = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]

@@ -71,24 +71,9 @@ class GradientTable:
 
 
 @triton.jit
-def _adamw_scattered(
-    parameter_ptr,
-    offset_ptr,
-    address_ptr,
-    start_ptr,
-    numel_ptr,
-    weight_ptr,
-    master_ptr,
-    exp_avg_ptr,
-    exp_avg_sq_ptr,
-    scalars_ptr,
-    first,
-    ALIGNED: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    GRAD_DTYPE: tl.constexpr,
-    MASKED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _adamw_scattered(parameter_ptr, offset_ptr, address_ptr, start_ptr, numel_ptr, weight_ptr, master_ptr, exp_avg_ptr,
+                     exp_avg_sq_ptr, scalars_ptr, first, ALIGNED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+                     GRAD_DTYPE: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
     block = first + tl.program_id(0)
     if tl.load(scalars_ptr + 8) != 0.0:
         parameter = tl.load(parameter_ptr + block)
@@ -109,16 +94,8 @@ def _adamw_scattered(
 
 
 @triton.jit
-def _sums_of_squares_scattered(
-    parameter_ptr,
-    offset_ptr,
-    address_ptr,
-    numel_ptr,
-    part_ptr,
-    num_blocks,
-    GRAD_DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _sums_of_squares_scattered(parameter_ptr, offset_ptr, address_ptr, numel_ptr, part_ptr, num_blocks,
+                               GRAD_DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     """Each program sums every `num_programs`-th block."""
     lane = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)

@@ -37,19 +37,8 @@ def _geglu_backward(dy_ptr, x_ptr, dx_ptr, num_rows, D, COLUMNS: tl.constexpr, R
 
 
 @triton.jit
-def _sum_forward(
-    x_ptr,
-    residual_ptr,
-    bias_ptr,
-    residual_bias_ptr,
-    y_ptr,
-    num_rows,
-    C,
-    COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL_BIAS: tl.constexpr,
-):
+def _sum_forward(x_ptr, residual_ptr, bias_ptr, residual_bias_ptr, y_ptr, num_rows, C, COLUMNS: tl.constexpr,
+                 ROWS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL_BIAS: tl.constexpr):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = column < C
@@ -106,17 +95,8 @@ class AddBiasResidual(torch.autograd.Function):
         y = torch.empty_like(x, memory_format=torch.channels_last)
         rows = 4 * _rows(num_rows)
         _sum_forward[(triton.cdiv(channels, _SUM_CHANNELS), triton.cdiv(num_rows, rows))](
-            x,
-            residual,
-            bias,
-            residual_bias,
-            y,
-            num_rows,
-            C=channels,
-            COLUMNS=_SUM_CHANNELS,
-            ROWS=rows,
-            BIAS=bias is not None,
-            RESIDUAL_BIAS=residual_bias is not None,
+            x, residual, bias, residual_bias, y, num_rows, C=channels, COLUMNS=_SUM_CHANNELS, ROWS=rows,
+            BIAS=bias is not None, RESIDUAL_BIAS=residual_bias is not None,
         )
         ctx.has_bias = bias is not None, residual_bias is not None
         return y

@@ -56,20 +56,8 @@ def _tile_groups(block, G: tl.constexpr, CG, TILE: tl.constexpr, KP: tl.constexp
 
 
 @triton.jit
-def _load(
-    x_ptr,
-    shift_ptr,
-    shift_bias_ptr,
-    image,
-    pixels,
-    channel,
-    offset,
-    mask,
-    inside,
-    C,
-    SHIFT: tl.constexpr,
-    SHIFT_BIAS: tl.constexpr,
-):
+def _load(x_ptr, shift_ptr, shift_bias_ptr, image, pixels, channel, offset, mask, inside, C, SHIFT: tl.constexpr,
+          SHIFT_BIAS: tl.constexpr):
     """x + shift of a tile, in fp32."""
     x = tl.load(x_ptr + image.to(tl.int64) * pixels * C + offset, mask=mask, other=0.0).to(tl.float32)
     if SHIFT:
@@ -80,22 +68,9 @@ def _load(
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _moments(
-    x_ptr,
-    shift_ptr,
-    shift_bias_ptr,
-    part_ptr,
-    pixels,
-    num_chunks,
-    CG,
-    G: tl.constexpr,
-    TILE: tl.constexpr,
-    CB: tl.constexpr,
-    KP: tl.constexpr,
-    ROWS: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SHIFT_BIAS: tl.constexpr,
-):
+def _moments(x_ptr, shift_ptr, shift_bias_ptr, part_ptr, pixels, num_chunks, CG, G: tl.constexpr, TILE: tl.constexpr,
+             CB: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr, SHIFT: tl.constexpr,
+             SHIFT_BIAS: tl.constexpr):
     """Of each tile and group: its mean and its sum of squared distances from that mean -> part [B, S, 2, G]."""
     block, chunk, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     C = G * CG
@@ -112,9 +87,8 @@ def _moments(
 
 
 @triton.jit
-def _merge_moments(
-    part_ptr, image, pixels, num_chunks, group, exists, eps, CG, G: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr
-):
+def _merge_moments(part_ptr, image, pixels, num_chunks, group, exists, eps, CG, G: tl.constexpr, KP: tl.constexpr,
+                   ROWS: tl.constexpr):
     """Mean and rstd [KP] over all chunks of an image."""
     mean = tl.zeros((KP,), tl.float32)
     squares = tl.zeros((KP,), tl.float32)
@@ -135,29 +109,9 @@ def _merge_moments(
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _normalise(
-    x_ptr,
-    shift_ptr,
-    shift_bias_ptr,
-    weight_ptr,
-    bias_ptr,
-    part_ptr,
-    y_ptr,
-    mean_ptr,
-    rstd_ptr,
-    pixels,
-    num_chunks,
-    eps,
-    CG,
-    G: tl.constexpr,
-    TILE: tl.constexpr,
-    CB: tl.constexpr,
-    KP: tl.constexpr,
-    ROWS: tl.constexpr,
-    SILU: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SHIFT_BIAS: tl.constexpr,
-):
+def _normalise(x_ptr, shift_ptr, shift_bias_ptr, weight_ptr, bias_ptr, part_ptr, y_ptr, mean_ptr, rstd_ptr, pixels,
+               num_chunks, eps, CG, G: tl.constexpr, TILE: tl.constexpr, CB: tl.constexpr, KP: tl.constexpr,
+               ROWS: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr, SHIFT_BIAS: tl.constexpr):
     """Merges the moments of an image's tiles and writes y; an image's first tiles also store mean and rstd [B, G]."""
     block, chunk, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     C = G * CG
@@ -177,24 +131,8 @@ def _normalise(
 
 
 @triton.jit
-def _gradients(
-    dy_ptr,
-    x,
-    mean_ptr,
-    rstd_ptr,
-    weight_ptr,
-    bias_ptr,
-    image,
-    pixels,
-    channel,
-    offset,
-    mask,
-    inside,
-    C,
-    CG,
-    G: tl.constexpr,
-    SILU: tl.constexpr,
-):
+def _gradients(dy_ptr, x, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, image, pixels, channel, offset, mask, inside, C,
+               CG, G: tl.constexpr, SILU: tl.constexpr):
     """Of a tile: the normalised input, the gradient of the affine output (both [ROWS, CB]), weight and rstd [CB]."""
     mean = tl.load(mean_ptr + image * G + channel // CG, mask=inside, other=0.0)
     rstd = tl.load(rstd_ptr + image * G + channel // CG, mask=inside, other=0.0)
@@ -210,53 +148,18 @@ def _gradients(
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _backward_sums(
-    dy_ptr,
-    x_ptr,
-    shift_ptr,
-    shift_bias_ptr,
-    mean_ptr,
-    rstd_ptr,
-    weight_ptr,
-    bias_ptr,
-    channel_part_ptr,
-    group_part_ptr,
-    pixels,
-    num_chunks,
-    CG,
-    G: tl.constexpr,
-    TILE: tl.constexpr,
-    CB: tl.constexpr,
-    KP: tl.constexpr,
-    ROWS: tl.constexpr,
-    SILU: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SHIFT_BIAS: tl.constexpr,
-):
+def _backward_sums(dy_ptr, x_ptr, shift_ptr, shift_bias_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
+                   channel_part_ptr, group_part_ptr, pixels, num_chunks, CG, G: tl.constexpr, TILE: tl.constexpr,
+                   CB: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr,
+                   SHIFT_BIAS: tl.constexpr):
     """Of each tile: sums over pixels of grad, grad x normalised, normalised -> channel_part [B, S, 3, C]; the first
     two, weighted, by group -> group_part [B, S, 2, G]."""
     block, chunk, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     C = G * CG
     lane_group, channel, offset, mask, inside = _tile(block, chunk, pixels, C, CG, TILE, CB, ROWS)
     x = _load(x_ptr, shift_ptr, shift_bias_ptr, image, pixels, channel, offset, mask, inside, C, SHIFT, SHIFT_BIAS)
-    normalised, grad, weight, _ = _gradients(
-        dy_ptr,
-        x,
-        mean_ptr,
-        rstd_ptr,
-        weight_ptr,
-        bias_ptr,
-        image,
-        pixels,
-        channel,
-        offset,
-        mask,
-        inside,
-        C,
-        CG,
-        G,
-        SILU,
-    )
+    normalised, grad, weight, _ = _gradients(dy_ptr, x, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, image, pixels,
+                                             channel, offset, mask, inside, C, CG, G, SILU)
     grads = tl.sum(grad, 0)
     products = tl.sum(grad * normalised, 0)
     at = channel_part_ptr + (image * num_chunks + chunk) * (3 * C) + channel
@@ -285,24 +188,9 @@ def _group_means(part_ptr, image, num_chunks, group, exists, count, G: tl.conste
 
 
 @triton.jit
-def _parameter_grads(
-    block,
-    rstd_ptr,
-    weight_ptr,
-    channel_part_ptr,
-    group_part_ptr,
-    dweight_ptr,
-    dbias_ptr,
-    dshift_ptr,
-    dshift_bias_ptr,
-    images,
-    pixels,
-    num_chunks,
-    CG,
-    G: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SHIFT_BIAS: tl.constexpr,
-):
+def _parameter_grads(block, rstd_ptr, weight_ptr, channel_part_ptr, group_part_ptr, dweight_ptr, dbias_ptr, dshift_ptr,
+                     dshift_bias_ptr, images, pixels, num_chunks, CG, G: tl.constexpr, SHIFT: tl.constexpr,
+                     SHIFT_BIAS: tl.constexpr):
     """The gradients of some channels' weight, bias and shifts, from the sums of all tiles. A shift's gradient is the
     sum of dx over pixels, which needs no dx: rstd (weight sum(grad) - pixels m1 - m2 sum(normalised))."""
     C = G * CG
@@ -338,61 +226,18 @@ def _parameter_grads(
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _backward(
-    dy_ptr,
-    x_ptr,
-    residual_grad_ptr,
-    shift_ptr,
-    shift_bias_ptr,
-    mean_ptr,
-    rstd_ptr,
-    weight_ptr,
-    bias_ptr,
-    channel_part_ptr,
-    group_part_ptr,
-    dx_ptr,
-    dweight_ptr,
-    dbias_ptr,
-    dshift_ptr,
-    dshift_bias_ptr,
-    images,
-    pixels,
-    num_chunks,
-    num_blocks,
-    num_reducers,
-    CG,
-    G: tl.constexpr,
-    TILE: tl.constexpr,
-    CB: tl.constexpr,
-    KP: tl.constexpr,
-    ROWS: tl.constexpr,
-    SILU: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SHIFT_BIAS: tl.constexpr,
-):
+def _backward(dy_ptr, x_ptr, residual_grad_ptr, shift_ptr, shift_bias_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
+              channel_part_ptr, group_part_ptr, dx_ptr, dweight_ptr, dbias_ptr, dshift_ptr, dshift_bias_ptr, images,
+              pixels, num_chunks, num_blocks, num_reducers, CG, G: tl.constexpr, TILE: tl.constexpr, CB: tl.constexpr,
+              KP: tl.constexpr, ROWS: tl.constexpr, SILU: tl.constexpr, RESIDUAL: tl.constexpr, SHIFT: tl.constexpr,
+              SHIFT_BIAS: tl.constexpr):
     """The first `num_reducers` programs reduce the parameters' gradients, each of the others writes one tile of dx."""
     program = tl.program_id(0)
     C = G * CG
     if program < num_reducers:
-        _parameter_grads(
-            program,
-            rstd_ptr,
-            weight_ptr,
-            channel_part_ptr,
-            group_part_ptr,
-            dweight_ptr,
-            dbias_ptr,
-            dshift_ptr,
-            dshift_bias_ptr,
-            images,
-            pixels,
-            num_chunks,
-            CG,
-            G,
-            SHIFT,
-            SHIFT_BIAS,
-        )
+        _parameter_grads(program, rstd_ptr, weight_ptr, channel_part_ptr, group_part_ptr, dweight_ptr, dbias_ptr,
+                         dshift_ptr, dshift_bias_ptr, images, pixels, num_chunks, CG, G, SHIFT,
+                         SHIFT_BIAS)
     else:
         tile = program - num_reducers
         block = tile % num_blocks
@@ -400,24 +245,8 @@ def _backward(
         image = tile // (num_blocks * num_chunks)
         lane_group, channel, offset, mask, inside = _tile(block, chunk, pixels, C, CG, TILE, CB, ROWS)
         x = _load(x_ptr, shift_ptr, shift_bias_ptr, image, pixels, channel, offset, mask, inside, C, SHIFT, SHIFT_BIAS)
-        normalised, grad, weight, rstd = _gradients(
-            dy_ptr,
-            x,
-            mean_ptr,
-            rstd_ptr,
-            weight_ptr,
-            bias_ptr,
-            image,
-            pixels,
-            channel,
-            offset,
-            mask,
-            inside,
-            C,
-            CG,
-            G,
-            SILU,
-        )
+        normalised, grad, weight, rstd = _gradients(dy_ptr, x, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, image, pixels,
+                                                    channel, offset, mask, inside, C, CG, G, SILU)
         group, exists = _tile_groups(block, G, CG, TILE, KP)
         m1, m2 = _group_means(group_part_ptr, image, num_chunks, group, exists, pixels * CG, G, KP)
         m1, m2 = _to_channels(m1, lane_group, KP), _to_channels(m2, lane_group, KP)
@@ -438,13 +267,8 @@ def _tiling(images: int, channels: int, pixels: int, num_groups: int) -> tuple[d
     while rows > 16 and (images * num_blocks * triton.cdiv(pixels, rows) < _WANTED_PROGRAMS or rows >= 2 * pixels):
         rows //= 2
     constants = dict(
-        CG=group_channels,
-        G=num_groups,
-        TILE=groups * group_channels,
-        CB=width,
-        KP=max(16, triton.next_power_of_2(groups)),
-        ROWS=rows,
-        num_warps=8 if rows * width >= 4096 else 4,
+        CG=group_channels, G=num_groups, TILE=groups * group_channels, CB=width,
+        KP=max(16, triton.next_power_of_2(groups)), ROWS=rows, num_warps=8 if rows * width >= 4096 else 4,
     )
     return constants, num_blocks, triton.cdiv(pixels, rows)
 
@@ -464,21 +288,8 @@ class GroupNorm(torch.autograd.Function):
         grid = (num_blocks, num_chunks, images)
         _moments[grid](x, shift, shift_bias, part, height * width, num_chunks, **constants, **flags)
         _normalise[grid](
-            x,
-            shift,
-            shift_bias,
-            weight,
-            bias,
-            part,
-            y,
-            mean,
-            rstd,
-            height * width,
-            num_chunks,
-            eps,
-            SILU=silu,
-            **constants,
-            **flags,
+            x, shift, shift_bias, weight, bias, part, y, mean, rstd, height * width, num_chunks, eps,
+            SILU=silu, **constants, **flags,
         )
         ctx.save_for_backward(x, weight, bias, shift, shift_bias, mean, rstd)
         ctx.num_groups, ctx.silu = num_groups, silu
@@ -504,46 +315,13 @@ class GroupNorm(torch.autograd.Function):
         dshift = None if shift is None else torch.empty_like(shift)
         dshift_bias = None if shift_bias is None else torch.empty_like(shift_bias)
         _backward_sums[(num_blocks, num_chunks, images)](
-            dy,
-            x,
-            shift,
-            shift_bias,
-            mean,
-            rstd,
-            weight,
-            bias,
-            channel_part,
-            group_part,
-            height * width,
-            num_chunks,
-            **constants,
-            **flags,
+            dy, x, shift, shift_bias, mean, rstd, weight, bias, channel_part, group_part, height * width, num_chunks,
+            **constants, **flags,
         )
         num_reducers = triton.cdiv(channels, REDUCED.value)
         _backward[(num_reducers + num_blocks * num_chunks * images,)](
-            dy,
-            x,
-            residual_grad,
-            shift,
-            shift_bias,
-            mean,
-            rstd,
-            weight,
-            bias,
-            channel_part,
-            group_part,
-            dx,
-            dweight,
-            dbias,
-            dshift,
-            dshift_bias,
-            images,
-            height * width,
-            num_chunks,
-            num_blocks,
-            num_reducers,
-            RESIDUAL=residual_grad is not None,
-            **constants,
-            **flags,
+            dy, x, residual_grad, shift, shift_bias, mean, rstd, weight, bias, channel_part, group_part, dx, dweight,
+            dbias, dshift, dshift_bias, images, height * width, num_chunks, num_blocks, num_reducers,
+            RESIDUAL=residual_grad is not None, **constants, **flags,
         )
         return dx, dweight, dbias, dshift, dshift_bias, None, None, None, None

@@ -15,24 +15,9 @@ _REDUCE_CHANNELS = 32
 
 
 @triton.jit
-def _forward(
-    x_ptr,
-    x_bias_ptr,
-    residual_ptr,
-    weight_ptr,
-    bias_ptr,
-    sum_ptr,
-    y_ptr,
-    mean_ptr,
-    rstd_ptr,
-    num_rows,
-    eps,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    ROWS: tl.constexpr,
-    X_BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-):
+def _forward(x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, y_ptr, mean_ptr, rstd_ptr, num_rows, eps,
+             D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, X_BIAS: tl.constexpr,
+             RESIDUAL: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, DP)
     inside = column < D
@@ -59,23 +44,9 @@ def _forward(
 
 
 @triton.jit
-def _backward(
-    dy_ptr,
-    sum_grad_ptr,
-    sum_ptr,
-    weight_ptr,
-    mean_ptr,
-    rstd_ptr,
-    dx_ptr,
-    part_ptr,
-    num_rows,
-    num_tiles,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    ROWS: tl.constexpr,
-    SUM_GRAD: tl.constexpr,
-    X_BIAS: tl.constexpr,
-):
+def _backward(dy_ptr, sum_grad_ptr, sum_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, part_ptr, num_rows, num_tiles,
+              D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, SUM_GRAD: tl.constexpr,
+              X_BIAS: tl.constexpr):
     """dx of every `num_programs`-th tile of rows, and this program's sums over rows -> part [programs, 3, D]."""
     program = tl.program_id(0)
     column = tl.arange(0, DP)
@@ -144,20 +115,8 @@ class AddLayerNorm(torch.autograd.Function):
         y = torch.empty_like(x)
         mean, rstd = torch.empty(2, num_rows, dtype=torch.float32, device=x.device)
         _forward[(num_tiles,)](
-            x,
-            x_bias,
-            residual,
-            weight,
-            bias,
-            total,
-            y,
-            mean,
-            rstd,
-            num_rows,
-            eps,
-            X_BIAS=x_bias is not None,
-            RESIDUAL=residual is not None,
-            **constants,
+            x, x_bias, residual, weight, bias, total, y, mean, rstd, num_rows, eps,
+            X_BIAS=x_bias is not None, RESIDUAL=residual is not None, **constants,
         )
         ctx.save_for_backward(total, weight, mean, rstd, x_bias)
         ctx.has_residual = residual is not None
@@ -179,19 +138,8 @@ class AddLayerNorm(torch.autograd.Function):
         grads = torch.empty(3, features, dtype=weight.dtype, device=weight.device)
         sum_grad = None if sum_grad is None else sum_grad.contiguous()
         _backward[(num_programs,)](
-            dy.contiguous(),
-            sum_grad,
-            total,
-            weight,
-            mean,
-            rstd,
-            dx,
-            part,
-            num_rows,
-            num_tiles,
-            SUM_GRAD=sum_grad is not None,
-            X_BIAS=x_bias is not None,
-            **constants,
+            dy.contiguous(), sum_grad, total, weight, mean, rstd, dx, part, num_rows, num_tiles,
+            SUM_GRAD=sum_grad is not None, X_BIAS=x_bias is not None, **constants,
         )
         _parameter_grads[(triton.cdiv(features, _REDUCE_CHANNELS), 2 if x_bias is None else 3)](
             part, grads, num_programs, D=features, PP=triton.next_power_of_2(num_programs), RC=_REDUCE_CHANNELS
