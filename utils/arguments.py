@@ -36,7 +36,9 @@ def training_parser() -> argparse.ArgumentParser:
     _add_prior_preservation(parser.add_argument_group("prior preservation"))
     _add_run(parser.add_argument_group("run"))
     _add_optimization(parser.add_argument_group("optimization"))
-    _add_output(parser.add_argument_group("output and logs"))
+    output = parser.add_argument_group("output and logs")
+    _add_output(output)
+    _add_monitoring(output)
     return parser
 
 
@@ -176,6 +178,10 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
     add("--allow_changes", action="store_true", help="resume also with other photos, base model or arguments")
     add("--overwrite_output_dir", action="store_true", help="start over where an unfinished run's checkpoints are")
+
+
+def _add_monitoring(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--validation_prompt",
         metavar="TEXT",

@@ -118,11 +118,10 @@ def encode_inputs(
         snr_gamma: of min-SNR loss weights; None: all weights are 1.
         seed, num_samples: the run's, and the samples of all its steps: class images that it never draws stay unread.
     """
-    prompts = all_prompts(dataset) if class_dataset is None else all_prompts(dataset, class_dataset)
+    prompts = all_prompts(dataset, class_dataset)
     rows = {prompt: row for row, prompt in enumerate(prompts)}
     vae: Any = loading.load_vae(folder, weight_dtype, device)
-    noise_scheduler = loading.load_noise_scheduler(folder)
-    class_latents = None
+    noise_scheduler, class_latents = loading.load_noise_scheduler(folder), None
     if class_dataset is not None:
         drawn = drawn_class_images(seed, num_samples, len(class_dataset))
         class_latents = InstanceLatents(class_dataset, vae, rows, drawn)
@@ -140,9 +139,11 @@ def encode_inputs(
     )
 
 
-def all_prompts(*datasets: InstanceDataset | ClassDataset) -> list[str]:
+def all_prompts(*datasets: InstanceDataset | ClassDataset | None) -> list[str]:
     """The different prompts of all photos, in their order."""
-    return list(dict.fromkeys(each.prompt(number) for each in datasets for number in range(len(each))))
+    return list(
+        dict.fromkeys(each.prompt(photo) for each in datasets if each is not None for photo in range(len(each)))
+    )
 
 
 def encode_prompts(
