@@ -51,6 +51,10 @@ SPOILT = {
         lambda b: edit_index(b, "text_encoder", ["transformers", "T5EncoderModel"]),
         "text_encoder is 'T5EncoderModel'.*CLIPTextModel",
     ),
+    "another architecture": (
+        lambda b: (edit_index(b, "unet", None), shutil.rmtree(b / "unet"), shutil.rmtree(b / "text_encoder")),
+        "unet is None, but this program trains Stable Diffusion v1 pipelines",
+    ),
     "part null": (lambda b: edit_index(b, "vae", [None, None]), "vae is None, but"),
     "part not named": (lambda b: edit_index(b, "unet", None), "unet is None, but"),
     "no unet folder": (lambda b: shutil.rmtree(b / "unet"), r"unet/config\.json is missing"),

@@ -70,6 +70,7 @@ def _sums_of_squares(grad_ptr, part_ptr, n, num_blocks, BLOCK: tl.constexpr):
 
 @triton.jit
 def root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
+    """out[0] = the square root of the sum of part [num_parts], at most BLOCK of them."""
     index = tl.arange(0, BLOCK)
     tl.store(out_ptr, tl.sqrt_rn(tl.sum(tl.load(part_ptr + index, mask=index < num_parts, other=0.0), 0)))
 

@@ -25,9 +25,10 @@ def check_base_model(folder: Path, flag: str = "--pretrained_model_name_or_path"
 
     Raises UserError naming the missing or unfit file.
     """
-    index = check_files(folder, flag)
+    index = _read_index(folder, flag)
     for part, expected in PART_CLASSES.items():
         _check_class(folder, index, part, expected)
+    _check_parts(folder)
     _check_prediction_type(folder)
     unet, vae, text_encoder = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
     _check_configs(folder, unet, vae, text_encoder)
@@ -44,12 +45,13 @@ def check_pipeline(folder: Path, flag: str, *, safety_checker: bool = False) -> 
 
     Raises UserError naming the missing or unfit file.
     """
-    index = check_files(folder, flag)
+    index = _read_index(folder, flag)
     class_name = index.get("_class_name", "StableDiffusionPipeline")
     if class_name != "StableDiffusionPipeline":
         raise UserError(
             f"{flag} {folder} is a {class_name}: only StableDiffusionPipeline (Stable Diffusion v1) is sampled"
         )
+    _check_parts(folder)
     if not safety_checker:
         return
     for part in ("safety_checker", "feature_extractor"):
@@ -60,8 +62,8 @@ def check_pipeline(folder: Path, flag: str, *, safety_checker: bool = False) -> 
     weight_files(folder, "safety_checker")
 
 
-def check_files(folder: Path, flag: str) -> dict:
-    """Every file that each pipeline needs is there and whole; returns model_index.json. Raises UserError otherwise."""
+def _read_index(folder: Path, flag: str) -> dict:
+    """model_index.json, whose classes are all of libraries that we know. Raises UserError otherwise."""
     check_is_folder(folder, flag, "name a pipeline folder")
     if not (folder / MODEL_INDEX).is_file():
         raise UserError(f"{flag} {folder} has no {MODEL_INDEX}: {_what_it_looks_like(folder)}")
@@ -72,6 +74,11 @@ def check_files(folder: Path, flag: str) -> dict:
                 f"{folder / MODEL_INDEX}: {part} is {entry!r}, which is not a class of diffusers or transformers; "
                 f"nothing is ever imported from a model's folder"
             )
+    return index
+
+
+def _check_parts(folder: Path) -> None:
+    """Every file that sampling needs is there and whole. Raises UserError otherwise."""
     for part in PART_CLASSES:
         read_json(folder / part / "config.json")
         weight_files(folder, part)
@@ -80,7 +87,6 @@ def check_files(folder: Path, flag: str) -> dict:
     only = "tokenizer.json"
     for name in [only] if (tokenizer / only).is_file() else ["vocab.json", "merges.txt"]:
         check_file(tokenizer / name)
-    return index
 
 
 def check_is_folder(folder: Path, flag: str, advice: str) -> None:

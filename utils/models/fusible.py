@@ -25,14 +25,17 @@ def _is(module: Any, kind: type) -> bool:
 
 
 def is_affine(norm: Any, kind: type) -> bool:
+    """A norm of this very class with weight and bias."""
     return _is(norm, kind) and norm.weight is not None and norm.bias is not None
 
 
 def is_dropout_off(module: Any) -> bool:
+    """A dropout that drops nothing."""
     return type(module) is nn.Dropout and module.p == 0
 
 
 def is_conv(conv: Any, size: int) -> bool:
+    """A convolution of `size` x `size` that keeps height and width."""
     expected = dict(kernel_size=(size, size), stride=(1, 1), padding=(size // 2,) * 2, dilation=(1, 1), groups=1)
     return (
         _is(conv, nn.Conv2d)
@@ -42,6 +45,7 @@ def is_conv(conv: Any, size: int) -> bool:
 
 
 def is_plain_resnet(resnet: Any) -> bool:
+    """A ResnetBlock2D: GroupNorm, SiLU and convolution, twice, with the time embedding added in between."""
     return (
         has_no_hooks(resnet)
         and getattr(resnet, "time_embedding_norm", None) == "default"
@@ -69,6 +73,7 @@ def has_plain_time_embedding(unet: Any) -> bool:
 
 
 def is_plain_attention(attention: Any, is_cross: bool) -> bool:
+    """Multi-head attention by scaled_dot_product_attention, whose projections but the last have no bias."""
     unwanted = ["spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj"]
     unwanted += ["residual_connection", "fused_projections"]
     return (
@@ -107,6 +112,7 @@ def is_plain_block(block: Any) -> bool:
 
 
 def is_plain_transformer(transformer: Any) -> bool:
+    """A Transformer2DModel over images: GroupNorm, and a projection into and out of its blocks."""
     is_projection = partial(_is, kind=nn.Linear) if transformer.use_linear_projection else partial(is_conv, size=1)
     return (
         has_no_hooks(transformer)
@@ -118,4 +124,5 @@ def is_plain_transformer(transformer: Any) -> bool:
 
 
 def projections(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """Those of query, key and value."""
     return attention.to_q, attention.to_k, attention.to_v

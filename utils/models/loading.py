@@ -21,9 +21,11 @@ SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feat
 
 def _load(cls: Any, folder: Path, part: str = "", **options: Any) -> Any:
     """`cls` from the folder `part` of a pipeline's, or from `folder` itself. Raises UserError if that fails."""
+    if part:
+        options["subfolder"] = part
     with quiet_libraries():
         try:
-            return cls.from_pretrained(folder, subfolder=part, local_files_only=True, **options)
+            return cls.from_pretrained(folder, local_files_only=True, **options)
         except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
             reason = " ".join(str(error).split())
             raise UserError(f"{folder / part} cannot be loaded as a {cls.__name__} ({reason})") from error
