@@ -4,52 +4,40 @@ import sys
 
 from utils.command_line import run_main
 from utils.evaluation.arguments import parse_args
-from utils.evaluation.plan import check
+from utils.evaluation.plan import make_plan
 from utils.evaluation.samples import COMPARISON_FILE, REPORT_FILE, read_metrics, read_samples
 
 
 def main(argv: list[str] | None = None) -> None:
     """generate -> score -> report. Each stage reads from --output_dir what the one before it left there."""
-    args = parse_args(argv)
-    for note in check(args):
-        print(note, file=sys.stderr if note.startswith("warning") else sys.stdout, flush=True)
+    plan = make_plan(parse_args(argv))
+    for level, note in plan.notes:
+        line, stream = (f"warning: {note}", sys.stderr) if level == "warning" else (note, sys.stdout)
+        print(line, file=stream, flush=True)
 
     # The stages are imported here: torch takes seconds, and neither --help nor a mistake needs to wait for it.
-    if "generate" in args.stages:  # images of every model, prompt and seed; samples.json; comparison.png
+    if "generate" in plan.stages:  # images of every model, prompt and seed; samples.json; comparison.png
         from utils.evaluation.generate import generate
 
-        generate(args, args.prompts)
-    samples = read_samples(args.output_dir)
+        generate(plan)
+    samples = read_samples(plan.output_dir)
 
-    if "score" in args.stages:  # metrics.json, metrics.csv
+    if "score" in plan.stages:  # metrics.json, metrics.csv
         from utils.evaluation.score import score
+        from utils.evaluation.verdict import summary
 
-        for line in summary(score(args, samples)):
+        for line in summary(score(plan, samples)):
             print(line)
 
-    if "report" in args.stages:  # report.html
+    if "report" in plan.stages:  # report.html
         from utils.evaluation.report.page import write_report
 
-        write_report(args.output_dir, samples, read_metrics(args.output_dir, samples))
+        write_report(plan.output_dir, samples, read_metrics(plan.output_dir, samples))
 
-    if "generate" in args.stages:
-        print(f"Look at {args.output_dir / COMPARISON_FILE}")
-    if "report" in args.stages:
-        print(f"Look at {args.output_dir / REPORT_FILE}")
-
-
-def summary(metrics: dict) -> list[str]:
-    """What was measured, in a few lines: a metric that has no value is left out here (the report says why)."""
-    lines = []
-    shown = (("CLIP-I", "clip_i"), ("DINO", "dino"), ("CLIP-T", "clip_t"), ("COPY", "copy_clip"), ("DIV", "div_clip"))
-    for model, values in metrics["models"].items():
-        cells = [f"{name} {values[key]['value']:.3f}" for name, key in shown if values[key]["value"] is not None]
-        if cells:
-            lines.append(f"{model}: {', '.join(cells)}")
-    for model, warnings in metrics["warnings"].items():
-        found = [warning for warning in warnings if warning["level"] == "warning"]
-        lines += [f"{model}: {warning['title']}. {warning['text']}" for warning in found]
-    return lines
+    if "generate" in plan.stages:
+        print(f"Look at {plan.output_dir / COMPARISON_FILE}")
+    if "report" in plan.stages:
+        print(f"Look at {plan.output_dir / REPORT_FILE}")
 
 
 if __name__ == "__main__":

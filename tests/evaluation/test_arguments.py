@@ -53,7 +53,7 @@ def test_defaults_are_the_recipes():
 def test_help_and_mistakes_do_not_import_torch():
     program = (
         "import sys, evaluate\n"
-        "from utils.errors import run_main\n"
+        "from utils.command_line import run_main\n"
         "assert run_main(evaluate.main, ['--num_images', '0']) == 2\n"
         "sys.exit('torch' in sys.modules)"
     )

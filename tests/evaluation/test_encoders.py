@@ -13,9 +13,10 @@ from PIL import Image
 
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.script import ROOT
+from utils.dataset import decode
 from utils.errors import UserError
 from utils.evaluation import encoders
-from utils.evaluation.encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform, open_rgb
+from utils.evaluation.encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
 
 CPU = torch.device("cpu")
 PLAIN = dict(mean=(0, 0, 0), std=(1, 1, 1))
@@ -86,9 +87,9 @@ def test_an_image_file_is_upright_and_opaque(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.png", exif=exif)
-    assert open_rgb(tmp_path / "turned.png").size == (4, 8)
+    assert decode(tmp_path / "turned.png").size == (4, 8)
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert open_rgb(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert decode(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 # Models

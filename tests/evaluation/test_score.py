@@ -15,6 +15,7 @@ import evaluate
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.script import UNET_FILE
 from utils.command_line import run_main
+from utils.dataset import decode
 from utils.evaluation import encoders, metrics
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints
@@ -215,9 +216,9 @@ def test_a_mistake_is_named(trained_dir, tmp_path, capsys, more, message):
 
 
 def test_checkpoints_are_found_by_step(trained_dir, tmp_path):
-    assert find_checkpoints(trained_dir, ["all"]) == ["checkpoint-5", "checkpoint-10"]
-    assert find_checkpoints(trained_dir, ["10", "checkpoint-5", "all"]) == ["checkpoint-5", "checkpoint-10"]
-    assert find_checkpoints(trained_dir, []) == []
+    assert find_checkpoints(trained_dir, ["all"])[0] == ["checkpoint-5", "checkpoint-10"]
+    assert find_checkpoints(trained_dir, ["10", "checkpoint-5", "all"])[0] == ["checkpoint-5", "checkpoint-10"]
+    assert find_checkpoints(trained_dir, [])[0] == []
     assert parse_args(["--only", "report", "--only", "score"]).stages == ("score", "report")
 
 
@@ -228,12 +229,12 @@ def test_metrics_are_what_the_functions_give_for_the_images(whole, models, photo
     record = read(whole, "metrics.json")
     cpu = torch.device("cpu")
     clip, dino = encoders.load_clip(Path(models[1]), cpu), encoders.load_dino(Path(models[3]), cpu)
-    photos = [encoders.open_rgb(path) for path in sorted(photos_dir.iterdir())]
+    photos = [decode(path) for path in sorted(photos_dir.iterdir())]
     files = [
         [f"images/finetuned/{folder}/seed-{seed}.png" for seed in (0, 1)]
         for folder in ("001-a-photo-of-sks-cat", "002-a-sks-cat-on-the-beach")
     ]
-    images = [[encoders.open_rgb(whole / file) for file in row] for row in files]
+    images = [[decode(whole / file) for file in row] for row in files]
     found = record["models"]["finetuned"]
     for encoder, fidelity, suffix in ((clip, "clip_i", "clip"), (dino, "dino", "dino")):
         rows, real = np.array([encoder.images(row) for row in images]), encoder.images(photos)
@@ -245,7 +246,7 @@ def test_metrics_are_what_the_functions_give_for_the_images(whole, models, photo
         assert found[f"div_{suffix}"]["value"] == pytest.approx(apart, abs=1e-6)
         assert record["photos"][f"real_{suffix}"]["value"] == pytest.approx(metrics.real_similarity(real), abs=1e-6)
         of_class = encoder.images(
-            [encoders.open_rgb(whole / f"images/finetuned/003-a-photo-of-a-cat/seed-{seed}.png") for seed in (0, 1)]
+            [decode(whole / f"images/finetuned/003-a-photo-of-a-cat/seed-{seed}.png") for seed in (0, 1)]
         )
         assert found[f"pres_{suffix}"]["value"] == pytest.approx((of_class @ real.T).mean(), abs=1e-6)
     with_name = clip.texts([PROMPT, "a sks cat on the beach"])
@@ -306,8 +307,8 @@ def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline
     assert record["encoders"]["clip"]["folder"] == str(base / "safety_checker")
     found = record["models"]["finetuned"]
     encoder = encoders.load_safety_checker(base, torch.device("cpu"))
-    real = encoder.images([encoders.open_rgb(path) for path in sorted(photos_dir.iterdir())])
-    images = encoder.images([encoders.open_rgb(result / f"output-{number}.png") for number in (1, 2)])
+    real = encoder.images([decode(path) for path in sorted(photos_dir.iterdir())])
+    images = encoder.images([decode(result / f"output-{number}.png") for number in (1, 2)])
     assert found["clip_i"]["value"] == pytest.approx((images @ real.T).mean(), abs=1e-6)
     assert found["clip_t"]["value"] is None and "text tower" in found["clip_t"]["reason"]
 

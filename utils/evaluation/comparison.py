@@ -2,7 +2,6 @@
 
 import functools
 import unicodedata
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
@@ -194,35 +193,17 @@ def _beginning(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text
 
 
-def load_photos(folder: Path) -> list[tuple[str, Image.Image]]:
-    """(file name, square RGB image) of every picture in `folder`, by name; hidden and other files are passed over."""
-    photos = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        try:
-            with Image.open(path) as image:
-                photos.append((path.name, square(image)))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue
-    return photos
-
-
 def square(photo: Image.Image) -> Image.Image:
-    """The photo's centre as a square RGB image, upright by its EXIF orientation, transparency on white."""
-    photo.draft("RGB", (LARGEST_PHOTO, LARGEST_PHOTO))
-    photo = ImageOps.exif_transpose(photo)
-    if photo.has_transparency_data:
-        photo = photo.convert("RGBA")
-        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
-    side = min(photo.size)
-    return ImageOps.fit(photo.convert("RGB"), (min(side, LARGEST_PHOTO),) * 2, Image.Resampling.LANCZOS)
+    """The centre of an upright RGB photo as a square."""
+    side = min(*photo.size, LARGEST_PHOTO)
+    return ImageOps.fit(photo, (side, side), Image.Resampling.LANCZOS)
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
     """The image scaled to `side` pixels on its longer side."""
     scale = side / max(image.size)
-    size = tuple(max(1, round(length * scale)) for length in image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    size = (width, height)
     if size == image.size:
         return image
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)

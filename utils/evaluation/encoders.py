@@ -9,7 +9,7 @@ from utils.runtime.libraries import quiet_libraries
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from utils.errors import UserError
 from utils.evaluation.metrics import unit_rows
@@ -83,16 +83,6 @@ class Encoder(NamedTuple):
         return dict(
             name=self.name, folder=str(self.folder), sha256=self.sha256, transform=self.transform.description()
         )
-
-
-def open_rgb(path: Path) -> Image.Image:
-    """An image file as RGB, upright by its EXIF orientation, transparency on white."""
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
 
 
 def load_clip(folder: Path, device: torch.device) -> Encoder:

@@ -1,19 +1,23 @@
 """The first stage of an evaluation: images of every model, prompt and seed, and the comparison sheet."""
 
+import functools
 import os
 import sys
 import time
-from argparse import Namespace
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.evaluation import comparison
-from utils.evaluation.prompts import SUBJECT, Prompt
+from utils.evaluation.photos import load_photos
+from utils.evaluation.plan import EvaluationPlan
+from utils.evaluation.prompts import SUBJECT
 from utils.evaluation.samples import (
     BASELINE,
     COMPARISON_FILE,
@@ -40,68 +44,71 @@ from utils.runtime import gpu
 NUM_WRITERS = 4  # threads that write images
 
 
-def generate(args: Namespace, prompts: list[Prompt]) -> None:
+def generate(plan: EvaluationPlan) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
     device = gpu.pick_device()
-    mixed_precision = args.mixed_precision or ("fp16" if device.type == "cuda" else "no")
-    settings = SamplingSettings.read({**vars(args), "mixed_precision": mixed_precision})
+    mixed_precision = plan.mixed_precision or ("fp16" if device.type == "cuda" else "no")
+    settings = SamplingSettings.read({**plan._asdict(), "mixed_precision": mixed_precision})
     if device.type == "cpu" and mixed_precision == "fp16":
-        warn("--mixed_precision fp16 on a CPU is about 25 times slower than `no`")
-    photos = comparison.load_photos(args.instance_data_dir) if args.instance_data_dir is not None else []
-    if args.instance_data_dir is not None and not photos:
-        warn(f"--instance_data_dir {args.instance_data_dir} holds no readable photo: {COMPARISON_FILE} shows none")
-    hashing = in_background(hash_models, args)  # gigabytes, while they are loaded
-    pipelines = load_pipelines(args, settings, device)
+        warn("--mixed_precision fp16 on a CPU is many times slower than `no`")
+    photos = load_photos(plan.instance_data_dir)
+    if plan.instance_data_dir is not None and not photos:
+        warn(f"--instance_data_dir {plan.instance_data_dir} holds no readable photo: {COMPARISON_FILE} shows none")
+    hashing = in_background(hash_models, plan)  # gigabytes, while they are loaded
+    pipelines = load_pipelines(plan, settings, device)
+    prompts = plan.prompts
     for prompt in prompts:
         if unseen := drawing.truncated_text(pipelines[BASELINE], prompt.text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
 
-    samples = plan_samples(args, prompts)
-    models = describe_models(args, pipelines, hashing.result())
+    samples = plan_samples(prompts, plan.checkpoint, *plan.counts)
+    models = describe_models(plan, pipelines, hashing.result())
     try:
-        claim(args.output_dir, [sample.file for sample in samples])
-        entries = sample_all(args, settings, samples, pipelines, models)
-        write_comparison(args, settings, prompts, samples, photos)
-        record = describe(args, settings, prompts, entries, models, device)
-        finish(args.output_dir, record)
+        claim(plan.output_dir, [sample.file for sample in samples])
+        entries = sample_all(plan, settings, samples, pipelines, models)
+        write_comparison(plan, settings, samples, photos)
+        record = describe(plan, settings, entries, models, device)
+        finish(plan.output_dir, record)
     except OSError as error:
-        mend = "make room there, or name another folder"
-        raise UserError(f"--output_dir {args.output_dir}: {error.strerror or error}: {mend}") from error
+        advice = "make room there, or name another folder"
+        raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: {advice}") from error
 
 
-def load_pipelines(args: Namespace, settings: SamplingSettings, device) -> dict:
+def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: torch.device) -> dict:
     """Baseline and fine-tuned; what is the same in both is loaded once. Checkpoints are loaded in their turn."""
     weight_dtype = WEIGHT_DTYPES[settings.mixed_precision]
-    options = dict(weight_dtype=weight_dtype, device=device, safety_checker=settings.safety_checker)
-    baseline = loading.load_pipeline(args.pretrained_model_name_or_path, **options)
-    finetuned = loading.load_pipeline(args.finetuned_model_name_or_path, shared_with=baseline, **options)
+    load = functools.partial(
+        loading.load_pipeline, weight_dtype=weight_dtype, device=device, safety_checker=settings.safety_checker
+    )
+    baseline = load(plan.baseline_folder)
+    finetuned = load(plan.finetuned_model_name_or_path, shared_with=baseline)
     if {"unet", "text_encoder", "vae"} <= set(loading.shared_components(finetuned, baseline)):
         warn("the fine-tuned weights equal the baseline's: both rows will be the same")
     return {BASELINE: baseline, FINETUNED: finetuned}
 
 
-def model_folders(args: Namespace) -> dict[str, tuple[Path, Path]]:
+def model_folders(plan: EvaluationPlan) -> dict[str, tuple[Path, Path]]:
     """(pipeline's folder, UNet's folder) of every model."""
-    baseline, finetuned = args.pretrained_model_name_or_path, args.finetuned_model_name_or_path
+    baseline, finetuned = plan.baseline_folder, plan.finetuned_model_name_or_path
     folders = {BASELINE: (baseline, baseline / "unet"), FINETUNED: (finetuned, finetuned / "unet")}
-    return folders | {name: (finetuned, finetuned / name / "unet") for name in args.checkpoint}
+    return folders | {name: (finetuned, finetuned / name / "unet") for name in plan.checkpoint}
 
 
-def describe_models(args: Namespace, pipelines: dict, hashes: dict) -> dict[str, dict]:
+def describe_models(plan: EvaluationPlan, pipelines: dict, hashes: dict) -> dict[str, dict]:
     """Path, scheduler and SHA-256 of the files of every model."""
     models = {}
-    for name, (folder, unet) in model_folders(args).items():
+    for name, (folder, unet) in model_folders(plan).items():
         scheduler = pipelines[BASELINE if name == BASELINE else FINETUNED].scheduler
-        path = str(unet if name in args.checkpoint else folder)
+        path = str(unet if name in plan.checkpoint else folder)
         models[name] = dict(path=path, scheduler=type(scheduler).__name__, sha256=hashes[name])
     models[FINETUNED]["shared_with_baseline"] = loading.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
     return models
 
 
-def hash_models(args: Namespace) -> dict[str, dict[str, str]]:
+def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
     """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded."""
     files = {}
-    for name, (folder, unet) in model_folders(args).items():
+    for name, (folder, unet) in model_folders(plan).items():
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
             directory = unet if part == "unet" else folder / part
             files[name, part] = [directory / file for file in loading.loaded_files(directory)]
@@ -119,12 +126,12 @@ def image_settings(settings: SamplingSettings, sample: Sample, model: dict, devi
 
 
 def sample_all(
-    args: Namespace, settings: SamplingSettings, samples: list[Sample], pipelines: dict, models: dict
+    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], pipelines: dict, models: dict
 ) -> list[dict]:
     """Makes and writes the images whose settings differ from what lies there; returns samples.json's entries."""
     device_type = pipelines[BASELINE].device.type
     digests = {s.file: settings_sha256(image_settings(settings, s, models[s.model], device_type)) for s in samples}
-    wanted = [s for s in samples if recorded_settings(args.output_dir / s.file) != digests[s.file]]
+    wanted = [s for s in samples if recorded_settings(plan.output_dir / s.file) != digests[s.file]]
     if len(wanted) < len(samples):
         print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
     start, writing = time.monotonic(), []
@@ -133,10 +140,10 @@ def sample_all(
             for sample, image in zip(group, images, strict=True):
                 text = settings.png_text(sample.prompt, seed=sample.seed, model=models[sample.model]["path"])
                 text[SETTINGS_KEY] = digests[sample.file]
-                writing.append((sample.file, writers.submit(save_sample, args.output_dir / sample.file, image, text)))
+                writing.append((sample.file, writers.submit(save_sample, plan.output_dir / sample.file, image, text)))
             for _, future in writing:
                 if future.done():
-                    future.result()  # raises: where the disk is full, the rest need not be sampled
+                    future.result()  # raises: if the disk is full, the rest need not be sampled
     blank = [file for file, future in writing if future.result()]
     warn_of_blank_images(blank, settings.safety_checker)
     if wanted:
@@ -146,7 +153,9 @@ def sample_all(
     return [sample._asdict() | {SETTINGS_KEY: digests[sample.file]} for sample in samples]
 
 
-def sample_groups(settings: SamplingSettings, wanted: list[Sample], pipelines: dict, models: dict):
+def sample_groups(
+    settings: SamplingSettings, wanted: list[Sample], pipelines: dict, models: dict
+) -> Iterator[tuple[list[Sample], list[Image.Image]]]:
     """Yields (samples, images) for every model and prompt, behind one progress bar; holds one checkpoint at a time."""
     groups = [list(group) for _, group in groupby(wanted, key=lambda sample: (sample.model, sample.prompt))]
     pipeline_of = {name: pipelines[BASELINE if name == BASELINE else FINETUNED] for name in models}
@@ -159,8 +168,9 @@ def sample_groups(settings: SamplingSettings, wanted: list[Sample], pipelines: d
     if pipelines[BASELINE].device.type == "cuda":
         options["captured"] = CapturedUNet(warn)
     interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
-    bar_options = dict(unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups)
-    with tqdm(total=num_steps, **bar_options) as progress_bar:
+    with tqdm(
+        total=num_steps, unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups
+    ) as progress_bar:
         loaded, name = None, None
         for group in groups:
             if group[0].model != name:
@@ -179,7 +189,7 @@ def save_sample(path: Path, image: Image.Image, text: dict) -> bool:
 
 
 def recorded_settings(path: Path) -> str | None:
-    """The settings digest in a PNG's text, None where there is no such file or it is not whole."""
+    """The settings digest in a PNG's text, None if there is no such file or it is not whole."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -208,23 +218,27 @@ def finish(output_dir: Path, record: dict) -> None:
 
 
 def describe(
-    args: Namespace, settings: SamplingSettings, prompts: list[Prompt], entries: list[dict], models: dict, device
+    plan: EvaluationPlan,
+    settings: SamplingSettings,
+    entries: list[dict],
+    models: dict,
+    device: torch.device,
 ) -> dict:
     """samples.json: all that it takes to make the images again, and all that scoring and report need to know."""
-    photos = args.instance_data_dir
+    photos = plan.instance_data_dir
     return dict(
         written_by=WRITTEN_BY,
         complete=True,
         samples_id=samples_id(entries),
-        command=args.command,
+        command=plan.command,
         files=[*(entry["file"] for entry in entries), COMPARISON_FILE],
-        prompts=[dict(text=prompt.text, role=prompt.role) for prompt in prompts],
-        num_images=args.num_images,
-        num_drift_images=args.num_drift_images,
-        seed=args.seed,
+        prompts=[dict(text=prompt.text, role=prompt.role) for prompt in plan.prompts],
+        num_images=plan.num_images,
+        num_drift_images=plan.num_drift_images,
+        seed=plan.seed,
         **settings._asdict(),
-        identifier=args.identifier,
-        class_name=args.class_name,
+        identifier=plan.identifier,
+        class_name=plan.class_name,
         instance_data_dir=str(photos) if photos is not None else None,
         device=str(device),
         versions=drawing.versions(),
@@ -234,25 +248,26 @@ def describe(
 
 
 def write_comparison(
-    args: Namespace, settings: SamplingSettings, prompts: list[Prompt], samples: list[Sample], photos: list
+    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], photos: dict[Path, Image.Image]
 ) -> None:
     """comparison.png: the photos, then the baseline's and the fine-tuned images of the first prompt."""
-    first = prompts[0].text
-    num_subject = sum(prompt.role == SUBJECT for prompt in prompts)
+    first = plan.prompts[0].text
+    num_subject = sum(prompt.role == SUBJECT for prompt in plan.prompts)
     rows = []
     for model, label, folder in (
-        (BASELINE, "baseline", args.pretrained_model_name_or_path),
-        (FINETUNED, "fine-tuned", args.finetuned_model_name_or_path),
+        (BASELINE, "baseline", plan.baseline_folder),
+        (FINETUNED, "fine-tuned", plan.finetuned_model_name_or_path),
     ):
         files = [
-            args.output_dir / sample.file for sample in samples if (sample.model, sample.prompt) == (model, first)
+            plan.output_dir / sample.file for sample in samples if (sample.model, sample.prompt) == (model, first)
         ]
         rows.append(comparison.Row(label, folder.resolve().name, [open_image(file) for file in files]))
-    seeds = [args.seed + number for number in range(args.num_images)]
+    seeds = [plan.seed + number for number in range(plan.num_images)]
     subtitle = f"the first of {num_subject} prompts, " if num_subject > 1 else ""
     subtitle += settings.in_words()
-    sheet = comparison.make_comparison(first, subtitle, seeds, rows, photos or None)
-    png.save_png(args.output_dir / COMPARISON_FILE, sheet, settings.png_text(first))
+    squares = [(path.name, comparison.square(photo)) for path, photo in photos.items()]
+    sheet = comparison.make_comparison(first, subtitle, seeds, rows, squares or None)
+    png.save_png(plan.output_dir / COMPARISON_FILE, sheet, settings.png_text(first))
 
 
 def open_image(path: Path) -> Image.Image:

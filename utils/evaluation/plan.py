@@ -3,12 +3,13 @@
 import argparse
 import math
 import os
-import re
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.errors import UserError
 from utils.evaluation.arguments import BASELINE_FLAG, FINETUNED_FLAG, check_text
 from utils.evaluation.prompts import (
+    Prompt,
     dreambench_prompts,
     guess_subject,
     number_prompts,
@@ -23,14 +24,67 @@ from utils.evaluation.samples import (
     check_writable,
     plan_samples,
 )
-from utils.files.json_files import read_json
-from utils.files.ownership import RUN_FILE
+from utils.files.json_files import read_json, read_json_or_none
+from utils.files.ownership import RUN_FILE, nearest_existing
 from utils.models.check import check_is_folder, check_pipeline
-from utils.models.folder import MODEL_INDEX
+from utils.models.folder import MODEL_INDEX, image_size, vae_scale_factor
+from utils.run.lineage import lineage_of, list_checkpoints
+
+Notes = list[tuple[str, str]]  # ("note" or "warning", what is said)
 
 
-def check(args: argparse.Namespace) -> list[str]:
-    """Fills `args` from run.json, checks folders and sizes, and returns notes for the user. Raises UserError."""
+class EvaluationPlan(NamedTuple):
+    """What an evaluation does: flags of these names, with what run.json knows filled in.
+
+    Models, prompts and image sizes are only there if images are made.
+    """
+
+    stages: tuple[str, ...]
+    command: str
+    output_dir: Path
+    pretrained_model_name_or_path: Path | None
+    finetuned_model_name_or_path: Path
+    checkpoint: list[str]
+    instance_data_dir: Path | None
+    clip_model: Path | None
+    dino_model: Path | None
+    prompts: list[Prompt]
+    identifier: str | None
+    class_name: str | None
+    num_images: int
+    num_drift_images: int
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str | None
+    batch_size: int | None
+    height: int | None
+    width: int | None
+    mixed_precision: str | None
+    safety_checker: bool
+    notes: Notes
+
+    @property
+    def baseline_folder(self) -> Path:
+        """Of the baseline, which is known if images are made."""
+        assert self.pretrained_model_name_or_path is not None
+        return self.pretrained_model_name_or_path
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """plan_samples' num_images, num_drift_images and seed."""
+        return self.num_images, self.num_drift_images, self.seed
+
+
+def make_plan(args: argparse.Namespace) -> EvaluationPlan:
+    """Fills in what run.json knows, and checks folders and sizes. Raises UserError."""
+    filled = argparse.Namespace(**vars(args), prompts=[])
+    notes = _check(filled)
+    given = {name: getattr(filled, name) for name in EvaluationPlan._fields if name != "notes"}
+    return EvaluationPlan(**given, notes=notes)
+
+
+def _check(args: argparse.Namespace) -> Notes:
     notes = check_generate(args) if "generate" in args.stages else []
     if args.instance_data_dir is not None:
         check_is_folder(
@@ -43,38 +97,48 @@ def check(args: argparse.Namespace) -> list[str]:
     return notes
 
 
-def check_generate(args: argparse.Namespace) -> list[str]:
+def check_generate(args: argparse.Namespace) -> Notes:
     """The checks that making images needs; sets args.prompts."""
     check_is_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG, "train first (run.sh), or name another folder")
     check_pipeline(args.finetuned_model_name_or_path, FINETUNED_FLAG, safety_checker=args.safety_checker)
     notes = fill_from_run_json(args)
     check_pipeline(args.pretrained_model_name_or_path, BASELINE_FLAG, safety_checker=args.safety_checker)
     if args.pretrained_model_name_or_path.samefile(args.finetuned_model_name_or_path):
-        notes.append(f"warning: {BASELINE_FLAG} and {FINETUNED_FLAG} are the same folder: both rows will be the same")
-    args.checkpoint = find_checkpoints(args.finetuned_model_name_or_path, args.checkpoint or [])
+        notes.append(
+            ("warning", f"{BASELINE_FLAG} and {FINETUNED_FLAG} are the same folder: both rows will be the same")
+        )
+    args.checkpoint, foreign = find_checkpoints(args.finetuned_model_name_or_path, args.checkpoint or [])
+    notes += foreign
     args.prompts = number_prompts(args.prompt, args.class_name, args.drift_prompt)
     set_image_size(args)
     check_steps(args)
     return notes
 
 
-def find_checkpoints(folder: Path, names: list[str]) -> list[str]:
-    """Names of the wanted checkpoint folders, by step. Raises UserError where one is not there."""
-    there = {path.name for path in folder.glob("checkpoint-*") if (path / "unet" / "config.json").is_file()}
-    there = {name for name in there if re.fullmatch(r"checkpoint-\d+", name)}
-    wanted = set()
+def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
+    """Names of the wanted checkpoints, by step, and a note on each that is of another run than the result.
+
+    "all" are those of the run that made the folder's result; if it has no run.json, all there are. Raises UserError if
+    one is not there.
+    """
+    record = read_json_or_none(folder / RUN_FILE) or {}
+    own = list_checkpoints(folder, lineage_of(record) if record.get("run_id") else None)
+    there, wanted = [found.path.name for found in list_checkpoints(folder)], set()
     for name in names:
         name = f"checkpoint-{name}" if name.isdecimal() else name
         if name == "all":
-            wanted |= there
+            wanted |= {found.path.name for found in own}
         elif name in there:
             wanted.add(name)
         else:
-            found = ", ".join(sorted(there, key=step_of)) or "none"
-            raise UserError(f"--checkpoint {name}: {folder} holds no {name}/unet (it holds: {found})")
+            raise UserError(
+                f"--checkpoint {name}: {folder} holds no {name}/unet (it holds: {', '.join(there) or 'none'})"
+            )
     if names and not wanted:
-        raise UserError(f"--checkpoint all: {folder} holds no checkpoint-N/unet: leave the flag out")
-    return sorted(wanted, key=step_of)
+        raise UserError(f"--checkpoint all: {folder} holds no checkpoint-N/unet of its run: leave the flag out")
+    foreign = wanted - {found.path.name for found in own}
+    notes = [("note", f"{name} is not of the run that made the result in {folder}") for name in sorted(foreign)]
+    return sorted(wanted, key=step_of), notes
 
 
 def step_of(checkpoint: str) -> int:
@@ -82,15 +146,15 @@ def step_of(checkpoint: str) -> int:
     return int(checkpoint.rpartition("-")[2])
 
 
-def fill_from_run_json(args: argparse.Namespace) -> list[str]:
+def fill_from_run_json(args: argparse.Namespace) -> Notes:
     """Takes what was not given from the fine-tuned folder's run.json; returns one note a value taken."""
     path = args.finetuned_model_name_or_path / RUN_FILE
     run = read_json(path) if path.is_file() else {}
     recorded = run.get("arguments")
     recorded = recorded if isinstance(recorded, dict) else {}
-    notes = []
+    notes: Notes = []
     if run.get("status") == "running" and (path.parent / MODEL_INDEX).is_file():
-        notes.append(f"warning: {path} says that training has not finished: {path.parent} holds an earlier result")
+        notes.append(("warning", f"{path} says that training has not finished: {path.parent} holds an earlier result"))
     for flag, key, kind in (
         ("pretrained_model_name_or_path", "pretrained_model_name_or_path", Path),
         ("instance_data_dir", "instance_data_dir", Path),
@@ -99,21 +163,21 @@ def fill_from_run_json(args: argparse.Namespace) -> list[str]:
         if getattr(args, flag) is not None or not isinstance(value, str) or not value:
             continue
         if flag == "instance_data_dir" and not Path(value).is_dir():
-            notes.append(f"warning: the photos that {path} names are not at {value}: comparison.png shows none")
+            notes.append(("warning", f"the photos that {path} names are not at {value}: comparison.png shows none"))
             continue
         if flag == "pretrained_model_name_or_path" and not Path(value).is_dir():
             raise UserError(f"the baseline that {path} names is not at {value} (seen from here): give {BASELINE_FLAG}")
         setattr(args, flag, kind(value))
-        notes.append(f'from {path}: --{flag} "{value}"')
+        notes.append(("note", f'from {path}: --{flag} "{value}"'))
     if args.pretrained_model_name_or_path is None:
         raise UserError(f"--pretrained_model_name_or_path is missing, and {path} does not record one: give it")
     instance_prompt = recorded.get("instance_prompt")
     return notes + fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
 
 
-def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path) -> list[str]:
+def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path) -> Notes:
     """Sets args.prompt and args.drift_prompt to all wanted prompts, and the class and the identifier where guessed."""
-    notes = []
+    notes: Notes = []
     prompts = list(args.prompt or [])
     prompts += read_prompts_file(args.prompts_file) if args.prompts_file else []
     prompts += dreambench_prompts(args.dreambench, args.identifier, args.class_name) if args.dreambench else []
@@ -122,12 +186,12 @@ def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path)
     if not prompts:
         check_text(f"instance_prompt in {run_file}", instance_prompt)
         prompts = [instance_prompt]
-        notes.append(f'from {run_file}: --prompt "{instance_prompt}"')
+        notes.append(("note", f'from {run_file}: --prompt "{instance_prompt}"'))
     args.prompt = list(dict.fromkeys(prompts))
     for flag, guess in zip(("class_name", "identifier"), guess_subject(instance_prompt or prompts[0]), strict=True):
         if getattr(args, flag) is None and guess:
             setattr(args, flag, guess)
-            notes.append(f'from the prompt "{instance_prompt or prompts[0]}": --{flag} "{guess}"')
+            notes.append(("note", f'from the prompt "{instance_prompt or prompts[0]}": --{flag} "{guess}"'))
     if args.num_drift_images and args.drift_prompt is None:
         args.drift_prompt = other_prompts(args.class_name) if args.class_name else []
     args.drift_prompt = args.drift_prompt or []
@@ -135,25 +199,16 @@ def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path)
 
 
 def set_image_size(args: argparse.Namespace) -> None:
-    """Sets --height and --width to the baseline's own where not given, and checks that the VAEs can make them."""
+    """Sets --height and --width to the baseline's own if not given, and checks that the VAEs can make them."""
     for folder in (args.pretrained_model_name_or_path, args.finetuned_model_name_or_path):
-        factor = vae_scale_factor(folder)
-        sample_size = read_json(folder / "unet" / "config.json").get("sample_size") or 64
-        height, width = sample_size if isinstance(sample_size, list) else (sample_size, sample_size)
-        args.height = args.height or height * factor
-        args.width = args.width or width * factor
-        multiple = math.lcm(8, factor)  # diffusers wants a multiple of 8 whatever the VAE
+        height, width = image_size(folder)
+        args.height, args.width = args.height or height, args.width or width
+        multiple = math.lcm(8, vae_scale_factor(folder))  # diffusers wants a multiple of 8 whatever the VAE
         for flag in ("height", "width"):
             value = getattr(args, flag)
             if value % multiple:
                 near = max(multiple, round(value / multiple) * multiple)
                 raise UserError(f"--{flag} is {value}: give a multiple of {multiple}, such as {near}")
-
-
-def vae_scale_factor(folder: Path) -> int:
-    """Pixels a latent cell is wide and high."""
-    blocks = read_json(folder / "vae" / "config.json").get("block_out_channels") or [0]
-    return 2 ** (len(blocks) - 1)
 
 
 def check_steps(args: argparse.Namespace) -> None:
@@ -174,7 +229,7 @@ def check_output_dir(args: argparse.Namespace) -> None:
         folder = getattr(args, flag)
         if folder is not None and (resolved == folder.resolve() or folder.resolve() in resolved.parents):
             raise UserError(f"--output_dir {output_dir} is --{flag} or inside it: name a folder of its own")
-    existing = next(path for path in (resolved, *resolved.parents) if path.exists())
+    existing = nearest_existing(resolved)
     if not existing.is_dir():
         raise UserError(f"--output_dir {output_dir}: {existing} is a file: name another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -182,5 +237,6 @@ def check_output_dir(args: argparse.Namespace) -> None:
     names = [METRICS_JSON, METRICS_CSV] if "score" in args.stages else []
     names += [REPORT_FILE] if "report" in args.stages else []
     if "generate" in args.stages:
-        names += [*(sample.file for sample in plan_samples(args, args.prompts)), COMPARISON_FILE]
+        counts = (args.num_images, args.num_drift_images, args.seed)
+        names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args.prompts, args.checkpoint, *counts))]
     check_writable(output_dir, names)

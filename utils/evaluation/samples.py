@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,19 +76,20 @@ class Sample(NamedTuple):
     seed: int
 
 
-def plan_samples(args: Namespace, prompts: list[Prompt]) -> list[Sample]:
+def plan_samples(
+    prompts: list[Prompt], checkpoints: list[str], num_images: int, num_drift_images: int, first_seed: int
+) -> list[Sample]:
     """All images, in the order in which they are made: model by model, prompt by prompt, seed by seed.
 
-    Where the subject has one prompt, its images are the recipe's baseline-1.png, output-1.png and so on; all others
+    If the subject has one prompt, its images are the recipe's baseline-1.png, output-1.png and so on; all others
     are images/<model>/<number>-<prompt>/seed-<seed>.png.
     """
     flat = sum(prompt.role == SUBJECT for prompt in prompts) == 1
     samples = []
-    for model in (BASELINE, FINETUNED, *args.checkpoint):
+    for model in (BASELINE, FINETUNED, *checkpoints):
         for prompt in prompts:
-            num_images = args.num_images if prompt.role == SUBJECT else args.num_drift_images
-            for number in range(num_images):
-                seed = args.seed + number
+            for number in range(num_images if prompt.role == SUBJECT else num_drift_images):
+                seed = first_seed + number
                 file = f"images/{model}/{prompt.folder}/seed-{seed}.png"
                 if flat and prompt.role == SUBJECT and model in FLAT_STEMS:
                     file = f"{FLAT_STEMS[model]}-{number + 1}.png"

@@ -2,15 +2,16 @@
 
 import csv
 import io
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
+from utils.dataset import decode
 from utils.errors import UserError
 from utils.evaluation import encoders, metrics
+from utils.evaluation.photos import load_photos
+from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
 from utils.evaluation.samples import BASELINE, METRICS_CSV, METRICS_JSON, WRITTEN_BY
 from utils.evaluation.verdict import find_warnings
@@ -37,12 +38,13 @@ BOOTSTRAP_SEED = 0
 EMBEDDED_MODEL, EMBEDDED_CLIP = "tiny-stable-diffusion", "tiny-clip"
 
 
-def score(args: Namespace, samples: dict) -> dict:
+def score(plan: EvaluationPlan, samples: dict) -> dict:
     """Computes every metric that there is a model for; writes metrics.json and metrics.csv, and returns the former."""
     device = pick_device()
-    clip, dino = load_encoders(args, samples, device)
-    photos = load_photos(args.instance_data_dir or samples["instance_data_dir"])
-    table = Table(samples, args.output_dir, photos, clip, dino)
+    clip, dino = load_encoders(plan, samples, device)
+    recorded = samples["instance_data_dir"]
+    photos = load_photos(plan.instance_data_dir or (Path(recorded) if recorded else None))
+    table = Table(samples, plan.output_dir, photos, clip, dino)
     lpips_distance, no_lpips = encoders.load_lpips()
     models = {}
     for model in samples["models"]:
@@ -59,24 +61,24 @@ def score(args: Namespace, samples: dict) -> dict:
     )
     record["warnings"] = {model: find_warnings(record, model) for model in models if model != BASELINE}
     try:
-        replace_file(args.output_dir / METRICS_CSV, lambda file: file.write(table.csv().encode()))
-        write_json(args.output_dir / METRICS_JSON, record)
+        replace_file(plan.output_dir / METRICS_CSV, lambda file: file.write(table.csv().encode()))
+        write_json(plan.output_dir / METRICS_JSON, record)
     except OSError as error:
-        raise UserError(f"--output_dir {args.output_dir}: {error.strerror or error}: make room there") from error
+        raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: make room there") from error
     return record
 
 
-def load_encoders(args: Namespace, samples: dict, device: torch.device):
+def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device):
     """(CLIP, DINO) as given, else CLIP as the pipeline provides it; None for what is not there."""
     baseline = Path(samples["models"][BASELINE]["path"])
-    clip_folder = args.clip_model or embedded_clip(baseline)
+    clip_folder = plan.clip_model or embedded_clip(baseline)
     if clip_folder is not None:
         clip = encoders.load_clip(clip_folder, device)
     elif (baseline / "safety_checker" / "config.json").is_file():
         clip = encoders.load_safety_checker(baseline, device)
     else:
         clip = None
-    return clip, encoders.load_dino(args.dino_model, device) if args.dino_model else None
+    return clip, encoders.load_dino(plan.dino_model, device) if plan.dino_model else None
 
 
 def can_read(clip) -> bool:
@@ -93,27 +95,13 @@ def embedded_clip(baseline: Path) -> Path | None:
     return None
 
 
-def load_photos(folder: str | Path | None) -> dict:
-    """Photos by path, sorted, those that can be read."""
-    photos = {}
-    if folder is not None and Path(folder).is_dir():
-        for path in sorted(Path(folder).iterdir()):
-            if path.name.startswith(".") or not path.is_file():
-                continue
-            try:
-                photos[path] = encoders.open_rgb(path)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                continue
-    return photos
-
-
 class Table:
     """Embeddings of all images, and the metrics over any selection of them."""
 
     def __init__(self, samples: dict, folder: Path, photos: dict, clip, dino):
         self.entries, self.identifier = samples["images"], samples["identifier"]
         self.folder = folder
-        images = [encoders.open_rgb(folder / entry["file"]) for entry in self.entries]
+        images = [decode(folder / entry["file"]) for entry in self.entries]
         photo_list = list(photos.values())
         self.photos = {name: e.images(photo_list) if e and photo_list else None for name, e in self._named(clip, dino)}
         self.images = {name: e.images(images) if e else None for name, e in self._named(clip, dino)}
@@ -204,7 +192,7 @@ class Table:
             return _null(reason if distance is None else ONE_IMAGE)
         distances = np.zeros((*rows.shape, rows.shape[1]))
         for prompt, row in enumerate(rows):
-            images = [encoders.open_rgb(self.folder / self.entries[index]["file"]) for index in row]
+            images = [decode(self.folder / self.entries[index]["file"]) for index in row]
             for i, j in zip(*np.triu_indices(len(row), 1), strict=True):
                 distances[prompt, [i, j], [j, i]] = distance(images[i], images[j])
         interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)

@@ -185,3 +185,17 @@ def signed(value: float) -> str:
 
 def in_words(interval: list[float] | None) -> str:
     return f", 95% interval {signed(interval[0])} to {signed(interval[1])}" if interval else ""
+
+
+def summary(metrics: dict) -> list[str]:
+    """What was measured, in a few lines: a metric that has no value is left out here (the report says why)."""
+    lines = []
+    shown = (("CLIP-I", "clip_i"), ("DINO", "dino"), ("CLIP-T", "clip_t"), ("COPY", "copy_clip"), ("DIV", "div_clip"))
+    for model, values in metrics["models"].items():
+        cells = [f"{name} {values[key]['value']:.3f}" for name, key in shown if values[key]["value"] is not None]
+        if cells:
+            lines.append(f"{model}: {', '.join(cells)}")
+    for model, warnings in metrics["warnings"].items():
+        found = [warning for warning in warnings if warning["level"] == "warning"]
+        lines += [f"{model}: {warning['title']}. {warning['text']}" for warning in found]
+    return lines

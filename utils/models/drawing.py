@@ -80,7 +80,7 @@ def sample(
     width: int | None = None,
     embeddings: PromptEmbeddings | None = None,
     captured: CapturedUNet | None = None,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> list[Image.Image]:
     """One image a seed. Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
 
@@ -105,7 +105,7 @@ def sample(
     return images
 
 
-def _calling(on_step: Callable[[], None]) -> Callable:
+def _calling(on_step: Callable[[], object]) -> Callable:
     """`on_step` as the callback that a pipeline calls after every denoising step."""
 
     def step_end(_pipeline, _step, _timestep, callback_kwargs):

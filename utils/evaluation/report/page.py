@@ -9,7 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.errors import UserError
 from utils.evaluation import verdict
-from utils.evaluation.comparison import load_photos
+from utils.evaluation.comparison import square
+from utils.evaluation.photos import load_photos
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.images import Picture, picture, thumbnail_side
 from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE, SamplingSettings
@@ -168,11 +169,13 @@ def tiles(metrics: dict) -> list[tuple[str, str, str]] | None:
 def image_values(output_dir: Path, samples: dict, metrics: dict | None) -> dict:
     """The photos, and a grid for every prompt."""
     folder = samples["instance_data_dir"]
-    photos = load_photos(Path(folder)) if folder is not None and Path(folder).is_dir() else []
+    photos = load_photos(Path(folder) if folder is not None else None)
     side = thumbnail_side(len(samples["images"]) + len(photos))
     captions = per_image_values(output_dir) if metrics is not None else {}
     return dict(
-        photos=[(name, picture(photo, f"Your photo {name}", side)) for name, photo in photos],
+        photos=[
+            (path.name, picture(square(photo), f"Your photo {path.name}", side)) for path, photo in photos.items()
+        ],
         grids=[grid(output_dir, samples, prompt, side, captions) for prompt in samples["prompts"]],
         has_captions=bool(captions),
     )
