@@ -3,7 +3,6 @@
 import argparse
 import math
 import os
-import re
 from pathlib import Path
 
 from utils.errors import UserError
@@ -27,6 +26,7 @@ from utils.files.json_files import read_json
 from utils.files.ownership import RUN_FILE
 from utils.models.check import check_is_folder, check_pipeline
 from utils.models.folder import MODEL_INDEX
+from utils.run.lineage import lineage_of, list_checkpoints
 
 
 def check(args: argparse.Namespace) -> list[str]:
@@ -51,30 +51,38 @@ def check_generate(args: argparse.Namespace) -> list[str]:
     check_pipeline(args.pretrained_model_name_or_path, BASELINE_FLAG, safety_checker=args.safety_checker)
     if args.pretrained_model_name_or_path.samefile(args.finetuned_model_name_or_path):
         notes.append(f"warning: {BASELINE_FLAG} and {FINETUNED_FLAG} are the same folder: both rows will be the same")
-    args.checkpoint = find_checkpoints(args.finetuned_model_name_or_path, args.checkpoint or [])
+    args.checkpoint, checkpoint_notes = find_checkpoints(args.finetuned_model_name_or_path, args.checkpoint or [])
+    notes += checkpoint_notes
     args.prompts = number_prompts(args.prompt, args.class_name, args.drift_prompt)
     set_image_size(args)
     check_steps(args)
     return notes
 
 
-def find_checkpoints(folder: Path, names: list[str]) -> list[str]:
-    """Names of the wanted checkpoint folders, by step. Raises UserError where one is not there."""
-    there = {path.name for path in folder.glob("checkpoint-*") if (path / "unet" / "config.json").is_file()}
-    there = {name for name in there if re.fullmatch(r"checkpoint-\d+", name)}
-    wanted = set()
+def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
+    """Names of the wanted checkpoint folders, by step, and notes. Raises UserError if one is not there.
+
+    "all" are those of the run that run.json records: a folder may also hold what another run left behind.
+    """
+    run_file = folder / RUN_FILE
+    lineage = lineage_of(read_json(run_file)) if run_file.is_file() else None
+    whole = {checkpoint.path.name for checkpoint in list_checkpoints(folder)}
+    own = {checkpoint.path.name for checkpoint in list_checkpoints(folder, lineage)}
+    wanted, notes = set(), []
     for name in names:
         name = f"checkpoint-{name}" if name.isdecimal() else name
         if name == "all":
-            wanted |= there
-        elif name in there:
+            wanted |= own
+        elif name in whole:
             wanted.add(name)
+            if name not in own:
+                notes.append(f"note: {folder / name} is of another run than {run_file} records")
         else:
-            found = ", ".join(sorted(there, key=step_of)) or "none"
-            raise UserError(f"--checkpoint {name}: {folder} holds no {name}/unet (it holds: {found})")
+            found = ", ".join(sorted(whole, key=step_of)) or "none"
+            raise UserError(f"--checkpoint {name}: {folder} holds no whole {name} (it holds: {found})")
     if names and not wanted:
-        raise UserError(f"--checkpoint all: {folder} holds no checkpoint-N/unet: leave the flag out")
-    return sorted(wanted, key=step_of)
+        raise UserError(f"--checkpoint all: {folder} holds no checkpoint of its run: leave the flag out")
+    return sorted(wanted, key=step_of), notes
 
 
 def step_of(checkpoint: str) -> int:
