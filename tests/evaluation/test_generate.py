@@ -368,7 +368,7 @@ def test_equal_models_are_warned_of(capsys, trained_dir, tiny_pipeline_dir, fine
 
 def test_fp16_on_a_cpu_is_warned_of(capsys, monkeypatch, trained_dir, result):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "25 times slower" in warnings_of(capsys, trained_dir, result, "--mixed_precision", "fp16")
+    assert "many times slower" in warnings_of(capsys, trained_dir, result, "--mixed_precision", "fp16")
     assert json.loads((result / "samples.json").read_text())["mixed_precision"] == "fp16"
 
 

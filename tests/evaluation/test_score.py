@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 import evaluate
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.script import UNET_FILE
+from utils import PROGRAM
 from utils.command_line import run_main
 from utils.dataset import decode
 from utils.evaluation import encoders, metrics
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints
 from utils.models import drawing, loading
+from utils.run.lineage import FORMAT, STATE_FILE
 
 torch.set_num_threads(1)
 PROMPT = "a photo of sks cat"
@@ -38,9 +40,11 @@ def trained_dir(tiny_pipeline_dir, photos_dir, tmp_path_factory) -> Path:
     for step in (5, 10):
         shutil.copytree(tiny_pipeline_dir / "unet", folder / f"checkpoint-{step}" / "unet")
         scale_unet(tiny_pipeline_dir, folder / f"checkpoint-{step}", 1 + step / 50)
+        write_state(folder, step)
     arguments = dict(pretrained_model_name_or_path=str(tiny_pipeline_dir), instance_data_dir=str(photos_dir))
     run = dict(
-        program="train_dreambooth_colossalai",
+        program=PROGRAM,
+        run_id="own",
         command="torchrun train_dreambooth_colossalai.py --instance_prompt='a photo of sks cat'",
         arguments=arguments | dict(instance_prompt=PROMPT, max_train_steps=15),
         result=dict(num_steps=15),
@@ -199,7 +203,7 @@ def test_the_papers_prompts_and_a_file_of_prompts(trained_dir, tmp_path):
     [
         (["--dreambench", "live"], "--dreambench needs --identifier"),
         (["--dreambench", "plants"], "--dreambench"),
-        (["--checkpoint", "7"], "checkpoint-7/unet (it holds: checkpoint-5, checkpoint-10)"),
+        (["--checkpoint", "7"], "no whole checkpoint-7 (it holds: checkpoint-5, checkpoint-10)"),
         (["--checkpoint", "../x"], "--checkpoint ../x"),
         (["--prompts_file", "/no/such/file"], "--prompts_file /no/such/file"),
         (["--only", "draw"], "--only"),
@@ -215,10 +219,29 @@ def test_a_mistake_is_named(trained_dir, tmp_path, capsys, more, message):
     assert not (tmp_path / "result").exists()
 
 
+def write_state(folder, step, run_id="own"):
+    """Makes a checkpoint whole: its state.json, of the run `run_id`."""
+    (folder / f"checkpoint-{step}").mkdir(exist_ok=True)
+    state = dict(program=PROGRAM, format=FORMAT, step=step, run_id=run_id, ancestors=[])
+    (folder / f"checkpoint-{step}" / STATE_FILE).write_text(json.dumps(state))
+
+
+def test_all_checkpoints_are_the_runs_own(tmp_path):
+    for step, run_id in ((2, "first"), (4, "first"), (6, "first"), (99, "foreign")):
+        write_state(tmp_path, step, run_id)
+    everything = ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-99"]
+    assert find_checkpoints(tmp_path, ["all"]) == (everything, [])  # no run.json
+    (tmp_path / "run.json").write_text(json.dumps(dict(run_id="second", ancestors=[["first", 2]])))
+    assert find_checkpoints(tmp_path, ["all"]) == (["checkpoint-2"], [])
+    names, notes = find_checkpoints(tmp_path, ["all", "4"])
+    assert names == ["checkpoint-2", "checkpoint-4"]
+    assert len(notes) == 1 and "checkpoint-4 is of another run" in notes[0][1]
+
+
 def test_checkpoints_are_found_by_step(trained_dir, tmp_path):
-    assert find_checkpoints(trained_dir, ["all"])[0] == ["checkpoint-5", "checkpoint-10"]
+    assert find_checkpoints(trained_dir, ["all"]) == (["checkpoint-5", "checkpoint-10"], [])
     assert find_checkpoints(trained_dir, ["10", "checkpoint-5", "all"])[0] == ["checkpoint-5", "checkpoint-10"]
-    assert find_checkpoints(trained_dir, [])[0] == []
+    assert find_checkpoints(trained_dir, []) == ([], [])
     assert parse_args(["--only", "report", "--only", "score"]).stages == ("score", "report")
 
 

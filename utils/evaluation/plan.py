@@ -131,13 +131,14 @@ def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
         elif name in there:
             wanted.add(name)
         else:
-            raise UserError(
-                f"--checkpoint {name}: {folder} holds no {name}/unet (it holds: {', '.join(there) or 'none'})"
-            )
+            found = ", ".join(there) or "none"
+            raise UserError(f"--checkpoint {name}: {folder} holds no whole {name} (it holds: {found})")
     if names and not wanted:
-        raise UserError(f"--checkpoint all: {folder} holds no checkpoint-N/unet of its run: leave the flag out")
+        raise UserError(f"--checkpoint all: {folder} holds no checkpoint of its run: leave the flag out")
     foreign = wanted - {found.path.name for found in own}
-    notes = [("note", f"{name} is not of the run that made the result in {folder}") for name in sorted(foreign)]
+    notes = [
+        ("note", f"{folder / name} is of another run than {folder / RUN_FILE} records") for name in sorted(foreign)
+    ]
     return sorted(wanted, key=step_of), notes
 
 
