@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.command_line import Parser, non_negative_float, non_negative_int, positive_int, seed_int
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_generate_flags(add) -> None:
+def _add_generate_flags(add: Callable[..., object]) -> None:
     add(BASELINE_FLAG, type=_path, metavar="FOLDER", help="the baseline (default: what the fine-tuned run.json names)")
     add(FINETUNED_FLAG, type=_path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
     add("--output_dir", type=_path, metavar="FOLDER", default=Path("result"), help="where the images go (./result)")

@@ -2,6 +2,7 @@
 
 import functools
 import unicodedata
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
@@ -23,6 +24,8 @@ MIN_WIDTH = 640
 LARGEST_PHOTO = 1024  # pixels; a sheet shows no more
 # Pillow's own font is Latin. These have Greek, Cyrillic and Arabic, then Chinese, Japanese and Korean, if installed.
 SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf")
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Row(NamedTuple):
@@ -86,7 +89,9 @@ def make_comparison(
     sheet.title(title_lines, font_for(title, TITLE_SIZE), subtitle)
     if photos is not None:
         note = f"{num_columns} of {len(photos)}" if len(photos) > num_columns else ""
-        shown = [*photos, *[("", None)] * num_columns][:num_columns]
+        blanks: list[tuple[str, Image.Image | None]] = [("", None)] * num_columns
+        shown = [*photos, *blanks][:num_columns]
+        assert sheet.layout.photo_top is not None
         sheet.header(sheet.layout.photo_top - HEADER_HEIGHT, [name for name, _ in shown])
         sheet.row(sheet.layout.photo_top, "your photos", note, [photo for _, photo in shown])
     sheet.header(sheet.layout.header_top, [f"seed {seed}" for seed in seeds])
@@ -108,7 +113,7 @@ class _Sheet:
         font = font_for(text, size)
         self.draw.text(place, wrap(text, font, width)[0], color, font, anchor=anchor)
 
-    def title(self, lines: list[str], font, subtitle: str) -> None:
+    def title(self, lines: list[str], font: Font, subtitle: str) -> None:
         for number, line in enumerate(lines):
             self.draw.text((MARGIN, MARGIN + number * TITLE_LINE), line, INK, font, anchor="la")
         top = MARGIN + len(lines) * TITLE_LINE + 4
@@ -119,7 +124,7 @@ class _Sheet:
             place = (left + self.layout.cell // 2, top + HEADER_HEIGHT - 8)
             self.text(place, text, MUTED, SMALL_SIZE, "ms", self.layout.cell)
 
-    def row(self, top: int, label: str, note: str, images: list[Image.Image | None]) -> None:
+    def row(self, top: int, label: str, note: str, images: Sequence[Image.Image | None]) -> None:
         """A row of cells; an image that is not square is centred in its cell, and None leaves the cell blank."""
         cell, width = self.layout.cell, LABEL_WIDTH - GAP
         self.text((MARGIN, top + cell // 2), label, INK, LABEL_SIZE, "ls", width)
@@ -137,30 +142,30 @@ def one_line(text: str) -> str:
     return " ".join("".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text).split())
 
 
-def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
+def font_for(text: str, size: int) -> Font:
     """Pillow's font, or the system's that has more letters of `text`."""
     letters = set(one_line(text))
-    system_fonts = filter(None, (_system_font(name, size) for name in SYSTEM_FONTS))
-    fonts = [ImageFont.load_default(size), *system_fonts]
+    system_fonts = (_system_font(name, size) for name in SYSTEM_FONTS)
+    fonts: list[Font] = [ImageFont.load_default(size), *(font for font in system_fonts if font is not None)]
     return max(fonts, key=lambda font: sum(has_letter(font, letter) for letter in letters))
 
 
 @functools.cache
-def _system_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+def _system_font(name: str, size: int) -> Font | None:
     try:
         return ImageFont.truetype(name, size)
     except OSError:
         return None
 
 
-def has_letter(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+def has_letter(font: Font, letter: str) -> bool:
     """Whether the font draws this letter as itself, and in its script's direction."""
     if unicodedata.bidirectional(letter) in ("R", "AL") and not features.check("raqm"):
         return False  # would be written from left to right
     return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
 
 
-def displayable(text: str, font: ImageFont.FreeTypeFont) -> str:
+def displayable(text: str, font: Font) -> str:
     """One line of letters that the font has: what it lacks loses its accent, or is its number, as \\u732b."""
 
     def drawn(letter: str) -> str:
@@ -171,9 +176,10 @@ def displayable(text: str, font: ImageFont.FreeTypeFont) -> str:
     return "".join(drawn(letter) for letter in one_line(text))
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int = 1) -> list[str]:
+def wrap(text: str, font: Font, width: float, max_lines: int = 1) -> list[str]:
     """Lines of at most `width` pixels, broken at spaces if possible; what does not fit ends in an ellipsis."""
-    rest, lines = displayable(text, font), []
+    rest = displayable(text, font)
+    lines: list[str] = []
     while font.getlength(rest) > width and len(lines) < max_lines - 1:
         line = _beginning(rest, font, width)
         if " " in line and not rest.startswith(" ", len(line)):
@@ -185,7 +191,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int =
     return [*lines, rest]
 
 
-def _beginning(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _beginning(text: str, font: Font, width: float) -> str:
     """As many letters as fit into `width` pixels, at least one."""
     for end in range(1, len(text)):
         if font.getlength(text[: end + 1]) > width:

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from utils.runtime.libraries import quiet_libraries
 
@@ -40,8 +40,8 @@ class Transform(NamedTuple):
         left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
         image = image.crop((left, top, left + self.crop, top + self.crop))
         values = np.asarray(image, np.float32) / np.float32(255)
-        values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
+        normalised = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
     def description(self) -> dict:
         """What metrics.json records."""
@@ -55,7 +55,7 @@ class Transform(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """A model that turns images into vectors, and texts too where it has a text tower."""
+    """A model that turns images into vectors, and texts too if it has a text tower."""
 
     name: str
     folder: Path
@@ -63,6 +63,11 @@ class Encoder(NamedTuple):
     transform: Transform
     image_features: Callable[[torch.Tensor], torch.Tensor]
     text_features: Callable[[list[str]], torch.Tensor] | None = None
+
+    @property
+    def reads(self) -> bool:
+        """Whether it has a text tower."""
+        return self.text_features is not None
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -75,7 +80,8 @@ class Encoder(NamedTuple):
 
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors [N,D] of texts."""
+        """Unit vectors [N,D] of texts, if it reads."""
+        assert self.text_features is not None
         return unit_rows(self.text_features(texts).double().cpu().numpy())
 
     def description(self) -> dict:
@@ -166,7 +172,7 @@ def load_lpips() -> tuple[Callable[[Image.Image, Image.Image], float] | None, st
     return distance, ""
 
 
-def _load(cls, folder: Path, device: torch.device, **options) -> torch.nn.Module:
+def _load(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
     """The model in fp32, frozen. UserError where weights are lacking: the library would fill them in at random."""
     try:
         with quiet_libraries():
@@ -182,7 +188,7 @@ def _load(cls, folder: Path, device: torch.device, **options) -> torch.nn.Module
     return model.requires_grad_(False).eval().to(device)
 
 
-def _load_tokenizer(cls, folder: Path):
+def _load_tokenizer(cls: Any, folder: Path) -> Any:
     try:
         with quiet_libraries():
             return cls.from_pretrained(folder, local_files_only=True)

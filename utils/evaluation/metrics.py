@@ -58,8 +58,9 @@ def real_nearest_similarity(photos: np.ndarray) -> float | None:
 
 def nearer_than_fellows(generated: np.ndarray, photos: np.ndarray) -> np.ndarray:
     """[N] bool: whether an image is nearer to its nearest photo than that photo's fellow is; at least two photos."""
-    cosines = generated @ photos.T
-    return cosines.max(axis=1) > fellow_similarity(photos)[cosines.argmax(axis=1)]
+    cosines, fellows = generated @ photos.T, fellow_similarity(photos)
+    assert fellows is not None, "at least two photos"
+    return cosines.max(axis=1) > fellows[cosines.argmax(axis=1)]
 
 
 def pair_distances(generated: np.ndarray) -> np.ndarray:
@@ -107,7 +108,10 @@ def bootstrap_interval(
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> list[float] | None:
     """Bootstrap interval of the mean of values [P,K]."""
-    return bootstrap_interval(lambda prompts, seeds: values[np.ix_(prompts, seeds)].mean(), *values.shape, seed=seed)
+    num_prompts, num_seeds = values.shape
+    return bootstrap_interval(
+        lambda prompts, seeds: values[np.ix_(prompts, seeds)].mean(), num_prompts, num_seeds, seed
+    )
 
 
 def diversity_interval(distances: np.ndarray, seed: int = 0) -> list[float] | None:
@@ -121,4 +125,5 @@ def diversity_interval(distances: np.ndarray, seed: int = 0) -> list[float] | No
         pairs = distances[:, seeds[first[different]], seeds[second[different]]]
         return float(pairs[prompts].mean())
 
-    return bootstrap_interval(statistic, *distances.shape[:2], seed=seed)
+    num_prompts, num_seeds, _ = distances.shape
+    return bootstrap_interval(statistic, num_prompts, num_seeds, seed)

@@ -72,7 +72,7 @@ def number_prompts(subject: list[str], class_name: str | None, other: list[str])
     if class_name:
         roles.append((class_prompt(class_name), CLASS))
     roles += [(text, OTHER) for text in other]
-    first = {}
+    first: dict[str, str] = {}
     for text, role in roles:
         first.setdefault(text, role)
     return [Prompt(text, role, f"{number:03d}-{slug(text)}") for number, (text, role) in enumerate(first.items(), 1)]

@@ -2,14 +2,17 @@
 
 import csv
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from utils.dataset import decode
 from utils.errors import UserError
 from utils.evaluation import encoders, metrics
+from utils.evaluation.encoders import Encoder
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
@@ -24,8 +27,9 @@ GET_CLIP = (
     "git lfs install && git clone https://huggingface.co/openai/clip-vit-base-patch32 model/clip-vit-base-patch32"
 )
 GET_DINO = "git lfs install && git clone https://huggingface.co/facebook/dino-vits16 model/dino-vits16"
-NO_CLIP = f"needs a CLIP model: {GET_CLIP}, then --clip_model model/clip-vit-base-patch32"
-NO_TEXT = f"the safety checker holds CLIP's image tower only, and this needs its text tower too: {NO_CLIP[6:]}"
+A_CLIP = f"a CLIP model: {GET_CLIP}, then --clip_model model/clip-vit-base-patch32"
+NO_CLIP = f"needs {A_CLIP}"
+NO_TEXT = f"the safety checker holds CLIP's image tower only, and this needs its text tower too: {A_CLIP}"
 NO_DINO = f"needs a DINO model: {GET_DINO}, then --dino_model model/dino-vits16"
 NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
 NO_PHOTOS = "needs your photos: --instance_data_dir"
@@ -33,8 +37,18 @@ ONE_PHOTO = "needs two photos or more"
 ONE_IMAGE = "needs two images or more of a prompt: --num_images"
 NO_CLASS_IMAGES = "needs images of the bare class: --class_name, and --num_drift_images above 0"
 NO_OTHER_IMAGES = "needs images without the subject: --drift_prompt, and --num_drift_images above 0"
-COLUMNS = ("clip_i", "clip_t", "clip_t_with_token", "dino", "copy_clip", "copy_dino")
+# Each image's own values, and what they are computed with.
+COLUMNS = {
+    "clip_i": "clip",
+    "clip_t": "text",
+    "clip_t_with_token": "text",
+    "dino": "dino",
+    "copy_clip": "clip",
+    "copy_dino": "dino",
+}
 BOOTSTRAP_SEED = 0
+Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Distance = Callable[[Image.Image, Image.Image], float]
 EMBEDDED_MODEL, EMBEDDED_CLIP = "tiny-stable-diffusion", "tiny-clip"
 
 
@@ -44,46 +58,39 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
     clip, dino = load_encoders(plan, samples, device)
     recorded = samples["instance_data_dir"]
     photos = load_photos(plan.instance_data_dir or (Path(recorded) if recorded else None))
-    table = Table(samples, plan.output_dir, photos, clip, dino)
+    table = ImageTable(samples, plan.output_dir, list(photos.values()), clip, dino)
     lpips_distance, no_lpips = encoders.load_lpips()
     models = {}
     for model in samples["models"]:
-        models[model] = table.model_metrics(model)
-        models[model]["div_lpips"] = table.lpips_diversity(model, lpips_distance, no_lpips)
+        models[model] = model_metrics(table, model)
+        models[model]["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
     record = dict(
         written_by=WRITTEN_BY,
         samples_id=samples["samples_id"],
         encoders=dict(clip=clip and clip.description(), dino=dino and dino.description()),
         bootstrap=dict(confidence=metrics.CONFIDENCE, num_resamples=metrics.NUM_RESAMPLES, seed=BOOTSTRAP_SEED),
-        photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **table.photo_metrics()),
+        photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **photo_metrics(table)),
         models=models,
-        changes={model: table.changes(model) for model in models if model != BASELINE},
+        changes={model: changes(table, model) for model in models if model != BASELINE},
     )
     record["warnings"] = {model: find_warnings(record, model) for model in models if model != BASELINE}
     try:
-        replace_file(plan.output_dir / METRICS_CSV, lambda file: file.write(table.csv().encode()))
+        replace_file(plan.output_dir / METRICS_CSV, lambda file: file.write(as_csv(table).encode()))
         write_json(plan.output_dir / METRICS_JSON, record)
     except OSError as error:
         raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: make room there") from error
     return record
 
 
-def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device):
+def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> tuple[Encoder | None, Encoder | None]:
     """(CLIP, DINO) as given, else CLIP as the pipeline provides it; None for what is not there."""
     baseline = Path(samples["models"][BASELINE]["path"])
-    clip_folder = plan.clip_model or embedded_clip(baseline)
+    clip_folder, clip = plan.clip_model or embedded_clip(baseline), None
     if clip_folder is not None:
         clip = encoders.load_clip(clip_folder, device)
     elif (baseline / "safety_checker" / "config.json").is_file():
         clip = encoders.load_safety_checker(baseline, device)
-    else:
-        clip = None
     return clip, encoders.load_dino(plan.dino_model, device) if plan.dino_model else None
-
-
-def can_read(clip) -> bool:
-    """Whether there is a CLIP encoder with a text tower."""
-    return clip is not None and clip.text_features is not None
 
 
 def embedded_clip(baseline: Path) -> Path | None:
@@ -95,43 +102,52 @@ def embedded_clip(baseline: Path) -> Path | None:
     return None
 
 
-class Table:
-    """Embeddings of all images, and the metrics over any selection of them."""
+class ImageTable:
+    """Embeddings of all images and photos, and each image's own values.
 
-    def __init__(self, samples: dict, folder: Path, photos: dict, clip, dino):
-        self.entries, self.identifier = samples["images"], samples["identifier"]
-        self.folder = folder
+    Attributes:
+        images, photos: unit vectors [N,D] by "clip" and "dino"; None without that encoder, or without photos.
+        values: of every column of COLUMNS, [N]; None if it cannot be computed.
+        class_row: the class prompt's unit vector [D]; None without a text tower or a class.
+    """
+
+    def __init__(
+        self,
+        samples: dict,
+        folder: Path,
+        photos: Sequence[Image.Image],
+        clip: Encoder | None,
+        dino: Encoder | None,
+    ):
+        self.entries, self.folder = samples["images"], folder
         images = [decode(folder / entry["file"]) for entry in self.entries]
-        photo_list = list(photos.values())
-        self.photos = {name: e.images(photo_list) if e and photo_list else None for name, e in self._named(clip, dino)}
-        self.images = {name: e.images(images) if e else None for name, e in self._named(clip, dino)}
-        self.has_photos = bool(photos)
+        named = {"clip": clip, "dino": dino}
+        self.images = {name: each.images(images) if each else None for name, each in named.items()}
+        self.photos = {name: each.images(photos) if each and photos else None for name, each in named.items()}
         self.reasons = dict(clip=NO_CLIP, dino=NO_DINO, text=NO_TEXT if clip else NO_CLIP)
-        self.values = dict(clip_i=self._to_photos("clip", metrics.photo_similarity))
-        self.values["dino"] = self._to_photos("dino", metrics.photo_similarity)
-        self.values["copy_clip"] = self._to_photos("clip", metrics.nearest_photo_similarity)
-        self.values["copy_dino"] = self._to_photos("dino", metrics.nearest_photo_similarity)
+        texts, identifier = [entry["prompt"] for entry in self.entries], samples["identifier"]
+        self.values = dict(
+            clip_i=self._to_photos("clip", metrics.photo_similarity),
+            dino=self._to_photos("dino", metrics.photo_similarity),
+            copy_clip=self._to_photos("clip", metrics.nearest_photo_similarity),
+            copy_dino=self._to_photos("dino", metrics.nearest_photo_similarity),
+            clip_t=self._to_texts(clip, [without_identifier(text, identifier) for text in texts]),
+            clip_t_with_token=self._to_texts(clip, texts),
+        )
         class_name = samples["class_name"]
-        self.class_row = clip.texts([class_prompt(class_name)])[0] if can_read(clip) and class_name else None
-        texts = [entry["prompt"] for entry in self.entries]
-        self.values["clip_t"] = self._to_text(clip, [without_identifier(text, self.identifier) for text in texts])
-        self.values["clip_t_with_token"] = self._to_text(clip, texts)
+        self.class_row = clip.texts([class_prompt(class_name)])[0] if clip and clip.reads and class_name else None
 
-    @staticmethod
-    def _named(clip, dino):
-        return ("clip", clip), ("dino", dino)
+    def _to_photos(self, encoder: str, similarity: Similarity) -> np.ndarray | None:
+        images, photos = self.images[encoder], self.photos[encoder]
+        return None if images is None or photos is None else similarity(images, photos)
 
-    def _to_photos(self, encoder: str, similarity) -> np.ndarray | None:
-        if self.images[encoder] is None or self.photos[encoder] is None:
-            return None
-        return similarity(self.images[encoder], self.photos[encoder])
-
-    def _to_text(self, clip, texts: list[str]) -> np.ndarray | None:
-        if not can_read(clip):
+    def _to_texts(self, clip: Encoder | None, texts: list[str]) -> np.ndarray | None:
+        images = self.images["clip"]
+        if clip is None or images is None or not clip.reads:
             return None
         distinct = list(dict.fromkeys(texts))
         rows = clip.texts(distinct)
-        return metrics.text_similarity(self.images["clip"], rows[[distinct.index(text) for text in texts]])
+        return metrics.text_similarity(images, rows[[distinct.index(text) for text in texts]])
 
     def rows(self, model: str, role: str) -> np.ndarray:
         """Indices [P,K] of the images of a model, a row a prompt, a column a seed."""
@@ -141,113 +157,129 @@ class Table:
                 groups.setdefault(entry["prompt"], []).append(index)
         return np.array(list(groups.values()), int) if groups else np.empty((0, 0), int)
 
-    def model_metrics(self, model: str) -> dict:
-        """Every metric of one model: value and interval, or null and the reason."""
-        subject, of_class, other = (self.rows(model, role) for role in (SUBJECT, CLASS, OTHER))
-        result = {name: self._mean(name, subject) for name in COLUMNS}
-        for encoder in ("clip", "dino"):
-            result[f"copy_{encoder}_max"] = self._largest(f"copy_{encoder}", subject)
-            self._count_copies(result[f"copy_{encoder}"], encoder, subject)
-            result[f"div_{encoder}"] = self._diversity(encoder, subject)
-        result["pres_clip"] = self._mean("clip_i", of_class, NO_CLASS_IMAGES)
-        result["pres_dino"] = self._mean("dino", of_class, NO_CLASS_IMAGES)
-        result["clip_t_class"] = self._mean("clip_t", of_class, NO_CLASS_IMAGES)
-        result["clip_t_other"] = self._mean("clip_t", other, NO_OTHER_IMAGES)
-        result["clip_i_other"] = self._mean("clip_i", other, NO_OTHER_IMAGES)
-        return result
-
-    def changes(self, model: str) -> dict:
-        """Each mean's difference to the baseline's, image by image: the prompts and seeds are the same."""
-        result = {}
-        pairs = [(name, name, SUBJECT) for name in COLUMNS]
-        pairs += [("pres_clip", "clip_i", CLASS), ("pres_dino", "dino", CLASS)]
-        pairs += [("clip_t_class", "clip_t", CLASS), ("clip_t_other", "clip_t", OTHER)]
-        for name, column, role in pairs:
-            ours, theirs, values = self.rows(model, role), self.rows(BASELINE, role), self.values[column]
-            if values is not None and ours.size and ours.shape == theirs.shape:
-                difference = values[ours] - values[theirs]
-                interval = metrics.mean_interval(difference, BOOTSTRAP_SEED)
-                result[name] = dict(value=float(difference.mean()), interval=interval)
-        return result
-
-    def photo_metrics(self) -> dict:
-        """REAL, and COPY among the photos themselves, by each encoder."""
-        result = {}
-        for encoder, rows in self.photos.items():
-            for name, function in (("real", metrics.real_similarity), ("nearest", metrics.real_nearest_similarity)):
-                value = function(rows) if rows is not None else None
-                missing = self._reason(encoder) if rows is None else ONE_PHOTO
-                result[f"{name}_{encoder}"] = dict(value=value) if value is not None else _null(missing)
-        values, reason = self.photos["clip"], NO_PHOTOS if self.class_row is not None else NO_CLASS_TEXT
-        if self.class_row is None or values is None:
-            result["clip_t_class"] = _null(reason)
-        else:
-            result["clip_t_class"] = dict(value=float((values @ self.class_row).mean()))
-        return result
-
-    def lpips_diversity(self, model: str, distance, reason: str) -> dict:
-        """DIV with LPIPS for the distance."""
-        rows = self.rows(model, SUBJECT)
-        if distance is None or rows.shape[1] < 2:
-            return _null(reason if distance is None else ONE_IMAGE)
-        distances = np.zeros((*rows.shape, rows.shape[1]))
-        for prompt, row in enumerate(rows):
-            images = [decode(self.folder / self.entries[index]["file"]) for index in row]
-            for i, j in zip(*np.triu_indices(len(row), 1), strict=True):
-                distances[prompt, [i, j], [j, i]] = distance(images[i], images[j])
-        interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
-        return dict(value=metrics.diversity(distances), interval=interval)
-
-    def csv(self) -> str:
-        """A line an image: its settings and its own values; an empty cell where there is no value."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", "model", "role", "prompt", "seed", *COLUMNS])
-        for index, entry in enumerate(self.entries):
-            cells = [entry[name] for name in ("file", "model", "role", "prompt", "seed")]
-            for name in COLUMNS:
-                values = self.values[name]
-                cells.append("" if values is None else f"{values[index]:.6f}")
-            writer.writerow(cells)
-        return text.getvalue()
-
-    def _reason(self, encoder: str) -> str:
+    def reason(self, encoder: str) -> str:
+        """Why there is no likeness to the photos by this encoder."""
         return self.reasons[encoder] if self.images[encoder] is None else NO_PHOTOS
 
-    def _missing(self, column: str, rows: np.ndarray, no_images: str) -> str | None:
+    def missing(self, column: str, rows: np.ndarray, no_images: str) -> str | None:
+        """Why a column has no value for these images; None if it has."""
         if self.values[column] is None:
-            if column.startswith("clip_t"):
-                return self.reasons["text"]
-            return self._reason("dino" if "dino" in column else "clip")
+            encoder = COLUMNS[column]
+            return self.reasons["text"] if encoder == "text" else self.reason(encoder)
         return None if rows.size else no_images
 
-    def _mean(self, column: str, rows: np.ndarray, no_images: str = "") -> dict:
-        if reason := self._missing(column, rows, no_images):
-            return _null(reason)
-        values = self.values[column][rows]
-        return dict(value=float(values.mean()), interval=metrics.mean_interval(values, BOOTSTRAP_SEED))
 
-    def _count_copies(self, copy: dict, encoder: str, rows: np.ndarray) -> None:
-        """Adds how many of the images are nearer to a photo than that photo's nearest fellow is."""
-        photos = self.photos[encoder]
-        if copy["value"] is not None and len(photos) > 1:
-            above = metrics.nearer_than_fellows(self.images[encoder][rows.ravel()], photos)
-            copy.update(num_above_photos=int(above.sum()), num_images=above.size)
+def model_metrics(table: ImageTable, model: str) -> dict:
+    """Every metric of one model: value and interval, or null and the reason."""
+    subject, of_class, other = (table.rows(model, role) for role in (SUBJECT, CLASS, OTHER))
+    result = {name: _mean(table, name, subject) for name in COLUMNS}
+    for encoder in ("clip", "dino"):
+        result[f"copy_{encoder}_max"] = _largest(table, f"copy_{encoder}", subject)
+        _count_copies(table, result[f"copy_{encoder}"], encoder, subject)
+        result[f"div_{encoder}"] = _diversity(table, encoder, subject)
+    result["pres_clip"] = _mean(table, "clip_i", of_class, NO_CLASS_IMAGES)
+    result["pres_dino"] = _mean(table, "dino", of_class, NO_CLASS_IMAGES)
+    result["clip_t_class"] = _mean(table, "clip_t", of_class, NO_CLASS_IMAGES)
+    result["clip_t_other"] = _mean(table, "clip_t", other, NO_OTHER_IMAGES)
+    result["clip_i_other"] = _mean(table, "clip_i", other, NO_OTHER_IMAGES)
+    return result
 
-    def _largest(self, column: str, rows: np.ndarray) -> dict:
-        if reason := self._missing(column, rows, ""):
-            return _null(reason)
-        largest = rows.flat[int(self.values[column][rows].argmax())]
-        return dict(value=float(self.values[column][largest]), file=self.entries[largest]["file"])
 
-    def _diversity(self, encoder: str, rows: np.ndarray) -> dict:
-        if self.images[encoder] is None:
-            return _null(self.reasons[encoder])
-        if rows.shape[1] < 2:
-            return _null(ONE_IMAGE)
-        distances = metrics.pair_distances(self.images[encoder][rows])
-        interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
-        return dict(value=metrics.diversity(distances), interval=interval)
+def changes(table: ImageTable, model: str) -> dict:
+    """Each mean's difference to the baseline's, image by image: the prompts and seeds are the same."""
+    result = {}
+    pairs = [(name, name, SUBJECT) for name in COLUMNS]
+    pairs += [("pres_clip", "clip_i", CLASS), ("pres_dino", "dino", CLASS)]
+    pairs += [("clip_t_class", "clip_t", CLASS), ("clip_t_other", "clip_t", OTHER)]
+    for name, column, role in pairs:
+        ours, theirs, values = table.rows(model, role), table.rows(BASELINE, role), table.values[column]
+        if values is not None and ours.size and ours.shape == theirs.shape:
+            difference = values[ours] - values[theirs]
+            interval = metrics.mean_interval(difference, BOOTSTRAP_SEED)
+            result[name] = dict(value=float(difference.mean()), interval=interval)
+    return result
+
+
+def photo_metrics(table: ImageTable) -> dict:
+    """REAL, and COPY among the photos themselves, by each encoder."""
+    result = {}
+    for encoder, rows in table.photos.items():
+        for name, function in (("real", metrics.real_similarity), ("nearest", metrics.real_nearest_similarity)):
+            value = function(rows) if rows is not None else None
+            missing = table.reason(encoder) if rows is None else ONE_PHOTO
+            result[f"{name}_{encoder}"] = dict(value=value) if value is not None else _null(missing)
+    values, reason = table.photos["clip"], NO_PHOTOS if table.class_row is not None else NO_CLASS_TEXT
+    if table.class_row is None or values is None:
+        result["clip_t_class"] = _null(reason)
+    else:
+        result["clip_t_class"] = dict(value=float((values @ table.class_row).mean()))
+    return result
+
+
+def lpips_diversity(table: ImageTable, model: str, distance: Distance | None, reason: str) -> dict:
+    """DIV with LPIPS for the distance."""
+    rows = table.rows(model, SUBJECT)
+    if distance is None or rows.shape[1] < 2:
+        return _null(reason if distance is None else ONE_IMAGE)
+    distances = np.zeros((*rows.shape, rows.shape[1]))
+    for prompt, row in enumerate(rows):
+        images = [decode(table.folder / table.entries[index]["file"]) for index in row]
+        for i, j in zip(*np.triu_indices(len(row), 1), strict=True):
+            distances[prompt, [i, j], [j, i]] = distance(images[i], images[j])
+    interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
+    return dict(value=metrics.diversity(distances), interval=interval)
+
+
+def as_csv(table: ImageTable) -> str:
+    """A line an image: its settings and its own values; an empty cell where there is no value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "model", "role", "prompt", "seed", *COLUMNS])
+    for index, entry in enumerate(table.entries):
+        cells = [entry[name] for name in ("file", "model", "role", "prompt", "seed")]
+        for name in COLUMNS:
+            values = table.values[name]
+            cells.append("" if values is None else f"{values[index]:.6f}")
+        writer.writerow(cells)
+    return text.getvalue()
+
+
+def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "") -> dict:
+    if reason := table.missing(column, rows, no_images):
+        return _null(reason)
+    values = present(table.values[column])[rows]
+    return dict(value=float(values.mean()), interval=metrics.mean_interval(values, BOOTSTRAP_SEED))
+
+
+def _count_copies(table: ImageTable, copy: dict, encoder: str, rows: np.ndarray) -> None:
+    """Adds how many of the images are nearer to a photo than that photo's nearest fellow is."""
+    photos = table.photos[encoder]
+    if copy["value"] is not None and photos is not None and len(photos) > 1:
+        above = metrics.nearer_than_fellows(present(table.images[encoder])[rows.ravel()], photos)
+        copy.update(num_above_photos=int(above.sum()), num_images=above.size)
+
+
+def _largest(table: ImageTable, column: str, rows: np.ndarray) -> dict:
+    if reason := table.missing(column, rows, ""):
+        return _null(reason)
+    largest = rows.flat[int(present(table.values[column])[rows].argmax())]
+    return dict(value=float(present(table.values[column])[largest]), file=table.entries[largest]["file"])
+
+
+def _diversity(table: ImageTable, encoder: str, rows: np.ndarray) -> dict:
+    if table.images[encoder] is None:
+        return _null(table.reasons[encoder])
+    if rows.shape[1] < 2:
+        return _null(ONE_IMAGE)
+    distances = metrics.pair_distances(present(table.images[encoder])[rows])
+    interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
+    return dict(value=metrics.diversity(distances), interval=interval)
+
+
+def present(values: np.ndarray | None) -> np.ndarray:
+    """What `missing` has said is there."""
+    assert values is not None
+    return values
 
 
 def _null(reason: str) -> dict:

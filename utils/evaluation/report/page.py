@@ -139,7 +139,10 @@ def verdict_values(metrics: dict) -> dict:
         text = "Neither memorised photos, nor lost variety, nor drift of other things beyond the thresholds."
         flags.insert(0, ("good", "No warning", text))
     flags.sort(key=lambda flag: ("warning", "good", "note").index(flag[0]))
-    return dict(headline=" ".join(sentences), tiles=tiles(metrics), best=verdict.best_model(metrics), flags=flags)
+    best = verdict.best_model(metrics)
+    if best is not None:
+        best = (label(best[0]), best[1])
+    return dict(headline=" ".join(sentences), tiles=tiles(metrics), best=best, flags=flags)
 
 
 def tiles(metrics: dict) -> list[tuple[str, str, str]] | None:
@@ -176,7 +179,11 @@ def image_values(output_dir: Path, samples: dict, metrics: dict | None) -> dict:
         photos=[
             (path.name, picture(square(photo), f"Your photo {path.name}", side)) for path, photo in photos.items()
         ],
-        grids=[grid(output_dir, samples, prompt, side, captions) for prompt in samples["prompts"]],
+        grids=[
+            grid(output_dir, samples, prompt, side, captions)
+            for prompt in samples["prompts"]
+            if prompt["role"] in ROLES
+        ],
         has_captions=bool(captions),
     )
 
@@ -273,7 +280,8 @@ def read_json_or_empty(path: Path) -> dict:
 def metric_table(samples: dict, metrics: dict) -> dict:
     """Every metric of every model beside the photos' own value and the paper's; and those that were not computed."""
     models = ordered(samples["models"])
-    rows, absent = [], {}
+    rows = []
+    absent: dict[str, list[str]] = {}
     for key, name, meaning in REPORTED_METRICS:
         entries = [metrics["models"][model][key] for model in models]
         if all(entry["value"] is None for entry in entries):
@@ -324,7 +332,7 @@ def settings(samples: dict, metrics: dict | None, run: dict) -> list[tuple[str, 
 
 def flat(values: dict, prefix: str = "") -> dict:
     """Nested dictionaries as one, their keys joined by spaces."""
-    result = {}
+    result: dict = {}
     for key, value in values.items():
         name = f"{prefix}{key}".replace("_", " ") if prefix else str(key)
         result |= flat(value, f"{name} ") if isinstance(value, dict) else {name: value}
