@@ -7,6 +7,7 @@ A flag without a row fails, and so does a row without a flag.
 
 import contextlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -103,14 +104,14 @@ class Runs:
     """Runs of both scripts in this process; the same flags are run once."""
 
     def __init__(self, folder: Path):
-        self.folder, self.known = folder, {}
+        self.folder, self.known, self.numbers = folder, {}, itertools.count()
         write_inputs(folder / "inputs")
 
     def __call__(self, script: str, **flags) -> Seen:
         """A run with DEFAULTS and `flags`; {inputs}, {output} and {trained} in them are folders."""
         key = (script, *sorted(flags.items()))
         if key not in self.known:
-            self.known[key] = self._run(script, DEFAULTS[script] | flags, self.folder / f"run-{len(self.known)}")
+            self.known[key] = self._run(script, DEFAULTS[script] | flags, self.folder / f"run-{next(self.numbers)}")
         return self.known[key]
 
     def _run(self, script: str, flags: dict, output: Path) -> Seen:
