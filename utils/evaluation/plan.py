@@ -122,20 +122,23 @@ def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
     one is not there.
     """
     record = read_json_or_none(folder / RUN_FILE) or {}
-    own = list_checkpoints(folder, lineage_of(record) if record.get("run_id") else None)
-    there, wanted = [found.path.name for found in list_checkpoints(folder)], set()
+    lineage = lineage_of(record) if record.get("run_id") else None
+    found = list_checkpoints(folder)
+    there = [checkpoint.path.name for checkpoint in found]
+    own = {checkpoint.path.name for checkpoint in found if lineage is None or lineage.holds(checkpoint)}
+    wanted: set[str] = set()
     for name in names:
         name = f"checkpoint-{name}" if name.isdecimal() else name
         if name == "all":
-            wanted |= {found.path.name for found in own}
+            wanted |= own
         elif name in there:
             wanted.add(name)
         else:
-            found = ", ".join(there) or "none"
-            raise UserError(f"--checkpoint {name}: {folder} holds no whole {name} (it holds: {found})")
+            listed = ", ".join(there) or "none"
+            raise UserError(f"--checkpoint {name}: {folder} holds no whole {name} (it holds: {listed})")
     if names and not wanted:
         raise UserError(f"--checkpoint all: {folder} holds no checkpoint of its run: leave the flag out")
-    foreign = wanted - {found.path.name for found in own}
+    foreign = wanted - own
     notes = [
         ("note", f"{folder / name} is of another run than {folder / RUN_FILE} records") for name in sorted(foreign)
     ]

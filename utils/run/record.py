@@ -1,6 +1,5 @@
 """run.json: what was run, on what, with what result, and the command that repeats it."""
 
-import json
 import os
 import platform
 import shlex
@@ -16,7 +15,7 @@ from utils import PROGRAM
 from utils.dataset import ClassDataset, Photo
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.hashing import in_background
-from utils.files.json_files import write_json
+from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import METRICS_FILE, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE
 from utils.run.fingerprint import determinants
 from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
@@ -195,11 +194,7 @@ def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
 
 def read_record(output_dir: Path) -> dict:
     """The run.json of an output folder; empty if there is none that can be read."""
-    try:
-        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return read_json_or_none(output_dir / RUN_FILE) or {}
 
 
 def _set_aside(output_dir: Path, run_id: str | None) -> None:
