@@ -7,7 +7,7 @@ from utils.data.concepts import Concept, load_photos, read_concepts
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.models.folder import BaseModel, num_parameters
-from utils.preflight.photos import describe_duplicates, describe_photo
+from utils.preflight.photos import describe_captions, describe_duplicates, describe_photo
 from utils.preflight.prompt import describe_prompt
 from utils.preflight.resources import check_device, check_disk
 from utils.preflight.table import NOTE, OK, PreflightTable
@@ -27,7 +27,8 @@ def check_sources(
     subject = Concept(args.instance_prompt, args.instance_data_dir, args.class_prompt, args.class_data_dir)
     options = dict(with_prior_preservation=args.with_prior_preservation)
     concepts = table.run("subjects", read_concepts, subject, args.concepts_list, args.output_dir, **options)
-    dataset = table.run("photos", load_photos, concepts, args.resolution, args.center_crop) if concepts else None
+    crop = (args.resolution, args.center_crop, args.alpha_mask)
+    dataset = table.run("photos", load_photos, concepts, *crop) if concepts else None
     if dataset is not None:
         _describe_photos(table, dataset)
     if base is not None and concepts:
@@ -41,12 +42,15 @@ def check_sources(
 
 def _describe_photos(table: PreflightTable, dataset: InstanceDataset) -> None:
     for photo in dataset.photos:
-        finding, verdict = describe_photo(photo, dataset.resolution)
+        finding, verdict = describe_photo(photo, dataset)
         table.add("photo", f"{photo.path.name}: {finding}", verdict)
+    if captions := describe_captions(dataset):
+        table.add("captions", *captions)
     for finding in describe_duplicates(dataset.photos):
         table.add("photo", finding, NOTE)
     for path, reason in dataset.skipped:
-        table.add("skipped", f"{path.name}: {reason}", OK if reason == "hidden" else NOTE)
+        is_meant = reason == "hidden" or path.name.lower().startswith(("readme", "license", "licence"))
+        table.add("skipped", f"{path.name}: {reason}", OK if is_meant else NOTE)
 
 
 def _check_prompt(table: PreflightTable, tokenizer_name: Path | None, base: BaseModel, prompt: str) -> None:
