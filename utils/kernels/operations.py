@@ -10,6 +10,9 @@ import os
 import torch
 import torch.nn.functional as F
 
+# Triton 3.10 will no longer join a product and a sum into one instruction unless told to, and results would change.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 try:
     import triton
 
