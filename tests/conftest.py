@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import skips
+from tests.helpers import processes, skips
 from tests.helpers.numbers import LIMITS
 from tests.helpers.pipelines import write_photos, write_pipeline
 from utils.data import class_images
@@ -43,6 +43,16 @@ def pytest_sessionfinish(session):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("STRICT_SKIPS") == "1" and skips.unexpected(reporter.stats):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_to_fork_with(request):
+    """A forked process has none of OpenMP's threads but would wait for them: one thread in tests that fork."""
+    num_threads = torch.get_num_threads()
+    if any(getattr(value, "__module__", "") == processes.__name__ for value in vars(request.module).values()):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="session")
