@@ -4,7 +4,7 @@ python -m tests.mutations [--only NAME...] [--jobs 2]
 
 Each of MUTATIONS changes one line in a copy of the tree and runs the tests that should notice. What survives is
 printed, with 1 as the exit code if it is not in SURVIVORS. A line that is no longer there is a failure of the list,
-which has to follow the program. The libraries are imported once: each copy is tested by a process forked from this one.
+which has to follow the program. The libraries are imported once: a process forked from this one tests each copy.
 """
 
 import argparse

@@ -97,7 +97,7 @@ def test_sampling_says_so_too(turing, tiny_pipeline_dir, tmp_path, capsys):
         "--num_drift_images=0",
         "--num_inference_steps=1",
         "--prompt=a cat",
-        "--stages=generate",
+        "--only=generate",
     ]
     argv = [*models, *quick, f"--output_dir={tmp_path / 'result'}", "--mixed_precision=bf16"]
     assert run_main(evaluate.main, argv) == 0
