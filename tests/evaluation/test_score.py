@@ -23,7 +23,6 @@ from utils.evaluation.plan import find_checkpoints
 from utils.models import drawing, loading
 from utils.run.lineage import FORMAT, STATE_FILE
 
-torch.set_num_threads(1)
 PROMPT = "a photo of sks cat"
 
 

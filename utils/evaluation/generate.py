@@ -48,6 +48,9 @@ def generate(plan: EvaluationPlan) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
     device = gpu.pick_device()
     mixed_precision = plan.mixed_precision or ("fp16" if device.type == "cuda" else "no")
+    if mixed_precision == "bf16" and (old_gpu := gpu.gpu_without_bf16()):
+        warn(f"{old_gpu} has no bf16 arithmetic: fp16 in its place")
+        mixed_precision = "fp16"
     settings = SamplingSettings.read({**plan._asdict(), "mixed_precision": mixed_precision})
     if device.type == "cpu" and mixed_precision == "fp16":
         warn("--mixed_precision fp16 on a CPU is many times slower than `no`")
