@@ -318,6 +318,7 @@ def test_every_value_has_its_interval_or_its_reason(whole):
     record = read(whole, "metrics.json")
     assert set(record["models"]) == {"baseline", "finetuned", "checkpoint-5", "checkpoint-10"}
     for model, values in record["models"].items():
+        assert values.pop("blank_images") == []
         for name, entry in values.items():
             if name == "div_lpips":
                 assert entry["value"] is None and "lpips" in entry["reason"]
@@ -350,11 +351,15 @@ def test_scoring_again_gives_the_same_file(whole, models, tmp_path):
 def test_without_models_every_metric_says_what_it_needs(trained_dir, tmp_path):
     assert run(trained_dir, tmp_path / "result") == 0
     record = read(tmp_path / "result", "metrics.json")
+    assert record["models"]["finetuned"].pop("blank_images") == []
     for entry in record["models"]["finetuned"].values():
         assert entry["value"] is None and entry["reason"].startswith("needs ")
     assert "--clip_model" in record["models"]["finetuned"]["clip_i"]["reason"]
     assert "--dino_model" in record["models"]["finetuned"]["pres_dino"]["reason"]
-    assert record["warnings"] == {"finetuned": []}
+    checks = record["verdicts"]["finetuned"]["checks"]
+    assert {check["kind"] for check in checks if check["state"] == "not looked for"} == {
+        *("subject", "prompt", "memorisation", "collapse", "drift", "spread", "class", "photos")
+    }
 
 
 def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline_dir, tmp_path, photos_dir):
@@ -390,12 +395,30 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     assert values["photos"]["real_clip"] == dict(value=None, reason="needs two photos or more")
 
 
+def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / "result")
+    black = "images/finetuned/002-a-sks-cat-on-the-beach/seed-1.png"
+    Image.new("RGB", (32, 32)).save(folder / black)
+    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder), *models]) == 0
+    record = read(folder, "metrics.json")
+    assert record["models"]["finetuned"]["blank_images"] == [black]
+    assert record["models"]["baseline"]["blank_images"] == []
+    assert f"finetuned: Images of one colour. {black}: 1 images" in capsys.readouterr().out
+
+
 # report
 
 
 def test_the_report_shows_everything(whole):
     page = (whole / "report.html").read_text()
-    for text in ("Training loss", "Validation loss", "CLIP-T", "checkpoint-5", "a sks cat on the beach", "Best: "):
+    for text in (
+        "Training loss",
+        "Validation loss",
+        "CLIP-T",
+        "checkpoint-5",
+        "a sks cat on the beach",
+        "None of the 3 is good",
+    ):
         assert text in page, text
     assert page.count("<img ") == 4 * 2 * 5 + 4
     assert page.count("data:image/") == page.count("<img ") == page.count(' alt="')

@@ -14,6 +14,7 @@ from utils.evaluation.prompts import SUBJECT, Prompt
 SAMPLES_FILE = "samples.json"
 COMPARISON_FILE = "comparison.png"
 METRICS_JSON, METRICS_CSV, REPORT_FILE = "metrics.json", "metrics.csv", "report.html"
+METRICS_FORMAT = 2  # of metrics.json
 WRITTEN_BY = "evaluate.py"
 BASELINE, FINETUNED = "baseline", "finetuned"
 FLAT_STEMS = {BASELINE: "baseline", FINETUNED: "output"}
@@ -172,13 +173,15 @@ def read_samples(output_dir: Path) -> dict:
 
 
 def read_metrics(output_dir: Path, samples: dict) -> dict | None:
-    """metrics.json, or None where there is none for these images."""
+    """metrics.json, or None if there is none for these images, or one of an earlier version."""
     path = output_dir / METRICS_JSON
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return metrics if isinstance(metrics, dict) and metrics.get("samples_id") == samples["samples_id"] else None
+    wanted = (METRICS_FORMAT, samples["samples_id"])
+    found = (metrics.get("format"), metrics.get("samples_id")) if isinstance(metrics, dict) else None
+    return metrics if found == wanted else None
 
 
 def _bears_mark(path: Path) -> bool:
