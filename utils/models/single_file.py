@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from utils.errors import UserError
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_json
-from utils.files.ownership import EXPORT_METADATA
-from utils.models.folder import loaded_weights, weight_files
+from utils.files.safetensors_writer import save_with_hash
+from utils.models.folder import image_size, loaded_weights, prediction_type, weight_files
+from utils.models.metadata import file_metadata, run_of
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 Named = tuple[str, torch.Tensor]
@@ -158,5 +159,8 @@ def export_single_file(
     for name, value in state_dict.items():
         wanted = DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
         state_dict[name] = value.to(wanted).contiguous()
+    metadata = file_metadata(
+        run_of(folder), title=path.stem, image_size=image_size(folder), prediction_type=prediction_type(folder)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_path(path, lambda part: save_file(state_dict, part, EXPORT_METADATA))
+    replace_path(path, lambda part: save_with_hash(part, state_dict, metadata))
