@@ -129,6 +129,12 @@ def test_a_text_about_the_folder_is_no_caption(photos, name):
     assert dataset.num_captions == 0
 
 
+def test_a_photo_of_such_a_name_keeps_its_caption(photos):
+    (photos / "photo-1.jpg").rename(photos / "notes.jpg")
+    (photos / "notes.txt").write_text("a notebook")
+    assert prompts(photos) == ["a notebook", "a cat", "a cat"]
+
+
 def test_a_hidden_one_is_none(photos):
     (photos / "._photo-0.txt").write_bytes(b"\0\5\26\7")
     assert [photo.prompt for photo in InstanceDataset(photos, 16, prompt="a cat").photos] == ["a cat"] * 3

@@ -37,9 +37,9 @@ def read_captions(photos: list[Path], others: list[Path]) -> Captions:
     A caption's name is the photo's with or without its suffix, in any case and either Unicode form. Raises UserError
     for one that is empty, cannot be read, or is of no photo here, and for two of one photo that differ.
     """
-    files = [path for path in others if looks_like_captions(path)]
-    said: dict[Path, list[tuple[Path, str]]] = defaultdict(list)
     find_by_stem, find_by_name = _by_name(photos, by_stem=True), _by_name(photos, by_stem=False)
+    files = [path for path in others if looks_like_captions(path) or _is_caption_of(path, find_by_stem)]
+    said: dict[Path, list[tuple[Path, str]]] = defaultdict(list)
     for path in files:
         if path.name.lower() == METADATA:
             for photo, text in _read_metadata(path, find_by_name):
@@ -70,23 +70,24 @@ def looks_like_captions(path: Path) -> bool:
     return bool(OTHER_NAMES.fullmatch(name) or METADATA_TABLE.fullmatch(name))
 
 
+def _is_caption_of(path: Path, find_by_stem: Callable[[str], list[Path]]) -> bool:
+    """Whether a photo here has the name of this text, be it notes.txt beside notes.jpg."""
+    return path.suffix.lower() in SUFFIXES and path.is_file() and bool(find_by_stem(path.stem))
+
+
 def _by_name(photos: list[Path], *, by_stem: bool) -> Callable[[str], list[Path]]:
     """A function from a name to the photos that have it: exactly but for its Unicode form, or else in any case."""
-    forms: list[Callable[[str], str]] = [
-        lambda name: unicodedata.normalize("NFC", name),
-        lambda name: unicodedata.normalize("NFC", name).casefold(),
-    ]
+    exact: dict[str, list[Path]] = defaultdict(list)
+    in_any_case: dict[str, list[Path]] = defaultdict(list)
+    for photo in photos:
+        for name in {photo.name, photo.stem} if by_stem else {photo.name}:
+            exact[_composed(name)].append(photo)
+            in_any_case[_composed(name).casefold()].append(photo)
+    return lambda name: exact.get(_composed(name)) or in_any_case.get(_composed(name).casefold(), [])
 
-    def find(name: str) -> list[Path]:
-        for form in forms:
-            found = [
-                each for each in photos if form(name) in {form(each.name), *([form(each.stem)] if by_stem else [])}
-            ]
-            if found:
-                return found
-        return []
 
-    return find
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _read_text(path: Path, photo: Path) -> str:
