@@ -5,10 +5,18 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from pillow_heif import register_heif_opener
 
 from tests.helpers.photos import ADOBE_RGB, D50, DISPLAY_P3, cmyk_profile, grey_profile, rgb_profile, save, srgb_curve
 from utils.photos.decoding import read_photo
 
+register_heif_opener()
+BEST = dict(
+    jpg=dict(quality=100, subsampling=0),
+    webp=dict(lossless=True),
+    heic=dict(quality=-1, chroma=444),
+    avif=dict(quality=100, subsampling="4:4:4"),
+)
 SEEN = [(200, 60, 40), (30, 160, 60), (128, 128, 128), (250, 240, 230), (0, 0, 0)]
 SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
 PROFILES = {
@@ -35,9 +43,9 @@ CODED = {
 
 @pytest.mark.parametrize("seen", SEEN)
 @pytest.mark.parametrize("name", PROFILES)
-@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg", "webp", "heic", "avif"])
 def test_an_rgb_profile(tmp_path, suffix, name, seen):
-    options = dict(quality=100, subsampling=0) if suffix == "jpg" else {}
+    options = BEST.get(suffix, {})
     image = Image.new("RGB", (16, 16), CODED[name](seen))
     photo = read_photo(save(tmp_path, f"a.{suffix}", image, icc_profile=PROFILES[name], **options))
     assert photo.image.getpixel((5, 5)) == pytest.approx(seen, abs=4)
