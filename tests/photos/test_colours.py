@@ -48,7 +48,8 @@ def test_an_rgb_profile(tmp_path, suffix, name, seen):
     options = BEST.get(suffix, {})
     image = Image.new("RGB", (16, 16), CODED[name](seen))
     photo = read_photo(save(tmp_path, f"a.{suffix}", image, icc_profile=PROFILES[name], **options))
-    assert photo.image.getpixel((5, 5)) == pytest.approx(seen, abs=6)  # one step of Adobe RGB's red is four of sRGB's
+    off = 10 if suffix == "avif" else 6  # one step of these red values is up to nine of sRGB's, and AVIF rounds by one
+    assert photo.image.getpixel((5, 5)) == pytest.approx(seen, abs=off)
     assert f"{name} converted to sRGB" in photo.done and photo.notes == []
 
 
