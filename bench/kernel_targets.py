@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -242,10 +243,10 @@ def as_line(row: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; 1 if something does not compile or fit."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kernel_targets", description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, __spec__.name)
     targets = dict(type=int, nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="CAPABILITY")
     parser.add_argument("--targets", **targets, help="compute capabilities: 75 80 86 89 90 100 120 (all)")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="the UNet's dtypes (all)")
     parser.add_argument("--small", action="store_true", help="a small UNet, one training step")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--json", type=Path, help="write what was found to this file too")

@@ -16,7 +16,6 @@ not affected, but times are, so the first table has none. About 6 minutes on one
 end as it should.
 """
 
-import argparse
 import functools
 import json
 import os
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench.command_line import make_parser
 from bench.memory import GIB
 from bench.train_step import make_model
 from utils.training.memory import GB, MemoryNeeds, memory_needed
@@ -248,11 +248,11 @@ def as_batch_line(row: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints both tables; 1 if a whole run did not end as it should."""
-    parser = argparse.ArgumentParser(prog="python -m bench.memory_tiers", description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, __spec__.name)
     parser.add_argument(
         "--model", type=Path, help="a pipeline folder; else random weights are written to a scratch one"
     )
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="folder of photos (instance)")
     cards = sorted({tier.card for tier in TIERS})
     parser.add_argument("--only", type=int, nargs="*", choices=cards, default=cards, metavar="GB", help="cards")
     parser.add_argument("--no_batches", action="store_true", help="leave the table of batch sizes out")
