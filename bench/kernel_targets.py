@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -263,16 +264,14 @@ def print_table(args: argparse.Namespace, compile_one: Callable[[int, str], dict
     """A row for each target and dtype, compiled by `args.jobs` processes."""
     print("| target | dtype | variants | registers | spilled bytes | shared bytes | seconds | |\n|" + "---|" * 8)
     pairs = [(target, dtype) for target in args.targets for dtype in args.dtypes]
-    rows = []
+    results: dict[str, Any] = dict(triton=version("triton"), torch=torch.__version__, rows=[])
     with ProcessPoolExecutor(args.jobs) as executor:
         for row in executor.map(compile_one, *zip(*pairs, strict=True)):
-            rows.append(row)
+            results["rows"].append(row)
             print(as_line(row), flush=True)
-    if args.json:
-        from triton import __version__
-
-        args.json.write_text(json.dumps(dict(triton=__version__, torch=torch.__version__, rows=rows), indent=1))
-    return int(any(row["problems"] for row in rows))
+            if args.json:
+                args.json.write_text(json.dumps(results, indent=1))
+    return int(any(row["problems"] for row in results["rows"]))
 
 
 if __name__ == "__main__":
