@@ -482,6 +482,7 @@ EVALUATION = {
     "class_name": changes(files, class_name="boat"),
     "drift_prompt": changes(files, drift_prompt="a red boat"),
     "checkpoint": shows(has("images/checkpoint-2/*/*.png"), checkpoint="all"),
+    "strength": shows(has("images/finetuned@0.5/*/*.png"), strength=0.5),
     "negative_prompt": changes(pictures, negative_prompt="blurry"),
     "num_images": changes(files, num_images=3),
     "num_drift_images": changes(files, num_drift_images=2),
