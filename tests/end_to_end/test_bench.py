@@ -92,6 +92,6 @@ def test_the_whole_command_is_timed(capsys):
 
 
 def test_the_median_of_several_calls_is_taken():
-    pauses = iter([0.2, 0.0, 0.03, 0.0])  # the first is the warm-up
-    assert median_ms(lambda: time.sleep(next(pauses)), repeats=3, on_gpu=False) < 20
+    pauses = iter([0.4, 0.0, 0.4, 0.0])  # the first is the warm-up
+    assert median_ms(lambda: time.sleep(next(pauses)), repeats=3, on_gpu=False) < 300
     assert next(pauses, None) is None
