@@ -225,7 +225,7 @@ def test_bars_are_said(tmp_path, tiny_pipeline_dir, capsys):
     screenshot.paste(Image.open(photos / "photo-0.jpg"), (0, 25))
     screenshot.save(photos / "screenshot.png")
     (row,) = [row for row in rows(tiny_pipeline_dir, photos, tmp_path, capsys) if "screenshot" in row]
-    assert "bars of one colour, 25 pixels at the top, 15 pixels at the bottom, are learned too: cut them off" in row
+    assert "bars of one colour are learned too, cut them off (top 25, bottom 15 pixels)" in row
 
 
 def test_captions_are_said(tmp_path, tiny_pipeline_dir, capsys):

@@ -21,8 +21,8 @@ def describe_photo(photo: Photo, dataset: InstanceDataset) -> tuple[str, str]:
     notes += [f"enlarged {factor:.1f} times, it will look soft"] if factor > SMALL_FACTOR else []
     notes += [f"very large ({width * height / 1e6:.0f} megapixels)"] if width * height > LARGE_PIXELS else []
     if photo.bars:
-        sides = ", ".join(f"{pixels} pixels at the {side}" for side, pixels in photo.bars.items())
-        notes.append(f"bars of one colour, {sides}, are learned too: cut them off")
+        sides = ", ".join(f"{side} {pixels}" for side, pixels in photo.bars.items())
+        notes.append(f"bars of one colour are learned too, cut them off ({sides} pixels)")
     rows, columns = photo.pixels.shape[1:]
     share = dataset.resolution**2 / (rows * columns)
     if share < 1:
@@ -30,7 +30,7 @@ def describe_photo(photo: Photo, dataset: InstanceDataset) -> tuple[str, str]:
         (notes if share < SMALL_SHARE else said).append(shown)
     if dataset.alpha_mask and photo.opacity is None:
         notes.append("no transparency: all of it counts in the loss")
-    elif dataset.alpha_mask:
+    elif photo.opacity is not None and dataset.alpha_mask:
         said.append(f"{photo.opacity.mean() / 255:.0%} of it counts in the loss")
     return ", ".join(said + notes), "note" if notes else "ok"
 
@@ -57,7 +57,8 @@ def difference_hash(pixels: np.ndarray) -> int:
 
 def describe_duplicates(photos: list[Photo]) -> list[str]:
     """A phrase for photos that are one file again, and one for those that are nearly the same; none if all differ."""
-    again, near = defaultdict(list), defaultdict(list)
+    again: dict[int, list[int]] = defaultdict(list)
+    near: dict[int, list[int]] = defaultdict(list)
     hashes = [difference_hash(photo.pixels) for photo in photos]
     for later, photo in enumerate(photos):
         for earlier in range(later):
