@@ -32,12 +32,14 @@ IN_THE_OPEN = {
     "command_line": {"runtime"},
     "doctor": {"runtime"},
     "export": {"command_line", "files", "models"},
+    "import_file": {"command_line", "models"},
 }
 # What is imported inside functions so that --help, complaints and the preflight are quick. To these nothing is added.
 LATE_IMPORTS = {
     "command_line": {"yaml"},
     "dataset": {"torch"},
     "evaluation.encoders": {"transformers"},
+    "models.base": {"utils.models.importing"},
     "models.folder": {"torch"},
     "preflight.checks": {"utils.preflight.sources"},
     "preflight.prompt": {"tokenizers"},

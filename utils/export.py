@@ -9,6 +9,7 @@ from pathlib import Path
 from utils.command_line import Parser, run_main
 from utils.files.ownership import check_export_file
 from utils.models.check import check_base_model
+from utils.models.folder import prediction_type
 from utils.models.single_file import DTYPES, export_single_file
 
 
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     check_base_model(args.folder, "PIPELINE_DIR")
-    check_export_file(args.file)
+    check_export_file(args.file, with_config=prediction_type(args.folder) == "v_prediction")
     export_single_file(args.folder, args.file, args.dtype)
     print(f"{args.file}: {args.file.stat().st_size / 1e6:.1f} MB, read by ComfyUI, A1111 and from_single_file")
 
