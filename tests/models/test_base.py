@@ -83,7 +83,7 @@ def test_training_and_evaluation_take_a_file(flags, tmp_path):
 
 
 def test_a_file_has_clips_tokenizer_whatever_the_folder_had(flags, one_file):
-    with pytest.raises(UserError, match="as token number 49.*embedding has 514 rows"):
+    with pytest.raises(UserError, match="as token number .*embedding has 514 rows"):
         run(flags, pretrained_model_name_or_path=one_file)
 
 

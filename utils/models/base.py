@@ -15,6 +15,7 @@ from pathlib import Path
 from utils import PROGRAM
 from utils.errors import UserError
 from utils.files.atomic import STAGING_PREFIX, sync_tree
+from utils.files.filesystems import move, set_mode
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json, read_json_or_none, write_json
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM
@@ -110,9 +111,9 @@ def write_converted(path: Path, folder: Path, kind: str = "model") -> None:
     staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder.parent))
     try:
         notes = write(path, staging)
-        staging.chmod(0o777 & ~_umask())
+        set_mode(staging, 0o777 & ~_umask())
         sync_tree(staging)
-        os.replace(staging, folder)
+        move(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     if is_main():
@@ -156,7 +157,7 @@ def _with_vae(folder: Path, vae: Path) -> Path:
             (staging / part).symlink_to(target)
         write_json(staging / MODEL_INDEX, index)
         if not made.exists():
-            os.replace(staging, made)
+            move(staging, made)
     except OSError:
         if not (made / MODEL_INDEX).is_file():  # another rank was quicker
             raise

@@ -130,6 +130,16 @@ def check_pipeline(folder: Path, flag: str, *, safety_checker: bool = False) -> 
     weight_files(folder, "safety_checker")
 
 
+def check_same_unet(base: Path, tuned: Path) -> None:
+    """Raises UserError unless the UNets in two folders have the same tensors, as their configurations tell."""
+    shapes = [SHAPES["unet"](read_json(folder / "unet" / "config.json")) for folder in (base, tuned)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"--strength: the UNets in {base} and {tuned} are not of one architecture: name the base that "
+            f"{tuned.name} was trained from"
+        )
+
+
 def _read_index(folder: Path, flag: str) -> dict:
     """model_index.json, whose classes are all of libraries that we know. Raises UserError otherwise."""
     check_is_folder(folder, flag, "name a pipeline folder")

@@ -15,6 +15,7 @@ from utils.files.ownership import EXPORT_METADATA, RUN_FILE
 
 ARCHITECTURE = "stable-diffusion-v1"
 ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
+LORA_LAYOUT = "https://github.com/kohya-ss/sd-scripts"
 # ss_ key: the argument of run.json that it says.
 SS_ARGUMENTS = {
     "ss_learning_rate": "learning_rate",

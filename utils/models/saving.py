@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from utils.files.atomic import STAGING_PREFIX, link_or_copy, sync_directory, sync_tree
+from utils.errors import first_line
+from utils.files.atomic import STAGING_PREFIX, copy_into, sync_tree
+from utils.files.filesystems import move, sync
 from utils.files.json_files import write_json
 from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, index_name, part_files
@@ -28,12 +30,12 @@ def assemble(staging: Path, base: Path) -> None:
         if (base / part).is_dir():
             files, shard_index = part_files(base, part)
             for name, source in files.items():
-                link_or_copy(source, staging / part / name)
+                copy_into(source, staging / part / name)
             if shard_index is not None:
                 write_json(staging / part / index_name(shard_index["weight_map"].values()), shard_index)
         elif part in index:
             index[part] = [None, None]
-    link_or_copy(base / "unet" / "config.json", staging / "unet" / "config.json")
+    copy_into(base / "unet" / "config.json", staging / "unet" / "config.json")
     index["_class_name"] = PIPELINE_CLASS
     write_json(staging / MODEL_INDEX, index)
 
@@ -45,7 +47,11 @@ def save_unet(named: list[tuple[str, torch.Tensor]], folder: Path, save_dtype: s
         write_safetensors(path, named, dtype)
         return path
     contiguous = torch.contiguous_format
-    torch.save({name: value.to("cpu", dtype, copy=True, memory_format=contiguous) for name, value in named}, path)
+    copies = {name: value.to("cpu", dtype, copy=True, memory_format=contiguous) for name, value in named}
+    try:
+        torch.save(copies, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{path.name}: {first_line(error)}") from error
     return path
 
 
@@ -62,7 +68,7 @@ def commit_pipeline(output_dir: Path, base: Path, write_unet: Callable[[Path], o
         write_unet(staging / "unet")
         sync_tree(staging)
         _swap(staging, output_dir)
-        sync_directory(output_dir)
+        sync(output_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -77,9 +83,9 @@ def _swap(staging: Path, output_dir: Path) -> None:
     try:
         for source, target in moves:
             if os.path.lexists(source):
-                os.replace(source, target)
+                move(source, target)
                 done.append((source, target))
     except BaseException:
         for source, target in reversed(done):
-            os.replace(target, source)
+            move(target, source)
         raise

@@ -6,6 +6,7 @@ library's version and no dtype comes between: every tensor is what the folder ho
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from utils.models.original_config import write_config
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration
+Named = tuple[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 UNET_NAMES = {
@@ -112,13 +114,17 @@ def original_text_name(name: str) -> str:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
-def original_state_dict(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a pipeline folder under their original names, each in the dtype of its file."""
+def original_state_dict(folder: Path, unet_weights: Iterable[Named] | None = None) -> dict[str, torch.Tensor]:
+    """All tensors of a pipeline folder under their original names, each in the dtype of its file.
+
+    Args:
+        unet_weights: take the place of those in the folder's unet/.
+    """
     unet, vae = (with_defaults(part, read_json(folder / part / "config.json")) for part in ("unet", "vae"))
     layers = unet["layers_per_block"]
     with_attention = {number for number, kind in enumerate(unet["up_block_types"]) if "CrossAttn" in kind}
     state_dict = {}
-    for name, value in read_weights(folder, "unet").items():
+    for name, value in read_weights(folder, "unet").items() if unet_weights is None else unet_weights:
         state_dict[UNET_PREFIX + original_unet_name(name, layers, with_attention)] = value
     for name, value in read_weights(folder, "vae").items():
         original = original_vae_name(name, len(vae["block_out_channels"]))
@@ -150,12 +156,17 @@ def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def export_single_file(folder: Path, path: Path, dtype: str | None = None) -> None:
+def export_single_file(
+    folder: Path, path: Path, dtype: str | None = None, unet_weights: Iterable[Named] | None = None
+) -> None:
     """Writes the pipeline in `folder` to the file `path`, whole or not at all; `dtype` fp32 or fp16 converts it.
 
     A UNet that predicts velocity gets the .yaml beside it that A1111 needs to know so.
+
+    Args:
+        unet_weights: take the place of those in the folder's unet/.
     """
-    state_dict = original_state_dict(folder)
+    state_dict = original_state_dict(folder, unet_weights)
     for name, value in state_dict.items():
         wanted = DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
         state_dict[name] = value.to(wanted).contiguous()
