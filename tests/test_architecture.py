@@ -33,6 +33,7 @@ IN_THE_OPEN = {
     "doctor": {"runtime"},
     "export": {"command_line", "files", "models", "run.lineage"},
     "import_file": {"command_line", "models"},
+    "share": {"command_line", "files", "models"},
 }
 # What is imported inside functions so that --help, complaints and the preflight are quick. To these nothing is added.
 LATE_IMPORTS = {

@@ -17,7 +17,8 @@ VALIDATION_FILE = "validation.jsonl"
 VALIDATION_FOLDER = "validation"
 PREVIOUS_SUFFIX = ".previous"
 PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")  # a finished run's, set aside
-RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIOUS_NAMES)
+CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, in small letters
+RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIOUS_NAMES, *CARD_NAMES)
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
 CONFIG_LINE = f"# written by {PROGRAM}\n"  # the first of every .yaml that we write beside one
