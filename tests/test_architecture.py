@@ -34,12 +34,15 @@ IN_THE_OPEN = {
     "command_line": {"runtime"},
     "doctor": {"runtime"},
     "export": {"command_line", "files", "models", "run.lineage"},
+    "import_file": {"command_line", "models"},
+    "share": {"command_line", "files", "models"},
 }
 # What is imported inside functions so that --help, complaints and the preflight are quick. To these nothing is added.
 LATE_IMPORTS = {
     "command_line": {"yaml"},
     "dataset": {"torch"},
     "evaluation.encoders": {"transformers"},
+    "models.base": {"utils.models.importing"},
     "models.folder": {"torch"},
     "photos.colours": {"PIL"},
     "photos.formats": {"PIL.TiffImagePlugin", "pillow_heif"},

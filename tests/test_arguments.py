@@ -12,6 +12,7 @@ from utils.errors import UserError
 DEFAULTS = dict(
     config=None,
     pretrained_model_name_or_path=Path("base"),
+    pretrained_vae_name_or_path=None,
     tokenizer_name=None,
     instance_data_dir=Path("photos"),
     output_dir=Path("output"),

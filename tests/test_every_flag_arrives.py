@@ -404,6 +404,7 @@ TRAINING = {
     "help": prints_help("train"),
     "config": config,
     "pretrained_model_name_or_path": changes(losses, pretrained_model_name_or_path="{inputs}/other"),
+    "pretrained_vae_name_or_path": changes(losses, pretrained_vae_name_or_path="{inputs}/other/vae"),
     "tokenizer_name": changes(losses, tokenizer_name="{inputs}/tokenizer"),
     "instance_data_dir": changes(losses, instance_data_dir="{inputs}/other photos"),
     "output_dir": shows(
@@ -473,6 +474,7 @@ GUARDED = dict.fromkeys(("pretrained_model_name_or_path", "finetuned_model_name_
 EVALUATION = {
     "help": prints_help("evaluate"),
     "pretrained_model_name_or_path": changes(pictures, pretrained_model_name_or_path="{inputs}/other"),
+    "pretrained_vae_name_or_path": changes(pictures, pretrained_vae_name_or_path="{inputs}/other/vae"),
     "finetuned_model_name_or_path": changes(pictures, finetuned_model_name_or_path="{inputs}/other"),
     "output_dir": shows(
         lambda run: run.output.name == "elsewhere" and (run.output / "report.html").is_file(),

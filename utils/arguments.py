@@ -44,7 +44,19 @@ def training_parser() -> argparse.ArgumentParser:
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--pretrained_model_name_or_path", required=True, type=Path, metavar="DIR", help="folder of the base pipeline")
+    add(
+        "--pretrained_model_name_or_path",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="the base: a pipeline's folder, one .safetensors or .ckpt file, or a Hub name that is in the local cache",
+    )
+    add(
+        "--pretrained_vae_name_or_path",
+        type=Path,
+        metavar="PATH",
+        help="another VAE than the base's: its folder, or one file; the result has it too",
+    )
     add("--tokenizer_name", type=Path, metavar="DIR", help="folder of another CLIPTokenizer (default: the base's own)")
     add(
         "--instance_data_dir",

@@ -12,6 +12,7 @@ from utils.evaluation.prompts import DREAMBENCH
 
 BASELINE_FLAG = "--pretrained_model_name_or_path"
 FINETUNED_FLAG = "--finetuned_model_name_or_path"
+VAE_FLAG = "--pretrained_vae_name_or_path"
 STAGES = ("generate", "score", "report")
 
 
@@ -43,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_generate_flags(add: Callable[..., object]) -> None:
-    add(BASELINE_FLAG, type=_path, metavar="FOLDER", help="the baseline (default: what the fine-tuned run.json names)")
+    add(BASELINE_FLAG, type=_path, metavar="PATH", help="the baseline (default: what the fine-tuned run.json names)")
+    add(VAE_FLAG, type=_path, metavar="PATH", help="another VAE for the baseline (default: what run.json names)")
     add(FINETUNED_FLAG, type=_path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
     add("--output_dir", type=_path, metavar="FOLDER", default=Path("result"), help="where the images go (./result)")
     add("--instance_data_dir", type=_path, metavar="FOLDER", help="your photos, for the top row of comparison.png")

@@ -51,6 +51,9 @@ class PromptEmbeddings:
         """(prompt_embeds, negative_prompt_embeds) [1,77,D] each; the second is None without guidance."""
         key = (id(pipeline.text_encoder), prompt)
         if key not in self._known:
+            for text in (prompt, self.negative_prompt or ""):
+                input_ids = loading.tokenize(pipeline.tokenizer, text)
+                loading.check_tokens(input_ids, pipeline.text_encoder, text)
             with quiet_libraries():
                 self._known[key] = pipeline.encode_prompt(
                     prompt, pipeline.device, 1, self.is_guided, negative_prompt=self.negative_prompt
