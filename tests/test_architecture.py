@@ -29,7 +29,8 @@ IN_THE_OPEN = {
     "evaluation": {"command_line", "dataset"},
     "data": {"dataset", "diffusion"},
     "arguments": {"command_line", "files", "models"},
-    "command_line": {"runtime"},
+    "before_launch": {"arguments", "command_line", "evaluation", "preflight"},
+    "command_line": {"files", "runtime"},
     "doctor": {"runtime"},
     "export": {"command_line", "files", "models"},
 }

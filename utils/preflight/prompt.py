@@ -49,7 +49,21 @@ def describe_prompt(prompt: str, folder: Path) -> tuple[str, str]:
     if len(encoding.tokens) > room:
         start = encoding.offsets[room][0]
         return f"{len(encoding.tokens) + 2} tokens, but {MAX_TOKENS} are read; cut off: {prompt[start:]!r}", "note"
-    pieces = " ".join(
-        token.removesuffix("</w>") + ("|" if token.endswith("</w>") else "") for token in encoding.tokens
-    )
-    return f"{len(encoding.tokens) + 2} tokens: {pieces}", "ok"
+    return f"{len(encoding.tokens) + 2} tokens: {' '.join(readable_pieces(encoding.tokens))}", "ok"
+
+
+def readable_pieces(tokens: list[str]) -> list[str]:
+    """Tokens as text, "|" at the end of a word: CLIP spells bytes as letters, so that its own name of café| is cafÃ©.
+
+    Tokens that hold a part of a character only are one piece.
+    """
+    from tokenizers import decoders
+
+    decoder, pieces, part = decoders.ByteLevel(), [], ""
+    for number, token in enumerate(tokens, 1):
+        part += token.removesuffix("</w>")
+        text = decoder.decode([part])
+        if "\ufffd" not in text or number == len(tokens):
+            pieces.append(text + ("|" if token.endswith("</w>") else ""))
+            part = ""
+    return pieces

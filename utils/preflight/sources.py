@@ -73,9 +73,11 @@ def _check_start(
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
     table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")
     counts = dict(num_photos=len(dataset), num_ranks=num_ranks)
-    args = fill_in_defaults(args, on_gpu=gpu_is_usable(), save_dtype=save_dtype, **counts)
+    on_gpu = gpu_is_possible() if table.is_quick else gpu_is_usable()
+    args = fill_in_defaults(args, on_gpu=on_gpu, save_dtype=save_dtype, **counts)
     plan = make_plan(args, num_parameters=count, num_ranks=num_ranks)
-    start = table.run("start", prepare_start, plan, base, concepts, dataset, dry_run=args.dry_run)
+    only_checks = args.dry_run or table.is_quick
+    start = table.run("start", prepare_start, plan, base, concepts, dataset, dry_run=only_checks)
     if start is None:
         return plan, None
     first_step = start.checkpoint.step if start.checkpoint else 0
@@ -84,7 +86,7 @@ def _check_start(
     every = plan.checkpointing_steps
     planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - first_step // every)
     table.add_run("disk", check_disk, base, plan.output_dir, **planned)
-    if gpu_is_possible():
+    if gpu_is_possible() and not table.is_quick:
         table.add_run("device", check_device, plan.needs, args.low_memory)
     else:
         table.add("device", "no GPU: training on the CPU")
