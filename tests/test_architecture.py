@@ -32,7 +32,7 @@ IN_THE_OPEN = {
     "before_launch": {"arguments", "command_line", "evaluation", "preflight"},
     "command_line": {"files", "runtime"},
     "doctor": {"runtime"},
-    "export": {"command_line", "files", "models"},
+    "export": {"command_line", "files", "models", "run.lineage"},
 }
 # What is imported inside functions so that --help, complaints and the preflight are quick. To these nothing is added.
 LATE_IMPORTS = {

@@ -23,7 +23,6 @@ from utils.evaluation.plan import find_checkpoints
 from utils.models import drawing, loading
 from utils.run.lineage import FORMAT, STATE_FILE
 
-torch.set_num_threads(1)
 PROMPT = "a photo of sks cat"
 
 
@@ -105,20 +104,55 @@ def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_pat
 
 
 def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkeypatch):
-    texts, unets = [], []
-    with_unet = loading.with_unet
+    texts, loaded = [], []
+    load_weights = loading._load_weights
 
-    def noting(pipeline, folder):
-        result = with_unet(pipeline, folder)
-        unets.append((result.vae is pipeline.vae, result.text_encoder is pipeline.text_encoder))
-        return result
+    def noting(cls, *args, **options):
+        loaded.append(cls.__name__)
+        return load_weights(cls, *args, **options)
 
     monkeypatch.setattr(drawing.PromptEmbeddings, "__call__", spy(drawing.PromptEmbeddings.__call__, texts))
-    monkeypatch.setattr(loading, "with_unet", noting)
-    more = ["--checkpoint", "all", "--only", "generate", "--num_drift_images", "1", "--batch_size", "1"]
+    monkeypatch.setattr(loading, "_load_weights", noting)
+    more = [
+        "--checkpoint",
+        "all",
+        "--strength",
+        "0.5",
+        "1",
+        "--only",
+        "generate",
+        "--num_drift_images",
+        "1",
+        "--batch_size",
+        "1",
+    ]
     assert run(trained_dir, tmp_path / "result", *more) == 0
-    assert unets == [(True, True), (True, True)]
+    assert sorted(loaded) == ["AutoencoderKL", "CLIPTextModel", *2 * ["UNet2DConditionModel"]]
     assert len(texts) == len(set(texts)) == 4
+
+
+def test_each_strength_is_a_row_and_its_pictures_are_those_of_the_blended_pipeline(
+    trained_dir, tiny_pipeline_dir, tmp_path
+):
+    result = tmp_path / "result"
+    assert run(trained_dir, result, "--checkpoint", "10", "--strength", "0.5", "1", "1.5") == 0
+    names = ["baseline", "finetuned", "finetuned@0.5", "finetuned@1.5"]
+    names += ["checkpoint-10@0.5", "checkpoint-10", "checkpoint-10@1.5"]
+    assert list(read(result, "samples.json")["models"]) == list(read(result, "metrics.json")["models"]) == names
+    assert read(result, "samples.json")["models"]["checkpoint-10@0.5"]["strength"] == 0.5
+
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    base, tuned = (load_file(part / UNET_FILE) for part in (tiny_pipeline_dir, trained_dir / "checkpoint-10"))
+    save_file({name: (base[name] + value) / 2 for name, value in tuned.items()}, folder / UNET_FILE, {"format": "pt"})
+    pipeline = loading.load_pipeline(folder, torch.float32, torch.device("cpu"))
+    expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
+    with Image.open(result / "images/checkpoint-10@0.5/001-a-photo-of-sks-cat/seed-1.png") as image:
+        assert np.abs(np.asarray(image, int) - expected).max() <= 1
+    before = times(result)
+    assert run(trained_dir, result, "--checkpoint", "10", "--strength", "0.5") == 0
+    now = times(result)
+    assert now == {path: before[path] for path in now}
+    assert {path.parts[-3] for path in now if "images" in path.parts} == set(names[:3]) | {"checkpoint-10@0.5"}
 
 
 def spy(call, computed: list):
@@ -283,6 +317,7 @@ def test_every_value_has_its_interval_or_its_reason(whole):
     record = read(whole, "metrics.json")
     assert set(record["models"]) == {"baseline", "finetuned", "checkpoint-5", "checkpoint-10"}
     for model, values in record["models"].items():
+        assert values.pop("blank_images") == []
         for name, entry in values.items():
             if name == "div_lpips":
                 assert entry["value"] is None and "lpips" in entry["reason"]
@@ -315,11 +350,15 @@ def test_scoring_again_gives_the_same_file(whole, models, tmp_path):
 def test_without_models_every_metric_says_what_it_needs(trained_dir, tmp_path):
     assert run(trained_dir, tmp_path / "result") == 0
     record = read(tmp_path / "result", "metrics.json")
+    assert record["models"]["finetuned"].pop("blank_images") == []
     for entry in record["models"]["finetuned"].values():
         assert entry["value"] is None and entry["reason"].startswith("needs ")
     assert "--clip_model" in record["models"]["finetuned"]["clip_i"]["reason"]
     assert "--dino_model" in record["models"]["finetuned"]["pres_dino"]["reason"]
-    assert record["warnings"] == {"finetuned": []}
+    checks = record["verdicts"]["finetuned"]["checks"]
+    assert {check["kind"] for check in checks if check["state"] == "not looked for"} == {
+        *("subject", "prompt", "memorisation", "collapse", "drift", "spread", "class", "photos")
+    }
 
 
 def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline_dir, tmp_path, photos_dir):
@@ -355,12 +394,30 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     assert values["photos"]["real_clip"] == dict(value=None, reason="needs two photos or more")
 
 
+def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / "result")
+    black = "images/finetuned/002-a-sks-cat-on-the-beach/seed-1.png"
+    Image.new("RGB", (32, 32)).save(folder / black)
+    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder), *models]) == 0
+    record = read(folder, "metrics.json")
+    assert record["models"]["finetuned"]["blank_images"] == [black]
+    assert record["models"]["baseline"]["blank_images"] == []
+    assert f"finetuned: Images of one colour. {black}: 1 images" in capsys.readouterr().out
+
+
 # report
 
 
 def test_the_report_shows_everything(whole):
     page = (whole / "report.html").read_text()
-    for text in ("Training loss", "Validation loss", "CLIP-T", "checkpoint-5", "a sks cat on the beach", "Best: "):
+    for text in (
+        "Training loss",
+        "Validation loss",
+        "CLIP-T",
+        "checkpoint-5",
+        "a sks cat on the beach",
+        "None of the 3 is good",
+    ):
         assert text in page, text
     assert page.count("<img ") == 4 * 2 * 5 + 4
     assert page.count("data:image/") == page.count("<img ") == page.count(' alt="')

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ from utils.evaluation.encoders import Encoder
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
-from utils.evaluation.samples import BASELINE, METRICS_CSV, METRICS_JSON, WRITTEN_BY
-from utils.evaluation.verdict import find_warnings
+from utils.evaluation.samples import BASELINE, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
+from utils.evaluation.verdict import judge
 from utils.files.atomic import replace_file
 from utils.files.hashing import sha256_of
 from utils.files.json_files import write_json
+from utils.models.drawing import is_blank
 from utils.runtime.gpu import pick_device
 
 GET_CLIP = (
@@ -29,7 +31,7 @@ GET_CLIP = (
 GET_DINO = "git lfs install && git clone https://huggingface.co/facebook/dino-vits16 model/dino-vits16"
 A_CLIP = f"a CLIP model: {GET_CLIP}, then --clip_model model/clip-vit-base-patch32"
 NO_CLIP = f"needs {A_CLIP}"
-NO_TEXT = f"the safety checker holds CLIP's image tower only, and this needs its text tower too: {A_CLIP}"
+NO_TEXT = f"needs CLIP's text tower too, which the safety checker does not hold: {A_CLIP}"
 NO_DINO = f"needs a DINO model: {GET_DINO}, then --dino_model model/dino-vits16"
 NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
 NO_PHOTOS = "needs your photos: --instance_data_dir"
@@ -63,17 +65,20 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
     models = {}
     for model in samples["models"]:
         models[model] = model_metrics(table, model)
+        models[model]["blank_images"] = [entry["file"] for entry in table.blank if entry["model"] == model]
         models[model]["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
     record = dict(
         written_by=WRITTEN_BY,
+        format=METRICS_FORMAT,
         samples_id=samples["samples_id"],
+        subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
         encoders=dict(clip=clip and clip.description(), dino=dino and dino.description()),
         bootstrap=dict(confidence=metrics.CONFIDENCE, num_resamples=metrics.NUM_RESAMPLES, seed=BOOTSTRAP_SEED),
         photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **photo_metrics(table)),
         models=models,
         changes={model: changes(table, model) for model in models if model != BASELINE},
     )
-    record["warnings"] = {model: find_warnings(record, model) for model in models if model != BASELINE}
+    record["verdicts"] = {model: asdict(judge(record, model)) for model in models if model != BASELINE}
     try:
         replace_file(plan.output_dir / METRICS_CSV, lambda file: file.write(as_csv(table).encode()))
         write_json(plan.output_dir / METRICS_JSON, record)
@@ -94,7 +99,7 @@ def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> 
 
 
 def embedded_clip(baseline: Path) -> Path | None:
-    """The small CLIP model that lies beside the embedded pipeline, where `baseline` is that one."""
+    """The small CLIP model that lies beside the embedded pipeline, if `baseline` is that one."""
     for path in (baseline, baseline.resolve()):
         clip = path.parent / EMBEDDED_CLIP
         if path.name == EMBEDDED_MODEL and (clip / "config.json").is_file():
@@ -107,6 +112,7 @@ class ImageTable:
 
     Attributes:
         images, photos: unit vectors [N,D] by "clip" and "dino"; None without that encoder, or without photos.
+        blank: the entries of images of one colour.
         values: of every column of COLUMNS, [N]; None if it cannot be computed.
         class_row: the class prompt's unit vector [D]; None without a text tower or a class.
     """
@@ -121,6 +127,7 @@ class ImageTable:
     ):
         self.entries, self.folder = samples["images"], folder
         images = [decode(folder / entry["file"]) for entry in self.entries]
+        self.blank = [entry for entry, image in zip(self.entries, images, strict=True) if is_blank(image)]
         named = {"clip": clip, "dino": dino}
         self.images = {name: each.images(images) if each else None for name, each in named.items()}
         self.photos = {name: each.images(photos) if each and photos else None for name, each in named.items()}
@@ -182,6 +189,7 @@ def model_metrics(table: ImageTable, model: str) -> dict:
     result["clip_t_class"] = _mean(table, "clip_t", of_class, NO_CLASS_IMAGES)
     result["clip_t_other"] = _mean(table, "clip_t", other, NO_OTHER_IMAGES)
     result["clip_i_other"] = _mean(table, "clip_i", other, NO_OTHER_IMAGES)
+    result["dino_other"] = _mean(table, "dino", other, NO_OTHER_IMAGES)
     return result
 
 
@@ -191,6 +199,7 @@ def changes(table: ImageTable, model: str) -> dict:
     pairs = [(name, name, SUBJECT) for name in COLUMNS]
     pairs += [("pres_clip", "clip_i", CLASS), ("pres_dino", "dino", CLASS)]
     pairs += [("clip_t_class", "clip_t", CLASS), ("clip_t_other", "clip_t", OTHER)]
+    pairs += [("clip_i_other", "clip_i", OTHER), ("dino_other", "dino", OTHER)]
     for name, column, role in pairs:
         ours, theirs, values = table.rows(model, role), table.rows(BASELINE, role), table.values[column]
         if values is not None and ours.size and ours.shape == theirs.shape:

@@ -21,7 +21,7 @@ from utils.command_line import run_main
 from utils.evaluation.report.charts import MAX_POINTS, Chart, Series, line_chart, smooth, thin, ticks
 from utils.evaluation.report.images import data_uri, thumbnail_side
 from utils.evaluation.report.page import REPORTED_METRICS, TEMPLATES
-from utils.evaluation.samples import SETTINGS_KEY, SamplingSettings, samples_id
+from utils.evaluation.samples import METRICS_FORMAT, SETTINGS_KEY, SamplingSettings, samples_id
 
 CHROMIUM = Path("/usr/bin/chromium")
 INJECTION = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)> \"' & {}"
@@ -65,8 +65,6 @@ def write_result(folder: Path, photos: Path, *, prompt: str, num_prompts: int = 
 
 
 def measured(samples: dict) -> dict:
-    from utils.evaluation.verdict import find_warnings
-
     values = {}
     for place, model in enumerate(samples["models"]):
         value = entry(0.2 + 0.3 * place, [0.1 + 0.3 * place, 0.3 * place + 0.25])
@@ -75,13 +73,14 @@ def measured(samples: dict) -> dict:
         values[model]["copy_dino"].update(num_above_photos=3, num_images=8)
     photos = {name: entry(0.9) for name in ("real_clip", "real_dino", "nearest_clip", "nearest_dino", "clip_t_class")}
     encoder = dict(name="CLIP", folder="model/clip", sha256={"model.safetensors": "0" * 64}, transform=dict(crop=224))
-    record = dict(written_by="evaluate.py", samples_id=samples["samples_id"], models=values)
+    for model in values.values():
+        model.update(clip_i_other=entry(0.1), dino_other=entry(0.1), blank_images=[])
+    record = dict(written_by="evaluate.py", format=METRICS_FORMAT, samples_id=samples["samples_id"], models=values)
     record |= dict(encoders=dict(clip=encoder, dino=encoder), photos=dict(photos, files=[]), bootstrap=dict(seed=0))
     change = entry(-0.2, [-0.3, -0.1])
-    names = ("clip_i", "dino", "clip_t", "clip_t_other", "pres_dino")
+    names = ("clip_i", "dino", "clip_t", "clip_t_other", "clip_i_other", "dino_other", "pres_dino")
     record["changes"] = {model: dict.fromkeys(names, change) for model in list(values)[1:]}
-    record["warnings"] = {model: find_warnings(record, model) for model in list(values)[1:]}
-    return record
+    return record | dict(subject=dict(identifier="sks", class_name="dog"))
 
 
 def report(result: Path) -> str:

@@ -9,11 +9,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.errors import UserError
 from utils.evaluation import verdict
+from utils.evaluation.choice import choose
 from utils.evaluation.comparison import square
+from utils.evaluation.findings import AIM, FOUND, NOT_FOUND, Check
 from utils.evaluation.photos import load_photos
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.images import Picture, picture, thumbnail_side
 from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE, SamplingSettings
+from utils.evaluation.wording import MINUS, number, signed
 from utils.files.atomic import replace_file
 
 TEMPLATES = Environment(
@@ -113,7 +116,7 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
 
 
 def label(model: str) -> str:
-    return model.replace("finetuned", "fine-tuned")
+    return model.replace("finetuned", "fine-tuned").replace("@", " at strength ")
 
 
 def ordered(models: dict) -> list[str]:
@@ -121,34 +124,31 @@ def ordered(models: dict) -> list[str]:
     return [name for name in models if name != FINETUNED] + [FINETUNED]
 
 
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}".replace("-", verdict.MINUS)
-
-
 # Verdict
 
 
 def verdict_values(metrics: dict) -> dict:
-    """The headline, the numbers that matter, the best checkpoint, and the warnings."""
-    sentences = verdict.headline(metrics, FINETUNED)
-    if not sentences:
-        reason = metrics["models"][FINETUNED]["clip_i"].get("reason", "")
-        sentences = [f"No verdict in numbers: CLIP-I {reason}."]
-    flags = [(w["level"], w["title"], w["text"]) for w in metrics["warnings"][FINETUNED]]
-    if verdict.main_encoder(metrics) and not any(level == "warning" for level, *_ in flags):
-        text = "Neither memorised photos, nor lost variety, nor drift of other things beyond the thresholds."
-        flags.insert(0, ("good", "No warning", text))
-    flags.sort(key=lambda flag: ("warning", "good", "note").index(flag[0]))
-    best = verdict.best_model(metrics)
-    if best is not None:
-        best = (label(best[0]), best[1])
-    return dict(headline=" ".join(sentences), tiles=tiles(metrics), best=best, flags=flags)
+    """The headline, the numbers that matter, the choice, and the checks."""
+    judged = verdict.judge(metrics, FINETUNED)
+    flags = [(flag(check), check.title, f"{check.text} {check.advice}".strip()) for check in judged.checks]
+    flags.sort(key=lambda each: ("warning", "good", "note").index(each[0]))
+    choice = choose(metrics)
+    best = (choice.sentence.removesuffix("."), choice.why) if choice is not None else None
+    headline = f"{judged.headline} {judged.gaps}".strip()
+    return dict(headline=headline, tiles=tiles(metrics), best=best, flags=flags)
+
+
+def flag(check: Check) -> str:
+    """The class of a check's box in style.css."""
+    if check.state == FOUND:
+        return {AIM: "good"}.get(check.level, check.level)
+    return "good" if check.state == NOT_FOUND and check.level != AIM else "note"
 
 
 def tiles(metrics: dict) -> list[tuple[str, str, str]] | None:
     """(value, what it is, the baseline's) of the four numbers that matter; None if no encoder was there."""
     encoder = verdict.main_encoder(metrics)
-    if encoder is None:
+    if metrics["encoders"][encoder] is None:
         return None
     shown = {
         verdict.fidelity_metric(metrics): "subject fidelity",
@@ -160,7 +160,7 @@ def tiles(metrics: dict) -> list[tuple[str, str, str]] | None:
         (name, *(metrics["models"][m][key]["value"] for m in (FINETUNED, BASELINE))) for key, name in shown.items()
     ]
     return [
-        (f"{ours:.3f}", name, f"{baseline:.3f}")
+        (number(ours), name, number(baseline))
         for name, ours, baseline in pairs
         if ours is not None and baseline is not None
     ]
@@ -214,7 +214,7 @@ def per_image_values(output_dir: Path) -> dict[str, str]:
 
 
 def caption(name: str, value: str) -> str:
-    return f"{name}\u00a0" + f"{float(value):.2f}".replace("-", verdict.MINUS)
+    return f"{name}\u00a0" + f"{float(value):.2f}".replace("-", MINUS)
 
 
 # Curves
@@ -234,10 +234,11 @@ def loss_curves(folder: Path) -> list[Chart]:
 
 def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Chart]:
     """A chart a metric over the steps: 0 is the baseline, the last is the fine-tuned model."""
-    if metrics is None or len(samples["models"]) < 3:
+    plain = [name for name in samples["models"] if "-" in name and "@" not in name]  # not at another strength
+    if metrics is None or not plain:
         return []
     last = (run.get("result") or {}).get("num_steps") or (run.get("arguments") or {}).get("max_train_steps")
-    steps = {BASELINE: 0} | {name: int(name.rpartition("-")[2]) for name in samples["models"] if "-" in name}
+    steps = {BASELINE: 0} | {name: int(name.rpartition("-")[2]) for name in plain}
     if isinstance(last, int):
         steps[FINETUNED] = last
     charts = []
@@ -303,7 +304,7 @@ def metric_cell(entry: dict) -> Cell:
 
 
 def change_cell(change: dict) -> Cell:
-    value, *interval = map(verdict.signed, (change["value"], *(change["interval"] or ())))
+    value, *interval = map(signed, (change["value"], *(change["interval"] or ())))
     return Cell(value, " to ".join(interval))
 
 
