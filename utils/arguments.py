@@ -190,6 +190,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add("--checkpoints_total_limit", type=positive_int, metavar="K", help="keep the newest K of them (default: all)")
     add(
         "--resume_from_checkpoint",
+        type=str,
         metavar="NAME",
         help="resume from a checkpoint's folder, from 'checkpoint-N' in --output_dir, or from the 'latest' there",
     )

@@ -95,19 +95,21 @@ def _check_start(
     count, num_ranks = num_parameters(base), environment.num_ranks()
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
     table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")
-    old_gpu = gpu_without_bf16() if "bf16" in (args.mixed_precision, args.prior_generation_precision) else None
+    bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not table.is_quick
+    old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:
         table.add("device", f"{old_gpu} has no bf16 arithmetic: fp16 in its place", NOTE)
     args = fill_in_defaults(
         args,
         num_photos=len(dataset),
         num_ranks=num_ranks,
-        on_gpu=gpu_is_usable(),
+        on_gpu=gpu_is_possible() if table.is_quick else gpu_is_usable(),
         save_dtype=save_dtype,
         has_bf16=old_gpu is None,
     )
     plan = make_plan(args, num_parameters=count, num_ranks=num_ranks)
-    start = table.run("start", prepare_start, plan, base, concepts, dataset, dry_run=args.dry_run)
+    only_checks = args.dry_run or table.is_quick
+    start = table.run("start", prepare_start, plan, base, concepts, dataset, dry_run=only_checks)
     if start is None:
         return plan, None
     first_step = start.checkpoint.step if start.checkpoint else 0
@@ -116,7 +118,7 @@ def _check_start(
     every = plan.checkpointing_steps
     planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - first_step // every)
     table.add_run("disk", check_disk, base, plan.output_dir, **planned, export_single_file=plan.export_single_file)
-    if gpu_is_possible():
+    if gpu_is_possible() and not table.is_quick:
         table.add_run("device", check_device, plan.needs, args.low_memory)
     else:
         table.add("device", "no GPU: training on the CPU")
