@@ -118,7 +118,7 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
 
 
 def label(model: str) -> str:
-    return model.replace("finetuned", "fine-tuned")
+    return model.replace("finetuned", "fine-tuned").replace("@", " at strength ")
 
 
 def ordered(models: dict) -> list[str]:
@@ -236,10 +236,11 @@ def loss_curves(folder: Path) -> list[Chart]:
 
 def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Chart]:
     """A chart a metric over the steps: 0 is the baseline, the last is the fine-tuned model."""
-    if metrics is None or len(samples["models"]) < 3:
+    plain = [name for name in samples["models"] if "-" in name and "@" not in name]  # not at another strength
+    if metrics is None or not plain:
         return []
     last = (run.get("result") or {}).get("num_steps") or (run.get("arguments") or {}).get("max_train_steps")
-    steps = {BASELINE: 0} | {name: int(name.rpartition("-")[2]) for name in samples["models"] if "-" in name}
+    steps = {BASELINE: 0} | {name: int(name.rpartition("-")[2]) for name in plain}
     if isinstance(last, int):
         steps[FINETUNED] = last
     charts = []
