@@ -1,12 +1,13 @@
 """The parser that both scripts share: --config, flags that are mistyped, how a mistake ends."""
 
+import ast
 import json
 import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.script import complaint
+from tests.helpers.script import ROOT, complaint
 from utils.arguments import as_plain, parse_args, parse_command_line
 from utils.command_line import run_main
 from utils.errors import UserError
@@ -174,3 +175,23 @@ def test_help_goes_to_stdout_with_exit_code_0(capsys):
         parse_args(["--help"])
     assert exit_.value.code == 0
     assert "usage: train_dreambooth_colossalai.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("train_dreambooth_colossalai", "before the training began"), ("evaluate", "images so far are kept")],
+)
+def test_ctrl_c_says_what_was_interrupted(script, said, capsys):
+    """The scripts' last lines, with a main that is interrupted."""
+    source = (ROOT / f"{script}.py").read_text()
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and "run_main" in ast.dump(node.func)
+    ]
+
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert eval(ast.unparse(call), dict(run_main=run_main, main=main)) == 130
+    assert said in capsys.readouterr().err
