@@ -16,6 +16,7 @@ from utils.evaluation.photos import load_photos
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.images import Picture, picture, thumbnail_side
 from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE, SamplingSettings
+from utils.evaluation.subject import subject_line
 from utils.evaluation.wording import MINUS, number, signed
 from utils.files.atomic import replace_file
 
@@ -56,7 +57,7 @@ REPORTED_METRICS = (
     ("clip_t_class", "CLIP-T, class", "prompt fidelity on the bare class"),
     ("clip_t_other", "CLIP-T, other things", "prompt fidelity without the subject"),
 )
-# The same value of the photos themselves, where there is one.
+# The same value of the photos themselves, if there is one.
 OF_PHOTOS = {
     "dino": "real_dino",
     "clip_i": "real_clip",
@@ -97,6 +98,7 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     run = read_json_or_empty(folder / "run.json")
     page = TEMPLATES.get_template("report.html.jinja").render(
         prompts=samples["prompts"],
+        subject_line=subject_line(samples),
         baseline=Path(samples["models"][BASELINE]["path"]).name,
         finetuned=folder.name,
         models=[label(name) for name in ordered(samples["models"])],
@@ -322,7 +324,7 @@ def settings(samples: dict, metrics: dict | None, run: dict) -> list[tuple[str, 
     if metrics is not None:
         encoders = {name: encoder for name, encoder in metrics["encoders"].items() if encoder is not None}
         groups += [(f"Encoder: {name.upper()}", flat(encoder)) for name, encoder in encoders.items()]
-        groups.append(("Bootstrap", metrics["bootstrap"]))
+        groups.append(("Intervals", metrics["intervals"]))
         photos = {photo["file"]: f"SHA-256 {photo['sha256']}" for photo in metrics["photos"]["files"]}
         groups.append(("Photos", photos))
     if arguments := run.get("arguments"):
