@@ -10,12 +10,15 @@ python="${PYTHON:-python3}"
 }
 files=(requirements.txt)
 [ "${1:-}" = "--dev" ] && files+=(requirements-dev.txt)
+[ "${1:-}" = "--dev" ] && [ "$(uname -sm)" = "Linux x86_64" ] && files+=(requirements-triton.txt)
 for file in "${files[@]}"; do
   stamp=".venv/.installed-${file%.txt}-$(cat "$file" setup.sh | cksum | cut -d' ' -f1)"
   [ -e "$stamp" ] && continue
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   echo "setup.sh: installing $file into .venv (once; minutes on a first run)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file"
+  into=()
+  [ "$file" = requirements-triton.txt ] && into=(--no-deps --upgrade --target .venv/triton)
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${into[@]}" -r "$file"
   if [ "$file" = requirements.txt ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps colossalai==0.5.0
   fi

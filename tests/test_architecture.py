@@ -31,7 +31,7 @@ IN_THE_OPEN = {
     "arguments": {"command_line", "files", "models"},
     "command_line": {"runtime"},
     "doctor": {"runtime"},
-    "export": {"command_line", "files", "models"},
+    "export": {"command_line", "files", "models", "run.lineage"},
 }
 # What is imported inside functions so that --help, complaints and the preflight are quick. To these nothing is added.
 LATE_IMPORTS = {

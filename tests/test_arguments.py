@@ -210,7 +210,7 @@ def test_the_logs_stay_inside_the_output(folder):
     assert f"--logging_dir {folder} is not inside --output_dir" in complaint("--logging_dir", folder)
 
 
-@pytest.mark.parametrize("folder", ["unet", "vae/logs", "checkpoint-5", "metrics.jsonl", "run.json"])
+@pytest.mark.parametrize("folder", ["unet", "vae/logs", "checkpoint-5", "metrics.jsonl", "run.json", "UNet"])
 def test_the_logs_do_not_take_the_place_of_the_result(folder):
     assert f"--logging_dir {folder} is a part of the result" in complaint("--logging_dir", folder)
 

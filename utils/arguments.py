@@ -249,8 +249,8 @@ def _check_concept_flags(args: argparse.Namespace) -> None:
 
 
 def _is_reserved(name: str) -> bool:
-    """Whether the output folder holds something of the program's own under that name."""
-    reserved = (*FROZEN_PARTS, "unet", MODEL_INDEX, LOCK_FILE, *RUN_NAMES)
+    """Whether the output folder holds something of the program's own under that name, be it in other letters."""
+    name, reserved = name.lower(), (*FROZEN_PARTS, "unet", MODEL_INDEX, LOCK_FILE, *RUN_NAMES)
     return name in reserved or name.startswith(("checkpoint-", STAGING_PREFIX))
 
 

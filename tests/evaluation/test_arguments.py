@@ -35,6 +35,7 @@ def test_the_flags_are_these():
         "--drift_prompt",
         "--num_drift_images",
         "--checkpoint",
+        "--strength",
         "--only",
         "--clip_model",
         "--dino_model",

@@ -18,7 +18,6 @@ from utils.evaluation.comparison import fit, plan
 from utils.files import png
 from utils.models import drawing, loading
 
-torch.set_num_threads(1)  # models this small are slower on more threads, much slower where the CPU is shared
 PROMPT = "a photo of my cat."
 PICTURES = [f"{stem}-{number}.png" for stem in ("baseline", "output") for number in (1, 2)] + ["comparison.png"]
 OTHER_FILES = ["samples.json", "metrics.json", "metrics.csv", "report.html"]

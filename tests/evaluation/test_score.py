@@ -23,7 +23,6 @@ from utils.evaluation.plan import find_checkpoints
 from utils.models import drawing, loading
 from utils.run.lineage import FORMAT, STATE_FILE
 
-torch.set_num_threads(1)
 PROMPT = "a photo of sks cat"
 
 
@@ -105,20 +104,55 @@ def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_pat
 
 
 def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkeypatch):
-    texts, unets = [], []
-    with_unet = loading.with_unet
+    texts, loaded = [], []
+    load_weights = loading._load_weights
 
-    def noting(pipeline, folder):
-        result = with_unet(pipeline, folder)
-        unets.append((result.vae is pipeline.vae, result.text_encoder is pipeline.text_encoder))
-        return result
+    def noting(cls, *args, **options):
+        loaded.append(cls.__name__)
+        return load_weights(cls, *args, **options)
 
     monkeypatch.setattr(drawing.PromptEmbeddings, "__call__", spy(drawing.PromptEmbeddings.__call__, texts))
-    monkeypatch.setattr(loading, "with_unet", noting)
-    more = ["--checkpoint", "all", "--only", "generate", "--num_drift_images", "1", "--batch_size", "1"]
+    monkeypatch.setattr(loading, "_load_weights", noting)
+    more = [
+        "--checkpoint",
+        "all",
+        "--strength",
+        "0.5",
+        "1",
+        "--only",
+        "generate",
+        "--num_drift_images",
+        "1",
+        "--batch_size",
+        "1",
+    ]
     assert run(trained_dir, tmp_path / "result", *more) == 0
-    assert unets == [(True, True), (True, True)]
+    assert sorted(loaded) == ["AutoencoderKL", "CLIPTextModel", *2 * ["UNet2DConditionModel"]]
     assert len(texts) == len(set(texts)) == 4
+
+
+def test_each_strength_is_a_row_and_its_pictures_are_those_of_the_blended_pipeline(
+    trained_dir, tiny_pipeline_dir, tmp_path
+):
+    result = tmp_path / "result"
+    assert run(trained_dir, result, "--checkpoint", "10", "--strength", "0.5", "1", "1.5") == 0
+    names = ["baseline", "finetuned", "finetuned@0.5", "finetuned@1.5"]
+    names += ["checkpoint-10@0.5", "checkpoint-10", "checkpoint-10@1.5"]
+    assert list(read(result, "samples.json")["models"]) == list(read(result, "metrics.json")["models"]) == names
+    assert read(result, "samples.json")["models"]["checkpoint-10@0.5"]["strength"] == 0.5
+
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    base, tuned = (load_file(part / UNET_FILE) for part in (tiny_pipeline_dir, trained_dir / "checkpoint-10"))
+    save_file({name: (base[name] + value) / 2 for name, value in tuned.items()}, folder / UNET_FILE, {"format": "pt"})
+    pipeline = loading.load_pipeline(folder, torch.float32, torch.device("cpu"))
+    expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
+    with Image.open(result / "images/checkpoint-10@0.5/001-a-photo-of-sks-cat/seed-1.png") as image:
+        assert np.abs(np.asarray(image, int) - expected).max() <= 1
+    before = times(result)
+    assert run(trained_dir, result, "--checkpoint", "10", "--strength", "0.5") == 0
+    now = times(result)
+    assert now == {path: before[path] for path in now}
+    assert {path.parts[-3] for path in now if "images" in path.parts} == set(names[:3]) | {"checkpoint-10@0.5"}
 
 
 def spy(call, computed: list):

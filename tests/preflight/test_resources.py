@@ -26,11 +26,13 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
     base = check_base_model(tiny_pipeline_dir)
     count = sum(value.numel() for value in load_file(base.unet_weights[0]).values())
     assert num_parameters(base) == count
+    others = [path for path in tiny_pipeline_dir.rglob("*") if path.is_file() and path.parent.name != "unet"]
+    copied = sum(path.stat().st_size for path in others if path.parent != tiny_pipeline_dir)
     free = {}
-    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(free=free["bytes"]))
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
     for limit, most, first in ((None, 10, 0), (2, 3, 0), (None, 5, 500)):
         planned = dict(save_dtype="fp32", num_checkpoints=10 - first // 100, total_limit=limit)
-        needed = count * 4 + most * count * 12
+        needed = count * 4 + copied + most * count * 12
         free["bytes"] = needed - 1
         with pytest.raises(UserError, match=r"too little disk space \(.* for the result, .* free\); .*_total_limit"):
             check_disk(base, tmp_path / "a/b", **planned)
@@ -38,6 +40,13 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
         assert check_disk(base, tmp_path / "a/b", **planned)[1] == "note"
         free["bytes"] = needed + count * 12
         assert check_disk(base, tmp_path / "a/b", **planned)[1] == "ok"
+
+
+def test_a_disk_that_does_not_say_how_large_it_is(tmp_path, tiny_pipeline_dir, monkeypatch):
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=0, free=0))
+    planned = dict(save_dtype="fp32", num_checkpoints=1, total_limit=None)
+    finding, verdict = check_disk(check_base_model(tiny_pipeline_dir), tmp_path, **planned)
+    assert verdict == "note" and finding.endswith("the disk does not say how much is free")
 
 
 def test_what_is_written_is_what_was_said(flags, tmp_path, tiny_pipeline_dir):

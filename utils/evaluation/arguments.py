@@ -54,6 +54,14 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
     add("--class_name", help="what the subject is one of (the instance prompt's last word)")
     add("--drift_prompt", action="append", help="a prompt without the subject; repeatable (two other things)")
     add("--checkpoint", action="append", metavar="NAME", help="also a checkpoint-N of the fine-tuned folder, or all")
+    add(
+        "--strength",
+        action="extend",
+        nargs="+",
+        type=non_negative_float,
+        metavar="S",
+        help="also the weights baseline + S x (fine-tuned - baseline), of the checkpoints too (1: as they are)",
+    )
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
     add("--num_drift_images", type=non_negative_int, default=2, help="the same for prompts without the subject (2)")

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from utils.evaluation.samples import (
     SAMPLES_FILE,
     SETTINGS_KEY,
     WRITTEN_BY,
+    Model,
     Sample,
     SamplingSettings,
     own_files,
@@ -35,7 +37,7 @@ from utils.evaluation.samples import (
 from utils.files import png
 from utils.files.hashing import in_background, sha256_of_all
 from utils.files.json_files import write_json
-from utils.models import drawing, loading
+from utils.models import blending, drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
@@ -48,6 +50,9 @@ def generate(plan: EvaluationPlan) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
     device = gpu.pick_device()
     mixed_precision = plan.mixed_precision or ("fp16" if device.type == "cuda" else "no")
+    if mixed_precision == "bf16" and (old_gpu := gpu.gpu_without_bf16()):
+        warn(f"{old_gpu} has no bf16 arithmetic: fp16 in its place")
+        mixed_precision = "fp16"
     settings = SamplingSettings.read({**plan._asdict(), "mixed_precision": mixed_precision})
     if device.type == "cpu" and mixed_precision == "fp16":
         warn("--mixed_precision fp16 on a CPU is many times slower than `no`")
@@ -61,7 +66,7 @@ def generate(plan: EvaluationPlan) -> None:
         if unseen := drawing.truncated_text(pipelines[BASELINE], prompt.text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
 
-    samples = plan_samples(prompts, plan.checkpoint, *plan.counts)
+    samples = plan_samples(prompts, plan.models, *plan.counts)
     models = describe_models(plan, pipelines, hashing.result())
     try:
         claim(plan.output_dir, [sample.file for sample in samples])
@@ -75,7 +80,8 @@ def generate(plan: EvaluationPlan) -> None:
 
 
 def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: torch.device) -> dict:
-    """Baseline and fine-tuned; what is the same in both is loaded once. Checkpoints are loaded in their turn."""
+    """Baseline and fine-tuned; what is the same in both is loaded once. All others are the fine-tuned with other
+    weights in its UNet (WeightsInTurn)."""
     weight_dtype = WEIGHT_DTYPES[settings.mixed_precision]
     load = functools.partial(
         loading.load_pipeline, weight_dtype=weight_dtype, device=device, safety_checker=settings.safety_checker
@@ -87,36 +93,68 @@ def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: tor
     return {BASELINE: baseline, FINETUNED: finetuned}
 
 
-def model_folders(plan: EvaluationPlan) -> dict[str, tuple[Path, Path]]:
-    """(pipeline's folder, UNet's folder) of every model."""
+def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
+    """(pipeline's folder, folder with the UNet's unet/) of every model."""
     baseline, finetuned = plan.baseline_folder, plan.finetuned_model_name_or_path
-    folders = {BASELINE: (baseline, baseline / "unet"), FINETUNED: (finetuned, finetuned / "unet")}
-    return folders | {name: (finetuned, finetuned / name / "unet") for name in plan.checkpoint}
+    folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.models}
+    return {model: (baseline, baseline) if model.name == BASELINE else pair for model, pair in folders.items()}
 
 
 def describe_models(plan: EvaluationPlan, pipelines: dict, hashes: dict) -> dict[str, dict]:
     """Path, scheduler and SHA-256 of the files of every model."""
     models = {}
-    for name, (folder, unet) in model_folders(plan).items():
-        scheduler = pipelines[BASELINE if name == BASELINE else FINETUNED].scheduler
-        path = str(unet if name in plan.checkpoint else folder)
-        models[name] = dict(path=path, scheduler=type(scheduler).__name__, sha256=hashes[name])
+    for model, (folder, unet) in model_folders(plan).items():
+        scheduler = pipelines[BASELINE if model.name == BASELINE else FINETUNED].scheduler
+        path = str(unet / "unet" if model.checkpoint else folder)
+        models[model.name] = dict(path=path, scheduler=type(scheduler).__name__, sha256=hashes[model.name])
+        if model.strength != 1:
+            models[model.name] |= dict(strength=model.strength)
     models[FINETUNED]["shared_with_baseline"] = loading.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
     return models
 
 
 def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
-    """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded."""
+    """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded.
+
+    A blended UNet's is over its strength and those of both ends.
+    """
     files = {}
-    for name, (folder, unet) in model_folders(plan).items():
+    for model, (folder, unet) in model_folders(plan).items():
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-            directory = unet if part == "unet" else folder / part
-            files[name, part] = [directory / file for file in loading.loaded_files(directory)]
+            directory = (unet if part == "unet" else folder) / part
+            files[model.name, part] = [directory / file for file in loading.loaded_files(directory)]
     digests = sha256_of_all(path for paths in files.values() for path in paths)
     hashes: dict = {}
     for (name, part), paths in files.items():
         hashes.setdefault(name, {})[part] = settings_sha256({path.name: digests[path] for path in paths})
+    for model in plan.models:
+        if model.strength != 1:
+            ends = dict(base=hashes[BASELINE]["unet"], tuned=hashes[model.name]["unet"])
+            hashes[model.name]["unet"] = settings_sha256(ends | dict(strength=model.strength))
     return hashes
+
+
+class WeightsInTurn:
+    """A pipeline for every model: its own, or the fine-tuned one with the model's weights put into its UNet.
+
+    The weights change in place, so that the graphs that read them stay good, and no module is loaded twice.
+    """
+
+    def __init__(self, plan: EvaluationPlan, pipelines: dict):
+        self.folders = model_folders(plan)
+        self.models = {model.name: model for model in self.folders}
+        self.pipelines = pipelines
+        self.held = {id(pipelines[name].unet): name for name in (FINETUNED, BASELINE)}  # whose weights a UNet holds
+
+    def pipeline(self, name: str) -> StableDiffusionPipeline:
+        """Of the model `name`, until the next call."""
+        pipeline = self.pipelines[BASELINE if name == BASELINE else FINETUNED]
+        if self.held[id(pipeline.unet)] != name:
+            tuned = self.folders[self.models[name]][1]
+            baseline = self.folders[self.models[BASELINE]][1]
+            blending.load_weights(pipeline.unet, blending.blended_weights(baseline, tuned, self.models[name].strength))
+            self.held[id(pipeline.unet)] = name
+        return pipeline
 
 
 def image_settings(settings: SamplingSettings, sample: Sample, model: dict, device_type: str) -> dict:
@@ -136,7 +174,7 @@ def sample_all(
         print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
     start, writing = time.monotonic(), []
     with ThreadPoolExecutor(NUM_WRITERS) as writers:  # compressing PNGs takes long, and the GPU need not wait for it
-        for group, images in sample_groups(settings, wanted, pipelines, models):
+        for group, images in sample_groups(settings, wanted, WeightsInTurn(plan, pipelines)):
             for sample, image in zip(group, images, strict=True):
                 text = settings.png_text(sample.prompt, seed=sample.seed, model=models[sample.model]["path"])
                 text[SETTINGS_KEY] = digests[sample.file]
@@ -154,13 +192,18 @@ def sample_all(
 
 
 def sample_groups(
-    settings: SamplingSettings, wanted: list[Sample], pipelines: dict, models: dict
+    settings: SamplingSettings, wanted: list[Sample], turns: WeightsInTurn
 ) -> Iterator[tuple[list[Sample], list[Image.Image]]]:
-    """Yields (samples, images) for every model and prompt, behind one progress bar; holds one checkpoint at a time."""
+    """Yields (samples, images) for every model and prompt, behind one progress bar."""
     groups = [list(group) for _, group in groupby(wanted, key=lambda sample: (sample.model, sample.prompt))]
-    pipeline_of = {name: pipelines[BASELINE if name == BASELINE else FINETUNED] for name in models}
+    pipelines = turns.pipelines
     num_steps = sum(
-        drawing.num_denoising_steps(pipeline_of[g[0].model], len(g), settings.num_inference_steps, settings.batch_size)
+        drawing.num_denoising_steps(
+            pipelines[BASELINE if g[0].model == BASELINE else FINETUNED],
+            len(g),
+            settings.num_inference_steps,
+            settings.batch_size,
+        )
         for g in groups
     )
     options = settings.of_sampling()
@@ -171,14 +214,11 @@ def sample_groups(
     with tqdm(
         total=num_steps, unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups
     ) as progress_bar:
-        loaded, name = None, None
         for group in groups:
-            if group[0].model != name:
-                name, loaded = group[0].model, None
-                loaded = pipelines.get(name) or loading.with_unet(pipelines[FINETUNED], Path(models[name]["path"]))
-                progress_bar.set_description("fine-tuned" if name == FINETUNED else name)
-            seeds = [sample.seed for sample in group]
-            yield group, drawing.sample(loaded, group[0].prompt, seeds, on_step=progress_bar.update, **options)
+            name, seeds = group[0].model, [sample.seed for sample in group]
+            progress_bar.set_description(name.replace(FINETUNED, "fine-tuned"))
+            pipeline = turns.pipeline(name)
+            yield group, drawing.sample(pipeline, group[0].prompt, seeds, on_step=progress_bar.update, **options)
 
 
 def save_sample(path: Path, image: Image.Image, text: dict) -> bool:

@@ -21,12 +21,14 @@ from utils.evaluation.samples import (
     METRICS_CSV,
     METRICS_JSON,
     REPORT_FILE,
+    Model,
     check_writable,
+    plan_models,
     plan_samples,
 )
 from utils.files.json_files import read_json, read_json_or_none
 from utils.files.ownership import RUN_FILE, nearest_existing
-from utils.models.check import check_is_folder, check_pipeline
+from utils.models.check import check_is_folder, check_pipeline, check_same_unet
 from utils.models.folder import MODEL_INDEX, image_size, vae_scale_factor
 from utils.run.lineage import lineage_of, list_checkpoints
 
@@ -45,6 +47,7 @@ class EvaluationPlan(NamedTuple):
     pretrained_model_name_or_path: Path | None
     finetuned_model_name_or_path: Path
     checkpoint: list[str]
+    strength: list[float]
     instance_data_dir: Path | None
     clip_model: Path | None
     dino_model: Path | None
@@ -71,6 +74,11 @@ class EvaluationPlan(NamedTuple):
         return self.pretrained_model_name_or_path
 
     @property
+    def models(self) -> list[Model]:
+        """All that draw, in the order in which they do."""
+        return plan_models(self.checkpoint, self.strength)
+
+    @property
     def counts(self) -> tuple[int, int, int]:
         """plan_samples' num_images, num_drift_images and seed."""
         return self.num_images, self.num_drift_images, self.seed
@@ -79,6 +87,7 @@ class EvaluationPlan(NamedTuple):
 def make_plan(args: argparse.Namespace) -> EvaluationPlan:
     """Fills in what run.json knows, and checks folders and sizes. Raises UserError."""
     filled = argparse.Namespace(**vars(args), prompts=[])
+    filled.strength = list(dict.fromkeys(args.strength or [1.0]))
     notes = _check(filled)
     given = {name: getattr(filled, name) for name in EvaluationPlan._fields if name != "notes"}
     return EvaluationPlan(**given, notes=notes)
@@ -109,6 +118,8 @@ def check_generate(args: argparse.Namespace) -> Notes:
         )
     args.checkpoint, foreign = find_checkpoints(args.finetuned_model_name_or_path, args.checkpoint or [])
     notes += foreign
+    if args.strength != [1.0]:
+        check_same_unet(args.pretrained_model_name_or_path, args.finetuned_model_name_or_path)
     args.prompts = number_prompts(args.prompt, args.class_name, args.drift_prompt)
     set_image_size(args)
     check_steps(args)
@@ -242,5 +253,6 @@ def check_output_dir(args: argparse.Namespace) -> None:
     names += [REPORT_FILE] if "report" in args.stages else []
     if "generate" in args.stages:
         counts = (args.num_images, args.num_drift_images, args.seed)
-        names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args.prompts, args.checkpoint, *counts))]
+        models = plan_models(args.checkpoint, args.strength)
+        names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args.prompts, models, *counts))]
     check_writable(output_dir, names)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ BASELINE, FINETUNED = "baseline", "finetuned"
 FLAT_STEMS = {BASELINE: "baseline", FINETUNED: "output"}
 OWN_FILE_NAME = re.compile(
     r"(output|baseline)-[1-9]\d*\.png"
-    r"|images/(baseline|finetuned|checkpoint-\d+)/\d{3,}-[a-z0-9-]{1,40}/seed-\d+\.png|" + re.escape(COMPARISON_FILE)
+    r"|images/(baseline|(finetuned|checkpoint-\d+)(@[0-9.e+-]+)?)/\d{3,}-[a-z0-9-]{1,40}/seed-\d+\.png|"
+    + re.escape(COMPARISON_FILE)
 )
 OWN_MARKS = {  # what the first kilobyte of our other files holds
     METRICS_JSON: b'"written_by": "evaluate.py"',
@@ -67,6 +69,29 @@ class SamplingSettings(NamedTuple):
         return text + (f", steered away from: {self.negative_prompt}" if self.negative_prompt else "")
 
 
+class Model(NamedTuple):
+    """A model that draws: what it is called, whose UNet it has, and how far that is from the baseline's."""
+
+    name: str
+    checkpoint: str | None = None  # None: the result's own
+    strength: float = 1.0
+
+
+def plan_models(checkpoints: Sequence[str], strengths: Sequence[float]) -> list[Model]:
+    """The baseline, the result, and both the result and the checkpoints at every strength, each once."""
+    models = [Model(BASELINE), Model(FINETUNED)]
+    for checkpoint in (None, *checkpoints):
+        for strength in strengths:
+            name = checkpoint or FINETUNED
+            models.append(Model(name if strength == 1 else f"{name}@{short(strength)}", checkpoint, strength))
+    return list(dict.fromkeys(models))
+
+
+def short(strength: float) -> str:
+    """As people write it: 1 and 0.75."""
+    return repr(strength).removesuffix(".0")
+
+
 class Sample(NamedTuple):
     """One image to be made, or made."""
 
@@ -78,7 +103,7 @@ class Sample(NamedTuple):
 
 
 def plan_samples(
-    prompts: list[Prompt], checkpoints: list[str], num_images: int, num_drift_images: int, first_seed: int
+    prompts: list[Prompt], models: list[Model], num_images: int, num_drift_images: int, first_seed: int
 ) -> list[Sample]:
     """All images, in the order in which they are made: model by model, prompt by prompt, seed by seed.
 
@@ -87,7 +112,7 @@ def plan_samples(
     """
     flat = sum(prompt.role == SUBJECT for prompt in prompts) == 1
     samples = []
-    for model in (BASELINE, FINETUNED, *checkpoints):
+    for model in (model.name for model in models):
         for prompt in prompts:
             for number in range(num_images if prompt.role == SUBJECT else num_drift_images):
                 seed = first_seed + number

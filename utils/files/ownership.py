@@ -1,5 +1,6 @@
 """What this program wrote, where it may write, and which folders lie in one another."""
 
+import fnmatch
 import json
 import os
 import struct
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from utils import PROGRAM
 from utils.errors import UserError
+from utils.files.filesystems import is_same_place
 from utils.files.json_files import read_json_or_none
 
 RUN_FILE = "run.json"
@@ -19,10 +21,46 @@ RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIO
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
 
+# What systems, file managers and notebooks leave in a folder by themselves, in lower case.
+LEFT_BY_SYSTEMS = (
+    ".ds_store",
+    ".apdisk",
+    ".directory",
+    ".fseventsd",
+    ".fuse_hidden*",
+    ".gitkeep",
+    ".ipynb_checkpoints",
+    ".localized",
+    ".nfs*",
+    ".spotlight-v100",
+    ".stfolder",
+    ".temporaryitems",
+    ".trash-*",
+    ".trashes",
+    "._*",
+    "$recycle.bin",
+    "@eadir",
+    "desktop.ini",
+    "ehthumbs.db",
+    "icon\r",
+    "lost+found",
+    "system volume information",
+    "thumbs.db",
+    "thumbs.db:encryptable",
+)
+
+
+def is_left_by_system(name: str) -> bool:
+    """Whether nobody put a file or folder of that name there: it came by itself."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in LEFT_BY_SYSTEMS)
+
+
 def overlap(one: Path, other: Path) -> bool:
-    """Whether two folders are one, or one holds the other."""
+    """Whether two folders are one, or one holds the other, whatever the case of their names on this disk."""
     one, other = one.resolve(), other.resolve()
-    return one == other or one in other.parents or other in one.parents
+    return any(is_same_place(one, place) for place in (other, *other.parents)) or any(
+        is_same_place(other, place) for place in one.parents
+    )
 
 
 def nearest_existing(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 _ADAMW_BLOCK = 1024
 _NORM_PROGRAMS = 2048  # fixed, so that the order of summation does not depend on the GPU
@@ -75,7 +76,9 @@ def root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
     tl.store(out_ptr, tl.sqrt_rn(tl.sum(tl.load(part_ptr + index, mask=index < num_parts, other=0.0), 0)))
 
 
-def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+def adamw_(
+    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
+) -> None:
     """See kernels.adamw_."""
     n = master.numel()
     num_full = n // _ADAMW_BLOCK
@@ -93,12 +96,12 @@ def _add_one(x_ptr, BLOCK: tl.constexpr):
     tl.store(at, tl.load(at) + 1.0)
 
 
-def add_one_(x):
+def add_one_(x: Tensor) -> None:
     """x [256] += 1; tells whether a kernel reaches x."""
     _add_one[(1,)](x, BLOCK=256)
 
 
-def grad_norm_(grad, out):
+def grad_norm_(grad: Tensor, out: Tensor) -> None:
     """See kernels.grad_norm_."""
     num_blocks = grad.numel() // _NORM_BLOCK
     num_programs = max(1, min(_NORM_PROGRAMS, num_blocks))

@@ -1,7 +1,10 @@
 """Triton AdamW on moments in 8 bits (utils/training/eight_bit.py): read, updated and quantised again in one kernel."""
 
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from utils.kernels.adamw import adamw_update
 
@@ -70,7 +73,9 @@ def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_a
         tl.store(scales_sq_ptr + row, scales_sq, mask=row_mask)
 
 
-def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+def adamw_8bit_(
+    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
+) -> None:
     """See kernels.adamw_8bit_."""
     n = master.numel()
     num_full = n // (_ROWS * BLOCK)

@@ -4,7 +4,10 @@ Triton kernels on a GPU, the same in plain torch elsewhere. No float atomics, so
 syncs the host, so everything can be captured in a CUDA graph.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from utils.kernels.operations import HAS_TRITON, runs_triton
 
@@ -14,12 +17,14 @@ if HAS_TRITON:
 _CHUNK = 1 << 18  # elements of plain AdamW at a time: five fp32 buffers of this size stay in a CPU's cache
 
 
-def gradient_table(numels, device):
+def gradient_table(numels: list[int], device: torch.device | str) -> Any:
     """An adamw_scattered.GradientTable for parameters of `numels` elements each; None without Triton."""
     return adamw_scattered.GradientTable(numels, device) if HAS_TRITON else None
 
 
-def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+def adamw_(
+    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
+) -> None:
     """One AdamW step, as torch defines it, in place over flat [N] buffers: 28 bytes a parameter.
 
     Args:
@@ -35,7 +40,9 @@ def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
         adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
 
 
-def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+def adamw_8bit_(
+    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
+) -> None:
     """As adamw_, with moments that are eight_bit.EightBit, rounded after their use: 16 bytes a parameter."""
     if runs_triton(grad):
         adamw_8bit.adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
@@ -48,7 +55,7 @@ def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
             eight_bit[piece].quantize_(values)
 
 
-def grad_norm_(grad, out):
+def grad_norm_(grad: Tensor, out: Tensor) -> None:
     """out[0] = the fp32 Euclidean norm of the flat grad [N]; inf and NaN propagate."""
     if runs_triton(grad):
         adamw.grad_norm_(grad, out)
@@ -57,7 +64,9 @@ def grad_norm_(grad, out):
 
 
 @torch.no_grad()
-def adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+def adamw_reference_(
+    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
+) -> None:
     """adamw_ in plain torch: same arguments, same result to rounding, no host sync."""
     grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply = scalars.unbind()
     # An update that must not happen is one with decay factors 1, and gradient and learning rate 0.

@@ -10,6 +10,7 @@ from utils.models.folder import (
     MODEL_INDEX,
     BaseModel,
     check_file,
+    loaded_weights,
     refuse_unsafe_pickles,
     vae_scale_factor,
     weight_files,
@@ -60,6 +61,24 @@ def check_pipeline(folder: Path, flag: str, *, safety_checker: bool = False) -> 
     read_json(folder / "feature_extractor" / "preprocessor_config.json")
     read_json(folder / "safety_checker" / "config.json")
     weight_files(folder, "safety_checker")
+
+
+def check_same_unet(base: Path, tuned: Path) -> None:
+    """Raises UserError unless the UNets in two folders have the same tensors, as far as their headers tell."""
+    shapes = [_unet_shapes(folder) for folder in (base, tuned)]
+    if None not in shapes and shapes[0] != shapes[1]:
+        raise UserError(
+            f"--strength: the UNets in {base} and {tuned} are not of one architecture: name the base that "
+            f"{tuned.name} was trained from"
+        )
+
+
+def _unet_shapes(folder: Path) -> dict[str, list[int]] | None:
+    """By tensor name; None if a file is a pickle, whose names cannot be read without loading it."""
+    paths = loaded_weights(weight_files(folder, "unet"))
+    if any(path.suffix != ".safetensors" for path in paths):
+        return None
+    return {name: entry["shape"] for path in paths for name, entry in safetensors_header(path).items()}
 
 
 def _read_index(folder: Path, flag: str) -> dict:

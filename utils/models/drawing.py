@@ -108,7 +108,7 @@ def sample(
 def _calling(on_step: Callable[[], object]) -> Callable:
     """`on_step` as the callback that a pipeline calls after every denoising step."""
 
-    def step_end(_pipeline, _step, _timestep, callback_kwargs):
+    def step_end(_pipeline: Any, _step: int, _timestep: Any, callback_kwargs: dict) -> dict:
         on_step()
         return callback_kwargs
 

@@ -138,6 +138,11 @@ def num_parameters(base: BaseModel) -> int:
     return sum(path.stat().st_size for path in paths) // 4
 
 
+def prediction_type(folder: Path) -> str:
+    """What the folder's UNet predicts: epsilon, or v_prediction."""
+    return read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type") or "epsilon"
+
+
 def vae_scale_factor(folder: Path) -> int:
     """Pixels a latent is wide and high."""
     return 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels") or [64]) - 1)

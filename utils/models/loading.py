@@ -156,18 +156,6 @@ def same_component(folder: Path, other_folder: Path, name: str) -> bool:
     return all(ours.samefile(theirs) or filecmp.cmp(ours, theirs, shallow=False) for ours, theirs in pairs)
 
 
-def with_unet(pipeline: StableDiffusionPipeline, unet_folder: Path) -> StableDiffusionPipeline:
-    """`pipeline` with the UNet of a checkpoint; every other module is the same object."""
-    unet: Any = _load_weights(UNet2DConditionModel, unet_folder, torch_dtype=pipeline.unet.dtype)
-    memory_format = torch.channels_last if pipeline.device.type == "cuda" else torch.preserve_format
-    unet.to(pipeline.device).to(memory_format=memory_format)
-    components = {**pipeline.components, "unet": unet}
-    with quiet_libraries():
-        other = StableDiffusionPipeline(**components, requires_safety_checker=pipeline.safety_checker is not None)
-    other.set_progress_bar_config(disable=True)
-    return other
-
-
 def _component_class(folder: Path, name: str) -> list | None:
     return read_json(folder / MODEL_INDEX).get(name)
 

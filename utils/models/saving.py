@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from utils.files.atomic import STAGING_PREFIX, link_or_copy, sync_directory, sync_tree
+from utils.errors import first_line
+from utils.files.atomic import STAGING_PREFIX, copy_into, sync_tree
+from utils.files.filesystems import move, sync
 from utils.files.json_files import write_json
 from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, variant
@@ -29,10 +31,10 @@ def assemble(staging: Path, base: Path) -> None:
                 if not source.name.startswith("."):
                     target = staging / source.relative_to(base)
                     name = target.name.replace(".fp16.", ".") if only_variants else target.name
-                    link_or_copy(source, target.with_name(name))
+                    copy_into(source, target.with_name(name))
         elif part in index:
             index[part] = [None, None]
-    link_or_copy(base / "unet" / "config.json", staging / "unet" / "config.json")
+    copy_into(base / "unet" / "config.json", staging / "unet" / "config.json")
     write_json(staging / MODEL_INDEX, index)
 
 
@@ -43,7 +45,11 @@ def save_unet(named: list[tuple[str, torch.Tensor]], folder: Path, save_dtype: s
         write_safetensors(path, named, dtype)
         return path
     contiguous = torch.contiguous_format
-    torch.save({name: value.to("cpu", dtype, copy=True, memory_format=contiguous) for name, value in named}, path)
+    copies = {name: value.to("cpu", dtype, copy=True, memory_format=contiguous) for name, value in named}
+    try:
+        torch.save(copies, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{path.name}: {first_line(error)}") from error
     return path
 
 
@@ -60,7 +66,7 @@ def commit_pipeline(output_dir: Path, base: Path, write_unet: Callable[[Path], o
         write_unet(staging / "unet")
         sync_tree(staging)
         _swap(staging, output_dir)
-        sync_directory(output_dir)
+        sync(output_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -75,9 +81,9 @@ def _swap(staging: Path, output_dir: Path) -> None:
     try:
         for source, target in moves:
             if os.path.lexists(source):
-                os.replace(source, target)
+                move(source, target)
                 done.append((source, target))
     except BaseException:
         for source, target in reversed(done):
-            os.replace(target, source)
+            move(target, source)
         raise

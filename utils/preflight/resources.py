@@ -30,12 +30,16 @@ def check_disk(
     count = num_parameters(base)
     unet_bytes = count * (4 if save_dtype == "fp32" else 2)
     place = nearest_existing(output_dir)
-    result = unet_bytes + (0 if _same_device(place, base.folder) else _frozen_bytes(base.folder))
+    frozen = _frozen_bytes(base.folder)
+    result = unet_bytes + frozen
     checkpoint = count * (12 if save_dtype == "fp32" else 14)
     most = min(num_checkpoints, total_limit + 1) if total_limit else num_checkpoints
-    needed, free = result + most * checkpoint, shutil.disk_usage(place).free
-    said = f"{result / GB:.2g} GB for the result"
+    usage = shutil.disk_usage(place)
+    needed, free = result + most * checkpoint, usage.free
+    said = f"{result / GB:.2g} GB for the result, {frozen / GB:.2g} of them copied from the base"
     said += f", {most} x {checkpoint / GB:.2g} GB for checkpoints" if most else ""
+    if usage.total == 0:  # some mounted buckets and network folders do not know
+        return f"{said}; the disk does not say how much is free", "note"
     said += f"; {free / GB:.3g} GB free"
     if needed > free:
         raise UserError(
@@ -45,10 +49,6 @@ def check_disk(
     if needed + checkpoint > free:
         return f"{said}: no room for the checkpoint that a signal would ask for", "note"
     return said, "ok"
-
-
-def _same_device(one: Path, other: Path) -> bool:
-    return one.stat().st_dev == other.stat().st_dev
 
 
 def _frozen_bytes(folder: Path) -> int:

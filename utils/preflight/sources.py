@@ -14,7 +14,7 @@ from utils.preflight.table import NOTE, OK, PreflightTable
 from utils.run.plan import Plan, fill_in_defaults, make_plan
 from utils.run.resume import Sources, prepare_start
 from utils.runtime import environment
-from utils.runtime.gpu import gpu_is_possible, gpu_is_usable
+from utils.runtime.gpu import gpu_is_possible, gpu_is_usable, gpu_without_bf16
 
 
 def check_sources(
@@ -72,8 +72,17 @@ def _check_start(
     count, num_ranks = num_parameters(base), environment.num_ranks()
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
     table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")
-    counts = dict(num_photos=len(dataset), num_ranks=num_ranks)
-    args = fill_in_defaults(args, on_gpu=gpu_is_usable(), save_dtype=save_dtype, **counts)
+    old_gpu = gpu_without_bf16() if "bf16" in (args.mixed_precision, args.prior_generation_precision) else None
+    if old_gpu:
+        table.add("device", f"{old_gpu} has no bf16 arithmetic: fp16 in its place", NOTE)
+    args = fill_in_defaults(
+        args,
+        num_photos=len(dataset),
+        num_ranks=num_ranks,
+        on_gpu=gpu_is_usable(),
+        save_dtype=save_dtype,
+        has_bf16=old_gpu is None,
+    )
     plan = make_plan(args, num_parameters=count, num_ranks=num_ranks)
     start = table.run("start", prepare_start, plan, base, concepts, dataset, dry_run=args.dry_run)
     if start is None:

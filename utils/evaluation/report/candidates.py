@@ -8,6 +8,7 @@ from urllib.parse import quote
 from utils.evaluation.choice import choose
 from utils.evaluation.prompts import OTHER, SUBJECT
 from utils.evaluation.report.charts import Scatter, ScatterPoint, scatter_chart
+from utils.evaluation.report.gallery import label
 from utils.evaluation.report.images import Picture, picture
 from utils.evaluation.samples import FINETUNED
 from utils.evaluation.verdict import VISIBLE, fidelity_metric
@@ -122,7 +123,7 @@ def from_models(samples: dict, metrics: dict) -> dict | None:
         values = metrics["models"][name]
         return dict(
             name=name,
-            label=name.replace("finetuned", "fine-tuned"),
+            label=label(name),
             command=None,
             value=dict(x=values[x]["value"], y=values[y]["value"]),
             interval=dict(x=values[x].get("interval"), y=values[y].get("interval")),

@@ -103,7 +103,7 @@ def make_gallery(output_dir: Path, samples: dict, photos: dict[Path, Image.Image
 
 def label(model: str) -> str:
     """A model's name for people."""
-    return model.replace("finetuned", "fine-tuned")
+    return model.replace("finetuned", "fine-tuned").replace("@", " at strength ")
 
 
 def ordered(models: dict) -> list[str]:

@@ -240,10 +240,11 @@ def loss_curves(folder: Path) -> list[Chart]:
 
 def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Chart]:
     """A chart a metric over the steps: 0 is the baseline, the last is the fine-tuned model."""
-    if metrics is None or len(samples["models"]) < 3:
+    plain = [name for name in samples["models"] if "-" in name and "@" not in name]  # not at another strength
+    if metrics is None or not plain:
         return []
     last = (run.get("result") or {}).get("num_steps") or (run.get("arguments") or {}).get("max_train_steps")
-    steps = {BASELINE: 0} | {name: int(name.rpartition("-")[2]) for name in samples["models"] if "-" in name}
+    steps = {BASELINE: 0} | {name: int(name.rpartition("-")[2]) for name in plain}
     if isinstance(last, int):
         steps[FINETUNED] = last
     charts = []
