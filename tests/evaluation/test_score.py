@@ -321,12 +321,34 @@ def test_every_value_has_its_interval_or_its_reason(whole):
         for name, entry in values.items():
             if name == "div_lpips":
                 assert entry["value"] is None and "lpips" in entry["reason"]
+            elif name.startswith("div"):
+                assert entry["value"] is not None and entry["interval"] is None  # of two images
             elif not name.endswith("_max"):
                 low, high = entry["interval"]
-                assert low - 1e-9 <= entry["value"] <= high + 1e-9 or name.startswith("div"), (model, name)
+                assert low < entry["value"] < high, (model, name)
     assert len(record["encoders"]["clip"]["sha256"]["model.safetensors"]) == 64
     assert record["encoders"]["dino"]["transform"]["resize_shorter_side"] == 37
     assert record["samples_id"] == read(whole, "samples.json")["samples_id"]
+
+
+def test_changes_are_differences_to_the_baseline_image_by_image(whole):
+    record = read(whole, "metrics.json")
+    with (whole / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    values = {(row["model"], row["role"], row["prompt"], row["seed"]): row for row in rows}
+    for name, column, role in (("clip_t", "clip_t", "subject"), ("clip_i_other", "clip_i", "other")):
+        pairs = [
+            (float(row[column]), float(values[("baseline", *key[1:])][column]))
+            for key, row in values.items()
+            if key[:2] == ("finetuned", role)
+        ]
+        differences = np.array([ours - theirs for ours, theirs in pairs]).reshape(2, 2)
+        found = record["changes"]["finetuned"][name]
+        assert found["value"] == pytest.approx(differences.mean(), abs=1e-5)
+        assert found["interval"] == pytest.approx(metrics.mean_interval(differences), abs=1e-4)
+    for name in ("div_clip", "div_dino"):
+        ours, theirs = (record["models"][model][name]["value"] for model in ("finetuned", "baseline"))
+        assert record["changes"]["finetuned"][name] == dict(value=pytest.approx(ours - theirs), interval=None)
 
 
 def test_the_table_has_a_line_an_image(whole):

@@ -71,7 +71,9 @@ def measured(samples: dict) -> dict:
     for model in values.values():
         model.update(clip_i_other=entry(0.1), dino_other=entry(0.1), blank_images=[])
     record = dict(written_by="evaluate.py", format=METRICS_FORMAT, samples_id=samples["samples_id"], models=values)
-    record |= dict(encoders=dict(clip=encoder, dino=encoder), photos=dict(photos, files=[]), bootstrap=dict(seed=0))
+    record |= dict(
+        encoders=dict(clip=encoder, dino=encoder), photos=dict(photos, files=[]), intervals=dict(confidence=0.95)
+    )
     change = entry(-0.2, [-0.3, -0.1])
     names = ("clip_i", "dino", "clip_t", "clip_t_other", "clip_i_other", "dino_other", "pres_dino")
     record["changes"] = {model: dict.fromkeys(names, change) for model in list(values)[1:]}

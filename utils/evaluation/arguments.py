@@ -46,12 +46,20 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
     add(BASELINE_FLAG, type=_path, metavar="FOLDER", help="the baseline (default: what the fine-tuned run.json names)")
     add(FINETUNED_FLAG, type=_path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
     add("--output_dir", type=_path, metavar="FOLDER", default=Path("result"), help="where the images go (./result)")
-    add("--instance_data_dir", type=_path, metavar="FOLDER", help="your photos, for the top row of comparison.png")
+    add(
+        "--instance_data_dir",
+        type=_path,
+        metavar="FOLDER",
+        help="your photos, shown and compared with (what the fine-tuned run.json names)",
+    )
     add("--prompt", action="append", help="what to draw; repeatable (the instance prompt of the fine-tuned run.json)")
     add("--prompts_file", type=_path, metavar="FILE", help="prompts, one a line")
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
-    add("--identifier", help="the subject's name in prompts (what precedes the class in the instance prompt)")
-    add("--class_name", help="what the subject is one of (the instance prompt's last word)")
+    add(
+        "--identifier",
+        help="the subject's name in prompts, such as sks (guessed from the prompts it was trained with)",
+    )
+    add("--class_name", help="what the subject is one of, such as dog (guessed from the prompts it was trained with)")
     add("--drift_prompt", action="append", help="a prompt without the subject; repeatable (two other things)")
     add("--checkpoint", action="append", metavar="NAME", help="also a checkpoint-N of the fine-tuned folder, or all")
     add(

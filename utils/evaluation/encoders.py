@@ -173,7 +173,7 @@ def load_lpips() -> tuple[Callable[[Image.Image, Image.Image], float] | None, st
 
 
 def _load(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
-    """The model in fp32, frozen. UserError where weights are lacking: the library would fill them in at random."""
+    """The model in fp32, frozen. UserError if weights are lacking: the library would fill them in at random."""
     try:
         with quiet_libraries():
             model, loading = cls.from_pretrained(
@@ -213,7 +213,7 @@ def _processor_size(config: dict) -> int | None:
 
 
 def _weight_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the weight files: .safetensors where there are any, else .bin."""
+    """SHA-256 of the weight files: .safetensors if there are any, else .bin."""
     for pattern in ("*.safetensors", "*.bin"):
         if files := sorted(folder.glob(pattern)):
             return {path.name: sha256_of(path) for path in files}

@@ -279,6 +279,7 @@ def describe(
         **settings._asdict(),
         identifier=plan.identifier,
         class_name=plan.class_name,
+        guessed=plan.guessed,
         instance_data_dir=str(photos) if photos is not None else None,
         device=str(device),
         versions=drawing.versions(),

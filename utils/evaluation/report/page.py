@@ -31,6 +31,7 @@ from utils.evaluation.report.candidates import make_selection
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.gallery import label, make_gallery, ordered
 from utils.evaluation.samples import BASELINE, FINETUNED, REPORT_FILE, SamplingSettings
+from utils.evaluation.subject import subject_line
 from utils.evaluation.verdict import fidelity_metric, judge, main_encoder
 from utils.evaluation.wording import number, signed
 from utils.files.atomic import replace_file
@@ -87,7 +88,7 @@ REPORTED_METRICS = (
     ("dino_other", "DINO, other things", "likeness to your photos without the subject", LESS),
     ("clip_i_other", "CLIP-I, other things", "likeness to your photos without the subject", LESS),
 )
-# The same value of the photos themselves, where there is one.
+# The same value of the photos themselves, if there is one.
 OF_PHOTOS = {
     "dino": "real_dino",
     "clip_i": "real_clip",
@@ -130,6 +131,7 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     )
     page = TEMPLATES.get_template("report.html.jinja").render(
         prompts=samples["prompts"],
+        subject_line=subject_line(samples),
         baseline=Path(samples["models"][BASELINE]["path"]).name,
         finetuned=folder.name,
         models=[label(name) for name in ordered(samples["models"])],
@@ -351,7 +353,7 @@ def settings(samples: dict, metrics: dict | None, run: dict) -> list[tuple[str, 
     if metrics is not None:
         encoders = {name: encoder for name, encoder in metrics["encoders"].items() if encoder is not None}
         groups += [(f"Encoder: {name.upper()}", flat(encoder)) for name, encoder in encoders.items()]
-        groups.append(("Bootstrap", metrics["bootstrap"]))
+        groups.append(("Intervals", metrics["intervals"]))
         photos = {photo["file"]: f"SHA-256 {photo['sha256']}" for photo in metrics["photos"]["files"]}
         groups.append(("Photos", photos))
     if arguments := run.get("arguments"):
