@@ -3,9 +3,10 @@
 import sys
 
 from utils.command_line import run_main
+from utils.evaluation import candidates
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import make_plan
-from utils.evaluation.samples import COMPARISON_FILE, REPORT_FILE, read_metrics, read_samples
+from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,8 +27,11 @@ def main(argv: list[str] | None = None) -> None:
         from utils.evaluation.score import score
         from utils.evaluation.verdict import summary
 
-        for line in summary(score(plan, samples)):
-            print(line)
+        metrics = score(plan, samples)
+        lines = summary(metrics)
+        if "candidates" in metrics:
+            lines += candidates.summary(metrics["candidates"], samples["models"][FINETUNED]["path"])
+        print("\n".join(lines))
 
     if "report" in plan.stages:  # report.html
         from utils.evaluation.report.page import write_report

@@ -20,9 +20,9 @@ fi
 export MODEL_NAME="${MODEL_NAME:-$recipe_model}"
 
 # The recipe's values; the embedded model wants its own size, a larger learning rate, and fp32 on a CPU.
-resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20
+resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20 checkpointing_steps=500
 if [ "$(realpath -m "$MODEL_NAME")" = "$(realpath -m "$embedded_model")" ]; then
-  resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=300
+  resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=300 checkpointing_steps=100
 fi
 
 "$venv/bin/torchrun" --nproc_per_node "${NPROC:-1}" train_dreambooth_colossalai.py \
@@ -37,6 +37,7 @@ fi
   --lr_scheduler="${LR_SCHEDULER:-constant}" \
   --lr_warmup_steps="${LR_WARMUP_STEPS:-0}" \
   --max_train_steps="${MAX_TRAIN_STEPS:-$steps}" \
+  --checkpointing_steps="${CHECKPOINTING_STEPS:-$checkpointing_steps}" \
   "$@"
 
 "$venv/bin/python" evaluate.py \
@@ -47,5 +48,6 @@ fi
   --prompt="${INSTANCE_PROMPT:-a photo of my cat.}" \
   --num_images="${NUM_IMAGES:-4}" \
   --num_drift_images="${NUM_DRIFT_IMAGES:-2}" \
+  --choose \
   ${CHECKPOINT:+--checkpoint="$CHECKPOINT"} \
   --num_inference_steps="${NUM_INFERENCE_STEPS:-50}"

@@ -62,6 +62,7 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
         metavar="S",
         help="also the weights baseline + S x (fine-tuned - baseline), of the checkpoints too (1: as they are)",
     )
+    add("--choose", action="store_true", help="say which to use: the checkpoints, or the result at lower strengths")
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
     add("--num_drift_images", type=non_negative_int, default=2, help="the same for prompts without the subject (2)")
