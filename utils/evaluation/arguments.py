@@ -47,6 +47,12 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
     add(FINETUNED_FLAG, type=_path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
     add("--output_dir", type=_path, metavar="FOLDER", default=Path("result"), help="where the images go (./result)")
     add("--instance_data_dir", type=_path, metavar="FOLDER", help="your photos, for the top row of comparison.png")
+    add(
+        "--concepts_list",
+        type=_path,
+        metavar="FILE",
+        help="several subjects, each with its own photos",
+    )
     add("--prompt", action="append", help="what to draw; repeatable (the instance prompt of the fine-tuned run.json)")
     add("--prompts_file", type=_path, metavar="FILE", help="prompts, one a line")
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
