@@ -20,6 +20,7 @@ DEFAULTS = dict(
     seed=0,
     resolution=512,
     center_crop=False,
+    alpha_mask=False,
     train_batch_size=4,
     num_train_epochs=1,
     max_train_steps=None,

@@ -10,7 +10,13 @@ from tests.helpers.script import EMBEDDED, as_argv
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.models.loading import load_tokenizer, tokenize
-from utils.preflight.prompt import check_tokens, describe_prompt, learned_tokens, load_quick_tokenizer
+from utils.preflight.prompt import (
+    check_tokens,
+    describe_prompt,
+    learned_tokens,
+    load_quick_tokenizer,
+    readable_pieces,
+)
 
 PROMPTS = ["a photo of my cat.", "A  sks's DOG\n42!", "кот 🐈 naïve", "", "x" * 30, "<|endoftext|> don't", "a_b-c/d"]
 
@@ -25,6 +31,25 @@ def test_the_quick_tokenizer_is_that_of_transformers(prompt, tiny_pipeline_dir):
 def test_how_a_prompt_is_split():
     finding, verdict = describe_prompt("a photo of sks cat", EMBEDDED / "tokenizer")
     assert finding == "7 tokens: a| photo| of| sks| cat|" and verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"),
+    [
+        ("café", ["café|"]),
+        ("naïve кот", ["na", "ï", "ve|", "к", "о", "т|"]),
+        ("a 🐈", ["a|", "🐈|"]),
+        ("sksdog", ["sk", "s", "dog|"]),
+    ],
+)
+def test_pieces_are_text_and_not_the_names_of_bytes(prompt, pieces):
+    tokens = load_quick_tokenizer(EMBEDDED / "tokenizer").encode(prompt, add_special_tokens=False).tokens
+    assert readable_pieces(tokens) == pieces
+
+
+def test_a_character_in_several_tokens_is_one_piece():
+    tokens = load_quick_tokenizer(EMBEDDED / "tokenizer").encode("𓃠", add_special_tokens=False).tokens
+    assert len(tokens) > 1 and readable_pieces(tokens) == ["𓃠|"]
 
 
 def test_the_tail_of_a_long_prompt_is_named():

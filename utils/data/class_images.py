@@ -22,6 +22,7 @@ from utils.files.json_files import read_json
 from utils.files.ownership import nearest_existing
 from utils.files.png import save_png
 from utils.models.folder import image_size
+from utils.photos.captions import looks_like_captions
 
 METADATA_KEY = "dreambooth_class_image"
 NUM_INFERENCE_STEPS = 50
@@ -86,7 +87,13 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
     Raises UserError if the folder holds images of another prompt or model, or too few of unknown origin.
     """
     found, foreign = set(), []
-    for path in find_photos(folder, "--class_data_dir", may_be_empty=True)[0] if folder.is_dir() else []:
+    images, others = find_photos(folder, "--class_data_dir", may_be_empty=True) if folder.is_dir() else ([], [])
+    if captions := [path for path, _ in others if looks_like_captions(path)]:
+        raise UserError(
+            f"--class_data_dir: {captions[0]} looks like captions, which class images do not have: all are taken as "
+            f"{prompt!r}; move it out of the folder"
+        )
+    for path in images:
         metadata = read_metadata(path)
         if metadata is None:
             foreign.append(path)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from utils.data.randomness import CLASS, photo_index
 from utils.dataset import ClassDataset, InstanceDataset
@@ -34,6 +35,7 @@ class InstanceLatents:
     Attributes:
         prompt_rows: of each photo, the row of its prompt in TrainingInputs.encoder_hidden_states.
         shape: (4, R/8, R/8), a latent's.
+        has_position_weights: whether the photos' transparency weighs the loss (--alpha_mask).
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class InstanceLatents:
     ):
         self.dataset = dataset
         self.vae: torch.nn.Module | None = vae
+        self.has_position_weights = dataset.alpha_mask
         self.prompt_rows = [rows[dataset.prompt(photo)] for photo in range(len(dataset))]
         self._moments: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._position_weights: dict[tuple[int, int, int], torch.Tensor] = {}
         self._cached_bytes = 0
         _, channels, height, width = self.moments(0, (0.0, 0.0)).shape
         self.shape = (channels, height, width)
@@ -82,6 +86,16 @@ class InstanceLatents:
             self._moments[key] = moments
             self._cached_bytes += moments.nbytes
         return moments
+
+    def position_weights(self, photo: int, position: tuple[float, float]) -> torch.Tensor:
+        """float32 [1,h,w] in [0,1]: the mean opacity of the pixels behind each position of the crop at `position`."""
+        key = (photo, *self.dataset.crop_origin(photo, position))
+        if key not in self._position_weights:
+            assert isinstance(self.dataset, InstanceDataset), "every position of a class image counts alike"
+            opacity = self.dataset.opacity(*key).unsqueeze(0)
+            weights = F.interpolate(opacity, size=self.shape[1:], mode="area")[0]
+            self._position_weights[key] = weights.to(self.moments(photo, position).device)
+        return self._position_weights[key]
 
 
 class TrainingInputs(NamedTuple):

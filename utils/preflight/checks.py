@@ -32,12 +32,12 @@ class PreflightResult(NamedTuple):
     exit_code: int
 
 
-def run_preflight(args: Namespace) -> PreflightResult:
-    """Makes all the checks and prints the table on rank 0.
+def run_preflight(args: Namespace, *, is_quick: bool = False) -> PreflightResult:
+    """Makes all the checks and prints the table on rank 0; `is_quick`: but those that need torch.
 
     Raises UserError at the first problem, but with --dry_run lists all of them.
     """
-    table = PreflightTable(collects=args.dry_run)
+    table = PreflightTable(collects=args.dry_run, is_quick=is_quick)
     base, save_dtype = _check_model_and_output(table, args)
 
     from utils.preflight.sources import check_sources  # photos: only now, so that what comes before is instant

@@ -100,8 +100,25 @@ def describe_prompt(prompt: str, folder: Path) -> tuple[str, str]:
     if len(encoding.tokens) > room:
         start = encoding.offsets[room][0]
         return f"{len(encoding.tokens) + 2} tokens, but {MAX_TOKENS} are read; cut off: {prompt[start:]!r}", "note"
-    pieces = " ".join(
-        token.removesuffix("</w>") + ("|" if token.endswith("</w>") or token in learned else "")
-        for token in encoding.tokens
-    )
-    return f"{len(encoding.tokens) + 2} tokens: {pieces}", "ok"
+    pieces = readable_pieces(encoding.tokens, learned)
+    return f"{len(encoding.tokens) + 2} tokens: {' '.join(pieces)}", "ok"
+
+
+def readable_pieces(tokens: list[str], learned: Collection[str] = ()) -> list[str]:
+    """Tokens as text, "|" at the end of a word: CLIP spells bytes as letters, so that its own name of café| is cafÃ©.
+
+    Tokens that hold a part of a character only are one piece; `learned` tokens are text already.
+    """
+    from tokenizers import decoders
+
+    decoder, pieces, part = decoders.ByteLevel(), [], ""
+    for number, token in enumerate(tokens, 1):
+        if token in learned:
+            pieces.append(f"{token}|")
+            continue
+        part += token.removesuffix("</w>")
+        text = decoder.decode([part])
+        if "\ufffd" not in text or number == len(tokens):
+            pieces.append(text + ("|" if token.endswith("</w>") else ""))
+            part = ""
+    return pieces

@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.files.json_files import read_json
 from utils.models.folder import BaseModel, num_parameters, prediction_type
 from utils.models.layout import DEFAULTS, with_defaults
-from utils.preflight.photos import describe_duplicates, describe_photo
+from utils.preflight.photos import describe_captions, describe_duplicates, describe_photo
 from utils.preflight.prompt import check_tokens, describe_prompt, learned_tokens
 from utils.preflight.resources import check_device, check_disk
 from utils.preflight.table import NOTE, OK, PreflightTable
@@ -30,7 +30,8 @@ def check_sources(
     subject = Concept(args.instance_prompt, args.instance_data_dir, args.class_prompt, args.class_data_dir)
     options = dict(with_prior_preservation=args.with_prior_preservation)
     concepts = table.run("subjects", read_concepts, subject, args.concepts_list, args.output_dir, **options)
-    dataset = table.run("photos", load_photos, concepts, args.resolution, args.center_crop) if concepts else None
+    crop = (args.resolution, args.center_crop, args.alpha_mask)
+    dataset = table.run("photos", load_photos, concepts, *crop) if concepts else None
     if dataset is not None:
         _describe_photos(table, dataset)
     if base is not None and concepts:
@@ -49,12 +50,15 @@ def check_sources(
 
 def _describe_photos(table: PreflightTable, dataset: InstanceDataset) -> None:
     for photo in dataset.photos:
-        finding, verdict = describe_photo(photo, dataset.resolution)
+        finding, verdict = describe_photo(photo, dataset)
         table.add("photo", f"{photo.path.name}: {finding}", verdict)
+    if captions := describe_captions(dataset):
+        table.add("captions", *captions)
     for finding in describe_duplicates(dataset.photos):
         table.add("photo", finding, NOTE)
     for path, reason in dataset.skipped:
-        table.add("skipped", f"{path.name}: {reason}", OK if reason == "hidden" else NOTE)
+        is_meant = reason == "hidden" or path.name.lower().startswith(("readme", "license", "licence"))
+        table.add("skipped", f"{path.name}: {reason}", OK if is_meant else NOTE)
 
 
 def _check_prompt(table: PreflightTable, tokenizer_name: Path | None, base: BaseModel, prompt: str) -> None:
@@ -94,19 +98,21 @@ def _check_start(
     table.add("base model", f"{base.folder}: Stable Diffusion v1{kind}, {size}")
     if ".non_ema" in base.unet_weights[0].name:
         table.add("base model", f"{base.unet_weights[0].name} is trained on: the UNet has no other weights", NOTE)
-    old_gpu = gpu_without_bf16() if "bf16" in (args.mixed_precision, args.prior_generation_precision) else None
+    bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not table.is_quick
+    old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:
         table.add("device", f"{old_gpu} has no bf16 arithmetic: fp16 in its place", NOTE)
     args = fill_in_defaults(
         args,
         num_photos=len(dataset),
         num_ranks=num_ranks,
-        on_gpu=gpu_is_usable(),
+        on_gpu=gpu_is_possible() if table.is_quick else gpu_is_usable(),
         save_dtype=save_dtype,
         has_bf16=old_gpu is None,
     )
     plan = make_plan(args, num_parameters=count, num_ranks=num_ranks)
-    start = table.run("start", prepare_start, plan, base, concepts, dataset, dry_run=args.dry_run)
+    only_checks = args.dry_run or table.is_quick
+    start = table.run("start", prepare_start, plan, base, concepts, dataset, dry_run=only_checks)
     if start is None:
         return plan, None
     first_step = start.checkpoint.step if start.checkpoint else 0
@@ -115,7 +121,7 @@ def _check_start(
     every = plan.checkpointing_steps
     planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - first_step // every)
     table.add_run("disk", check_disk, base, plan.output_dir, **planned, export_single_file=plan.export_single_file)
-    if gpu_is_possible():
+    if gpu_is_possible() and not table.is_quick:
         table.add_run("device", check_device, plan.needs, args.low_memory)
     else:
         table.add("device", "no GPU: training on the CPU")
