@@ -8,7 +8,7 @@ from utils.data.concepts import Concept, load_photos, read_concepts
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.files.json_files import read_json
-from utils.models.folder import BaseModel, num_parameters
+from utils.models.folder import BaseModel, num_parameters, prediction_type
 from utils.models.layout import DEFAULTS, with_defaults
 from utils.preflight.photos import describe_captions, describe_duplicates, describe_photo
 from utils.preflight.prompt import check_tokens, describe_prompt, learned_tokens
@@ -94,7 +94,10 @@ def _check_start(
 ) -> tuple[Plan, Sources | None]:
     count, num_ranks = num_parameters(base), environment.num_ranks()
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
-    table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")
+    kind = ", which predicts velocity" if prediction_type(base.folder) == "v_prediction" else ""
+    table.add("base model", f"{base.folder}: Stable Diffusion v1{kind}, {size}")
+    if ".non_ema" in base.unet_weights[0].name:
+        table.add("base model", f"{base.unet_weights[0].name} is trained on: the UNet has no other weights", NOTE)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not table.is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:
