@@ -19,7 +19,7 @@ from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
 from utils.evaluation.samples import BASELINE, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
-from utils.evaluation.verdict import judge
+from utils.evaluation.verdict import DRAWN_SHARE, judge
 from utils.files.atomic import replace_file
 from utils.files.hashing import sha256_of
 from utils.files.json_files import write_json
@@ -69,6 +69,8 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         models[model] = model_metrics(table, model)
         models[model]["blank_images"] = [entry["file"] for entry in table.blank if entry["model"] == model]
         models[model]["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
+    of_photos = photo_metrics(table)
+    count_like_subject(table, models, of_photos)
     record = dict(
         written_by=WRITTEN_BY,
         format=METRICS_FORMAT,
@@ -76,7 +78,7 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
         encoders=dict(clip=clip and clip.description(), dino=dino and dino.description()),
         intervals=dict(confidence=metrics.CONFIDENCE, method=INTERVALS),
-        photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **photo_metrics(table)),
+        photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **of_photos),
         models=models,
         changes={model: changes(table, model) for model in models if model != BASELINE},
     )
@@ -189,9 +191,9 @@ def model_metrics(table: ImageTable, model: str) -> dict:
     result["pres_clip"] = _mean(table, "clip_i", of_class, NO_CLASS_IMAGES)
     result["pres_dino"] = _mean(table, "dino", of_class, NO_CLASS_IMAGES)
     result["clip_t_class"] = _mean(table, "clip_t", of_class, NO_CLASS_IMAGES)
-    result["clip_t_other"] = _mean(table, "clip_t", other, NO_OTHER_IMAGES)
-    result["clip_i_other"] = _mean(table, "clip_i", other, NO_OTHER_IMAGES)
-    result["dino_other"] = _mean(table, "dino", other, NO_OTHER_IMAGES)
+    result["clip_t_other"] = _mean(table, "clip_t", other, NO_OTHER_IMAGES, OTHER)
+    result["clip_i_other"] = _mean(table, "clip_i", other, NO_OTHER_IMAGES, OTHER)
+    result["dino_other"] = _mean(table, "dino", other, NO_OTHER_IMAGES, OTHER)
     return result
 
 
@@ -205,13 +207,45 @@ def changes(table: ImageTable, model: str) -> dict:
     for name, column, role in pairs:
         ours, theirs, values = table.rows(model, role), table.rows(BASELINE, role), table.values[column]
         if values is not None and ours.size and ours.shape == theirs.shape:
-            difference = values[ours] - values[theirs]
-            result[name] = dict(value=float(difference.mean()), interval=metrics.mean_interval(difference))
+            result[name] = _mean_value(values[ours] - values[theirs], role)
+            if role == OTHER:
+                result[name]["prompts"] = _prompt_changes(table, ours, values[ours] - values[theirs])
     for encoder in ("clip", "dino"):
         of_model, of_baseline = (_distances(table, encoder, table.rows(name, SUBJECT)) for name in (model, BASELINE))
         if of_model is not None and of_baseline is not None and of_model.shape == of_baseline.shape:
             result[f"div_{encoder}"] = _diversity_change(of_model, of_baseline)
     return result
+
+
+def _mean_value(values: np.ndarray, role: str) -> dict:
+    """Mean and interval of values [P,K]; of other things, which are a few examples only, for other seeds of these."""
+    interval = metrics.seeds_interval(values) if role == OTHER else metrics.mean_interval(values)
+    return dict(value=float(values.mean()), interval=interval)
+
+
+def _prompt_changes(table: ImageTable, rows: np.ndarray, differences: np.ndarray) -> list[dict]:
+    """Of each prompt by itself; the intervals hold all together."""
+    return [
+        dict(
+            prompt=table.entries[row[0]]["prompt"],
+            value=float(values.mean()),
+            interval=metrics.student_interval(values, len(rows)),
+        )
+        for row, values in zip(rows, differences, strict=True)
+    ]
+
+
+def count_like_subject(table: ImageTable, models: dict, photos: dict) -> None:
+    """Adds to each model which images of other things are as like the photos as a drawn subject is."""
+    for encoder, column in (("clip", "clip_i"), ("dino", "dino")):
+        real, before = photos[f"real_{encoder}"]["value"], models[BASELINE][column]["value"]
+        if real is None or before is None:
+            continue
+        for model in models:
+            rows = table.rows(model, OTHER).ravel()
+            like = rows[present(table.values[column])[rows] >= before + DRAWN_SHARE * (real - before)]
+            files = [table.entries[row]["file"] for row in like]
+            models[model][f"{column}_other"].update(like_subject=files, num_images=rows.size)
 
 
 def _distances(table: ImageTable, encoder: str, rows: np.ndarray) -> np.ndarray | None:
@@ -272,11 +306,10 @@ def as_csv(table: ImageTable) -> str:
     return text.getvalue()
 
 
-def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "") -> dict:
+def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "", role: str = "") -> dict:
     if reason := table.missing(column, rows, no_images):
         return _null(reason)
-    values = present(table.values[column])[rows]
-    return dict(value=float(values.mean()), interval=metrics.mean_interval(values))
+    return _mean_value(present(table.values[column])[rows], role)
 
 
 def _count_copies(table: ImageTable, copy: dict, encoder: str, rows: np.ndarray) -> None:
