@@ -460,12 +460,21 @@ def spoil(folder: Path, part: str) -> Path:
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_model_that_draws_no_numbers_is_named(trained_dir, tmp_path, capsys, part):
+def test_a_model_with_a_nan_in_its_weights_is_named(trained_dir, tmp_path, capsys, part):
     folder = shutil.copytree(trained_dir, tmp_path / "output")
     spoil(folder, part)
     assert run(folder, tmp_path / "result", "--num_drift_images", "0") == 2
-    stderr = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stderr.startswith("error: finetuned: ") and f"its {part}'s weights" in stderr
+    assert f"error: {folder / part}: 1 of " in capsys.readouterr().err
+    assert not (tmp_path / "result/metrics.json").exists()
+
+
+def test_a_model_that_draws_no_numbers_is_named(trained_dir, tmp_path, capsys):
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    weights = load_file(folder / UNET_FILE)
+    weights["conv_out.bias"].fill_(3e38)  # finite, but what it gives is not
+    save_file(weights, folder / UNET_FILE, {"format": "pt"})
+    assert run(folder, tmp_path / "result", "--num_drift_images", "0") == 2
+    assert "error: finetuned: the images of" in capsys.readouterr().err
     assert not (tmp_path / "result/metrics.json").exists()
 
 
