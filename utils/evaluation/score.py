@@ -33,7 +33,10 @@ GET_CLIP = (
 GET_DINO = "git lfs install && git clone https://huggingface.co/facebook/dino-vits16 model/dino-vits16"
 A_CLIP = f"a CLIP model: {GET_CLIP}, then --clip_model model/clip-vit-base-patch32"
 NO_CLIP = f"needs {A_CLIP}"
-NO_TEXT = f"needs CLIP's text tower too, which the safety checker does not hold: {A_CLIP}"
+NO_TEXT = (
+    "needs CLIP's whole text tower: the pipeline's text encoder is one without the projection that makes texts and "
+    f"images comparable, and the safety checker holds the image tower only: {A_CLIP}"
+)
 NO_DINO = f"needs a DINO model: {GET_DINO}, then --dino_model model/dino-vits16"
 NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
 NO_PHOTOS = "needs your photos: --instance_data_dir"
