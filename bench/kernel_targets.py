@@ -15,22 +15,24 @@ of shared memory, against what the architecture has. 1 if one of them does not c
 
 import argparse
 import contextlib
-import functools
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,41 +98,50 @@ class StandIn:
         return 0
 
 
-@contextlib.contextmanager
-def compiling_for(target: int) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    """Inside, launches of Triton's kernels compile them for `target`, and tensors on the meta device count as a GPU's.
+Launch = tuple[Any, tuple, dict]  # kernel, arguments, keywords
 
-    Yields the compiled kernels by their hash, and the first line of each error by the kernel's name.
-    """
-    import triton
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Inside, launches of Triton's kernels are only noted, and tensors on the meta device count as a GPU's."""
     from triton.runtime.jit import JITFunction
 
     from utils.kernels import operations, updates
 
-    compiled: dict[str, Any] = {}
-    errors: dict[str, str] = {}
+    launches: list[Launch] = []
     run, runs_triton = JITFunction.run, operations.runs_triton
     capturing = torch.cuda.is_current_stream_capturing
 
-    def compile_only(kernel, *args, warmup, **kwargs):
-        try:
-            found = run(kernel, *args, warmup=True, **kwargs)
-            compiled[found.hash] = found
-        except Exception as error:  # whatever the compiler ends with is what is asked for here
-            errors[kernel.__name__] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    def note(kernel, *args, **kwargs):
+        launches.append((kernel, args, kwargs))
 
     def runs_on_meta(x: torch.Tensor) -> bool:
         return x.dtype in DTYPES.values() and x.numel() > 0
 
-    triton.runtime.driver.set_active(StandIn(target))
-    JITFunction.run = compile_only
+    JITFunction.run = note
     operations.runs_triton = updates.runs_triton = runs_on_meta
     torch.cuda.is_current_stream_capturing = lambda: False
     try:
-        yield compiled, errors
+        yield launches
     finally:
         JITFunction.run, operations.runs_triton, updates.runs_triton = run, runs_triton, runs_triton
         torch.cuda.is_current_stream_capturing = capturing
+
+
+def compile_launches(target: int, launches: list[Launch]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The kernels compiled for `target` by their hash, and the first line of each error by the kernel's name."""
+    import triton
+
+    triton.runtime.driver.set_active(StandIn(target))
+    compiled: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    for kernel, args, kwargs in launches:
+        try:
+            found = kernel.run(*args, **kwargs | dict(warmup=True))
+            compiled[found.hash] = found
+        except Exception as error:  # whatever the compiler ends with is what is asked for here
+            errors[kernel.__name__] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return compiled, errors
 
 
 def inputs_of(unet: Any, batch: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -204,13 +215,19 @@ def resources(kernel: Any, folder: Path) -> Variant:
     return Variant(metadata.name, metadata.num_warps, found["REG"], spilled, max(metadata.shared, found["SHARED"]))
 
 
-def compile_for(target: int, dtype: str, is_small: bool) -> dict[str, Any]:
-    """A row of the table."""
+def launches_of(dtype: str, is_small: bool) -> list[Launch]:
+    """Every launch of the program, noted on the meta device: they are the same for every target."""
+    with recording() as launches:
+        launch_everything(DTYPES[dtype], is_small)
+    return launches
+
+
+def compile_for(target: int, dtype: str, launches: dict[str, list[Launch]]) -> dict[str, Any]:
+    """A row of the table, from the launches by dtype."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder  # nothing compiled earlier, and nothing left behind
-        with compiling_for(target) as (compiled, errors):
-            launch_everything(DTYPES[dtype], is_small)
+        compiled, errors = compile_launches(target, launches[dtype])
         variants = [resources(kernel, Path(folder)) for kernel in compiled.values()]
     return dict(
         target=target,
@@ -242,10 +259,10 @@ def as_line(row: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; 1 if something does not compile or fit."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kernel_targets", description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, __spec__.name)
     targets = dict(type=int, nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="CAPABILITY")
     parser.add_argument("--targets", **targets, help="compute capabilities: 75 80 86 89 90 100 120 (all)")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="the UNet's dtypes (all)")
     parser.add_argument("--small", action="store_true", help="a small UNet, one training step")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--json", type=Path, help="write what was found to this file too")
@@ -255,23 +272,30 @@ def main(argv: list[str] | None = None) -> int:
         environment = os.environ | dict(PYTHONPATH=str(TRITON_FOLDER))
         command = [sys.executable, "-m", "bench.kernel_targets", *(sys.argv[1:] if argv is None else argv)]
         return subprocess.run(command, cwd=ROOT, env=environment).returncode
-    return print_table(args, functools.partial(compile_for, is_small=args.small))
+    LAUNCHES.update({dtype: launches_of(dtype, args.small) for dtype in args.dtypes})
+    return print_table(args)
 
 
-def print_table(args: argparse.Namespace, compile_one: Callable[[int, str], dict]) -> int:
+LAUNCHES: dict[str, list[Launch]] = {}  # by dtype; processes forked from this one inherit them
+
+
+def compile_one(target: int, dtype: str) -> dict[str, Any]:
+    """A row of the table, in a forked process."""
+    return compile_for(target, dtype, LAUNCHES)
+
+
+def print_table(args: argparse.Namespace) -> int:
     """A row for each target and dtype, compiled by `args.jobs` processes."""
     print("| target | dtype | variants | registers | spilled bytes | shared bytes | seconds | |\n|" + "---|" * 8)
     pairs = [(target, dtype) for target in args.targets for dtype in args.dtypes]
-    rows = []
-    with ProcessPoolExecutor(args.jobs) as executor:
+    results: dict[str, Any] = dict(triton=version("triton"), torch=torch.__version__, rows=[])
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("fork")) as executor:
         for row in executor.map(compile_one, *zip(*pairs, strict=True)):
-            rows.append(row)
+            results["rows"].append(row)
             print(as_line(row), flush=True)
-    if args.json:
-        from triton import __version__
-
-        args.json.write_text(json.dumps(dict(triton=__version__, torch=torch.__version__, rows=rows), indent=1))
-    return int(any(row["problems"] for row in rows))
+            if args.json:
+                args.json.write_text(json.dumps(results, indent=1))
+    return int(any(row["problems"] for row in results["rows"]))
 
 
 if __name__ == "__main__":

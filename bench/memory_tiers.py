@@ -1,6 +1,6 @@
 """Whole runs under the memory of smaller cards, by torch's own limit, on one large card.
 
-python -m bench.memory_tiers [--model DIR] [--only 24 16 12 8 6] [--no_batches] [--jobs 2] [--json FILE]
+python -m bench.memory_tiers [--model DIR] [--only 24 16 12 8 6] [--no_batches] [--jobs 3] [--json FILE]
 
 For each size of card, the training script with class images to make, validation pictures and a checkpoint, then
 evaluate.py, all inside what such a card leaves: its memory less KEPT_FREE. The limit is torch's
@@ -11,14 +11,15 @@ Then, unless --no_batches: one step's memory and time with batches of 1, 2, 4 an
 checkpointing, for each way of holding AdamW's state, each under the limit of the smallest card that the preflight's
 estimate says it fits.
 
-Without --model: random weights of Stable Diffusion v1.4's shape. Two runs at a time (--jobs) share the card: memory is
-not affected, but times are, so the first table has none. About 6 minutes on one H100 with 16 cores. 1 if a run did not
-end as it should.
+Without --model: random weights of Stable Diffusion v1.4's shape. Three runs at a time (--jobs) share the card: memory
+is not affected, but times are, so the first table has none. Needs 80 GB of GPU memory, 50 GB of disk. 1 if a run did
+not end as it should.
 """
 
-import argparse
 import functools
+import gc
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -28,12 +29,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from bench.command_line import make_parser
 from bench.memory import GIB
 from bench.train_step import make_model
 from utils.training.memory import GB, MemoryNeeds, memory_needed
@@ -42,6 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT_FREE = 1.2e9  # bytes: 0.7 GB for the CUDA context and what libraries load, 0.5 GB for a desktop
 LIMIT = "PYTORCH_CUDA_ALLOC_CONF"  # torch 2.9 and newer read PYTORCH_ALLOC_CONF, and this too
 STEPS = 20
+TIME_LIMIT = 240.0  # seconds of one command
 WHOLE_RUN = [
     "--with_prior_preservation",
     "--class_prompt=a photo of a cat.",
@@ -97,8 +100,12 @@ def call(script: str, arguments: list[str], limit: float) -> tuple[int, str, flo
     """Exit code, what was printed, seconds."""
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / script), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=under_limit(limit), capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr, time.perf_counter() - start
+    options: dict[str, Any] = dict(cwd=ROOT, env=under_limit(limit), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        done = subprocess.run(command, timeout=TIME_LIMIT, text=True, **options)
+    except subprocess.TimeoutExpired as error:
+        return 124, (error.stdout or b"").decode(errors="replace"), TIME_LIMIT
+    return done.returncode, done.stdout, time.perf_counter() - start
 
 
 def whole_run(tier: Tier, *, model: Path, photos: Path, scratch: Path, more: list[str]) -> dict[str, Any]:
@@ -179,8 +186,8 @@ def limits_for(state: dict[str, Any], batch: int, checkpoints: bool, count: int)
             yield Tier(card, [])
 
 
-def batch_rows() -> list[dict[str, Any]]:
-    """A row for each way of holding AdamW's state, batch size, and with and without gradient checkpointing."""
+def state_rows(name: str) -> list[dict[str, Any]]:
+    """A row for each batch size, with and without gradient checkpointing, for one way of holding AdamW's state."""
     from diffusers import UNet2DConditionModel
 
     from bench.random_sd14 import UNET_CONFIG
@@ -192,25 +199,21 @@ def batch_rows() -> list[dict[str, Any]]:
     from utils.training.optimizer import MasterWeightsOptimizer
 
     launch(seed=0)
-    device, rows = torch.device("cuda"), []
-    for name, state in STATES.items():
-        with training_stream(device):
-            with torch.device(device):
-                plain = UNet2DConditionModel(**UNET_CONFIG).train()
-            offload, eight_bit = state.get("offload_optimizer", "none"), state.get("use_8bit_adam", False)
-            options = dict(scattered_grads=not eight_bit, offload_optimizer=offload)
-            flat = FlatParameters(plain, torch.float16, device, torch.channels_last, **options)
-            fused_unet.install(plain)
-            optimizer = MasterWeightsOptimizer(flat, learning_rates=[1e-6], use_8bit_adam=eight_bit)
-            unet, optimizer, booster = boost(plain, optimizer)
-            for checkpoints in (False, True):
-                (enable_gradient_checkpointing if checkpoints else type(plain).disable_gradient_checkpointing)(plain)
-                for batch in BATCHES:
-                    row = dict(flags=name, batch=batch, gradient_checkpointing=checkpoints)
-                    rows.append(row | under_the_smallest(state, checkpoints, batch, optimizer, unet, booster))
-                    print(as_batch_line(rows[-1]), flush=True)
-        del plain, flat, unet, optimizer, booster
-        torch.cuda.empty_cache()
+    device, state, rows = torch.device("cuda"), STATES[name], []
+    offload, eight_bit = state.get("offload_optimizer", "none"), state.get("use_8bit_adam", False)
+    with training_stream(device):
+        with torch.device(device):
+            plain = UNet2DConditionModel(**UNET_CONFIG).train()
+        options = dict(scattered_grads=not eight_bit, offload_optimizer=offload)
+        flat = FlatParameters(plain, torch.float16, device, torch.channels_last, **options)
+        fused_unet.install(plain)
+        optimizer = MasterWeightsOptimizer(flat, learning_rates=[1e-6], use_8bit_adam=eight_bit)
+        unet, optimizer, booster = boost(plain, optimizer)
+        for checkpoints in (False, True):
+            (enable_gradient_checkpointing if checkpoints else type(plain).disable_gradient_checkpointing)(plain)
+            for batch in BATCHES:
+                row = dict(flags=name, batch=batch, gradient_checkpointing=checkpoints)
+                rows.append(row | under_the_smallest(state, checkpoints, batch, optimizer, unet, booster))
     return rows
 
 
@@ -218,6 +221,7 @@ def under_the_smallest(state: dict, checkpoints: bool, batch: int, optimizer: An
     """The smallest card whose limit the step runs under, and what it took; `tried`: smaller ones that were full."""
     tried, total = [], torch.cuda.get_device_properties(0).total_memory
     for tier in limits_for(state, batch, checkpoints, optimizer.flat.master.numel()):
+        gc.collect()  # the graph of the row before
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(min(1.0, tier.limit / total))
         try:
@@ -248,19 +252,19 @@ def as_batch_line(row: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints both tables; 1 if a whole run did not end as it should."""
-    parser = argparse.ArgumentParser(prog="python -m bench.memory_tiers", description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, __spec__.name)
     parser.add_argument(
         "--model", type=Path, help="a pipeline folder; else random weights are written to a scratch one"
     )
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="folder of photos (instance)")
     cards = sorted({tier.card for tier in TIERS})
     parser.add_argument("--only", type=int, nargs="*", choices=cards, default=cards, metavar="GB", help="cards")
     parser.add_argument("--no_batches", action="store_true", help="leave the table of batch sizes out")
-    parser.add_argument("--jobs", type=int, default=2, help="whole runs at a time")
+    parser.add_argument("--jobs", type=int, default=3, help="whole runs at a time (3)")
     parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args, more = parser.parse_known_args(argv)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    results: dict[str, Any] = dict(device=name, torch=torch.__version__, kept_free_gb=KEPT_FREE / GB, runs=[])
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    results: dict[str, Any] = dict(device=device, torch=torch.__version__, kept_free_gb=KEPT_FREE / GB, runs=[])
     print("| card | limit GB | flags | peak GB | exit code | evaluation's | |\n|" + "---|" * 7, flush=True)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as executor:
         folders = dict(model=args.model or make_model(Path(scratch)), photos=args.photos, scratch=Path(scratch))
@@ -273,8 +277,14 @@ def main(argv: list[str] | None = None) -> int:
             write(results, args.json)
     if not args.no_batches:
         print("\n| AdamW's state | batch | checkpointing | held GB | ms a step | card |\n|" + "---|" * 6, flush=True)
-        results["batches"] = batch_rows()
-        write(results, args.json)
+        results["batches"] = []
+        # A process for each: what one holds would count towards the next one's limit.
+        for name in STATES:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+                rows = executor.submit(state_rows, name).result()
+            results["batches"] += rows
+            print(*map(as_batch_line, rows), sep="\n", flush=True)
+            write(results, args.json)
     return int(not all(row["ok"] for row in results["runs"]))
 
 

@@ -269,16 +269,16 @@ MUTATIONS = [
     Mutation(
         "the rename itself is not synced",
         "utils/models/saving.py",
-        "        sync_directory(output_dir)\n",
+        "        sync(output_dir)\n",
         "",
         "tests/test_promises.py -k synced",
     ),
     Mutation(
         "a file is renamed before it is synced",
         "utils/files/atomic.py",
-        "        _sync(part)\n        os.replace(part, path)",
-        "        os.replace(part, path)",
-        "tests/files/test_atomic.py",
+        "        sync(part)\n        move(part, path)",
+        "        move(part, path)",
+        "tests/files/test_atomic.py tests/test_promises.py -k 'synced or atomic'",
     ),
     Mutation(
         "a file is written in its place",
@@ -297,8 +297,8 @@ MUTATIONS = [
     Mutation(
         "a failed move is not undone",
         "utils/models/saving.py",
-        "        for source, target in reversed(done):\n            os.replace(target, source)\n",
-        "",
+        "            move(target, source)\n",
+        "            pass\n",
         "tests/models/test_saving.py",
     ),
     Mutation(
@@ -479,6 +479,13 @@ MUTATIONS = [
         "()",
         "tests/run/test_plan.py",
     ),
+    Mutation(
+        "an effect in the wrong direction is found",
+        "utils/evaluation/verdict.py",
+        "low, high = sorted(direction * bound for bound in interval)",
+        "low, high = sorted(bound for bound in interval)",
+        "tests/evaluation/test_verdict.py",
+    ),
     # Metrics, the report
     Mutation(
         "photos are compared with themselves",
@@ -537,17 +544,17 @@ MUTATIONS = [
         "tests/evaluation/test_score.py",
     ),
     Mutation(
-        "an interval below zero is called better",
+        "an effect is found whose interval holds zero",
         "utils/evaluation/verdict.py",
-        "    if interval[0] > 0:\n",
-        "    if interval[1] > 0:\n",
+        "direction * change >= visible and low > 0:",
+        "direction * change >= visible:",
         "tests/evaluation/test_verdict.py",
     ),
     Mutation(
         "memorised photos are not warned of",
         "utils/evaluation/verdict.py",
-        'number < max(1, COPIED_SHARE * copy["num_images"])',
-        'number < copy["num_images"]',
+        'copies < max(1, COPIED_SHARE * copy["num_images"])',
+        'copies < copy["num_images"]',
         "tests/evaluation/test_verdict.py",
     ),
     Mutation(

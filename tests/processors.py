@@ -17,14 +17,15 @@ import time
 from tests.helpers.numbers import LIMITS, processor_flags
 from tests.helpers.script import ROOT
 
-# What /proc/cpuinfo must name, and the environment. Threads: OMP_NUM_THREADS, which tests/conftest.py passes on.
+# What /proc/cpuinfo must name, and the environment. Threads: OMP_NUM_THREADS, which tests/conftest.py passes on; those
+# that wait sleep, since there may be more of them than cores.
 PROCESSORS: dict[str, tuple[str, dict[str, str]]] = {
     "sse4": ("sse4_1", dict(ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41", MKL_CBWR="COMPATIBLE")),
     "avx2": ("avx2", dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")),
     "avx512": ("avx512f", dict(ATEN_CPU_CAPABILITY="avx512", ONEDNN_MAX_CPU_ISA="AVX512_CORE", MKL_CBWR="AVX512")),
     "own": ("", {}),
-    "two_threads": ("", dict(OMP_NUM_THREADS="2")),
-    "four_threads": ("", dict(OMP_NUM_THREADS="4")),
+    "two_threads": ("", dict(OMP_NUM_THREADS="2", OMP_WAIT_POLICY="PASSIVE")),
+    "four_threads": ("", dict(OMP_NUM_THREADS="4", OMP_WAIT_POLICY="PASSIVE")),
 }
 NUMERIC = [
     "tests/data",

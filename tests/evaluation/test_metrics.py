@@ -219,8 +219,18 @@ def test_an_image_is_measured_by_its_photos_nearest_other_photo():
     def direction(degrees):
         return [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]
 
-    photos = np.array([direction(degrees) for degrees in (0, 5, 60)])  # the third one is far from the others
-    images = np.array([direction(degrees) for degrees in (2, 11, 20, 70, 120)])
+    photos = np.array([direction(degrees) for degrees in (0, 10, 60)])  # the third one is far from the others
+    images = np.array([direction(degrees) for degrees in (2, 21, 25, 70, 120)])
     assert metrics.nearer_than_photos(images, photos).tolist() == [True, False, False, True, False]
-    assert metrics.nearest_other_similarity(photos) == pytest.approx(np.cos(np.radians([5, 5, 55])))
+    assert metrics.nearest_other_similarity(photos) == pytest.approx(np.cos(np.radians([10, 10, 50])))
     assert metrics.nearest_other_similarity(photos[:1]) is None
+
+
+def test_a_photo_that_is_there_twice_counts_once():
+    photos, copied = array(vectors(4, 5)), array(vectors(4, 5))[:1]
+    twice = np.concatenate([photos, metrics.unit_rows(copied + 1e-3)])
+    assert metrics.nearer_than_photos(copied, photos).tolist() == [True]
+    assert metrics.nearer_than_photos(copied, twice).tolist() == [True]
+    assert metrics.real_nearest_similarity(twice) == metrics.real_nearest_similarity(photos)
+    assert metrics.nearer_than_photos(copied, np.repeat(copied, 3, axis=0)) is None
+    assert metrics.real_nearest_similarity(np.repeat(copied, 3, axis=0)) is None

@@ -76,13 +76,19 @@ class Encoder(NamedTuple):
         for start in range(0, len(images), BATCH_SIZE):
             pixels = [self.transform(image) for image in images[start : start + BATCH_SIZE]]
             rows.append(self.image_features(torch.from_numpy(np.stack(pixels))).double().cpu().numpy())
-        return unit_rows(np.concatenate(rows))
+        return self._unit_rows(np.concatenate(rows), "images")
 
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [N,D] of texts, if it reads."""
         assert self.text_features is not None
-        return unit_rows(self.text_features(texts).double().cpu().numpy())
+        return self._unit_rows(self.text_features(texts).double().cpu().numpy(), "texts")
+
+    def _unit_rows(self, rows: np.ndarray, what: str) -> np.ndarray:
+        """The rows scaled to length 1. Raises UserError if they are no numbers, or zero: they have no direction."""
+        if not (np.isfinite(rows).all() and np.any(rows, axis=1).all()):
+            raise UserError(f"{self.folder}: its features of {what} are not numbers, or zero: copy the folder again")
+        return unit_rows(rows)
 
     def description(self) -> dict:
         """What metrics.json records."""

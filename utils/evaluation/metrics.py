@@ -6,6 +6,7 @@ G [N,D]: generated images; R [M,D]: the photos; T [N,D]: the text of each image'
 import numpy as np
 
 CONFIDENCE = 0.95
+SAME_PHOTO = 0.995  # cosine: between one photo saved twice (0.9995 or more) and two photos of a subject (0.988)
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -38,6 +39,15 @@ def real_similarity(photos: np.ndarray) -> float | None:
     return float((cosines.sum() - np.trace(cosines)) / (num_photos * (num_photos - 1)))
 
 
+def distinct(photos: np.ndarray) -> np.ndarray:
+    """The photos less those that are there already, saved once more in another quality or size, say."""
+    kept: list[int] = []
+    for row, photo in enumerate(photos):
+        if not np.any(photos[kept] @ photo >= SAME_PHOTO):
+            kept.append(row)
+    return photos[kept]
+
+
 def nearest_other_similarity(photos: np.ndarray) -> np.ndarray | None:
     """[M]: each photo's cosine to the other photo that it is nearest to; None for a single photo."""
     if len(photos) < 2:
@@ -48,16 +58,22 @@ def nearest_other_similarity(photos: np.ndarray) -> np.ndarray | None:
 
 
 def real_nearest_similarity(photos: np.ndarray) -> float | None:
-    """COPY among the photos: each one's cosine to the nearest other, averaged; None for a single photo."""
-    nearest = nearest_other_similarity(photos)
+    """COPY among the photos: each one's cosine to the nearest other, averaged; None for a single photo.
+
+    A photo that is there twice counts once.
+    """
+    nearest = nearest_other_similarity(distinct(photos))
     return None if nearest is None else float(nearest.mean())
 
 
-def nearer_than_photos(generated: np.ndarray, photos: np.ndarray) -> np.ndarray:
-    """[N] bool: is an image nearer to its nearest photo than that photo's nearest other is? Two photos or more."""
+def nearer_than_photos(generated: np.ndarray, photos: np.ndarray) -> np.ndarray | None:
+    """[N] bool: whether an image is nearer to its nearest photo than that photo's nearest other photo is.
+
+    A photo that is there twice counts once; None for a single photo.
+    """
+    photos = distinct(photos)
     cosines, nearest = generated @ photos.T, nearest_other_similarity(photos)
-    assert nearest is not None, "at least two photos"
-    return cosines.max(axis=1) > nearest[cosines.argmax(axis=1)]
+    return None if nearest is None else cosines.max(axis=1) > nearest[cosines.argmax(axis=1)]
 
 
 def pair_distances(generated: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from utils.evaluation.samples import (
 from utils.evaluation.subject import Subject, guess_subject
 from utils.files.json_files import read_json, read_json_or_none
 from utils.files.ownership import RUN_FILE, nearest_existing
+from utils.models.base import base_folder, from_hub_cache
 from utils.models.check import check_is_folder, check_pipeline, check_same_unet
 from utils.models.folder import MODEL_INDEX, image_size, vae_scale_factor
 from utils.run.lineage import lineage_of, list_checkpoints
@@ -109,9 +110,13 @@ def _check(args: argparse.Namespace) -> Notes:
 
 def check_generate(args: argparse.Namespace) -> Notes:
     """The checks that making images needs; sets args.prompts."""
+    args.finetuned_model_name_or_path = base_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG)
     check_is_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG, "train first (run.sh), or name another folder")
     check_pipeline(args.finetuned_model_name_or_path, FINETUNED_FLAG, safety_checker=args.safety_checker)
     notes = fill_from_run_json(args)
+    args.pretrained_model_name_or_path = base_folder(
+        args.pretrained_model_name_or_path, BASELINE_FLAG, args.pretrained_vae_name_or_path
+    )
     check_pipeline(args.pretrained_model_name_or_path, BASELINE_FLAG, safety_checker=args.safety_checker)
     if args.pretrained_model_name_or_path.samefile(args.finetuned_model_name_or_path):
         notes.append(
@@ -173,6 +178,7 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         notes.append(("warning", f"{path} says that training has not finished: {path.parent} holds an earlier result"))
     for flag, key, kind in (
         ("pretrained_model_name_or_path", "pretrained_model_name_or_path", Path),
+        ("pretrained_vae_name_or_path", "pretrained_vae_name_or_path", Path),
         ("instance_data_dir", "instance_data_dir", Path),
     ):
         value = recorded.get(key)
@@ -181,8 +187,9 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         if flag == "instance_data_dir" and not Path(value).is_dir():
             notes.append(("warning", f"the photos that {path} names are not at {value}: comparison.png shows none"))
             continue
-        if flag == "pretrained_model_name_or_path" and not Path(value).is_dir():
-            raise UserError(f"the baseline that {path} names is not at {value} (seen from here): give {BASELINE_FLAG}")
+        if flag != "instance_data_dir" and not from_hub_cache(Path(value), f"--{flag}").exists():
+            what = "baseline" if flag == BASELINE_FLAG[2:] else "VAE"
+            raise UserError(f"the {what} that {path} names is not at {value} (seen from here): give --{flag}")
         setattr(args, flag, kind(value))
         notes.append(("note", f'from {path}: --{flag} "{value}"'))
     if args.pretrained_model_name_or_path is None:

@@ -36,7 +36,7 @@ NO_TEXT = f"needs CLIP's text tower too, which the safety checker does not hold:
 NO_DINO = f"needs a DINO model: {GET_DINO}, then --dino_model model/dino-vits16"
 NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
 NO_PHOTOS = "needs your photos: --instance_data_dir"
-ONE_PHOTO = "needs two photos or more"
+ONE_PHOTO = "needs two different photos or more"
 ONE_IMAGE = "needs two images or more of a prompt: --num_images"
 NO_CLASS_IMAGES = "needs images of the bare class: --class_name, and --num_drift_images above 0"
 NO_OTHER_IMAGES = "needs images without the subject: --drift_prompt, and --num_drift_images above 0"
@@ -282,8 +282,10 @@ def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "")
 def _count_copies(table: ImageTable, copy: dict, encoder: str, rows: np.ndarray) -> None:
     """Adds how many of the images are nearer to a photo than that photo's nearest other photo is."""
     photos = table.photos[encoder]
-    if copy["value"] is not None and photos is not None and len(photos) > 1:
-        above = metrics.nearer_than_photos(present(table.images[encoder])[rows.ravel()], photos)
+    if copy["value"] is None or photos is None:
+        return
+    above = metrics.nearer_than_photos(present(table.images[encoder])[rows.ravel()], photos)
+    if above is not None:
         copy.update(num_above_photos=int(above.sum()), num_images=above.size)
 
 
