@@ -1,8 +1,8 @@
 """Which of several models to take: checkpoints, strengths, and the result itself.
 
 The rule: of those that draw the subject, copy no photo, and follow other prompts no visibly worse than the baseline,
-the nearest to the subject. If there is none, the best compromise: likeness gained less faithfulness lost, each in
-differences that people see.
+the nearest to the subject. If there is none, the best compromise: of those that copy no photo and keep nine tenths of
+the largest gain in likeness, the one that has lost the least on other prompts.
 """
 
 from typing import NamedTuple
@@ -14,6 +14,8 @@ from utils.evaluation.metrics import mean_interval
 from utils.evaluation.samples import FINETUNED
 from utils.evaluation.verdict import check_memorisation, compare, fidelity_metric, is_drawn, main_encoder
 from utils.evaluation.wording import listed, number, signed
+
+KEPT_SHARE = 0.9  # of the largest gain in likeness, in a compromise
 
 
 class Standing(NamedTuple):
@@ -47,12 +49,6 @@ class Standing(NamedTuple):
     def is_fit(self) -> bool:
         """Whether it draws the subject without visible harm."""
         return self.keeps_others and not self.copies and is_drawn(self.likeness)
-
-    @property
-    def compromise(self) -> float:
-        """Likeness gained less faithfulness lost, in differences that people see."""
-        price = self.lost / visible(self.faithfulness) if self.faithfulness else 0.0
-        return self.gained / visible(self.likeness) - price
 
 
 def choose(metrics: dict) -> Choice | None:
@@ -109,30 +105,37 @@ def pick(standings: list[Standing]) -> tuple[Standing, bool]:
     fit = [standing for standing in standings if standing.is_fit]
     if fit:
         return max(fit, key=lambda standing: standing.gained), True
-    sound = [standing for standing in standings if not standing.copies]
-    return max(sound or standings, key=lambda standing: standing.compromise), False
+    return min(compromises(standings), key=lambda standing: (standing.lost, -standing.gained)), False
+
+
+def compromises(standings: list[Standing]) -> list[Standing]:
+    """Those that copy no photo, if there are such, and keep nine tenths of the largest gain in likeness."""
+    sound = [standing for standing in standings if not standing.copies] or standings
+    most = max(standing.gained for standing in sound)
+    return [standing for standing in sound if standing.gained >= min(KEPT_SHARE * most, most)]
 
 
 def doubts(metrics: dict, best: Standing, standings: list[Standing]) -> list[str]:
     """Sentences on what these images are too few to tell about the choice."""
     found = []
-    rivals = [s for s in standings if s is not best and (s.is_fit, s.copies) == (best.is_fit, best.copies)]
-    near = [title(rival.name) for rival in rivals if not is_apart(metrics, best, rival)]
-    if near:
-        verb = "is" if len(near) == 1 else "are"
-        found.append(f"As near, as far as these images can tell, {verb} {listed(near)}.")
+    rivals = [s for s in standings if s.is_fit] if best.is_fit else compromises(standings)
+    part, word = ("likeness", "near") if best.is_fit else ("others", "good a compromise")
+    equal = [title(s.name) for s in rivals if s is not best and not is_apart(metrics, part, best.name, s.name)]
+    if equal:
+        verb = "is" if len(equal) == 1 else "are"
+        found.append(f"As {word}, as far as these images can tell, {verb} {listed(equal)}.")
     if best.is_fit and best.faithfulness is not None:
         if best.lost_at_most is None or best.lost_at_most >= visible(best.faithfulness):
             found.append("These images are too few to be sure that other prompts are kept.")
     return found
 
 
-def is_apart(metrics: dict, one: Standing, other: Standing) -> bool:
-    """Whether two models' likeness differs by more than its uncertainty, image by image (seeds are equal)."""
-    values = metrics.get("image_values", {})
-    if one.name not in values or other.name not in values:
+def is_apart(metrics: dict, part: str, one: str, other: str) -> bool:
+    """Whether two models' likeness, or faithfulness ("others"), differs by more than its uncertainty."""
+    ours, theirs = (metrics.get("image_values", {}).get(name, {}).get(part) for name in (one, other))
+    if not ours or not theirs:
         return True
-    interval = mean_interval(np.asarray(values[one.name]) - np.asarray(values[other.name]))
+    interval = mean_interval(np.asarray(ours) - np.asarray(theirs))
     return interval is not None and not interval[0] <= 0 <= interval[1]
 
 
