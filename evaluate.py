@@ -5,6 +5,7 @@ import sys
 from utils.command_line import run_main
 from utils.evaluation import candidates, subjects
 from utils.evaluation.arguments import parse_args
+from utils.evaluation.card import update_card
 from utils.evaluation.plan import EvaluationPlan, make_plan
 from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples
 
@@ -44,7 +45,9 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
     if "report" in plan.stages:  # report.html
         from utils.evaluation.report.page import write_report
 
-        write_report(plan.output_dir, samples, read_metrics(plan.output_dir, samples))
+        metrics = read_metrics(plan.output_dir, samples)
+        write_report(plan.output_dir, samples, metrics)
+        update_card(plan.finetuned_model_name_or_path, plan.output_dir, metrics)
 
     if "generate" in plan.stages:
         print(f"Look at {plan.output_dir / COMPARISON_FILE}")
@@ -54,4 +57,4 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, interrupted="interrupted: the images so far are kept, the same command continues"))

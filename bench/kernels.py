@@ -7,7 +7,6 @@ the L2 cache. The UNet has Stable Diffusion v1.4's shape and random weights in o
 64x64 latents.
 """
 
-import argparse
 import collections
 import time
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
 from bench.timing import median_ms
 from utils.kernels import operations, updates
@@ -256,7 +256,7 @@ def unet():
 def main(argv: list[str] | None = None) -> None:
     """Runs the sections that are named, or all."""
     sections = dict(unet=unet, optimizer=optimizer, operations=compare_operations, attention=attention)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, __spec__.name)
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(sections))
     chosen = parser.parse_args(argv).sections or list(sections)
     if unknown := set(chosen) - set(sections):

@@ -8,6 +8,7 @@ import torch
 from utils.training.eight_bit import EightBit
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_ONLY = "says something about Triton only"
 GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
 

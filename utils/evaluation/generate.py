@@ -51,12 +51,15 @@ def generate(plan: EvaluationPlan) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
     device = gpu.pick_device()
     mixed_precision = plan.mixed_precision or ("fp16" if device.type == "cuda" else "no")
+    if mixed_precision == "bf16" and (old_gpu := gpu.gpu_without_bf16()):
+        warn(f"{old_gpu} has no bf16 arithmetic: fp16 in its place")
+        mixed_precision = "fp16"
     settings = SamplingSettings.read({**plan._asdict(), "mixed_precision": mixed_precision})
     if device.type == "cpu" and mixed_precision == "fp16":
         warn("--mixed_precision fp16 on a CPU is many times slower than `no`")
     photos = load_photos(plan.instance_data_dir)
     if plan.instance_data_dir is not None and not photos:
-        warn(f"--instance_data_dir {plan.instance_data_dir} holds no readable photo: {COMPARISON_FILE} shows none")
+        warn(f"--instance_data_dir {plan.instance_data_dir} holds no photo: {COMPARISON_FILE} shows none")
     hashing = in_background(hash_models, plan)  # gigabytes, while they are loaded
     pipelines = load_pipelines(plan, settings, device)
     prompts = plan.prompts
@@ -223,7 +226,11 @@ def sample_groups(
             name, seeds = group[0].model, [sample.seed for sample in group]
             progress_bar.set_description(name.replace(FINETUNED, "fine-tuned"))
             pipeline = turns.pipeline(name)
-            yield group, drawing.sample(pipeline, group[0].prompt, seeds, on_step=progress_bar.update, **options)
+            try:
+                images = drawing.sample(pipeline, group[0].prompt, seeds, on_step=progress_bar.update, **options)
+            except drawing.NotANumber as error:
+                raise UserError(f"{name}: {error}") from error
+            yield group, images
 
 
 def save_sample(path: Path, image: Image.Image, text: dict) -> bool:
@@ -284,6 +291,7 @@ def describe(
         **settings._asdict(),
         identifier=plan.identifier,
         class_name=plan.class_name,
+        guessed=plan.guessed,
         instance_data_dir=str(photos) if photos is not None else None,
         device=str(device),
         versions=drawing.versions(),
@@ -334,6 +342,6 @@ def warn(message: str) -> None:
 
 def warn_of_blank_images(names: list[str], safety_checker: bool) -> None:
     cause = "the safety checker blacked it out, or " if safety_checker else ""
-    cause += "fp16 overflowed in the VAE, or training diverged: try --mixed_precision no"
+    cause += "training has spoilt the model: try an earlier checkpoint"
     if names:
         warn(f"one colour only: {', '.join(names)} ({cause})")

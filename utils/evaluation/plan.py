@@ -12,7 +12,6 @@ from utils.evaluation.arguments import BASELINE_FLAG, FINETUNED_FLAG, check_text
 from utils.evaluation.prompts import (
     Prompt,
     dreambench_prompts,
-    guess_subject,
     number_prompts,
     other_prompts,
     read_prompts_file,
@@ -28,8 +27,10 @@ from utils.evaluation.samples import (
     plan_samples,
     step_of,
 )
+from utils.evaluation.subject import Subject, guess_subject
 from utils.files.json_files import read_json, read_json_or_none
 from utils.files.ownership import RUN_FILE, nearest_existing
+from utils.models.base import base_folder, from_hub_cache
 from utils.models.check import check_is_folder, check_pipeline, check_same_unet
 from utils.models.folder import MODEL_INDEX, image_size, vae_scale_factor
 from utils.run.lineage import lineage_of, list_checkpoints
@@ -56,6 +57,7 @@ class EvaluationPlan(NamedTuple):
     prompts: list[Prompt]
     identifier: str | None
     class_name: str | None
+    guessed: list[str]  # of class_name and identifier, those that no flag gave
     num_images: int
     num_drift_images: int
     seed: int
@@ -88,7 +90,7 @@ class EvaluationPlan(NamedTuple):
 
 def make_plan(args: argparse.Namespace) -> EvaluationPlan:
     """Fills in what run.json knows, and checks folders and sizes. Raises UserError."""
-    filled = argparse.Namespace(**vars(args), prompts=[], models=[], candidates=None)
+    filled = argparse.Namespace(**vars(args), prompts=[], guessed=[], models=[], candidates=None)
     filled.strength = list(dict.fromkeys(args.strength or [1.0]))
     notes = _check(filled)
     given = {name: getattr(filled, name) for name in EvaluationPlan._fields if name != "notes"}
@@ -126,9 +128,13 @@ def _check(args: argparse.Namespace) -> Notes:
 
 def check_generate(args: argparse.Namespace) -> Notes:
     """The checks that making images needs; sets args.prompts."""
+    args.finetuned_model_name_or_path = base_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG)
     check_is_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG, "train first (run.sh), or name another folder")
     check_pipeline(args.finetuned_model_name_or_path, FINETUNED_FLAG, safety_checker=args.safety_checker)
     notes = fill_from_run_json(args)
+    args.pretrained_model_name_or_path = base_folder(
+        args.pretrained_model_name_or_path, BASELINE_FLAG, args.pretrained_vae_name_or_path
+    )
     check_pipeline(args.pretrained_model_name_or_path, BASELINE_FLAG, safety_checker=args.safety_checker)
     if args.pretrained_model_name_or_path.samefile(args.finetuned_model_name_or_path):
         notes.append(
@@ -191,6 +197,7 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         notes.append(("warning", f"{path} says that training has not finished: {path.parent} holds an earlier result"))
     for flag, key, kind in (
         ("pretrained_model_name_or_path", "pretrained_model_name_or_path", Path),
+        ("pretrained_vae_name_or_path", "pretrained_vae_name_or_path", Path),
         ("instance_data_dir", "instance_data_dir", Path),
     ):
         value = recorded.get(key)
@@ -199,18 +206,52 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         if flag == "instance_data_dir" and not Path(value).is_dir():
             notes.append(("warning", f"the photos that {path} names are not at {value}: comparison.png shows none"))
             continue
-        if flag == "pretrained_model_name_or_path" and not Path(value).is_dir():
-            raise UserError(f"the baseline that {path} names is not at {value} (seen from here): give {BASELINE_FLAG}")
+        if flag != "instance_data_dir" and not from_hub_cache(Path(value), f"--{flag}").exists():
+            what = "baseline" if flag == BASELINE_FLAG[2:] else "VAE"
+            raise UserError(f"the {what} that {path} names is not at {value} (seen from here): give --{flag}")
         setattr(args, flag, kind(value))
         notes.append(("note", f'from {path}: --{flag} "{value}"'))
     if args.pretrained_model_name_or_path is None:
         raise UserError(f"--pretrained_model_name_or_path is missing, and {path} does not record one: give it")
     instance_prompt = recorded.get("instance_prompt")
-    return notes + fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
+    notes += fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
+    notes += fill_subject(args, photo_prompts(run), recorded.get("class_prompt"))
+    if args.num_drift_images and args.drift_prompt is None:
+        args.drift_prompt = other_prompts(args.class_name) if args.class_name else []
+    args.drift_prompt = args.drift_prompt or []
+    return notes
+
+
+def photo_prompts(run: dict) -> list[str]:
+    """The prompts that run.json says its photos were trained with: captions, else --instance_prompt."""
+    instance_prompt = (run.get("arguments") or {}).get("instance_prompt")
+    photos = run.get("photos")
+    prompts = [photo.get("prompt", instance_prompt) for photo in photos or [{}] if isinstance(photo, dict)]
+    return [prompt for prompt in prompts if isinstance(prompt, str) and prompt]
+
+
+def fill_subject(args: argparse.Namespace, trained_with: list[str], class_prompt: object) -> Notes:
+    """Sets the class and the identifier that were not given, by the prompts; returns notes on what was guessed."""
+    given = f"a {args.class_name}" if args.class_name else class_prompt
+    prompts = trained_with or args.prompt
+    subject = guess_subject(prompts, given if isinstance(given, str) else None)
+    notes: Notes = []
+    for flag in Subject._fields:
+        guess = getattr(subject, flag)
+        if getattr(args, flag) is None:
+            args.guessed.append(flag)
+            if guess:
+                setattr(args, flag, guess)
+                notes.append(("note", f'from the prompt "{prompts[0]}": --{flag} "{guess}"'))
+    if args.class_name is None:
+        notes.append(
+            ("note", f'no class in the prompt "{prompts[0]}": say what the subject is one of by --class_name')
+        )
+    return notes
 
 
 def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path) -> Notes:
-    """Sets args.prompt and args.drift_prompt to all wanted prompts, and the class and the identifier where guessed."""
+    """Sets args.prompt to all wanted prompts of the subject."""
     notes: Notes = []
     prompts = list(args.prompt or [])
     prompts += read_prompts_file(args.prompts_file) if args.prompts_file else []
@@ -222,13 +263,6 @@ def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path)
         prompts = [instance_prompt]
         notes.append(("note", f'from {run_file}: --prompt "{instance_prompt}"'))
     args.prompt = list(dict.fromkeys(prompts))
-    for flag, guess in zip(("class_name", "identifier"), guess_subject(instance_prompt or prompts[0]), strict=True):
-        if getattr(args, flag) is None and guess:
-            setattr(args, flag, guess)
-            notes.append(("note", f'from the prompt "{instance_prompt or prompts[0]}": --{flag} "{guess}"'))
-    if args.num_drift_images and args.drift_prompt is None:
-        args.drift_prompt = other_prompts(args.class_name) if args.class_name else []
-    args.drift_prompt = args.drift_prompt or []
     return notes
 
 

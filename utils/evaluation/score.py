@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ NO_TEXT = f"needs CLIP's text tower too, which the safety checker does not hold:
 NO_DINO = f"needs a DINO model: {GET_DINO}, then --dino_model model/dino-vits16"
 NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
 NO_PHOTOS = "needs your photos: --instance_data_dir"
-ONE_PHOTO = "needs two photos or more"
+ONE_PHOTO = "needs two different photos or more"
 ONE_IMAGE = "needs two images or more of a prompt: --num_images"
 NO_CLASS_IMAGES = "needs images of the bare class: --class_name, and --num_drift_images above 0"
 NO_OTHER_IMAGES = "needs images without the subject: --drift_prompt, and --num_drift_images above 0"
@@ -49,7 +50,8 @@ COLUMNS = {
     "copy_clip": "clip",
     "copy_dino": "dino",
 }
-BOOTSTRAP_SEED = 0
+INTERVALS = "Student's t over prompts and seeds, crossed"
+Value = TypeVar("Value", np.ndarray, float)
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Distance = Callable[[Image.Image, Image.Image], float]
 EMBEDDED_MODEL, EMBEDDED_CLIP = "tiny-stable-diffusion", "tiny-clip"
@@ -70,7 +72,7 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         samples_id=samples["samples_id"],
         subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
         encoders=dict(clip=clip and clip.description(), dino=dino and dino.description()),
-        bootstrap=dict(confidence=metrics.CONFIDENCE, num_resamples=metrics.NUM_RESAMPLES, seed=BOOTSTRAP_SEED),
+        intervals=dict(confidence=metrics.CONFIDENCE, method=INTERVALS),
         photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **photo_metrics(table)),
     )
     record |= measure(table, samples)
@@ -229,9 +231,24 @@ def changes(table: ImageTable, model: str) -> dict:
         ours, theirs, values = table.rows(model, role), table.rows(BASELINE, role), table.values[column]
         if values is not None and ours.size and ours.shape == theirs.shape:
             difference = values[ours] - values[theirs]
-            interval = metrics.mean_interval(difference, BOOTSTRAP_SEED)
-            result[name] = dict(value=float(difference.mean()), interval=interval)
+            result[name] = dict(value=float(difference.mean()), interval=metrics.mean_interval(difference))
+    for encoder in ("clip", "dino"):
+        of_model, of_baseline = (_distances(table, encoder, table.rows(name, SUBJECT)) for name in (model, BASELINE))
+        if of_model is not None and of_baseline is not None and of_model.shape == of_baseline.shape:
+            result[f"div_{encoder}"] = _diversity_change(of_model, of_baseline)
     return result
+
+
+def _distances(table: ImageTable, encoder: str, rows: np.ndarray) -> np.ndarray | None:
+    """[P,K,K] between the images of each prompt; None if there is nothing to compare."""
+    images = table.images[encoder]
+    return None if images is None or rows.shape[1] < 2 else metrics.pair_distances(images[rows])
+
+
+def _diversity_change(ours: np.ndarray, theirs: np.ndarray) -> dict:
+    added, removed = metrics.pseudo_values(ours), metrics.pseudo_values(theirs)
+    interval = None if added is None or removed is None else metrics.mean_interval(added - removed)
+    return dict(value=present(metrics.diversity(ours)) - present(metrics.diversity(theirs)), interval=interval)
 
 
 def photo_metrics(table: ImageTable) -> dict:
@@ -242,6 +259,8 @@ def photo_metrics(table: ImageTable) -> dict:
             value = function(rows) if rows is not None else None
             missing = table.reason(encoder) if rows is None else ONE_PHOTO
             result[f"{name}_{encoder}"] = dict(value=value) if value is not None else _null(missing)
+        if rows is not None and result[f"real_{encoder}"]["value"] is not None:
+            result[f"real_{encoder}"]["interval"] = metrics.real_interval(rows)
     values, reason = table.photos["clip"], NO_PHOTOS if table.class_row is not None else NO_CLASS_TEXT
     if table.class_row is None or values is None:
         result["clip_t_class"] = _null(reason)
@@ -260,12 +279,12 @@ def lpips_diversity(table: ImageTable, model: str, distance: Distance | None, re
         images = [decode(table.folder / table.entries[index]["file"]) for index in row]
         for i, j in zip(*np.triu_indices(len(row), 1), strict=True):
             distances[prompt, [i, j], [j, i]] = distance(images[i], images[j])
-    interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
+    interval = metrics.diversity_interval(distances)
     return dict(value=metrics.diversity(distances), interval=interval)
 
 
 def as_csv(table: ImageTable) -> str:
-    """A line an image: its settings and its own values; an empty cell where there is no value."""
+    """A line an image: its settings and its own values; an empty cell if there is no value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "model", "role", "prompt", "seed", *COLUMNS])
@@ -282,14 +301,16 @@ def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "")
     if reason := table.missing(column, rows, no_images):
         return _null(reason)
     values = present(table.values[column])[rows]
-    return dict(value=float(values.mean()), interval=metrics.mean_interval(values, BOOTSTRAP_SEED))
+    return dict(value=float(values.mean()), interval=metrics.mean_interval(values))
 
 
 def _count_copies(table: ImageTable, copy: dict, encoder: str, rows: np.ndarray) -> None:
-    """Adds how many of the images are nearer to a photo than that photo's nearest fellow is."""
+    """Adds how many of the images are nearer to a photo than that photo's nearest other photo is."""
     photos = table.photos[encoder]
-    if copy["value"] is not None and photos is not None and len(photos) > 1:
-        above = metrics.nearer_than_fellows(present(table.images[encoder])[rows.ravel()], photos)
+    if copy["value"] is None or photos is None:
+        return
+    above = metrics.nearer_than_photos(present(table.images[encoder])[rows.ravel()], photos)
+    if above is not None:
         copy.update(num_above_photos=int(above.sum()), num_images=above.size)
 
 
@@ -305,13 +326,13 @@ def _diversity(table: ImageTable, encoder: str, rows: np.ndarray) -> dict:
         return _null(table.reasons[encoder])
     if rows.shape[1] < 2:
         return _null(ONE_IMAGE)
-    distances = metrics.pair_distances(present(table.images[encoder])[rows])
-    interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
+    distances = present(_distances(table, encoder, rows))
+    interval = metrics.diversity_interval(distances)
     return dict(value=metrics.diversity(distances), interval=interval)
 
 
-def present(values: np.ndarray | None) -> np.ndarray:
-    """What `missing` has said is there."""
+def present(values: Value | None) -> Value:
+    """What is known to be there."""
     assert values is not None
     return values
 

@@ -11,7 +11,7 @@ from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash, write_sa
 from utils.models.blending import blended_weights
 from utils.models.folder import UNET_STEM, default_save_dtype, image_size, prediction_type, weight_files
 from utils.models.lora import Lora, extract_lora, network_metadata
-from utils.models.metadata import ARCHITECTURE, file_metadata, run_of
+from utils.models.metadata import ARCHITECTURE, LORA_LAYOUT, file_metadata, run_of
 from utils.models.saving import commit_pipeline
 
 EXPORTED_FROM = "exported_from"  # in the run.json of a folder that was written by export_folder
@@ -60,14 +60,14 @@ def export_lora(
     """
     lora = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    said = file_metadata(
+    metadata = file_metadata(
         run_of(folder),
         title=path.stem,
         image_size=image_size(folder),
         prediction_type=prediction_type(folder),
         architecture=f"{ARCHITECTURE}/lora",
-        implementation="diffusers",
+        implementation=LORA_LAYOUT,
     )
-    metadata = said | network_metadata(rank)
+    metadata |= network_metadata(rank)
     replace_path(path, lambda part: save_with_hash(part, lora.state_dict, metadata))
     return lora
