@@ -24,14 +24,14 @@ class Standing(NamedTuple):
     Attributes:
         faithfulness: to prompts without the subject; None if nothing could be measured.
         lost: of it, against the baseline; 0 if nothing could be measured.
-        lost_at_most: the upper end of that difference's interval; None if there is none.
+        lost_interval: of that difference, 95%; None if there is none.
     """
 
     name: str
     likeness: Comparison
     faithfulness: Comparison | None
     lost: float
-    lost_at_most: float | None
+    lost_interval: tuple[float, float] | None
     copies: bool
 
     @property
@@ -70,8 +70,8 @@ def choose(metrics: dict) -> Choice | None:
         why = f"Of the {count} it is the nearest to your subject ({fidelity}) among those that "
         why += f"{'copy no photo' if best.faithfulness is None else f'copy no photo and keep other prompts{others}'}."
     else:
-        sentence = f"None of the {count} is good: {title(best.name)} is the best compromise."
-        why = f"None draws your subject, copies no photo and keeps other prompts. {fidelity}{others}."
+        sentence = f"Take {title(best.name)}, the best compromise: none of the {count} {shortcoming(standings)}."
+        why = f"Of those that keep most of the likeness it has lost the least on other prompts: {fidelity}{others}."
     return Choice(best.name, is_good, sentence, " ".join([why, *doubts(metrics, best, standings)]))
 
 
@@ -94,9 +94,9 @@ def standings_of(metrics: dict) -> list[Standing]:
         other = compare(metrics, name, key)
         other = other if other is not None and other.change is not None else None
         lost = -direction * (other.change or 0.0) if other else 0.0
-        most = max(-direction * bound for bound in other.interval) if other and other.interval else None
+        bounds = sorted(-direction * bound for bound in other.interval) if other and other.interval else None
         copies = check_memorisation(metrics, name, main_encoder(metrics)).state == FOUND
-        standings.append(Standing(name, likeness, other, lost, most, copies))
+        standings.append(Standing(name, likeness, other, lost, (bounds[0], bounds[1]) if bounds else None, copies))
     return standings
 
 
@@ -115,6 +115,16 @@ def compromises(standings: list[Standing]) -> list[Standing]:
     return [standing for standing in sound if standing.gained >= min(KEPT_SHARE * most, most)]
 
 
+def shortcoming(standings: list[Standing]) -> str:
+    """What none of them does."""
+    drawn = [standing for standing in standings if is_drawn(standing.likeness)]
+    if not drawn:
+        return "draws your subject well"
+    if all(standing.copies for standing in drawn):
+        return "draws your subject without copying a photo"
+    return "draws your subject and keeps other prompts as they were"
+
+
 def doubts(metrics: dict, best: Standing, standings: list[Standing]) -> list[str]:
     """Sentences on what these images are too few to tell about the choice."""
     found = []
@@ -124,9 +134,12 @@ def doubts(metrics: dict, best: Standing, standings: list[Standing]) -> list[str
     if equal:
         verb = "is" if len(equal) == 1 else "are"
         found.append(f"As {word}, as far as these images can tell, {verb} {listed(equal)}.")
-    if best.is_fit and best.faithfulness is not None:
-        if best.lost_at_most is None or best.lost_at_most >= visible(best.faithfulness):
+    if best.faithfulness is not None and not best.copies:
+        low, high = best.lost_interval or (-np.inf, np.inf)
+        if best.is_fit and high >= visible(best.faithfulness):
             found.append("These images are too few to be sure that other prompts are kept.")
+        if not best.keeps_others and low <= 0:
+            found.append("These images are too few to be sure that other prompts have suffered at all.")
     return found
 
 
