@@ -83,7 +83,7 @@ def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
 
 def mean_over_subjects(values: list[float]) -> Mean:
     """The mean of subjects' means, and its 95% interval for other subjects like these; None for one subject."""
-    return Mean(float(np.mean(values)), mean_interval(np.array(values)[:, None]), len(values))
+    return Mean(float(np.mean(values)), mean_interval(np.array(values)[None, :]), len(values))
 
 
 def means(measured: Mapping[str, dict], model: str) -> dict[str, Mean]:
