@@ -48,6 +48,12 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
         metavar="FOLDER",
         help="your photos, shown and compared with (what the fine-tuned run.json names)",
     )
+    add(
+        "--concepts_list",
+        type=Path,
+        metavar="FILE",
+        help="several subjects, each with its own photos",
+    )
     add("--prompt", action="append", help="what to draw; repeatable (the instance prompt of the fine-tuned run.json)")
     add("--prompts_file", type=Path, metavar="FILE", help="prompts, one a line")
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
@@ -66,6 +72,7 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
         metavar="S",
         help="also the weights baseline + S x (fine-tuned - baseline), of the checkpoints too (1: as they are)",
     )
+    add("--choose", action="store_true", help="say which to use: the checkpoints, or the result at lower strengths")
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
     add("--num_drift_images", type=non_negative_int, default=2, help="the same for prompts without the subject (2)")

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,12 +14,12 @@ from PIL import Image
 
 from utils.dataset import decode
 from utils.errors import UserError
-from utils.evaluation import encoders, metrics
+from utils.evaluation import candidates, encoders, metrics
 from utils.evaluation.encoders import Encoder
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
-from utils.evaluation.samples import BASELINE, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
+from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
 from utils.evaluation.verdict import judge
 from utils.files.atomic import replace_file
 from utils.files.hashing import sha256_of
@@ -62,13 +63,9 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
     clip, dino = load_encoders(plan, samples, device)
     recorded = samples["instance_data_dir"]
     photos = load_photos(plan.instance_data_dir or (Path(recorded) if recorded else None))
-    table = ImageTable(samples, plan.output_dir, list(photos.values()), clip, dino)
+    make_table = partial(ImageTable, folder=plan.output_dir, photos=list(photos.values()), clip=clip, dino=dino)
+    table = make_table(samples)
     lpips_distance, no_lpips = encoders.load_lpips()
-    models = {}
-    for model in samples["models"]:
-        models[model] = model_metrics(table, model)
-        models[model]["blank_images"] = [entry["file"] for entry in table.blank if entry["model"] == model]
-        models[model]["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
     record = dict(
         written_by=WRITTEN_BY,
         format=METRICS_FORMAT,
@@ -77,16 +74,36 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         encoders=dict(clip=clip and clip.description(), dino=dino and dino.description()),
         intervals=dict(confidence=metrics.CONFIDENCE, method=INTERVALS),
         photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **photo_metrics(table)),
-        models=models,
-        changes={model: changes(table, model) for model in models if model != BASELINE},
     )
-    record["verdicts"] = {model: asdict(judge(record, model)) for model in models if model != BASELINE}
+    record |= measure(table, samples)
+    for model, values in record["models"].items():
+        values["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
+    record["verdicts"] = {model: asdict(judge(record, model)) for model in record["changes"]}
+    if quick := samples.get("candidates"):
+        folder = Path(samples["models"][FINETUNED]["path"])
+        record["candidates"] = candidates.describe(record | measure(make_table(quick), quick), quick, folder)
     try:
         replace_file(plan.output_dir / METRICS_CSV, lambda file: file.write(as_csv(table).encode()))
         write_json(plan.output_dir / METRICS_JSON, record)
     except OSError as error:
         raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: make room there") from error
     return record
+
+
+def measure(table: "ImageTable", samples: dict) -> dict:
+    """metrics.json's part on the models: their metrics, changes against the baseline, and likeness by image."""
+    models = {}
+    for model in samples["models"]:
+        models[model] = model_metrics(table, model)
+        models[model]["blank_images"] = [entry["file"] for entry in table.blank if entry["model"] == model]
+    names = [model for model in models if model != BASELINE]
+    values = table.values["dino"] if table.values["dino"] is not None else table.values["clip_i"]
+    rows = {model: table.rows(model, SUBJECT) for model in names if values is not None}
+    return dict(
+        models=models,
+        changes={model: changes(table, model) for model in names},
+        image_values={model: present(values)[indices].tolist() for model, indices in rows.items() if indices.size},
+    )
 
 
 def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> tuple[Encoder | None, Encoder | None]:
