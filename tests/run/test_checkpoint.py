@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tests.helpers.script import LATEST, UNET_FILE, as_argv, run
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
+from utils.run.lineage import list_checkpoints
 
 
 def test_diffusers_loads_a_checkpoint(flags, tmp_path):
@@ -36,6 +37,12 @@ def test_what_a_checkpoint_of_half_precision_holds(flags, tmp_path):
     assert (state["step"], state["optimizer"]["loss_scale"], state["optimizer"]["num_applied"]) == (2, 65536.0, 2)
     assert state["determines"]["photos"].keys() == {f"photo-{number}.jpg" for number in range(4)}
     assert "unet/config.json" in state["determines"]["base_model"] and state["arguments"]["seed"] == 0
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(2, [3, 4]), (5, [1, 2, 3, 4])])
+def test_the_newest_are_kept(flags, tmp_path, limit, kept):
+    run(flags, max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=limit)
+    assert [found.step for found in list_checkpoints(tmp_path / "output")] == kept
 
 
 def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, tmp_path, capsys):
