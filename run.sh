@@ -2,17 +2,22 @@
 # Fine-tunes on the photos in INSTANCE_DIR, then samples the result beside the baseline, scores it, writes report.html.
 # Every value can be overridden from the environment; extra arguments go to the training script:
 #   MAX_TRAIN_STEPS=400 LEARNING_RATE=5e-6 INSTANCE_PROMPT="a photo of sks cat" bash run.sh --train_batch_size=2
+# Relative paths are those of the folder it is called from; what is not given lies in the project's own folder.
 # VENV=DIR runs in a virtual environment of yours, as it is; without it setup.sh makes .venv.
+# --dry_run only checks everything. All flags: python train_dreambooth_colossalai.py --help
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-[ -n "${VENV:-}" ] || bash setup.sh
-venv="${VENV:-.venv}"
+case "${1:-}" in -h | --help) sed -n '2,8s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;; esac
+project="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
+root="$project/"
+[ "$PWD" -ef "$project" ] && root="./"
+[ -n "${VENV:-}" ] || bash "$project/setup.sh"
+python="${VENV:-$project/.venv}/bin/python"
 
-export INSTANCE_DIR="${INSTANCE_DIR:-./instance}"
-export OUTPUT_DIR="${OUTPUT_DIR:-./output}"
-export RESULT_DIR="${RESULT_DIR:-./result}"
-recipe_model="./model/stable-diffusion-v1-4"
-embedded_model="./model/tiny-stable-diffusion"
+export INSTANCE_DIR="${INSTANCE_DIR:-${root}instance}"
+export OUTPUT_DIR="${OUTPUT_DIR:-${root}output}"
+export RESULT_DIR="${RESULT_DIR:-${root}result}"
+recipe_model="${root}model/stable-diffusion-v1-4"
+embedded_model="${root}model/tiny-stable-diffusion"
 if [ -z "${MODEL_NAME:-}" ] && [ ! -d "$recipe_model" ]; then
   echo "$recipe_model is not there (README.md says how to get it): running the embedded 64-pixel model $embedded_model"
   export MODEL_NAME="$embedded_model"
@@ -20,32 +25,44 @@ fi
 export MODEL_NAME="${MODEL_NAME:-$recipe_model}"
 
 # The recipe's values; the embedded model wants its own size, a larger learning rate, and fp32 on a CPU.
-resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20
+resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20 checkpointing_steps=500
 if [ "$(realpath -m "$MODEL_NAME")" = "$(realpath -m "$embedded_model")" ]; then
-  resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=300
+  resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=300 checkpointing_steps=100
 fi
 
-"$venv/bin/torchrun" --nproc_per_node "${NPROC:-1}" train_dreambooth_colossalai.py \
-  --pretrained_model_name_or_path="$MODEL_NAME" \
-  --instance_data_dir="$INSTANCE_DIR" \
-  --output_dir="$OUTPUT_DIR" \
-  --instance_prompt="${INSTANCE_PROMPT:-a photo of my cat.}" \
-  --resolution="${RESOLUTION:-$resolution}" \
-  --train_batch_size="${TRAIN_BATCH_SIZE:-$batch_size}" \
-  --mixed_precision="${MIXED_PRECISION:-$precision}" \
-  --learning_rate="${LEARNING_RATE:-$learning_rate}" \
-  --lr_scheduler="${LR_SCHEDULER:-constant}" \
-  --lr_warmup_steps="${LR_WARMUP_STEPS:-0}" \
-  --max_train_steps="${MAX_TRAIN_STEPS:-$steps}" \
+training=(
+  --pretrained_model_name_or_path="$MODEL_NAME"
+  --instance_data_dir="$INSTANCE_DIR"
+  --output_dir="$OUTPUT_DIR"
+  --instance_prompt="${INSTANCE_PROMPT:-a photo of my cat.}"
+  --resolution="${RESOLUTION:-$resolution}"
+  --train_batch_size="${TRAIN_BATCH_SIZE:-$batch_size}"
+  --mixed_precision="${MIXED_PRECISION:-$precision}"
+  --learning_rate="${LEARNING_RATE:-$learning_rate}"
+  --lr_scheduler="${LR_SCHEDULER:-constant}"
+  --lr_warmup_steps="${LR_WARMUP_STEPS:-0}"
+  --max_train_steps="${MAX_TRAIN_STEPS:-$steps}"
+  --checkpointing_steps="${CHECKPOINTING_STEPS:-$checkpointing_steps}"
   "$@"
-
-"$venv/bin/python" evaluate.py \
-  --pretrained_model_name_or_path="$MODEL_NAME" \
-  --finetuned_model_name_or_path="$OUTPUT_DIR" \
-  --instance_data_dir="$INSTANCE_DIR" \
-  --output_dir="$RESULT_DIR" \
-  --prompt="${INSTANCE_PROMPT:-a photo of my cat.}" \
-  --num_images="${NUM_IMAGES:-4}" \
-  --num_drift_images="${NUM_DRIFT_IMAGES:-2}" \
-  ${CHECKPOINT:+--checkpoint="$CHECKPOINT"} \
+)
+evaluation=(
+  --pretrained_model_name_or_path="$MODEL_NAME"
+  --finetuned_model_name_or_path="$OUTPUT_DIR"
+  --instance_data_dir="$INSTANCE_DIR"
+  --output_dir="$RESULT_DIR"
+  --prompt="${INSTANCE_PROMPT:-a photo of my cat.}"
+  --num_images="${NUM_IMAGES:-4}"
+  --num_drift_images="${NUM_DRIFT_IMAGES:-4}"
+  --choose
+  ${CHECKPOINT:+--checkpoint="$CHECKPOINT"}
   --num_inference_steps="${NUM_INFERENCE_STEPS:-50}"
+)
+case " $* " in *" --dry_run "*) exec "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}" ;; esac
+
+# Mistakes are said before torchrun, which buries one line under thirty of its own.
+check='import sys; sys.path[0] = sys.argv.pop(1); from utils.before_launch import main; sys.exit(main())'
+"$python" -c "$check" "$project" "${training[@]}" -- "${evaluation[@]}"
+
+"$python" "$(dirname "$python")/torchrun" --nproc_per_node "${NPROC:-1}" \
+  "${root}train_dreambooth_colossalai.py" "${training[@]}"
+"$python" "${root}evaluate.py" "${evaluation[@]}"

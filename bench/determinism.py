@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
 from bench.studies.determinism_operations import cases, differ, differing
 from bench.timing import median_ms
@@ -257,12 +258,20 @@ def run_here(args: argparse.Namespace) -> dict:
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures all settings, prints what was found; returns it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
+    parser = make_parser(__doc__, __spec__.name)
+    parser.add_argument("--small", action="store_true", help="a small UNet")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (cuda if there is one)"
+    )
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        choices=SETTINGS,
+        default=SETTINGS,
+        help="which kernels may be used (all settings, one after the other)",
+    )
     parser.add_argument("--setting", choices=SETTINGS, help="only this one, in this process")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args = parser.parse_args(argv)
     if args.setting:
         results = run_here(args)

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.command_line import make_parser
 from bench.random_sd14 import EMBEDDED, write_pipeline
 from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
@@ -211,13 +212,25 @@ def print_row(entry: dict) -> None:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 8] if IS_GPU else [1, 2])
-    parser.add_argument("--steps", type=int, default=50 if IS_GPU else 4)
+    parser = make_parser(__doc__, __spec__.name)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a pipeline folder (GPU: random weights of Stable Diffusion v1.4's shape; CPU: the embedded model)",
+    )
+    parser.add_argument(
+        "--batch_sizes",
+        type=int,
+        nargs="+",
+        default=[1, 4, 8] if IS_GPU else [1, 2],
+        help="images at a time (on a GPU 1 4 8, on a CPU 1 2)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=50 if IS_GPU else 4, help="denoising steps an image (on a GPU 50, on a CPU 4)"
+    )
     parser.add_argument("--quick", action="store_true", help="2 images of the recipe's loop, 2 timed calls of ours")
     parser.add_argument("--no_command", action="store_true", help="without the whole command")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     return parser.parse_args(argv)
 
 

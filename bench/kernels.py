@@ -7,7 +7,6 @@ the L2 cache. The UNet has Stable Diffusion v1.4's shape and random weights in o
 64x64 latents.
 """
 
-import argparse
 import collections
 import time
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
 from bench.timing import median_ms
 from utils.kernels import operations, updates
@@ -131,7 +131,7 @@ def optimizer():
     say(f"copy of {n * 4 / 1e9:.1f} GB: {ms:.2f} ms, {n * 8 / ms / 1e6:.0f} GB/s")
     weight, grad = torch.randn(2, n, device="cuda", dtype=torch.float16)
     master, exp_avg, exp_avg_sq = source.normal_(), target.zero_(), torch.zeros(n, device="cuda")
-    scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0], device="cuda")
+    scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0, 1.0], device="cuda")
     buffers = weight, grad, master, exp_avg, exp_avg_sq, scalars
     ms = median_ms(lambda: updates.adamw_(*buffers))
     say(f"adamw_: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
@@ -256,7 +256,7 @@ def unet():
 def main(argv: list[str] | None = None) -> None:
     """Runs the sections that are named, or all."""
     sections = dict(unet=unet, optimizer=optimizer, operations=compare_operations, attention=attention)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, __spec__.name)
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(sections))
     chosen = parser.parse_args(argv).sections or list(sections)
     if unknown := set(chosen) - set(sections):

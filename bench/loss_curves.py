@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from bench.command_line import make_parser
 from bench.reference_loop import ReferenceLoop
 from bench.train_step import run_script
 from utils.data.randomness import draw_sample
@@ -78,13 +79,24 @@ def plot(folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs what is asked for, then plots."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--model", type=Path, default=ROOT / "model" / "tiny-stable-diffusion")
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
-    parser.add_argument("--resolution", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--only", choices=(*NAMES, "plot"), nargs="+", default=[*NAMES, "plot"])
+    parser = make_parser(__doc__, __spec__.name)
+    parser.add_argument("output_dir", type=Path, help="where losses and the curves go")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=ROOT / "model" / "tiny-stable-diffusion",
+        help="a pipeline folder (the embedded model)",
+    )
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="folder of photos (instance)")
+    parser.add_argument("--resolution", type=int, default=512, help="side of the crops in pixels (512)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (400)")
+    parser.add_argument(
+        "--only",
+        choices=(*NAMES, "plot"),
+        nargs="+",
+        default=[*NAMES, "plot"],
+        help="which runs to make, and whether to plot (all)",
+    )
     args = parser.parse_args(argv)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name in NAMES:

@@ -8,7 +8,6 @@ was in use than before the start, looked at every 20 ms: with the CUDA context a
 flags go to the training script.
 """
 
-import argparse
 import contextlib
 import json
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from bench.command_line import make_parser
 from bench.train_step import make_model, run_script
 from utils.arguments import parse_args
 from utils.models.check import check_base_model
@@ -120,12 +120,16 @@ def as_line(row: dict) -> str:
 
 def main(argv: list[str] | None = None) -> dict:
     """Runs the rows and prints the table; returns the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
+    parser = make_parser(__doc__, __spec__.name)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a pipeline folder (GPU: random weights of Stable Diffusion v1.4's shape; CPU: the embedded model)",
+    )
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="folder of photos (instance)")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps", type=int, default=30, help="training steps a row (30)")
+    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args, flags = parser.parse_known_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"

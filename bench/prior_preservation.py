@@ -9,7 +9,6 @@ image and the photos. Writes scores.json, table.md, grid.jpg (a row a prompt, th
 DIR/NAME-0/*.png; images that are there already are scored, not drawn again.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from bench.command_line import make_parser
 from utils.data.class_generation import draw
 from utils.dataset import decode, find_photos
 from utils.evaluation.prompts import slug
@@ -39,14 +39,19 @@ class Run(NamedTuple):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, __spec__.name)
     parser.add_argument("--clip", type=Path, required=True, help="folder of a CLIPModel")
-    parser.add_argument("--instance_data_dir", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--instance_data_dir", type=Path, required=True, help="the subject's photos")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where scores and pictures go")
     parser.add_argument("--subject_prompt", default="a photo of my cat.", help="of pipelines without a run.json")
     parser.add_argument("--num_images", type=int, default=8, help="per prompt")
-    parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("pipelines", nargs="+", metavar="NAME=FOLDER[,FOLDER...]")
+    parser.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps an image (25)")
+    parser.add_argument(
+        "pipelines",
+        nargs="+",
+        metavar="NAME=FOLDER[,FOLDER...]",
+        help="pipelines to compare; several folders of one name are runs with other seeds",
+    )
     return parser.parse_args(argv)
 
 

@@ -6,19 +6,19 @@ Prints for every prompt after the first its tokens and |E(prompt) - E(first)| / 
 output [77,C] and |.| the root of the sum of squares. For scale, name a prompt of another thing too.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 
+from bench.command_line import make_parser
 from utils.diffusion import encode_prompt
 from utils.models import loading
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, __spec__.name)
     parser.add_argument("--model", type=Path, required=True, help="a pipeline's folder")
-    parser.add_argument("prompts", nargs="+")
+    parser.add_argument("prompts", nargs="+", help="prompts to compare")
     return parser.parse_args(argv)
 
 

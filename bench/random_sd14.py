@@ -6,12 +6,13 @@ The tokenizer is the embedded model's (CLIP's own vocabulary). Weights are torch
 saved as float32 like the real folder's.
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 
 import torch
+
+from bench.command_line import make_parser
 
 UNET_CONFIG = dict(
     sample_size=64,
@@ -68,9 +69,11 @@ def write_pipeline(folder: Path, device: str = "cpu", tokenizer_from: Path = EMB
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = make_parser(__doc__, __spec__.name)
+    parser.add_argument("folder", type=Path, help="where the pipeline goes")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (cuda if there is one)"
+    )
     parser.add_argument("--tokenizer_from", type=Path, default=EMBEDDED, help="pipeline folder to take it from")
     arguments = parser.parse_args()
     write_pipeline(arguments.folder, arguments.device, arguments.tokenizer_from)

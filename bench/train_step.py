@@ -8,7 +8,6 @@ reference waits for its loss each step, as such loops do, median after 10 steps.
 written) and a large fp16 product on random data, measured in the same run. Unknown flags go to the training script.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from bench.command_line import make_parser
 from bench.reference_loop import ReferenceLoop
 from bench.timing import median_ms
 
@@ -116,14 +116,18 @@ def flop_per_image(model: Path, resolution: int, device: str) -> tuple[float, in
 
 def main(argv: list[str] | None = None) -> dict:
     """Runs everything and prints the table; returns the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--steps", type=int, default=60)
+    parser = make_parser(__doc__, __spec__.name)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a pipeline folder (GPU: random weights of Stable Diffusion v1.4's shape; CPU: the embedded model)",
+    )
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="folder of photos (instance)")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8], help="images a step (1 8)")
+    parser.add_argument("--steps", type=int, default=60, help="training steps a row (60)")
     parser.add_argument("--long_run", type=int, default=0, help="steps of one more batch-1 run, timed as a whole")
-    parser.add_argument("--no_reference", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--no_reference", action="store_true", help="leave the usual loop out")
+    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args, flags = parser.parse_known_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = dict(torch=torch.__version__, floors=floors(device), ours=[], reference=[])

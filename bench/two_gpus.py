@@ -5,11 +5,11 @@ python -m bench.two_gpus --model DIR [--steps 60] [--json FILE]
 Method: as bench/train_step.py's; the runs of one total batch draw the same samples, so their losses must agree.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
+from bench.command_line import make_parser
 from bench.train_step import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,13 +20,13 @@ RUNS = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 8, 1), (2, 8, 1), (2, 1, 4))
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Runs them one after another and prints a row each; returns the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
-    parser.add_argument("--resolution", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=60)
+    parser = make_parser(__doc__, __spec__.name)
+    parser.add_argument("--model", type=Path, required=True, help="a pipeline folder, as bench.random_sd14 writes one")
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="folder of photos (instance)")
+    parser.add_argument("--resolution", type=int, default=512, help="side of the crops in pixels (512)")
+    parser.add_argument("--steps", type=int, default=60, help="training steps a row (60)")
     parser.add_argument("--only", type=int, nargs="+", default=range(len(RUNS)), help="numbers of RUNS")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args, flags = parser.parse_known_args(argv)
     results = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,6 +12,7 @@ from utils.errors import UserError
 DEFAULTS = dict(
     config=None,
     pretrained_model_name_or_path=Path("base"),
+    pretrained_vae_name_or_path=None,
     tokenizer_name=None,
     instance_data_dir=Path("photos"),
     output_dir=Path("output"),
@@ -19,6 +20,7 @@ DEFAULTS = dict(
     seed=0,
     resolution=512,
     center_crop=False,
+    alpha_mask=False,
     train_batch_size=4,
     num_train_epochs=1,
     max_train_steps=None,
@@ -145,7 +147,7 @@ BAD_VALUES = [
     ("--lr_scheduler", "warm", "invalid choice: 'warm'"),
     ("--save_dtype", "bf16", "invalid choice: 'bf16'"),
     ("--save_format", "pth", "invalid choice: 'pth'"),
-    ("--report_to", "wandb", "invalid choice: 'wandb'"),
+    ("--report_to", "wandb", "wandb is not here"),
     ("--num_class_images", "0", "at least 1"),
     ("--sample_batch_size", "0", "at least 1"),
     ("--prior_loss_weight", "-1", "at least 0"),
@@ -210,7 +212,7 @@ def test_the_logs_stay_inside_the_output(folder):
     assert f"--logging_dir {folder} is not inside --output_dir" in complaint("--logging_dir", folder)
 
 
-@pytest.mark.parametrize("folder", ["unet", "vae/logs", "checkpoint-5", "metrics.jsonl", "run.json"])
+@pytest.mark.parametrize("folder", ["unet", "vae/logs", "checkpoint-5", "metrics.jsonl", "run.json", "UNet"])
 def test_the_logs_do_not_take_the_place_of_the_result(folder):
     assert f"--logging_dir {folder} is a part of the result" in complaint("--logging_dir", folder)
 

@@ -1,15 +1,22 @@
 """The parser that both scripts share: --config, flags that are mistyped, how a mistake ends."""
 
+import ast
 import json
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.script import complaint
-from utils.arguments import as_plain, parse_args, parse_command_line
-from utils.command_line import run_main
+from tests.helpers.script import ROOT, TRAIN, complaint, run_python
+from utils.arguments import as_plain, parse_args, parse_command_line, training_parser
+from utils.command_line import Parser, run_main
+from utils.data.concepts import Concept, read_concepts
 from utils.errors import UserError
+from utils.evaluation.arguments import build_parser
 
 YAML = """\
 # a run
@@ -70,7 +77,7 @@ def test_a_json_file_of_flags(tmp_path):
     [
         ("leraning_rate: 1", "there is no flag 'leraning_rate'; did you mean learning_rate?"),
         ("max-train-steps: 1", "did you mean max_train_steps?"),
-        ("plugin: gemini", "there is no flag 'plugin'; keys are the flags that --help lists, without dashes"),
+        ("plug: gemini", "there is no flag 'plug'; keys are the flags that --help lists, without dashes"),
         ("config: other.yaml", "there is no flag 'config'"),
         ("resolution: big", "argument --resolution: 'big' is not a whole number"),
         ("resolution: [1, 2]", "resolution holds a list or a table"),
@@ -139,7 +146,7 @@ def test_the_nearest_flag_is_suggested(unknown, near):
     assert said == f"unrecognized arguments: {unknown}; did you mean {near}?"
 
 
-@pytest.mark.parametrize("unknown", ["--push_to_hub", "stray", " ", "--plugin=gemini"])
+@pytest.mark.parametrize("unknown", ["--push_it", "stray", " ", "--socket=gemini"])
 def test_a_flag_like_no_other(unknown):
     assert complaint(unknown).endswith("; --help lists the flags")
 
@@ -174,3 +181,98 @@ def test_help_goes_to_stdout_with_exit_code_0(capsys):
         parse_args(["--help"])
     assert exit_.value.code == 0
     assert "usage: train_dreambooth_colossalai.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        dict(PYTHONIOENCODING="ascii"),
+        dict(PYTHONIOENCODING="cp1252"),
+        dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+        dict(LC_ALL="C.UTF-8"),
+    ],
+)
+def test_nothing_that_is_printed_can_fail(variables, tmp_path, tiny_pipeline_dir, photos_dir):
+    photos = shutil.copytree(photos_dir, tmp_path / "photos")
+    photo = next(photos.iterdir())
+    photo.rename(photo.with_name(os.fsdecode(b"\xff caf\xc3\xa9.png")))
+    (photos / "Notizen 🐈").touch()
+    prompt = "a photo of café 猫"
+    argv = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--instance_data_dir={photos}", "--resolution=32"]
+    argv += [f"--instance_prompt={prompt}", f"--output_dir={tmp_path / 'ausgabe 猫'}"]
+    ends = [
+        subprocess.run(
+            [sys.executable, TRAIN, *argv, *more], capture_output=True, env=os.environ | variables, timeout=120
+        )
+        for more in (["--dry_run"], ["--dry_run", "--class_prompt=猫"])
+    ]
+    assert [(end.returncode, b"Traceback" in end.stderr) for end in ends] == [(0, False), (2, False)], ends
+    assert b"ready to train" in ends[0].stdout and b"prompt" in ends[0].stdout
+
+
+class TestPaths:
+    """A home folder's sign is understood in every flag, be it written by the shell or not."""
+
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+
+    def test_every_path_of_both_scripts(self, tmp_path):
+        for parser in (training_parser(), build_parser()):
+            flags = [action for action in parser._actions if action.type is Path]
+            assert len(flags) >= 7
+            for action in flags:
+                parser_of_one = Parser()
+                parser_of_one.add_argument(action.option_strings[0], type=action.type)
+                values = [parser_of_one.parse_args(words) for words in given(action.option_strings[0])]
+                assert [getattr(value, action.dest) for value in values] == [tmp_path / "x", tmp_path / "x"]
+
+    def test_a_configuration(self, tmp_path):
+        (tmp_path / "run.yaml").write_text("output_dir: ~/out\n")
+        assert parse_args([*REQUIRED, "--config=~/run.yaml"]).output_dir == tmp_path / "out"
+
+    def test_subjects(self, tmp_path):
+        entry = dict(instance_prompt="a", instance_data_dir="~/photos", class_prompt="b", class_data_dir="~/class")
+        (tmp_path / "concepts.json").write_text(json.dumps([entry]))
+        subject = Concept("", Path(), None, None)
+        (concept,) = read_concepts(subject, tmp_path / "concepts.json", tmp_path / "out", with_prior_preservation=True)
+        assert (concept.instance_data_dir, concept.class_data_dir) == (tmp_path / "photos", tmp_path / "class")
+
+    def test_a_home_that_is_not_there_stays_a_name(self):
+        assert parse_args([*REQUIRED, "--output_dir=~nobody-of-that-name/x"]).output_dir == Path(
+            "~nobody-of-that-name/x"
+        )
+
+    def test_an_empty_path_is_refused(self):
+        assert complaint("--output_dir=") == "argument --output_dir: is empty: is a shell variable unset?"
+
+
+def given(flag: str) -> list[list[str]]:
+    return [[f"{flag}=~/x"], [flag, "~/x"]]
+
+
+def test_windows_is_told_what_is_supported():
+    code = "import sys; sys.platform = 'win32'; import utils.arguments"
+    result = run_python(code)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: this program runs on Linux; on Windows use WSL 2")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("train_dreambooth_colossalai", "before the training began"), ("evaluate", "images so far are kept")],
+)
+def test_ctrl_c_says_what_was_interrupted(script, said, capsys):
+    """The scripts' last lines, with a main that is interrupted."""
+    source = (ROOT / f"{script}.py").read_text()
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and "run_main" in ast.dump(node.func)
+    ]
+
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert eval(ast.unparse(call), dict(run_main=run_main, main=main)) == 130
+    assert said in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import io
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import EXIT_USER_ERROR, RunFailed, UserError
+from utils.files.ownership import expand_home
 from utils.runtime.environment import is_main
 
 EXIT_INTERRUPTED = 130
@@ -71,26 +74,52 @@ def _bounded(kind: type[Number], text: str, least: int) -> Number:
     return value
 
 
-class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose complaints are UserErrors that name the nearest flag."""
+def as_path(text: str) -> Path:
+    """The path that the user meant: `~` and `~name` are home folders, also if the shell has not seen to it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: is a shell variable unset?")
+    return expand_home(text)
 
-    def __init__(self, **options: Any):
+
+def as_text(text: str) -> str:
+    """A prompt as it was typed, also if Python reads command lines in another encoding than UTF-8 (LC_ALL=C)."""
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        raise argparse.ArgumentTypeError("holds characters that are not valid UTF-8: type it again") from None
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose complaints are UserErrors that name the nearest flag; a flag of type Path is as_path's,
+    one without a type as_text's.
+    """
+
+    def __init__(self, refuse: Callable[[list[str]], None] = lambda words: None, **options: Any):
+        self.refuse = refuse  # raises UserError if a word is a flag that is not here on purpose
         super().__init__(
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=119),
             **options,
         )
+        self.register("type", Path, as_path)
+        self.register("type", None, as_text)
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ") if "unrecognized" in message else ""
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
+            shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+            flags = [flag for action in shown for flag in action.option_strings]
             near = difflib.get_close_matches(unknown.partition(" ")[0].partition("=")[0], flags, n=1, cutoff=0.7)
             message += f"; did you mean {near[0]}?" if near else "; --help lists the flags"
         raise UserError(message)
 
 
-def with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
+def with_config(argv: list[str], parser: Parser) -> list[str]:
     """`argv` with `--config FILE` replaced by the flags in FILE, put first: what the command line says wins.
 
     Keys are the flags without their dashes. true switches a flag without value on; false, null and nothing leave a key
@@ -101,11 +130,13 @@ def with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
     found, rest = finder.parse_known_args(argv)
     if found.config is None:
         return argv
-    flags = {action.dest: action for action in parser._actions if action.option_strings}
+    flags = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
     tokens = []
     for key, value in _read_config(found.config).items():
         if key not in flags or key in ("config", "help"):
-            near = difflib.get_close_matches(key, flags, n=1, cutoff=0.6)
+            parser.refuse([f"--{key}"])
+            shown = [name for name, action in flags.items() if action.help != argparse.SUPPRESS]
+            near = difflib.get_close_matches(key, shown, n=1, cutoff=0.6)
             advice = f"did you mean {near[0]}?" if near else "keys are the flags that --help lists, without dashes"
             raise UserError(f"{found.config}: there is no flag {key!r}; {advice}")
         tokens += _tokens(found.config, key, value, takes_value=flags[key].nargs != 0)
@@ -170,13 +201,16 @@ def _refuse_nested(path: Path, nested: dict) -> None:
         raise UserError(f"--config {path}: {next(iter(nested))} holds a list or a table; a flag takes one value")
 
 
-def run_main(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
+def run_main(
+    main: Callable[[list[str] | None], int | None], argv: list[str] | None = None, *, interrupted: str = "interrupted"
+) -> int:
     """Runs `main(argv)` and returns the exit code.
 
     A UserError becomes one line on stderr, from rank 0 only, and exit code 2, as does a package that is not installed;
-    RunFailed and failures of the file system (a full disk, say) likewise, with exit code 1; Ctrl-C 130. With --debug
-    among the arguments, errors are raised with their tracebacks.
+    RunFailed and failures of the file system (a full disk, say) likewise, with exit code 1; Ctrl-C 130, with the line
+    `interrupted`. With --debug among the arguments, errors are raised with their tracebacks.
     """
+    make_printable()
     try:
         return main(argv) or 0
     except (UserError, RunFailed, OSError, ModuleNotFoundError) as error:
@@ -188,8 +222,15 @@ def run_main(main: Callable[[list[str] | None], int | None], argv: list[str] | N
         _say(line if exit_code > 128 else f"error: {line}")
         return EXIT_USER_ERROR if isinstance(error, UserError | ModuleNotFoundError) else exit_code
     except KeyboardInterrupt:
-        _say("interrupted before the training began")
+        _say(interrupted)
         return EXIT_INTERRUPTED
+
+
+def make_printable() -> None:
+    """Whatever is printed from now on can be: what a terminal's encoding lacks is spelled out, as \\u732b."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _say(line: str) -> None:

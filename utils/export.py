@@ -1,29 +1,99 @@
-"""Writes a pipeline folder as one checkpoint file.
+"""Writes what training made as a pipeline folder, as one checkpoint file, or as a LoRA, at any strength.
 
-python -m utils.export PIPELINE_DIR OUT.safetensors [--dtype fp16]
+python -m utils.export PIPELINE_DIR my-cat.safetensors [--dtype fp16]
+python -m utils.export PIPELINE_DIR NEW_FOLDER --strength 0.75
+python -m utils.export PIPELINE_DIR my-cat-lora.safetensors --lora_rank 32
 """
 
+import argparse
 import sys
 from pathlib import Path
 
-from utils.command_line import Parser, run_main
-from utils.files.ownership import check_export_file
-from utils.models.check import check_base_model
+from utils.command_line import Parser, non_negative_float, positive_int, run_main
+from utils.errors import UserError
+from utils.files.json_files import read_json_or_none
+from utils.files.ownership import RUN_FILE, check_export_file
+from utils.models.base import base_folder
+from utils.models.blending import blended_weights
+from utils.models.check import check_base_model, check_same_unet
+from utils.models.exporting import check_export_folder, export_folder, export_lora
+from utils.models.folder import prediction_type
 from utils.models.single_file import DTYPES, export_single_file
+from utils.run.lineage import read_checkpoint
+
+BASE_FLAG = "--pretrained_model_name_or_path"
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = Parser(prog="python -m utils.export", description="Writes a pipeline folder anew, as you need it.")
+    add = parser.add_argument
+    add("folder", type=Path, metavar="PIPELINE_DIR", help="a folder that training wrote, or a base")
+    add("target", type=Path, metavar="TARGET", help="a file that ends in .safetensors, or a folder")
+    add(
+        "--dtype",
+        choices=list(DTYPES),
+        help="of all tensors; in a folder the UNet's (as in PIPELINE_DIR; LoRA fp16)",
+    )
+    add("--checkpoint", metavar="NAME", help="the UNet of this checkpoint-N in PIPELINE_DIR, not the final one")
+    add("--strength", type=non_negative_float, default=1.0, metavar="S", help="base + S x (tuned - base) (1: tuned)")
+    add("--lora_rank", type=positive_int, metavar="N", help="write the change as a LoRA of N singular values a layer")
+    add(BASE_FLAG, type=Path, metavar="FOLDER", help="the base (what PIPELINE_DIR's run.json names)")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Checks the folder and the file, then writes it."""
-    parser = Parser(prog="python -m utils.export", description="Writes a pipeline folder as one checkpoint file.")
-    parser.add_argument("folder", type=Path, metavar="PIPELINE_DIR", help="a folder that training wrote, or a base")
-    parser.add_argument("file", type=Path, metavar="OUT.safetensors", help="the file to write")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of every tensor (default: as in the folder)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(argv)
+    """Checks folders and the target, then writes it."""
+    args = build_parser().parse_args(argv)
     check_base_model(args.folder, "PIPELINE_DIR")
-    check_export_file(args.file)
-    export_single_file(args.folder, args.file, args.dtype)
-    print(f"{args.file}: {args.file.stat().st_size / 1e6:.1f} MB, read by ComfyUI, A1111 and from_single_file")
+    tuned = checkpoint_folder(args.folder, args.checkpoint) if args.checkpoint else args.folder
+    is_file = args.lora_rank or args.target.suffix in FILE_ENDINGS
+    with_config = not args.lora_rank and prediction_type(args.folder) == "v_prediction"
+    if is_file:
+        check_export_file(args.target, with_config=with_config)
+    else:
+        check_export_folder(args.target, args.folder)
+    base = find_base(args, tuned) if args.strength != 1 or args.lora_rank else tuned
+    if args.lora_rank:
+        lora = export_lora(args.folder, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
+        print(
+            f"{args.target}: {megabytes(args.target)}, {lora.share:.1%} of the squared change; read by diffusers' "
+            "load_lora_weights, ComfyUI and A1111"
+        )
+    elif is_file:
+        export_single_file(args.folder, args.target, args.dtype, blended_weights(base, tuned, args.strength))
+        print(f"{args.target}: {megabytes(args.target)}, read by ComfyUI, A1111 and from_single_file")
+    else:
+        export_folder(args.folder, tuned, base, args.target, args.strength, args.dtype)
+        print(f"{args.target}: a pipeline folder, read by DiffusionPipeline.from_pretrained and evaluate.py")
+
+
+def checkpoint_folder(folder: Path, name: str) -> Path:
+    """Of checkpoint-N or N. Raises UserError if it is not there whole."""
+    path = folder / (f"checkpoint-{name}" if name.isdecimal() else name)
+    if read_checkpoint(path) is None:
+        raise UserError(f"--checkpoint {name}: {folder} holds no whole {path.name}")
+    return path
+
+
+def find_base(args: argparse.Namespace, tuned: Path) -> Path:
+    """The folder that training began from, by flag or by run.json. Raises UserError."""
+    recorded = (read_json_or_none(args.folder / RUN_FILE) or {}).get("arguments", {})
+    named = args.pretrained_model_name_or_path or recorded.get("pretrained_model_name_or_path")
+    if not named:
+        raise UserError(f"{BASE_FLAG} is missing, and {args.folder / RUN_FILE} names no base: give it")
+    base = base_folder(Path(named), BASE_FLAG)
+    if not base.is_dir() and not args.pretrained_model_name_or_path:
+        raise UserError(f"{args.folder / RUN_FILE} names {base} as the base, which is not there: give {BASE_FLAG}")
+    check_base_model(base, BASE_FLAG)
+    check_same_unet(base, tuned)
+    return base
+
+
+def megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

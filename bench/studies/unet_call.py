@@ -7,7 +7,6 @@ median of replays. `difference` is the output's distance from the plain call's, 
 differ from the one before in what they name. At the end the longest kernels of the way that sampling uses.
 """
 
-import argparse
 import collections
 import contextlib
 import json
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
 from bench.timing import median_ms
 from utils.models import captured_unet, fused_unet
@@ -133,9 +133,9 @@ def time_rows(unet, rows: int) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[16, 2])
-    parser.add_argument("--json", type=Path)
+    parser = make_parser(__doc__, __spec__.name)
+    parser.add_argument("--rows", type=int, nargs="+", default=[16, 2], help="latents in a call (16 2)")
+    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         sys.exit("needs a CUDA GPU")

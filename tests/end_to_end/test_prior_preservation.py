@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.helpers.numbers import ANOTHER_ORDER
 from tests.helpers.script import as_argv, losses, rows, run, run_json
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
@@ -22,7 +23,7 @@ def test_the_loss_is_the_photos_plus_the_weighted_class_images(prior):
 def test_a_weight_of_zero_trains_as_without(prior, flags, tmp_path):
     found = run(prior, prior_loss_weight=0, train_batch_size=2)
     assert [row["instance_loss"] for row in found] == pytest.approx(
-        losses(run(flags, train_batch_size=2, output_dir=tmp_path / "b")), rel=1e-5
+        losses(run(flags, train_batch_size=2, output_dir=tmp_path / "b")), rel=ANOTHER_ORDER["loss"]
     )
     assert "class_loss" not in rows(tmp_path / "b")[0] and "instance_loss" not in rows(tmp_path / "b")[0]
 
@@ -61,7 +62,8 @@ def test_micro_batches_of_both_halves_are_one_batch(prior, tmp_path):
     batch = run(prior, train_batch_size=4, snr_gamma=5)
     micro = run(prior, train_batch_size=2, gradient_accumulation_steps=2, snr_gamma=5, output_dir=tmp_path / "micro")
     for name in ("loss", "instance_loss", "class_loss", "grad_norm"):
-        assert [row[name] for row in micro] == pytest.approx([row[name] for row in batch], rel=1e-5)
+        tolerance = ANOTHER_ORDER["grad_norm" if name == "grad_norm" else "loss"]
+        assert [row[name] for row in micro] == pytest.approx([row[name] for row in batch], rel=tolerance)
 
 
 def test_a_class_folder_that_cannot_be_written(prior, tmp_path, capsys, monkeypatch):

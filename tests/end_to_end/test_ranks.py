@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 
+from tests.helpers.numbers import ANOTHER_ORDER
 from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import finish, start_ranks
 from tests.helpers.script import ROOT, SPREAD, TRAIN, as_argv, launch, losses, rows, run, start, weight_change
@@ -60,7 +61,8 @@ def test_a_run_does_not_depend_on_how_it_is_spread(spread_flags, one_process, tm
     found = rows(tmp_path / "ranks")
     assert len(found) == 4
     for name in ("loss", "instance_loss", "class_loss", "grad_norm"):
-        assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=1e-5)
+        tolerance = ANOTHER_ORDER["grad_norm" if name == "grad_norm" else "loss"]
+        assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=tolerance)
     assert [row["lr"] for row in found] == pytest.approx([0, 0.6e-3, 1.2e-3, 0.6e-3]) and found[-1]["skipped"] is False
     assert [row["lr"] for row in expected] == [row["lr"] for row in found]
     change = weight_change(spread_flags["pretrained_model_name_or_path"], tmp_path / "ranks")
@@ -172,6 +174,6 @@ def test_two_nodes(spread_flags, one_process, tmp_path):
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert sum("photos at 32 px" in stdout for stdout, _ in said) == 1
     found = rows(tmp_path / "ranks")
-    assert losses(found) == pytest.approx(losses(expected), rel=1e-5)
+    assert losses(found) == pytest.approx(losses(expected), rel=ANOTHER_ORDER["loss"])
     change = weight_change(spread_flags["pretrained_model_name_or_path"], tmp_path / "ranks")
     torch.testing.assert_close(change, expected_change, rtol=0, atol=1e-6)

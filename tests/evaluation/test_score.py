@@ -23,7 +23,6 @@ from utils.evaluation.plan import find_checkpoints
 from utils.models import drawing, loading
 from utils.run.lineage import FORMAT, STATE_FILE
 
-torch.set_num_threads(1)
 PROMPT = "a photo of sks cat"
 
 
@@ -65,7 +64,7 @@ def models(tmp_path_factory) -> list[str]:
 
 
 def run(trained: Path, result: Path, *more: str) -> int:
-    quick = ["--num_images", "2", "--num_inference_steps", "1", "--output_dir", str(result)]
+    quick = ["--num_images", "2", "--num_drift_images", "2", "--num_inference_steps", "1", "--output_dir", str(result)]
     return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
 
 
@@ -105,20 +104,55 @@ def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_pat
 
 
 def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkeypatch):
-    texts, unets = [], []
-    with_unet = loading.with_unet
+    texts, loaded = [], []
+    load_weights = loading._load_weights
 
-    def noting(pipeline, folder):
-        result = with_unet(pipeline, folder)
-        unets.append((result.vae is pipeline.vae, result.text_encoder is pipeline.text_encoder))
-        return result
+    def noting(cls, *args, **options):
+        loaded.append(cls.__name__)
+        return load_weights(cls, *args, **options)
 
     monkeypatch.setattr(drawing.PromptEmbeddings, "__call__", spy(drawing.PromptEmbeddings.__call__, texts))
-    monkeypatch.setattr(loading, "with_unet", noting)
-    more = ["--checkpoint", "all", "--only", "generate", "--num_drift_images", "1", "--batch_size", "1"]
+    monkeypatch.setattr(loading, "_load_weights", noting)
+    more = [
+        "--checkpoint",
+        "all",
+        "--strength",
+        "0.5",
+        "1",
+        "--only",
+        "generate",
+        "--num_drift_images",
+        "1",
+        "--batch_size",
+        "1",
+    ]
     assert run(trained_dir, tmp_path / "result", *more) == 0
-    assert unets == [(True, True), (True, True)]
+    assert sorted(loaded) == ["AutoencoderKL", "CLIPTextModel", *2 * ["UNet2DConditionModel"]]
     assert len(texts) == len(set(texts)) == 4
+
+
+def test_each_strength_is_a_row_and_its_pictures_are_those_of_the_blended_pipeline(
+    trained_dir, tiny_pipeline_dir, tmp_path
+):
+    result = tmp_path / "result"
+    assert run(trained_dir, result, "--checkpoint", "10", "--strength", "0.5", "1", "1.5") == 0
+    names = ["baseline", "finetuned", "finetuned@0.5", "finetuned@1.5"]
+    names += ["checkpoint-10@0.5", "checkpoint-10", "checkpoint-10@1.5"]
+    assert list(read(result, "samples.json")["models"]) == list(read(result, "metrics.json")["models"]) == names
+    assert read(result, "samples.json")["models"]["checkpoint-10@0.5"]["strength"] == 0.5
+
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    base, tuned = (load_file(part / UNET_FILE) for part in (tiny_pipeline_dir, trained_dir / "checkpoint-10"))
+    save_file({name: (base[name] + value) / 2 for name, value in tuned.items()}, folder / UNET_FILE, {"format": "pt"})
+    pipeline = loading.load_pipeline(folder, torch.float32, torch.device("cpu"))
+    expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
+    with Image.open(result / "images/checkpoint-10@0.5/001-a-photo-of-sks-cat/seed-1.png") as image:
+        assert np.abs(np.asarray(image, int) - expected).max() <= 1
+    before = times(result)
+    assert run(trained_dir, result, "--checkpoint", "10", "--strength", "0.5") == 0
+    now = times(result)
+    assert now == {path: before[path] for path in now}
+    assert {path.parts[-3] for path in now if "images" in path.parts} == set(names[:3]) | {"checkpoint-10@0.5"}
 
 
 def spy(call, computed: list):
@@ -283,15 +317,57 @@ def test_every_value_has_its_interval_or_its_reason(whole):
     record = read(whole, "metrics.json")
     assert set(record["models"]) == {"baseline", "finetuned", "checkpoint-5", "checkpoint-10"}
     for model, values in record["models"].items():
+        assert values.pop("blank_images") == []
         for name, entry in values.items():
             if name == "div_lpips":
                 assert entry["value"] is None and "lpips" in entry["reason"]
+            elif name.startswith("div"):
+                assert entry["value"] is not None and entry["interval"] is None  # of two images
             elif not name.endswith("_max"):
                 low, high = entry["interval"]
-                assert low - 1e-9 <= entry["value"] <= high + 1e-9 or name.startswith("div"), (model, name)
+                assert low < entry["value"] < high, (model, name)
     assert len(record["encoders"]["clip"]["sha256"]["model.safetensors"]) == 64
     assert record["encoders"]["dino"]["transform"]["resize_shorter_side"] == 37
     assert record["samples_id"] == read(whole, "samples.json")["samples_id"]
+
+
+def test_changes_are_differences_to_the_baseline_image_by_image(whole):
+    record = read(whole, "metrics.json")
+    with (whole / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    values = {(row["model"], row["role"], row["prompt"], row["seed"]): row for row in rows}
+    for name, column, role in (("clip_t", "clip_t", "subject"), ("clip_i_other", "clip_i", "other")):
+        pairs = [
+            (float(row[column]), float(values[("baseline", *key[1:])][column]))
+            for key, row in values.items()
+            if key[:2] == ("finetuned", role)
+        ]
+        differences = np.array([ours - theirs for ours, theirs in pairs]).reshape(2, 2)
+        found = record["changes"]["finetuned"][name]
+        assert found["value"] == pytest.approx(differences.mean(), abs=1e-5)
+        interval = metrics.seeds_interval if role == "other" else metrics.mean_interval
+        assert found["interval"] == pytest.approx(interval(differences), abs=1e-4)
+    by_prompt = found["prompts"]
+    assert [entry["prompt"] for entry in by_prompt] == ["a photo of a dog", "a photo of a house"]
+    assert [entry["value"] for entry in by_prompt] == pytest.approx(differences.mean(axis=1), abs=1e-5)
+    assert by_prompt[0]["interval"] == pytest.approx(metrics.student_interval(differences[0], 2), abs=1e-3)
+    for name in ("div_clip", "div_dino"):
+        ours, theirs = (record["models"][model][name]["value"] for model in ("finetuned", "baseline"))
+        assert record["changes"]["finetuned"][name] == dict(value=pytest.approx(ours - theirs), interval=None)
+
+
+def test_images_of_other_things_as_like_the_photos_as_a_drawn_subject_are_counted(whole):
+    record = read(whole, "metrics.json")
+    with (whole / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for column, real in (("clip_i", "real_clip"), ("dino", "real_dino")):
+        before = record["models"]["baseline"][column]["value"]
+        least = (before + record["photos"][real]["value"]) / 2
+        for model, values in record["models"].items():
+            others = [row for row in rows if (row["model"], row["role"]) == (model, "other")]
+            expected = [row["file"] for row in others if float(row[column]) >= least]
+            assert values[f"{column}_other"]["like_subject"] == expected
+            assert values[f"{column}_other"]["num_images"] == 4
 
 
 def test_the_table_has_a_line_an_image(whole):
@@ -315,11 +391,15 @@ def test_scoring_again_gives_the_same_file(whole, models, tmp_path):
 def test_without_models_every_metric_says_what_it_needs(trained_dir, tmp_path):
     assert run(trained_dir, tmp_path / "result") == 0
     record = read(tmp_path / "result", "metrics.json")
+    assert record["models"]["finetuned"].pop("blank_images") == []
     for entry in record["models"]["finetuned"].values():
         assert entry["value"] is None and entry["reason"].startswith("needs ")
     assert "--clip_model" in record["models"]["finetuned"]["clip_i"]["reason"]
     assert "--dino_model" in record["models"]["finetuned"]["pres_dino"]["reason"]
-    assert record["warnings"] == {"finetuned": []}
+    checks = record["verdicts"]["finetuned"]["checks"]
+    assert {check["kind"] for check in checks if check["state"] == "not looked for"} == {
+        *("subject", "prompt", "memorisation", "collapse", "drift", "spread", "class", "photos")
+    }
 
 
 def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline_dir, tmp_path, photos_dir):
@@ -352,7 +432,69 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     assert run_main(evaluate.main, [*more, "--instance_data_dir", str(tmp_path / "one")]) == 0
     values = read(tmp_path / "result", "metrics.json")
     assert values["models"]["finetuned"]["clip_i"]["value"] is not None
-    assert values["photos"]["real_clip"] == dict(value=None, reason="needs two photos or more")
+    assert values["photos"]["real_clip"] == dict(value=None, reason="needs two different photos or more")
+
+
+def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / "result")
+    black = "images/finetuned/002-a-sks-cat-on-the-beach/seed-1.png"
+    Image.new("RGB", (32, 32)).save(folder / black)
+    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder), *models]) == 0
+    record = read(folder, "metrics.json")
+    assert record["models"]["finetuned"]["blank_images"] == [black]
+    assert record["models"]["baseline"]["blank_images"] == []
+    assert (
+        f"finetuned: Images of one colour. 1 image is of one colour, and all numbers count them as images: {black}."
+        in capsys.readouterr().out
+    )
+
+
+def spoil(folder: Path, part: str) -> Path:
+    """Puts a NaN into the first weights of a model's file."""
+    path = next((folder / part).glob("*.safetensors"))
+    weights = load_file(path)
+    name = min(name for name, value in weights.items() if value.is_floating_point() and value.dim() > 1)
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_model_with_a_nan_in_its_weights_is_named(trained_dir, tmp_path, capsys, part):
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    spoil(folder, part)
+    assert run(folder, tmp_path / "result", "--num_drift_images", "0") == 2
+    assert f"error: {folder / part}: 1 of " in capsys.readouterr().err
+    assert not (tmp_path / "result/metrics.json").exists()
+
+
+def test_a_model_that_draws_no_numbers_is_named(trained_dir, tmp_path, capsys):
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    weights = load_file(folder / UNET_FILE)
+    weights["conv_out.bias"].fill_(3e38)  # finite, but what it gives is not
+    save_file(weights, folder / UNET_FILE, {"format": "pt"})
+    assert run(folder, tmp_path / "result", "--num_drift_images", "0") == 2
+    assert "error: finetuned: the images of" in capsys.readouterr().err
+    assert not (tmp_path / "result/metrics.json").exists()
+
+
+def test_an_encoder_that_gives_no_numbers_is_named(whole, models, tmp_path, capsys):
+    for place, kind in ((1, "clip"), (3, "dino")):
+        folder = shutil.copytree(models[place], tmp_path / kind)
+        spoil(folder, ".")
+        command = ["--only", "score", "--output_dir", str(whole), f"--{kind}_model", str(folder)]
+        before = (whole / "metrics.json").read_bytes()
+        assert run_main(evaluate.main, command) == 2
+        assert f"{folder}: its features of" in capsys.readouterr().err
+        assert (whole / "metrics.json").read_bytes() == before
+
+
+def test_a_photo_that_cannot_be_read_is_refused_as_in_training(whole, models, photos_dir, tmp_path, capsys):
+    photos = shutil.copytree(photos_dir, tmp_path / "photos")
+    (photos / "photo-9.jpg").write_bytes((photos / "photo-0.jpg").read_bytes()[:200])
+    command = ["--only", "score", "--output_dir", str(whole), "--instance_data_dir", str(photos), *models]
+    assert run_main(evaluate.main, command) == 2
+    assert "photo-9.jpg" in capsys.readouterr().err
 
 
 # report
@@ -360,7 +502,14 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
 
 def test_the_report_shows_everything(whole):
     page = (whole / "report.html").read_text()
-    for text in ("Training loss", "Validation loss", "CLIP-T", "checkpoint-5", "a sks cat on the beach", "Best: "):
+    for text in (
+        "Training loss",
+        "Validation loss",
+        "CLIP-T",
+        "checkpoint-5",
+        "a sks cat on the beach",
+        "none of the 3 draws your subject",
+    ):
         assert text in page, text
     assert page.count("<img ") == 4 * 2 * 5 + 4
     assert page.count("data:image/") == page.count("<img ") == page.count(' alt="')

@@ -1,124 +1,215 @@
-"""Each warning fires beyond its threshold and not before, with its numbers; the best checkpoint."""
+"""Each check is found beyond its threshold and not before, says what it could not look for, and shows its numbers."""
 
-import copy
+import json
+from dataclasses import asdict
 
 import pytest
 
+from tests.helpers.measured import entry, measured, without
 from utils.evaluation import verdict
+from utils.evaluation.findings import FOUND, GOOD, MISSED, NOT_FOUND, NOT_LOOKED_FOR, SPOILT, UNCERTAIN, UNKNOWN
+
+KINDS = ["subject", "prompt", "blank", "memorisation", "collapse", "drift", "spread", "class", "photos"]
 
 
-def entry(value, interval=None, **more):
-    return dict(value=value, interval=interval, **more)
+def judge(record: dict) -> verdict.Verdict:
+    return verdict.judge(record, "finetuned")
 
 
-def measured(
-    *, clip_i=0.74, clip_t=0.42, copied=0, copy_max=0.81, div=0.11, pres=0.3, other=0.645, real=0.9, nearest=0.95
-) -> dict:
-    """metrics.json in short: a baseline, and a fine-tuned model that gives no reason to warn."""
-    baseline = dict(clip_i=entry(0.03), clip_t=entry(0.64), copy_clip=entry(0.08), copy_clip_max=entry(0.2))
-    baseline |= dict(div_clip=entry(0.45), pres_clip=entry(0.12), clip_t_other=entry(0.669))
-    ours = dict(clip_i=entry(clip_i), clip_t=entry(clip_t))
-    ours["copy_clip"] = entry(0.76, num_above_photos=copied, num_images=20)
-    ours |= dict(copy_clip_max=entry(copy_max), div_clip=entry(div), pres_clip=entry(pres), clip_t_other=entry(other))
-    changes = {
-        name: entry(ours[name]["value"] - baseline[name]["value"], [-0.9, 0.9] if name == "clip_t" else [0.5, 0.9])
-        for name in ("clip_i", "clip_t", "pres_clip", "clip_t_other")
-    }
-    photos = dict(real_clip=entry(real), nearest_clip=entry(nearest), clip_t_class=entry(0.3))
-    record = dict(encoders=dict(clip={}, dino=None), photos=photos, models=dict(baseline=baseline, finetuned=ours))
-    record["changes"] = dict(finetuned=changes)
-    record["warnings"] = dict(finetuned=verdict.find_warnings(record, "finetuned"))
-    return record
+def check(record: dict, kind: str):
+    (found,) = [each for each in judge(record).checks if each.kind == kind]
+    return found
 
 
-def kinds(record: dict, level: str = "warning") -> list[str]:
-    return [warning["kind"] for warning in record["warnings"]["finetuned"] if warning["level"] == level]
+def states(record: dict, state: str) -> list[str]:
+    return [each.kind for each in judge(record).checks if each.state == state]
 
 
-def test_a_good_run_has_no_warning():
-    assert measured()["warnings"]["finetuned"] == []
+def test_a_good_run_has_nothing_found_but_the_subject():
+    judged = judge(measured())
+    assert [each.kind for each in judged.checks] == KINDS
+    assert states(measured(), FOUND) == ["subject"]
+    assert states(measured(), NOT_FOUND) == KINDS[1:]
+    assert (judged.state, judged.gaps) == (GOOD, "")
+    assert judged.headline == "It draws your cat, and nothing that was looked for has suffered."
+    json.dumps(asdict(judged), allow_nan=False)
 
 
 @pytest.mark.parametrize(
     ("numbers", "kind", "shown"),
     [
         (dict(copied=5, copy_max=0.98), "memorisation", ["5 of 20", "0.980", "0.950"]),
-        (dict(div=0.014), "collapse", ["0.014", "0.100", "0.450"]),
-        (dict(other=0.55), "drift", ["0.550", "0.669", "−0.119"]),
+        (dict(div_clip=0.014), "collapse", ["0.014", "0.100", "0.450"]),
+        (dict(clip_t_other=0.55), "drift", ["0.550", "0.669", "−0.119", "−0.139 to −0.099"]),
+        (dict(clip_i_other=0.30), "spread", ["0.300", "0.050", "+0.250", "+0.230 to +0.270"]),
+        (dict(blank=["output-2.png"]), "blank", ["output-2.png", "1 image is"]),
+        (dict(clip_t=0.42), "prompt", ["0.420", "0.640", "−0.220", "0.300"]),
+        (dict(pres_clip=0.7), "class", ["0.700", "0.120", "+0.580"]),
+        (dict(real=0.97), "photos", ["0.970"]),
     ],
 )
-def test_a_warning_shows_the_numbers_behind_it(numbers, kind, shown):
+def test_what_is_found_shows_the_numbers_behind_it(numbers, kind, shown):
     record = measured(**numbers)
-    assert kinds(record) == [kind]
-    (warning,) = record["warnings"]["finetuned"]
-    assert all(text in warning["text"] for text in shown), warning["text"]
+    assert states(record, FOUND) == ["subject", kind]
+    found = check(record, kind)
+    assert all(text in found.text for text in shown), found.text
+    assert found.advice
+    assert judge(record).state == (SPOILT if found.level == "warning" else GOOD)
 
 
 @pytest.mark.parametrize(
     "numbers",
     [
         dict(copied=1, copy_max=0.99),  # less than one image in ten
-        dict(div=0.105),  # less than a quarter of the baseline's, and more than the photos'
-        dict(div=0.2, real=0.7),  # less than the photos', and not far below the baseline's
-        dict(other=0.62),  # less than people see
+        dict(div_clip=0.105),  # less than a quarter of the baseline's, and more than the photos'
+        dict(div_clip=0.2, real=0.7),  # less than the photos', and not far below the baseline's
+        dict(clip_t_other=0.65),  # less than people see
+        dict(clip_i_other=0.065),
+        dict(clip_i=0.3, pres_clip=0.17, margin=0.01),  # of the class, too little to be seen
+        dict(pres_clip=0.4),  # less than half of what the subject gained
     ],
 )
-def test_below_the_threshold_there_is_none(numbers):
-    assert kinds(measured(**numbers)) == []
+def test_below_the_threshold_nothing_is_found(numbers):
+    assert set(states(measured(**numbers), FOUND)) <= {"subject"}
 
 
-def test_notes_are_no_warnings():
-    record = measured(pres=0.7, real=0.97, nearest=0.98)
-    assert kinds(record) == [] and kinds(record, "note") == ["class", "photos"]
+def test_a_recipe_that_has_hardly_trained_is_not_accused():
+    """20 steps at a learning rate of 1e-6, measured on the embedded model."""
+    record = measured(clip_i=0.037, pres_clip=0.14)
+    assert states(record, FOUND) == []
+    judged = judge(record)
+    assert judged.state == MISSED
+    assert judged.headline == "It looks no more like your cat than before."
 
 
-def test_what_was_not_measured_is_not_warned_of():
+@pytest.mark.parametrize(
+    ("kind", "metric", "value"),
+    [("subject", "clip_i", 0.74), ("prompt", "clip_t", 0.42), ("drift", "clip_t_other", 0.463)]
+    + [("spread", "clip_i_other", 0.4), ("class", "pres_clip", 0.7)],
+)
+def test_a_change_within_its_uncertainty_is_neither_found_nor_ruled_out(kind, metric, value):
+    record = measured(**{metric: value}, margin=0.9)
+    found = check(record, kind)
+    assert found.state == UNCERTAIN and "95% interval" in found.text and found.advice
+    record["changes"]["finetuned"][metric]["interval"] = None
+    found = check(record, kind)
+    assert found.state == UNCERTAIN and "no interval" in found.text
+    assert f"Too few images to tell: {verdict.QUESTIONS['subject']}" in judge(measured(margin=0.9)).gaps
+
+
+REASONS = {
+    "subject": ("clip_i", "needs your photos: --instance_data_dir"),
+    "prompt": ("clip_t", "needs CLIP's text tower too"),
+    "memorisation": ("copy_clip", "needs a CLIP model"),
+    "collapse": ("div_clip", "needs two images or more of a prompt: --num_images"),
+    "drift": ("clip_t_other", "needs CLIP's text tower too"),
+    "spread": ("clip_i_other", "needs images without the subject: --drift_prompt"),
+    "class": ("pres_clip", "needs images of the bare class: --class_name"),
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_what_was_not_measured_is_said_with_the_reason(kind):
+    metric, reason = REASONS[kind]
+    record = without(measured(), metric, reason)
+    assert states(record, NOT_LOOKED_FOR) == [kind]
+    assert reason in check(record, kind).text
+    judged = judge(record)
+    assert judged.gaps == f"Not looked for: {verdict.QUESTIONS[kind]}."
+    assert judged.state == (UNKNOWN if kind == "subject" else GOOD)
+
+
+@pytest.mark.parametrize("photo_metric", ["real_clip", "nearest_clip"])
+def test_one_photo_has_no_measure_of_memorising_or_variety(photo_metric):
     record = measured()
-    for values in record["models"].values():
-        for value in values.values():
-            value.update(value=None, reason="needs a model")
-            value.pop("num_above_photos", None)
-    for value in record["photos"].values():
-        value["value"] = None
-    record["changes"] = dict(finetuned={})
-    assert verdict.find_warnings(record, "finetuned") == []
-    assert verdict.headline(record, "finetuned") == []
+    record["photos"][photo_metric] = dict(value=None, reason="needs two different photos or more")
+    unseen = dict(real_clip=["collapse", "photos"], nearest_clip=["memorisation"])[photo_metric]
+    assert states(record, NOT_LOOKED_FOR) == unseen
+    assert all("two different photos" in check(record, kind).text for kind in unseen)
+
+
+def test_without_any_encoder_nothing_is_looked_for_but_blank_images():
+    record = measured()
     record["encoders"]["clip"] = None
-    assert verdict.find_warnings(record, "finetuned") == []
+    for name in list(record["models"]["baseline"]):
+        without(record, name, "needs a CLIP model")
+    for name in record["photos"]:
+        record["photos"][name] = dict(value=None, reason="needs a CLIP model")
+    assert states(record, NOT_LOOKED_FOR) == [kind for kind in KINDS if kind != "blank"]
+    judged = judge(record)
+    assert (judged.state, judged.headline) == (UNKNOWN, "It is not known whether it draws your cat.")
 
 
-def test_the_headline_says_how_much():
-    subject, prompt, photos = verdict.headline(measured(), "finetuned")
-    assert subject == (
-        "It looks more like your subject: CLIP-I went from 0.030 to 0.740 (+0.710, 95% interval +0.500 to +0.900)."
-    )
-    assert prompt.startswith("It follows the prompt visibly less: CLIP-T went from 0.640 to 0.420 (−0.220")
-    assert "0.300" in photos
-    record = measured()
-    record["changes"]["finetuned"]["clip_i"]["interval"] = [-0.1, 0.2]
-    record["changes"]["finetuned"]["clip_t"]["value"] = -0.01
-    subject, prompt = verdict.headline(record, "finetuned")
-    assert subject.startswith("It looks no more like your subject") and "about as well" in prompt
+def test_one_thing_that_has_drifted_is_found_among_others_that_have_not():
+    """As measured on the embedded model: after 100 steps every dog is the cat, and seven other things are not."""
+    record = measured(clip_t_other=0.604, margin=0.09)
+    assert check(record, "drift").state == UNCERTAIN
+    dog = dict(prompt="a photo of a dog", value=-0.37, interval=[-0.6, -0.13])
+    house = dict(prompt="a photo of a house", value=-0.03, interval=[-0.11, 0.05])
+    record["changes"]["finetuned"]["clip_t_other"]["prompts"] = [house, dog]
+    found = check(record, "drift")
+    assert found.state == FOUND and "Most of all: “a photo of a dog” (−0.370" in found.text
+    assert "house" not in found.text and judge(record).state == SPOILT
 
 
-def with_checkpoint(record: dict, other: dict) -> dict:
-    both = copy.deepcopy(record)
-    for part in ("models", "changes", "warnings"):
-        both[part]["checkpoint-5"] = other[part]["finetuned"]
-    return both
+@pytest.mark.parametrize(
+    ("ours", "before", "state"),
+    [
+        (["a.png"], [], FOUND),
+        ([], [], NOT_FOUND),
+        (["a.png"], ["a.png"], NOT_FOUND),
+        (["a.png"] * 3, ["a.png"], FOUND),
+    ],
+)
+def test_pictures_of_other_things_that_look_like_the_subject_are_counted(ours, before, state):
+    record = measured(clip_i_other=0.2, margin=0.5)
+    for model, files in (("finetuned", ours), ("baseline", before)):
+        record["models"][model]["clip_i_other"].update(like_subject=files, num_images=8)
+    found = check(record, "spread")
+    assert found.state == state and f"{len(ours)} of 8 pictures" in found.text
+    assert found.files == (tuple(ours) if state == FOUND else ())
 
 
-def test_the_best_checkpoint_has_the_largest_gain_of_those_that_did_not_memorise():
-    assert verdict.best_model(measured()) is None
-    overfitted, good = measured(clip_i=0.95, copied=5, div=0.01), measured()
-    name, why = verdict.best_model(with_checkpoint(overfitted, good))
-    assert name == "checkpoint-5" and "+0.466" in why and "1 of 2" in why
-    name, why = verdict.best_model(with_checkpoint(good, measured(clip_i=0.5)))
-    assert name == "finetuned" and "among" not in why
+def test_the_headline_joins_what_has_suffered():
+    record = measured(copied=5, clip_t_other=0.4)
+    assert judge(record).headline == "It draws your cat. It copies your photos and follows other prompts less."
+    record["subject"]["class_name"] = None
+    assert judge(record).headline.startswith("It draws your subject.")
 
 
-def test_dino_speaks_for_the_subject_where_there_is_dino():
+def test_a_subject_half_way_is_not_drawn_yet():
+    record = measured(clip_i=0.3)
+    judged = judge(record)
+    assert judged.state == MISSED
+    assert judged.headline == "It looks more like your cat, but not like it yet."
+    record["photos"]["real_clip"] = dict(value=None, reason="needs two different photos or more")
+    assert judge(record).state == GOOD  # one photo: how alike two are is not known
+    assert "less like your subject" in check(measured(clip_i=-0.5), "subject").title
+
+
+def test_the_prompt_is_followed_better_as_well_or_less():
+    assert [check(measured(clip_t=value), "prompt").title for value in (0.74, 0.64, 0.44)] == [
+        "It follows the prompt better",
+        "It follows the prompt about as well",
+        "It follows the prompt visibly less",
+    ]
+
+
+def test_dino_speaks_for_the_subject_if_there_is_dino():
     record = measured()
     assert verdict.fidelity_metric(record) == "clip_i"
     record["encoders"]["dino"] = {}
     assert verdict.fidelity_metric(record) == "dino"
+    for name, other in (("dino", "clip_i"), ("dino_other", "clip_i_other")):
+        for part in (*record["models"].values(), record["changes"]["finetuned"]):
+            part[name] = part[other]
+    assert check(record, "spread").comparisons[0].visible == 0.1
+
+
+def test_the_summary_says_what_was_found_and_what_was_not_looked_for():
+    record = without(measured(copied=5, clip_i=-0.02), "clip_t_other", "needs CLIP's text tower too")
+    record["models"]["baseline"]["dino"] = record["models"]["finetuned"]["dino"] = entry(None)
+    lines = verdict.summary(record)
+    assert lines[1] == "finetuned: CLIP-I −0.020, CLIP-T 0.620, COPY 0.760, DIV 0.140"
+    assert any("Memorised photos. 5 of 20" in line for line in lines)
+    assert lines[-1] == "finetuned: Not looked for: whether other prompts are still followed."

@@ -82,7 +82,7 @@ def start(launcher: list, script: Path, argv: list, cwd: Path = ROOT) -> subproc
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=cwd,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env={"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers.kernels import DEVICES, INTERPRETED, adamw_scalars, make_eight_bit
+from tests.helpers.kernels import DEVICES, INTERPRETED, TRITON_ONLY, adamw_scalars, make_eight_bit
 from utils.kernels import operations, updates
 
 
@@ -33,9 +33,9 @@ def steps(device: str, numel: int, weight_dtype, num_steps: int, update) -> list
 @pytest.mark.parametrize("numel", [100, 4096, 5003])
 def test_the_kernel_computes_what_torch_computes(device, weight_dtype, numel, monkeypatch):
     if device == "cpu" and not INTERPRETED:
-        pytest.skip("says something about Triton only")
+        pytest.skip(TRITON_ONLY)
     found = steps(device, numel, weight_dtype, 5, updates.adamw_8bit_)
-    monkeypatch.setattr(operations, "runs_triton", lambda x: False)
+    monkeypatch.setattr(updates, "runs_triton", lambda x: False)
     expected = steps(device, numel, weight_dtype, 5, updates.adamw_8bit_)
     for ours, theirs in zip(found[-4:], expected[-4:], strict=True):
         assert ((ours - theirs).abs() > 1e-6 * theirs.abs()).double().mean() <= 1e-3  # a level at a rounding boundary
@@ -46,7 +46,7 @@ def test_the_kernel_computes_what_torch_computes(device, weight_dtype, numel, mo
 
 @pytest.mark.parametrize("weight_dtype", [None, torch.float16])
 def test_the_first_update_is_that_of_exact_moments(weight_dtype):
-    """They are rounded after their use."""
+    """They are rounded after their use. To the bit in plain torch; a kernel multiplies and adds in another order."""
     torch.manual_seed(0)
     master, grad = torch.randn(2, 1000)
     exact = master.clone()
@@ -54,4 +54,5 @@ def test_the_first_update_is_that_of_exact_moments(weight_dtype):
     grad = grad.to(weight_dtype or torch.float32)
     updates.adamw_8bit_(None, grad, master, make_eight_bit(1000, True), make_eight_bit(1000, False), scalars)
     updates.adamw_reference_(None, grad, exact, torch.zeros(1000), torch.zeros(1000), scalars)
-    assert torch.equal(master, exact)
+    tolerance = 1e-6 if operations.runs_triton(grad) else 0.0
+    torch.testing.assert_close(master, exact, rtol=tolerance, atol=tolerance)

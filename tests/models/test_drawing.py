@@ -4,12 +4,13 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.helpers.pipelines import largest_difference
 from utils.errors import UserError
-from utils.models.drawing import initial_latents, is_blank, num_denoising_steps, sample, truncated_text
+from utils.models.drawing import NotANumber, initial_latents, is_blank, num_denoising_steps, sample, truncated_text
 from utils.models.loading import load_pipeline
 
 CPU = torch.device("cpu")
@@ -82,13 +83,20 @@ def test_on_step_is_called_as_often_as_announced(pipeline, batch_size):
     assert len(calls) % {None: 1, 1: 3, 2: 2}[batch_size] == 0
 
 
-def test_not_a_number_is_seen_as_a_blank_image_and_gives_no_numpy_warning(base, images):
-    pipeline = load_pipeline(base, torch.float32, CPU)
-    torch.nn.init.constant_(pipeline.unet.conv_out.bias, float("nan"))
+@pytest.mark.parametrize(
+    ("dtype", "advice"), [(torch.float32, "have grown too large"), (torch.float16, "try --mixed_precision no")]
+)
+def test_a_pipeline_that_draws_no_numbers_is_refused(base, dtype, advice):
+    pipeline = load_pipeline(base, dtype, CPU)
+    torch.nn.init.constant_(pipeline.unet.conv_out.bias, torch.finfo(dtype).max)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        (image,) = sample(pipeline, PROMPT, [0], num_inference_steps=1)
-    assert is_blank(image)
+        with pytest.raises(NotANumber, match=f"the images of .{PROMPT}. are not numbers: .*{advice}"):
+            sample(pipeline, PROMPT, [0], num_inference_steps=2)
+
+
+def test_floats_that_are_no_numbers_are_blank(images):
+    assert is_blank(np.full((4, 4, 3), np.nan, np.float32))
     assert not is_blank(images[0])
 
 

@@ -54,6 +54,24 @@ class TestOutputDir:
         monkeypatch.chdir(tmp_path / "base")
         self.refuse(tmp_path, Path("x"), "overlaps --pretrained", pretrained_model_name_or_path=".")
 
+    def test_overlap_on_a_disk_that_does_not_tell_upper_from_lower_case(self, tmp_path, monkeypatch):
+        samefile = Path.samefile
+        lower = lambda path: Path(str(path).lower())  # noqa: E731
+        monkeypatch.setattr(Path, "samefile", lambda one, other: samefile(lower(one), lower(other)))
+        monkeypatch.setattr(Path, "stat", lambda path, **options: os.stat(lower(path)))
+        self.refuse(tmp_path, tmp_path / "Photos/out", "overlaps --instance_data_dir")
+
+    @pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", "._photo.jpg", "@eaDir"])
+    def test_a_folder_with_what_systems_leave_there_is_empty(self, tmp_path, name):
+        (tmp_path / "elsewhere" / name).mkdir()
+        (tmp_path / "elsewhere/.ipynb_checkpoints").mkdir()
+        check(tmp_path, output_dir=tmp_path / "elsewhere")
+
+    def test_a_refusal_names_what_it_found(self, tmp_path):
+        for name in ("b.txt", "a.txt", "d\ne", "c", "Thumbs.db"):
+            (tmp_path / "elsewhere" / name).touch()
+        self.refuse(tmp_path, tmp_path / "elsewhere", r"\('a.txt', 'b.txt', 'c' and 1 more\)")
+
     def test_overlap_with_another_tokenizer(self, tmp_path):
         folder = tmp_path / "elsewhere"
         self.refuse(tmp_path, folder / "out", "overlaps --tokenizer_name", tokenizer_name=folder)

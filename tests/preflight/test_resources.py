@@ -4,12 +4,14 @@ from argparse import Namespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from tests.helpers.script import run
+from tests.helpers.pipelines import write_shards
+from tests.helpers.script import UNET_FILE, run
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.models.folder import num_parameters
+from utils.models.single_file import export_single_file
 from utils.preflight import resources
 from utils.preflight.resources import check_device, check_disk
 from utils.training.memory import MemoryNeeds
@@ -26,11 +28,13 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
     base = check_base_model(tiny_pipeline_dir)
     count = sum(value.numel() for value in load_file(base.unet_weights[0]).values())
     assert num_parameters(base) == count
+    others = [path for path in tiny_pipeline_dir.rglob("*") if path.is_file() and path.parent.name != "unet"]
+    copied = sum(path.stat().st_size for path in others if path.parent != tiny_pipeline_dir)
     free = {}
-    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(free=free["bytes"]))
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
     for limit, most, first in ((None, 10, 0), (2, 3, 0), (None, 5, 500)):
         planned = dict(save_dtype="fp32", num_checkpoints=10 - first // 100, total_limit=limit)
-        needed = count * 4 + most * count * 12
+        needed = count * 4 + copied + most * count * 12
         free["bytes"] = needed - 1
         with pytest.raises(UserError, match=r"too little disk space \(.* for the result, .* free\); .*_total_limit"):
             check_disk(base, tmp_path / "a/b", **planned)
@@ -38,6 +42,48 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
         assert check_disk(base, tmp_path / "a/b", **planned)[1] == "note"
         free["bytes"] = needed + count * 12
         assert check_disk(base, tmp_path / "a/b", **planned)[1] == "ok"
+
+
+def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
+    base, path = check_base_model(tiny_pipeline_dir), tmp_path / "one.safetensors"
+    export_single_file(tiny_pipeline_dir, path)
+    tensors = sum(value.nbytes for value in load_file(path).values())
+    planned = dict(save_dtype="fp32", num_checkpoints=0, total_limit=None)
+    without = num_parameters(base) * 4 + resources._frozen_bytes(base.folder)
+    free = {"bytes": without + tensors}
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
+    with pytest.raises(UserError, match="too little disk space"):
+        check_disk(base, tmp_path / "a", **planned, export_single_file=path)
+    free["bytes"] = without + int(tensors * 1.3)  # the headers of files so small
+    check_disk(base, tmp_path / "a", **planned, export_single_file=path)
+    monkeypatch.setattr(resources, "_same_device", lambda one, other: one != path.parent)
+    free["bytes"] = tensors - 1
+    with pytest.raises(UserError, match="--export_single_file: the file takes .* GB free; free some, or choose"):
+        check_disk(base, tmp_path / "a", **planned, export_single_file=path)
+
+
+@pytest.mark.parametrize("stored", ["shards", "bin", "fp16 variant"])
+def test_parameters_are_the_whole_models_however_it_is_stored(base, stored):
+    count = num_parameters(check_base_model(base))
+    file = base / UNET_FILE
+    if stored == "shards":
+        write_shards(base)
+    if stored == "bin":
+        torch.save({name: value.half() for name, value in load_file(file).items()}, file.with_suffix(".bin"))
+        file.unlink()
+    if stored == "fp16 variant":
+        save_file(
+            {name: value.half() for name, value in load_file(file).items()}, f"{file}"[:-11] + "fp16.safetensors"
+        )
+        file.unlink()
+    assert num_parameters(check_base_model(base)) == count
+
+
+def test_a_disk_that_does_not_say_how_large_it_is(tmp_path, tiny_pipeline_dir, monkeypatch):
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=0, free=0))
+    planned = dict(save_dtype="fp32", num_checkpoints=1, total_limit=None)
+    finding, verdict = check_disk(check_base_model(tiny_pipeline_dir), tmp_path, **planned)
+    assert verdict == "note" and finding.endswith("the disk does not say how much is free")
 
 
 def test_what_is_written_is_what_was_said(flags, tmp_path, tiny_pipeline_dir):
@@ -89,3 +135,12 @@ def test_a_gpu_that_torch_cannot_use_is_a_note(tmp_path, tiny_pipeline_dir, monk
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     finding, found = check_device(make_needs(7_000_000), low_memory=False)
     assert found == verdict and ("which takes hours: there is an NVIDIA GPU" in finding) == (verdict == "note")
+
+
+def test_a_checkpoint_needs_the_hosts_memory_too(monkeypatch):
+    """A GPU of 16 GB in a machine with 12.7 GB of memory: the copy of Stable Diffusion's state takes 10.3 GB."""
+    needs = make_needs(859_520_964)
+    for free, verdict in ((8e9, "note"), (10.2e9, "note"), (11e9, "ok")):
+        monkeypatch.setattr(resources, "free_host_memory", lambda free=free: free)
+        finding, found = resources._compare_memory(needs, False, "Tesla T4", 15.6e9)
+        assert found == verdict and ("a checkpoint's copy takes 10.3 GB" in finding) == (verdict == "note")

@@ -1,7 +1,11 @@
 """What is said of an NVIDIA GPU, its driver and torch's build for it."""
 
 import pytest
+import torch
 
+import evaluate
+from tests.helpers.script import dry_run
+from utils.command_line import run_main
 from utils.runtime import gpu
 
 H100 = {"NVIDIA H100": (9, 0)}
@@ -56,3 +60,46 @@ def test_gpus(changes, level, said):
 )
 def test_kernels(capability, architectures, expected):
     assert gpu.has_kernels(capability, architectures) is expected
+
+
+@pytest.fixture
+def turing(monkeypatch) -> None:
+    """The second of this machine's two GPUs is a T4."""
+    found = {0: ("NVIDIA A100", (8, 0)), 1: ("Tesla T4", (7, 5))}
+    monkeypatch.setattr(gpu, "gpu_is_usable", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: found[device][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found[device][1])
+
+
+def test_a_gpu_before_ampere_has_no_bf16(turing, monkeypatch):
+    assert gpu.gpu_without_bf16() == "Tesla T4"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert gpu.gpu_without_bf16() is None
+    monkeypatch.setattr(gpu, "gpu_is_usable", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpu.gpu_without_bf16() is None
+
+
+@pytest.mark.parametrize("flag", ["--mixed_precision", "--prior_generation_precision"])
+def test_training_says_that_fp16_takes_its_place(turing, tiny_pipeline_dir, photos_dir, tmp_path, capsys, flag):
+    prior = ["--with_prior_preservation", "--class_prompt=a cat", f"--class_data_dir={tmp_path / 'class'}"]
+    code, said, _ = dry_run(tiny_pipeline_dir, photos_dir, tmp_path, capsys, *prior, f"{flag}=bf16")
+    assert code == 0 and "Tesla T4 has no bf16 arithmetic: fp16 in its place" in said
+    code, said, _ = dry_run(tiny_pipeline_dir, photos_dir, tmp_path, capsys, *prior, f"{flag}=fp16")
+    assert code == 0 and "bf16" not in said
+
+
+def test_sampling_says_so_too(turing, tiny_pipeline_dir, tmp_path, capsys):
+    models = [f"--{kind}_model_name_or_path={tiny_pipeline_dir}" for kind in ("pretrained", "finetuned")]
+    quick = [
+        "--num_images=1",
+        "--num_drift_images=0",
+        "--num_inference_steps=1",
+        "--prompt=a cat",
+        "--only=generate",
+    ]
+    argv = [*models, *quick, f"--output_dir={tmp_path / 'result'}", "--mixed_precision=bf16"]
+    assert run_main(evaluate.main, argv) == 0
+    assert "Tesla T4 has no bf16 arithmetic: fp16 in its place" in capsys.readouterr().err
+    assert '"mixed_precision": "fp16"' in (tmp_path / "result/samples.json").read_text()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The program on several stacks, each in a virtual environment of its own below LEGS_DIR (.legs; up to 6 GB a leg):
 #   default   requirements.txt, in .venv (or VENV)     upstream  requirements-upstream.txt, ColossalAI's own pins
-#   oldest    tests/stacks/legs/oldest.txt                    newest    requirements.txt without its pins
+#   oldest    tests/stacks/legs/oldest.txt             newest    requirements.txt without its pins
+#   python3.10, python3.12, python3.13                 requirements.txt with that Python, if this machine has it
 # On each: the golden trajectory and run.sh with ten steps; then every leg samples the pipelines of all of them.
 #   bash tests/stacks/matrix.sh [--brief] [LEG...]            --brief: no run.sh; all legs where none is named
 set -euo pipefail
@@ -9,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 legs_dir="$(realpath -m "${LEGS_DIR:-.legs}")"
 brief=
 [ "${1:-}" != "--brief" ] || { brief=1; shift; }
-[ $# -gt 0 ] || set -- default upstream oldest newest
+[ $# -gt 0 ] || set -- default upstream oldest newest python3.10 python3.12 python3.13
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 requirements() {
@@ -17,7 +18,17 @@ requirements() {
     upstream) cat requirements-upstream.txt ;;
     oldest) cat tests/stacks/legs/oldest.txt ;;
     newest) sed 's/==[^ ]*//' requirements.txt ;;
-    *) echo "matrix.sh: there is no leg $1, only default, upstream, oldest and newest" >&2; exit 2 ;;
+    python3.*) cat requirements.txt ;;
+    *) echo "matrix.sh: there is no leg $1, only default, upstream, oldest, newest and python3.N" >&2; exit 2 ;;
+  esac
+}
+
+python_of() {  # LEG: the interpreter for its environment; fails if there is none
+  case "$1" in
+    python3.*) for found in "$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/${1#python}".*/bin/python; do
+        if "$found" -c 'import venv' 2> /dev/null; then echo "$found"; return; fi
+      done; return 1 ;;
+    *) echo "${PYTHON:-python3}" ;;
   esac
 }
 
@@ -30,7 +41,7 @@ install() {  # LEG: as setup.sh does it, again only where the list has changed
   if [ -e "$venv/.installed" ] && cmp -s "$list.new" "$list"; then return; fi
   rm -f "$venv/.installed"
   mv "$list.new" "$list"
-  [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+  [ -x "$venv/bin/python" ] || "$(python_of "$1")" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps colossalai==0.5.0
   touch "$venv/.installed"
@@ -44,7 +55,11 @@ check() {  # LEG
     NUM_INFERENCE_STEPS=5 NUM_IMAGES=2 bash run.sh
 }
 
-failed=()
+failed=() legs=()
+for leg in "$@"; do
+  if python_of "$leg" > /dev/null; then legs+=("$leg"); else echo "=== $leg: not run: there is no $leg here"; fi
+done
+set -- "${legs[@]}"
 for leg in "$@"; do
   echo "=== $leg: installing"
   mkdir -p "$legs_dir/$leg"

@@ -27,7 +27,7 @@ from utils.data.concepts import Concept
 from utils.data.randomness import Purpose, generator
 from utils.dataset import ClassDataset
 from utils.errors import UserError
-from utils.files.atomic import sync_directory
+from utils.files.filesystems import sync
 from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
@@ -116,7 +116,7 @@ def make_missing(
                 batch = numbers[start : start + settings.sample_batch_size]
                 make_batch(pipeline, plan, batch, settings.seed)
                 bar.update(len(batch))
-            sync_directory(plan.folder)
+            sync(plan.folder)
     del pipeline, captured
     gc.collect()
     if device.type == "cuda":

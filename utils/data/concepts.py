@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
-from utils.files.ownership import overlap
+from utils.files.ownership import expand_home, overlap
 
 FIELDS = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
 
@@ -57,9 +57,9 @@ def _concept(entry: dict, where: str, with_prior_preservation: bool) -> Concept:
             why = ", which --with_prior_preservation needs" if field in FIELDS[2:] else ""
             raise UserError(f"{where}: {field!r} is missing or empty{why}")
     if not with_prior_preservation:
-        return Concept(entry["instance_prompt"], Path(entry["instance_data_dir"]), None, None)
+        return Concept(entry["instance_prompt"], expand_home(entry["instance_data_dir"]), None, None)
     texts = [entry[field] for field in FIELDS]
-    return Concept(texts[0], Path(texts[1]), texts[2], Path(texts[3]))
+    return Concept(texts[0], expand_home(texts[1]), texts[2], expand_home(texts[3]))
 
 
 def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
@@ -82,10 +82,12 @@ def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
             )
 
 
-def load_photos(concepts: list[Concept], resolution: int, center_crop: bool) -> InstanceDataset:
+def load_photos(
+    concepts: list[Concept], resolution: int, center_crop: bool, alpha_mask: bool = False
+) -> InstanceDataset:
     """One InstanceDataset of all subjects' photos."""
     dataset, *others = [
-        InstanceDataset(concept.instance_data_dir, resolution, center_crop, concept.instance_prompt)
+        InstanceDataset(concept.instance_data_dir, resolution, center_crop, concept.instance_prompt, alpha_mask)
         for concept in concepts
     ]
     for other in others:

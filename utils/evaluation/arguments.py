@@ -12,13 +12,8 @@ from utils.evaluation.prompts import DREAMBENCH
 
 BASELINE_FLAG = "--pretrained_model_name_or_path"
 FINETUNED_FLAG = "--finetuned_model_name_or_path"
+VAE_FLAG = "--pretrained_vae_name_or_path"
 STAGES = ("generate", "score", "report")
-
-
-def _path(text: str) -> Path:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty: is a shell variable unset?")
-    return Path(text).expanduser()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,27 +31,51 @@ def build_parser() -> argparse.ArgumentParser:
         choices=STAGES,
         help="this stage alone, from what the one before it left (repeatable)",
     )
-    add("--clip_model", type=_path, metavar="FOLDER", help="CLIP model for CLIP-I and CLIP-T (what the baseline has)")
-    add("--dino_model", type=_path, metavar="FOLDER", help="DINO model, such as facebook/dino-vits16 (none)")
+    add("--clip_model", type=Path, metavar="FOLDER", help="CLIP model for CLIP-I and CLIP-T (what the baseline has)")
+    add("--dino_model", type=Path, metavar="FOLDER", help="DINO model, such as facebook/dino-vits16 (none)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def _add_generate_flags(add: Callable[..., object]) -> None:
-    add(BASELINE_FLAG, type=_path, metavar="FOLDER", help="the baseline (default: what the fine-tuned run.json names)")
-    add(FINETUNED_FLAG, type=_path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
-    add("--output_dir", type=_path, metavar="FOLDER", default=Path("result"), help="where the images go (./result)")
-    add("--instance_data_dir", type=_path, metavar="FOLDER", help="your photos, for the top row of comparison.png")
+    add(BASELINE_FLAG, type=Path, metavar="PATH", help="the baseline (default: what the fine-tuned run.json names)")
+    add(VAE_FLAG, type=Path, metavar="PATH", help="another VAE for the baseline (default: what run.json names)")
+    add(FINETUNED_FLAG, type=Path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
+    add("--output_dir", type=Path, metavar="FOLDER", default=Path("result"), help="where the images go (./result)")
+    add(
+        "--instance_data_dir",
+        type=Path,
+        metavar="FOLDER",
+        help="your photos, shown and compared with (what the fine-tuned run.json names)",
+    )
+    add(
+        "--concepts_list",
+        type=Path,
+        metavar="FILE",
+        help="several subjects, each with its own photos",
+    )
     add("--prompt", action="append", help="what to draw; repeatable (the instance prompt of the fine-tuned run.json)")
-    add("--prompts_file", type=_path, metavar="FILE", help="prompts, one a line")
+    add("--prompts_file", type=Path, metavar="FILE", help="prompts, one a line")
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
-    add("--identifier", help="the subject's name in prompts (what precedes the class in the instance prompt)")
-    add("--class_name", help="what the subject is one of (the instance prompt's last word)")
+    add(
+        "--identifier",
+        help="the subject's name in prompts, such as sks (guessed from the prompts it was trained with)",
+    )
+    add("--class_name", help="what the subject is one of, such as dog (guessed from the prompts it was trained with)")
     add("--drift_prompt", action="append", help="a prompt without the subject; repeatable (two other things)")
     add("--checkpoint", action="append", metavar="NAME", help="also a checkpoint-N of the fine-tuned folder, or all")
+    add(
+        "--strength",
+        action="extend",
+        nargs="+",
+        type=non_negative_float,
+        metavar="S",
+        help="also the weights baseline + S x (fine-tuned - baseline), of the checkpoints too (1: as they are)",
+    )
+    add("--choose", action="store_true", help="say which to use: the checkpoints, or the result at lower strengths")
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
-    add("--num_drift_images", type=non_negative_int, default=2, help="the same for prompts without the subject (2)")
+    add("--num_drift_images", type=non_negative_int, default=4, help="the same for prompts without the subject (4)")
     add("--seed", type=seed_int, default=0, help="seed of image 1; image k has seed + k - 1 (0)")
     add("--num_inference_steps", type=positive_int, default=50, help="denoising steps (50)")
     add(
@@ -76,10 +95,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses `argv` and checks every value that can be judged by itself. Raises UserError."""
     args = build_parser().parse_args(argv)
     args.command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
-    for flag in ("prompt", "drift_prompt", "negative_prompt", "identifier", "class_name"):
-        value = getattr(args, flag)
-        for text in value if isinstance(value, list) else [value or ""]:
-            check_text(f"--{flag}", text)
     if args.dreambench and not (args.identifier and args.class_name):
         raise UserError("--dreambench needs --identifier (such as sks) and --class_name (such as dog)")
     args.stages = tuple(stage for stage in STAGES if stage in (args.only or STAGES))

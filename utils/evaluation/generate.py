@@ -10,11 +10,13 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.evaluation import comparison
+from utils.evaluation.candidates import FOLDER as CANDIDATES
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import SUBJECT
@@ -25,6 +27,7 @@ from utils.evaluation.samples import (
     SAMPLES_FILE,
     SETTINGS_KEY,
     WRITTEN_BY,
+    Model,
     Sample,
     SamplingSettings,
     own_files,
@@ -35,7 +38,7 @@ from utils.evaluation.samples import (
 from utils.files import png
 from utils.files.hashing import in_background, sha256_of_all
 from utils.files.json_files import write_json
-from utils.models import drawing, loading
+from utils.models import blending, drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
@@ -48,12 +51,15 @@ def generate(plan: EvaluationPlan) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
     device = gpu.pick_device()
     mixed_precision = plan.mixed_precision or ("fp16" if device.type == "cuda" else "no")
+    if mixed_precision == "bf16" and (old_gpu := gpu.gpu_without_bf16()):
+        warn(f"{old_gpu} has no bf16 arithmetic: fp16 in its place")
+        mixed_precision = "fp16"
     settings = SamplingSettings.read({**plan._asdict(), "mixed_precision": mixed_precision})
     if device.type == "cpu" and mixed_precision == "fp16":
         warn("--mixed_precision fp16 on a CPU is many times slower than `no`")
     photos = load_photos(plan.instance_data_dir)
     if plan.instance_data_dir is not None and not photos:
-        warn(f"--instance_data_dir {plan.instance_data_dir} holds no readable photo: {COMPARISON_FILE} shows none")
+        warn(f"--instance_data_dir {plan.instance_data_dir} holds no photo: {COMPARISON_FILE} shows none")
     hashing = in_background(hash_models, plan)  # gigabytes, while they are loaded
     pipelines = load_pipelines(plan, settings, device)
     prompts = plan.prompts
@@ -61,13 +67,20 @@ def generate(plan: EvaluationPlan) -> None:
         if unseen := drawing.truncated_text(pipelines[BASELINE], prompt.text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
 
-    samples = plan_samples(prompts, plan.checkpoint, *plan.counts)
+    quick = plan.candidates
+    samples = plan_samples(prompts, plan.models, *plan.counts)
+    quick_samples = plan_samples(quick.prompts, quick.models, *quick.counts, root=CANDIDATES) if quick else []
+    turns = WeightsInTurn(plan, pipelines)
     models = describe_models(plan, pipelines, hashing.result())
     try:
-        claim(plan.output_dir, [sample.file for sample in samples])
-        entries = sample_all(plan, settings, samples, pipelines, models)
+        claim(plan.output_dir, [sample.file for sample in samples + quick_samples])
+        entries = sample_all(plan, settings, samples, turns, models)
         write_comparison(plan, settings, samples, photos)
         record = describe(plan, settings, entries, models, device)
+        if quick:
+            quick_settings = settings._replace(num_inference_steps=quick.num_inference_steps)
+            quick_entries = sample_all(quick, quick_settings, quick_samples, turns, models)
+            add_candidates(record, describe(quick, quick_settings, quick_entries, models, device))
         finish(plan.output_dir, record)
     except OSError as error:
         advice = "make room there, or name another folder"
@@ -75,7 +88,8 @@ def generate(plan: EvaluationPlan) -> None:
 
 
 def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: torch.device) -> dict:
-    """Baseline and fine-tuned; what is the same in both is loaded once. Checkpoints are loaded in their turn."""
+    """Baseline and fine-tuned; what is the same in both is loaded once. All others are the fine-tuned with other
+    weights in its UNet (WeightsInTurn)."""
     weight_dtype = WEIGHT_DTYPES[settings.mixed_precision]
     load = functools.partial(
         loading.load_pipeline, weight_dtype=weight_dtype, device=device, safety_checker=settings.safety_checker
@@ -87,36 +101,68 @@ def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: tor
     return {BASELINE: baseline, FINETUNED: finetuned}
 
 
-def model_folders(plan: EvaluationPlan) -> dict[str, tuple[Path, Path]]:
-    """(pipeline's folder, UNet's folder) of every model."""
+def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
+    """(pipeline's folder, folder with the UNet's unet/) of every model."""
     baseline, finetuned = plan.baseline_folder, plan.finetuned_model_name_or_path
-    folders = {BASELINE: (baseline, baseline / "unet"), FINETUNED: (finetuned, finetuned / "unet")}
-    return folders | {name: (finetuned, finetuned / name / "unet") for name in plan.checkpoint}
+    folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.all_models}
+    return {model: (baseline, baseline) if model.name == BASELINE else pair for model, pair in folders.items()}
 
 
 def describe_models(plan: EvaluationPlan, pipelines: dict, hashes: dict) -> dict[str, dict]:
     """Path, scheduler and SHA-256 of the files of every model."""
     models = {}
-    for name, (folder, unet) in model_folders(plan).items():
-        scheduler = pipelines[BASELINE if name == BASELINE else FINETUNED].scheduler
-        path = str(unet if name in plan.checkpoint else folder)
-        models[name] = dict(path=path, scheduler=type(scheduler).__name__, sha256=hashes[name])
+    for model, (folder, unet) in model_folders(plan).items():
+        scheduler = pipelines[BASELINE if model.name == BASELINE else FINETUNED].scheduler
+        path = str(unet / "unet" if model.checkpoint else folder)
+        models[model.name] = dict(path=path, scheduler=type(scheduler).__name__, sha256=hashes[model.name])
+        if model.strength != 1:
+            models[model.name] |= dict(strength=model.strength)
     models[FINETUNED]["shared_with_baseline"] = loading.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
     return models
 
 
 def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
-    """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded."""
+    """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded.
+
+    A blended UNet's is over its strength and those of both ends.
+    """
     files = {}
-    for name, (folder, unet) in model_folders(plan).items():
+    for model, (folder, unet) in model_folders(plan).items():
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-            directory = unet if part == "unet" else folder / part
-            files[name, part] = [directory / file for file in loading.loaded_files(directory)]
+            directory = (unet if part == "unet" else folder) / part
+            files[model.name, part] = [directory / file for file in loading.loaded_files(directory)]
     digests = sha256_of_all(path for paths in files.values() for path in paths)
     hashes: dict = {}
     for (name, part), paths in files.items():
         hashes.setdefault(name, {})[part] = settings_sha256({path.name: digests[path] for path in paths})
+    for model in plan.all_models:
+        if model.strength != 1:
+            ends = dict(base=hashes[BASELINE]["unet"], tuned=hashes[model.name]["unet"])
+            hashes[model.name]["unet"] = settings_sha256(ends | dict(strength=model.strength))
     return hashes
+
+
+class WeightsInTurn:
+    """A pipeline for every model: its own, or the fine-tuned one with the model's weights put into its UNet.
+
+    The weights change in place, so that the graphs that read them stay good, and no module is loaded twice.
+    """
+
+    def __init__(self, plan: EvaluationPlan, pipelines: dict):
+        self.folders = model_folders(plan)
+        self.models = {model.name: model for model in self.folders}
+        self.pipelines = pipelines
+        self.held = {id(pipelines[name].unet): name for name in (FINETUNED, BASELINE)}  # whose weights a UNet holds
+
+    def pipeline(self, name: str) -> StableDiffusionPipeline:
+        """Of the model `name`, until the next call."""
+        pipeline = self.pipelines[BASELINE if name == BASELINE else FINETUNED]
+        if self.held[id(pipeline.unet)] != name:
+            tuned = self.folders[self.models[name]][1]
+            baseline = self.folders[self.models[BASELINE]][1]
+            blending.load_weights(pipeline.unet, blending.blended_weights(baseline, tuned, self.models[name].strength))
+            self.held[id(pipeline.unet)] = name
+        return pipeline
 
 
 def image_settings(settings: SamplingSettings, sample: Sample, model: dict, device_type: str) -> dict:
@@ -126,17 +172,17 @@ def image_settings(settings: SamplingSettings, sample: Sample, model: dict, devi
 
 
 def sample_all(
-    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], pipelines: dict, models: dict
+    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], turns: WeightsInTurn, models: dict
 ) -> list[dict]:
     """Makes and writes the images whose settings differ from what lies there; returns samples.json's entries."""
-    device_type = pipelines[BASELINE].device.type
+    device_type = turns.pipelines[BASELINE].device.type
     digests = {s.file: settings_sha256(image_settings(settings, s, models[s.model], device_type)) for s in samples}
     wanted = [s for s in samples if recorded_settings(plan.output_dir / s.file) != digests[s.file]]
     if len(wanted) < len(samples):
         print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
     start, writing = time.monotonic(), []
     with ThreadPoolExecutor(NUM_WRITERS) as writers:  # compressing PNGs takes long, and the GPU need not wait for it
-        for group, images in sample_groups(settings, wanted, pipelines, models):
+        for group, images in sample_groups(settings, wanted, turns):
             for sample, image in zip(group, images, strict=True):
                 text = settings.png_text(sample.prompt, seed=sample.seed, model=models[sample.model]["path"])
                 text[SETTINGS_KEY] = digests[sample.file]
@@ -154,13 +200,18 @@ def sample_all(
 
 
 def sample_groups(
-    settings: SamplingSettings, wanted: list[Sample], pipelines: dict, models: dict
+    settings: SamplingSettings, wanted: list[Sample], turns: WeightsInTurn
 ) -> Iterator[tuple[list[Sample], list[Image.Image]]]:
-    """Yields (samples, images) for every model and prompt, behind one progress bar; holds one checkpoint at a time."""
+    """Yields (samples, images) for every model and prompt, behind one progress bar."""
     groups = [list(group) for _, group in groupby(wanted, key=lambda sample: (sample.model, sample.prompt))]
-    pipeline_of = {name: pipelines[BASELINE if name == BASELINE else FINETUNED] for name in models}
+    pipelines = turns.pipelines
     num_steps = sum(
-        drawing.num_denoising_steps(pipeline_of[g[0].model], len(g), settings.num_inference_steps, settings.batch_size)
+        drawing.num_denoising_steps(
+            pipelines[BASELINE if g[0].model == BASELINE else FINETUNED],
+            len(g),
+            settings.num_inference_steps,
+            settings.batch_size,
+        )
         for g in groups
     )
     options = settings.of_sampling()
@@ -171,14 +222,15 @@ def sample_groups(
     with tqdm(
         total=num_steps, unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups
     ) as progress_bar:
-        loaded, name = None, None
         for group in groups:
-            if group[0].model != name:
-                name, loaded = group[0].model, None
-                loaded = pipelines.get(name) or loading.with_unet(pipelines[FINETUNED], Path(models[name]["path"]))
-                progress_bar.set_description("fine-tuned" if name == FINETUNED else name)
-            seeds = [sample.seed for sample in group]
-            yield group, drawing.sample(loaded, group[0].prompt, seeds, on_step=progress_bar.update, **options)
+            name, seeds = group[0].model, [sample.seed for sample in group]
+            progress_bar.set_description(name.replace(FINETUNED, "fine-tuned"))
+            pipeline = turns.pipeline(name)
+            try:
+                images = drawing.sample(pipeline, group[0].prompt, seeds, on_step=progress_bar.update, **options)
+            except drawing.NotANumber as error:
+                raise UserError(f"{name}: {error}") from error
+            yield group, images
 
 
 def save_sample(path: Path, image: Image.Image, text: dict) -> bool:
@@ -212,7 +264,7 @@ def finish(output_dir: Path, record: dict) -> None:
         path = output_dir / name
         path.unlink(missing_ok=True)
         for folder in list(path.relative_to(output_dir).parents)[:-1]:
-            if not any((output_dir / folder).iterdir()):
+            if (output_dir / folder).is_dir() and not any((output_dir / folder).iterdir()):
                 os.rmdir(output_dir / folder)
     write_json(output_dir / SAMPLES_FILE, record)
 
@@ -239,12 +291,21 @@ def describe(
         **settings._asdict(),
         identifier=plan.identifier,
         class_name=plan.class_name,
+        guessed=plan.guessed,
         instance_data_dir=str(photos) if photos is not None else None,
         device=str(device),
         versions=drawing.versions(),
-        models=models,
+        models={model.name: models[model.name] for model in plan.models},
         images=entries,
     )
+
+
+def add_candidates(record: dict, candidates: dict) -> None:
+    """Puts the candidates' samples into samples.json's record."""
+    kept = ("prompts", "num_inference_steps", "identifier", "class_name", "models", "images")
+    record["candidates"] = {name: candidates[name] for name in kept}
+    record["files"] += [entry["file"] for entry in candidates["images"]]
+    record["samples_id"] = samples_id(record["images"] + candidates["images"])
 
 
 def write_comparison(
@@ -281,6 +342,6 @@ def warn(message: str) -> None:
 
 def warn_of_blank_images(names: list[str], safety_checker: bool) -> None:
     cause = "the safety checker blacked it out, or " if safety_checker else ""
-    cause += "fp16 overflowed in the VAE, or training diverged: try --mixed_precision no"
+    cause += "training has spoilt the model: try an earlier checkpoint"
     if names:
         warn(f"one colour only: {', '.join(names)} ({cause})")

@@ -1,34 +1,78 @@
-"""What the numbers say in plain words: warnings with the numbers behind them, the headline, the best checkpoint.
+"""What the numbers say in plain words: for each check whether it was found, and the headline.
 
-docs/evaluation.md gives the measurements on which the thresholds rest.
+A thing is found if it is visible (of at least the size in VISIBLE) and larger than its uncertainty (its 95% interval
+leaves zero out); it is not found if the interval leaves no room for a visible size. docs/evaluation.md gives the
+measurements on which the sizes rest.
 """
 
-VISIBLE_CLIP_T = 0.05  # a difference that people see
+from dataclasses import replace
+
+from utils.evaluation.findings import (
+    AIM,
+    FOUND,
+    GOOD,
+    MISSED,
+    NOT_FOUND,
+    NOT_LOOKED_FOR,
+    NOTE,
+    SPOILT,
+    UNCERTAIN,
+    UNKNOWN,
+    WARNING,
+    Check,
+    Comparison,
+    Verdict,
+)
+from utils.evaluation.samples import BASELINE
+from utils.evaluation.wording import LABELS, change_in_words, listed, number
+
+# The smallest changes that people see, by what the metric's key begins with.
+VISIBLE = {"clip_t": 0.05, "clip_i": 0.05, "pres_clip": 0.05, "dino": 0.1, "pres_dino": 0.1}
+DRAWN_SHARE = 0.5  # of the way from the baseline to the photos' own likeness: the subject is drawn
 COLLAPSED_SHARE = 0.25  # of the baseline's diversity
 ALIKE_PHOTOS = 0.95  # REAL above which the photos are all but one photo
 TAKEN_OVER_SHARE = 0.5  # of the subject's gain, gone into the bare class too
 COPIED_SHARE = 0.1  # of the images
-MINUS = "\u2212"
+
+LESS_TRAINING = "Train for fewer steps or at a lower learning rate."
+MORE_IMAGES = "More images tell: --num_images."
+MORE_OTHER_IMAGES = "More images tell: --num_drift_images, --drift_prompt."
+# What each check looks for, as the end of a sentence that begins with "It is not known".
+QUESTIONS = {
+    "subject": "whether it draws your subject",
+    "prompt": "whether it still follows the prompt",
+    "blank": "whether images are of one colour",
+    "memorisation": "whether it copies your photos",
+    "collapse": "whether every seed gives the same image",
+    "drift": "whether other prompts are still followed",
+    "spread": "whether your subject appears in other pictures",
+    "class": "whether the class has become your subject",
+    "photos": "whether your photos are almost the same",
+}
 
 
-def find_warnings(metrics: dict, model: str) -> list[dict]:
-    """Warnings and notes on one model: dicts of kind, level ("warning" or "note"), title, text."""
+def judge(metrics: dict, model: str) -> Verdict:
+    """The verdict on one model of metrics.json."""
     encoder = main_encoder(metrics)
-    if encoder is None:
-        return []
-    found = [
-        memorisation(metrics, model, encoder),
-        collapse(metrics, model, encoder),
-        drift(metrics, model),
-        class_taken_over(metrics, model, encoder),
-        alike_photos(metrics, encoder),
-    ]
-    return [warning for warning in found if warning is not None]
+    subject = check_subject(metrics, model)
+    checks = (
+        subject,
+        check_prompt(metrics, model),
+        check_blank_images(metrics, model),
+        check_memorisation(metrics, model, encoder),
+        check_collapse(metrics, model, encoder),
+        check_drift(metrics, model),
+        check_spread(metrics, model),
+        check_class(metrics, model, encoder, subject),
+        check_photos(metrics, encoder),
+    )
+    state, headline = summarise(checks, metrics.get("subject", {}).get("class_name") or "subject")
+    return Verdict(state, headline, gaps_of(checks), checks)
 
 
-def main_encoder(metrics: dict) -> str | None:
-    """dino where its numbers are there, as in the paper, else clip, else None."""
-    return next((name for name in ("dino", "clip") if metrics["encoders"][name] is not None), None)
+def main_encoder(metrics: dict) -> str:
+    """dino if its numbers are there, as in the paper, else clip."""
+    return "dino" if metrics["encoders"]["dino"] is not None else "clip"
 
 
 def fidelity_metric(metrics: dict) -> str:
@@ -36,166 +80,293 @@ def fidelity_metric(metrics: dict) -> str:
     return "dino" if main_encoder(metrics) == "dino" else "clip_i"
 
 
-def memorisation(metrics: dict, model: str, encoder: str) -> dict | None:
-    """Images nearer to a photo than that photo's nearest fellow is."""
-    nearest = metrics["photos"][f"nearest_{encoder}"]["value"]
-    copy = metrics["models"][model].get(f"copy_{encoder}", {})
-    number = copy.get("num_above_photos")
-    if nearest is None or number is None or number < max(1, COPIED_SHARE * copy["num_images"]):
+def compare(metrics: dict, model: str, key: str, photos: str = "") -> Comparison | None:
+    """A metric beside the baseline's and the photos' own; None if it has no value."""
+    ours, baseline = (metrics["models"][name].get(key, {}).get("value") for name in (model, BASELINE))
+    if ours is None:
         return None
-    largest = metrics["models"][model][f"copy_{encoder}_max"]["value"]
-    text = (
-        f"{number} of {copy['num_images']} images: nearer to one of your photos than any other photo is "
-        f"(COPY up to {largest:.3f}; photo to nearest photo {nearest:.3f} on average). "
-        "Train for fewer steps, at a lower learning rate, or with more varied photos."
+    change = metrics["changes"][model].get(key, {})
+    interval = change.get("interval")
+    return Comparison(
+        metric=key,
+        label=LABELS[key],
+        value=ours,
+        baseline=baseline,
+        photos=metrics["photos"].get(photos, {}).get("value"),
+        change=change.get("value"),
+        interval=(interval[0], interval[1]) if interval else None,
+        visible=next((size for start, size in VISIBLE.items() if key.startswith(start)), None),
     )
-    return dict(kind="memorisation", level="warning", title="Memorised photos", text=text)
 
 
-def collapse(metrics: dict, model: str, encoder: str) -> dict | None:
+def effect(comparison: Comparison, direction: int) -> str:
+    """Whether the metric went up (direction 1) or down (-1): FOUND, NOT_FOUND or UNCERTAIN."""
+    change, interval, visible = comparison.change, comparison.interval, comparison.visible
+    if change is None or interval is None or visible is None:
+        return UNCERTAIN
+    low, high = sorted(direction * bound for bound in interval)
+    if direction * change >= visible and low > 0:
+        return FOUND
+    return NOT_FOUND if high < visible else UNCERTAIN
+
+
+def in_words(comparison: Comparison) -> str:
+    """'DINO went from 0.1 to 0.2 (+0.1, 95% interval ...)', without a full stop."""
+    if comparison.baseline is None or comparison.change is None:
+        return f"{comparison.label} is {number(comparison.value)}"
+    change = change_in_words(comparison.change, comparison.interval)
+    return f"{comparison.label} went from {number(comparison.baseline)} to {number(comparison.value)} ({change})"
+
+
+def missing(metrics: dict, model: str, kind: str, level: str, key: str) -> Check:
+    """A check whose metric has no value, with metrics.json's reason."""
+    reason = metrics["models"][model].get(key, {}).get("reason") or "needs a metric that is not in metrics.json"
+    return not_looked_for(kind, level, reason)
+
+
+def not_looked_for(kind: str, level: str, reason: str) -> Check:
+    """`reason` begins with "needs"."""
+    title = f"Not looked for: {QUESTIONS[kind]}"
+    return Check(kind, level, NOT_LOOKED_FOR, title, f"This {reason}.")
+
+
+def uncertain(kind: str, level: str, comparison: Comparison, advice: str) -> Check:
+    """A check that these images are too few for."""
+    text = f"{in_words(comparison)}" + (f"; {comparison.visible:g} is visible." if comparison.visible else ".")
+    if comparison.interval is None:
+        text = f"{in_words(comparison)}, which can be chance: so few images give no interval."
+    title = f"Too few images to tell {QUESTIONS[kind]}"
+    return Check(kind, level, UNCERTAIN, title, text, advice, (comparison,))
+
+
+def check_subject(metrics: dict, model: str) -> Check:
+    """Subject fidelity has risen; what the training was for."""
+    key = fidelity_metric(metrics)
+    comparison = compare(metrics, model, key, f"real_{main_encoder(metrics)}")
+    if comparison is None:
+        return missing(metrics, model, "subject", AIM, key)
+    state = effect(comparison, 1)
+    if state == UNCERTAIN:
+        return uncertain("subject", AIM, comparison, MORE_IMAGES)
+    title, advice = "It looks no more like your subject than before", "Train for more steps."
+    if state == FOUND:
+        title, advice = "It draws your subject", ""
+        if not is_drawn(comparison):
+            title, advice = "It looks more like your subject, but not like it yet", "Train for more steps."
+    elif effect(comparison, -1) == FOUND:
+        title = "It looks less like your subject than before"
+    text = f"{in_words(comparison)}"
+    text += f"; your photos among themselves have {number(comparison.photos)}." if comparison.photos else "."
+    return Check("subject", AIM, state, title, text, advice, (comparison,))
+
+
+def is_drawn(comparison: Comparison) -> bool:
+    """Whether a found subject has come at least half of the way to the photos' own likeness, if that is known."""
+    if comparison.photos is None or comparison.baseline is None:
+        return True
+    return comparison.value - comparison.baseline >= DRAWN_SHARE * (comparison.photos - comparison.baseline)
+
+
+def check_prompt(metrics: dict, model: str) -> Check:
+    """The subject's prompts are followed visibly less."""
+    comparison = compare(metrics, model, "clip_t", "clip_t_class")
+    if comparison is None:
+        return missing(metrics, model, "prompt", NOTE, "clip_t")
+    state = effect(comparison, -1)
+    if state == UNCERTAIN:
+        return uncertain("prompt", NOTE, comparison, MORE_IMAGES)
+    text = f"{in_words(comparison)}."
+    if state == FOUND:
+        if comparison.photos is not None:
+            text += f" Your photos themselves score {number(comparison.photos)} on the class's prompt."
+        return Check("prompt", NOTE, state, "It follows the prompt visibly less", text, LESS_TRAINING, (comparison,))
+    title = "It follows the prompt " + ("better" if effect(comparison, 1) == FOUND else "about as well")
+    return Check("prompt", NOTE, state, title, text, "", (comparison,))
+
+
+def check_blank_images(metrics: dict, model: str) -> Check:
+    """Images of one colour, which every metric counts as images."""
+    files = tuple(metrics["models"][model]["blank_images"])
+    if not files:
+        return Check("blank", WARNING, NOT_FOUND, "No image is of one colour", "")
+    images = "1 image is" if len(files) == 1 else f"{len(files)} images are"
+    text = f"{images} of one colour, and all numbers count them as images: {', '.join(files[:3])}"
+    text += ", ..." if len(files) > 3 else "."
+    advice = "If the safety checker was on, it may have blacked them out; else try --mixed_precision no."
+    return Check("blank", WARNING, FOUND, "Images of one colour", text, advice, files=files)
+
+
+def check_memorisation(metrics: dict, model: str, encoder: str) -> Check:
+    """Images nearer to a photo than that photo's nearest other photo is."""
+    kind, key = "memorisation", f"copy_{encoder}"
+    copy = metrics["models"][model].get(key, {})
+    if copy.get("value") is None:
+        return missing(metrics, model, kind, WARNING, key)
+    nearest, copies = metrics["photos"].get(f"nearest_{encoder}", {}), copy.get("num_above_photos")
+    if nearest.get("value") is None or copies is None:
+        return not_looked_for(kind, WARNING, nearest.get("reason") or "needs two different photos or more")
+    comparison = compare(metrics, model, key, f"nearest_{encoder}")
+    assert comparison is not None
+    largest = metrics["models"][model][f"{key}_max"]
+    text = (
+        f"{copies} of {copy['num_images']} images: nearer to one of your photos than any other photo is (COPY up to "
+    )
+    text += f"{number(largest['value'])}; photo to nearest photo {number(nearest['value'])} on average)."
+    of_baseline = metrics["models"][BASELINE].get(key, {}).get("num_above_photos") or 0
+    if copies < max(1, COPIED_SHARE * copy["num_images"]) or copies <= of_baseline:
+        return Check(kind, WARNING, NOT_FOUND, "No memorised photos", text, "", (comparison,))
+    advice = "Train for fewer steps, at a lower learning rate, or with more varied photos."
+    files = (largest["file"],) if "file" in largest else ()
+    return Check(kind, WARNING, FOUND, "Memorised photos", text, advice, (comparison,), files)
+
+
+def check_collapse(metrics: dict, model: str, encoder: str) -> Check:
     """Images of different seeds that hardly differ: less than the photos, and far less than the baseline's."""
-    ours, baseline = (metrics["models"][name][f"div_{encoder}"]["value"] for name in (model, "baseline"))
-    real = metrics["photos"][f"real_{encoder}"]["value"]
-    if ours is None or baseline is None or real is None:
-        return None
-    if ours >= 1 - real or ours >= COLLAPSED_SHARE * baseline:
-        return None
-    text = (
-        f"Images of different seeds differ by {ours:.3f} (DIV) on average: less than your photos do ({1 - real:.3f}), "
-        f"and the baseline's differ by {baseline:.3f}. Train for fewer steps or at a lower learning rate."
+    kind, key = "collapse", f"div_{encoder}"
+    comparison = compare(metrics, model, key)
+    real = metrics["photos"].get(f"real_{encoder}", {})
+    if comparison is None or comparison.baseline is None:
+        return missing(metrics, model, kind, WARNING, key)
+    if real.get("value") is None:
+        return not_looked_for(kind, WARNING, real.get("reason") or "needs two different photos or more")
+    text = f"Images of different seeds differ by {number(comparison.value)} (DIV) on average, "
+    text += f"your photos by {number(1 - real['value'])}, the baseline's images by {number(comparison.baseline)}."
+    if comparison.value >= 1 - real["value"] or comparison.value >= COLLAPSED_SHARE * comparison.baseline:
+        return Check(kind, WARNING, NOT_FOUND, "Different seeds give different images", text, "", (comparison,))
+    if comparison.interval is None or comparison.interval[1] >= 0:
+        return uncertain(kind, WARNING, comparison, MORE_IMAGES)
+    return Check(kind, WARNING, FOUND, "Every seed gives the same image", text, LESS_TRAINING, (comparison,))
+
+
+def check_drift(metrics: dict, model: str) -> Check:
+    """Prompts without the subject, or one of them, are followed visibly less than by the baseline."""
+    comparison = compare(metrics, model, "clip_t_other")
+    if comparison is None:
+        return missing(metrics, model, "drift", WARNING, "clip_t_other")
+    worst = strongest_prompts(metrics, model, comparison, -1)
+    state = FOUND if worst else effect(comparison, -1)
+    if state == UNCERTAIN:
+        return uncertain("drift", WARNING, comparison, MORE_OTHER_IMAGES)
+    title, advice = "Other prompts are followed as before", ""
+    if state == FOUND:
+        title, advice = "Other things have drifted", f"{LESS_TRAINING[:-1]}, or with prior preservation."
+    text = f"Prompts about other things: {in_words(comparison)}; {comparison.visible:g} is visible. {worst}".strip()
+    return Check("drift", WARNING, state, title, text, advice, (comparison,))
+
+
+def strongest_prompts(metrics: dict, model: str, comparison: Comparison, direction: int) -> str:
+    """The prompts whose own change is found, in a sentence; "" if there is none."""
+    entries = metrics["changes"][model][comparison.metric].get("prompts", [])
+    entries = sorted(entries, key=lambda entry: -direction * entry["value"])
+    found = []
+    for entry in entries:
+        own = replace(comparison, change=entry["value"], interval=entry["interval"])
+        if effect(own, direction) == FOUND:
+            found.append(f"“{entry['prompt']}” ({change_in_words(entry['value'], entry['interval'])})")
+    return f"Most of all: {listed(found[:3])}." if found else ""
+
+
+def check_spread(metrics: dict, model: str) -> Check:
+    """Prompts without the subject have come to show it, which needs no text tower to be seen."""
+    key = f"{fidelity_metric(metrics)}_other"
+    comparison = compare(metrics, model, key)
+    if comparison is None:
+        return missing(metrics, model, "spread", WARNING, key)
+    ours, before = (metrics["models"][name][key] for name in (model, BASELINE))
+    files = tuple(ours.get("like_subject", ()))
+    is_counted = len(files) >= max(1, COPIED_SHARE * ours.get("num_images", 1)) and len(files) > len(
+        before.get("like_subject", ())
     )
-    return dict(kind="collapse", level="warning", title="Every seed gives the same image", text=text)
+    state = FOUND if is_counted else effect(comparison, 1)
+    if state == UNCERTAIN and "like_subject" in ours:
+        state = NOT_FOUND
+    if state == UNCERTAIN:
+        return uncertain("spread", WARNING, comparison, MORE_OTHER_IMAGES)
+    title, advice = "Your subject stays out of other pictures", ""
+    if state == FOUND:
+        title, advice = "Your subject appears in other pictures", f"{LESS_TRAINING[:-1]}, or with prior preservation."
+    text = f"Likeness to your photos in pictures of other things: {in_words(comparison)}; "
+    text += f"{comparison.visible:g} is visible."
+    if "like_subject" in ours:
+        text = f"{len(files)} of {ours['num_images']} pictures of other things look like your subject. {text}"
+    return Check("spread", WARNING, state, title, text, advice, (comparison,), files if state == FOUND else ())
 
 
-def drift(metrics: dict, model: str) -> dict | None:
-    """Prompts without the subject are followed visibly less than by the baseline."""
-    change = metrics["changes"][model].get("clip_t_other")
-    if change is None or change["value"] > -VISIBLE_CLIP_T:
-        return None
-    ours, baseline = (metrics["models"][name]["clip_t_other"]["value"] for name in (model, "baseline"))
-    text = (
-        f"Prompts about other things are followed less: CLIP-T {ours:.3f}, the baseline's {baseline:.3f} "
-        f"({signed(change['value'])}{in_words(change['interval'])}; {VISIBLE_CLIP_T:g} is visible). "
-        "Train for fewer steps, at a lower learning rate, or with prior preservation."
-    )
-    return dict(kind="drift", level="warning", title="Other things have drifted", text=text)
-
-
-def class_taken_over(metrics: dict, model: str, encoder: str) -> dict | None:
+def check_class(metrics: dict, model: str, encoder: str, subject: Check) -> Check:
     """The bare class now shows the subject: expected without prior preservation, so a note."""
-    pres = metrics["changes"][model].get(f"pres_{encoder}")
-    subject = metrics["changes"][model].get(fidelity_metric(metrics))
-    if pres is None or subject is None or subject["value"] <= 0:
-        return None
-    if pres["value"] < TAKEN_OVER_SHARE * subject["value"]:
-        return None
-    ours, baseline = (metrics["models"][name][f"pres_{encoder}"]["value"] for name in (model, "baseline"))
-    text = (
-        f"The prompt that names only the class draws your subject as well: PRES {ours:.3f}, the baseline's "
-        f"{baseline:.3f}. Training without prior preservation does this."
-    )
-    return dict(kind="class", level="note", title="The class has become your subject", text=text)
+    key = f"pres_{encoder}"
+    comparison = compare(metrics, model, key)
+    if comparison is None:
+        return missing(metrics, model, "class", NOTE, key)
+    state = effect(comparison, 1)
+    if state == UNCERTAIN:
+        return uncertain("class", NOTE, comparison, MORE_OTHER_IMAGES)
+    gain = subject.comparisons[0].change if subject.state == FOUND else None
+    text = f"The prompt that names only the class: {in_words(comparison)}; {comparison.visible:g} is visible."
+    if state == FOUND and gain is not None and (comparison.change or 0) >= TAKEN_OVER_SHARE * gain:
+        text += " Training without prior preservation does this."
+        advice = "--with_prior_preservation keeps the class."
+        return Check("class", NOTE, FOUND, "The class has become your subject", text, advice, (comparison,))
+    return Check("class", NOTE, NOT_FOUND, "The class has not become your subject", text, "", (comparison,))
 
 
-def alike_photos(metrics: dict, encoder: str) -> dict | None:
+def check_photos(metrics: dict, encoder: str) -> Check:
     """Photos that are nearly one photo: likeness and copy cannot be told apart by them."""
-    real = metrics["photos"][f"real_{encoder}"]["value"]
-    if real is None or real < ALIKE_PHOTOS:
-        return None
-    text = (
-        f"REAL, their mean likeness, is {real:.3f}. By such photos a faithful image and a copy are hard to tell "
-        "apart, for the model and for the metrics: more varied ones serve both."
-    )
-    return dict(kind="photos", level="note", title="Your photos are almost the same", text=text)
+    real = metrics["photos"].get(f"real_{encoder}", {})
+    if real.get("value") is None:
+        return not_looked_for("photos", NOTE, real.get("reason") or "needs two different photos or more")
+    text = f"REAL, their mean likeness, is {number(real['value'])}."
+    if real["value"] < ALIKE_PHOTOS:
+        return Check("photos", NOTE, NOT_FOUND, "Your photos differ from one another", text)
+    text += " By such photos a faithful image and a copy are hard to tell apart, for the model and for the metrics."
+    advice = "More varied photos serve both."
+    return Check("photos", NOTE, FOUND, "Your photos are almost the same", text, advice)
 
 
-def headline(metrics: dict, model: str) -> list[str]:
-    """The verdict in plain sentences."""
-    name = fidelity_metric(metrics)
-    label = "DINO" if name == "dino" else "CLIP-I"
-    changes = metrics["changes"][model]
+def summarise(checks: tuple[Check, ...], subject: str) -> tuple[str, str]:
+    """(state, headline) of a verdict."""
+    aim, *_ = checks
+    found = {check.kind for check in checks if check.state == FOUND and check.level == WARNING}
+    harm = {
+        "memorisation": "copies your photos",
+        "collapse": "gives the same image for every seed",
+        "drift": "follows other prompts less",
+        "spread": f"draws your {subject} into other pictures",
+        "blank": "gives images of one colour",
+    }
+    clauses = [clause for kind, clause in harm.items() if kind in found]
+    if aim.state in (UNCERTAIN, NOT_LOOKED_FOR):
+        state, first = UNKNOWN, f"It is not known whether it draws your {subject}"
+    elif aim.state == NOT_FOUND or not is_drawn(aim.comparisons[0]):
+        state, first = MISSED, aim.title.replace("your subject", f"your {subject}")
+    else:
+        state, first = SPOILT if clauses else GOOD, f"It draws your {subject}"
+    if clauses:
+        return state, f"{first}. It {listed(clauses)}."
+    return state, f"{first}, and nothing that was looked for has suffered." if state == GOOD else f"{first}."
+
+
+def gaps_of(checks: tuple[Check, ...]) -> str:
+    """What is not known, in plain sentences."""
     sentences = []
-    if name in changes:
-        change = changes[name]
-        ours, baseline = (metrics["models"][m][name]["value"] for m in (model, "baseline"))
-        sentences.append(
-            f"{verdict_on_subject(change)}: {label} went from {baseline:.3f} to {ours:.3f} "
-            f"({signed(change['value'])}{in_words(change['interval'])})."
-        )
-    if "clip_t" in changes:
-        change = changes["clip_t"]
-        ours, baseline = (metrics["models"][m]["clip_t"]["value"] for m in (model, "baseline"))
-        sentences.append(
-            f"{verdict_on_prompt(change['value'])}: CLIP-T went from {baseline:.3f} to {ours:.3f} "
-            f"({signed(change['value'])}{in_words(change['interval'])})."
-        )
-        photos = metrics["photos"]["clip_t_class"]["value"]
-        if change["value"] <= -VISIBLE_CLIP_T and photos is not None:
-            sentences.append(f"Your photos themselves score {photos:.3f} on the class's prompt.")
-    return sentences
-
-
-def verdict_on_subject(change: dict) -> str:
-    interval = change["interval"] or [change["value"]] * 2
-    if interval[0] > 0:
-        return "It looks more like your subject"
-    return "It looks less like your subject" if interval[1] < 0 else "It looks no more like your subject than before"
-
-
-def verdict_on_prompt(change: float) -> str:
-    if change <= -VISIBLE_CLIP_T:
-        return "It follows the prompt visibly less"
-    return "It follows the prompt better" if change >= VISIBLE_CLIP_T else "It follows the prompt about as well"
-
-
-def best_model(metrics: dict) -> tuple[str, str] | None:
-    """(name, why) among the fine-tuned model and its checkpoints; None where there is no choice or no number.
-
-    The largest sum of changes in subject fidelity, prompt fidelity, and fidelity to prompts without the subject; a
-    model that has memorised photos or lost its variety comes after those that have not.
-    """
-    names = list(metrics["changes"])
-    fidelity = fidelity_metric(metrics)
-    if len(names) < 2 or any(fidelity not in metrics["changes"][name] for name in names):
-        return None
-    labels = {fidelity: "DINO" if fidelity == "dino" else "CLIP-I", "clip_t": "CLIP-T"}
-    labels["clip_t_other"] = "CLIP-T on other things"
-    counted = [key for key in labels if all(key in metrics["changes"][name] for name in names)]
-
-    def gain(name: str) -> float:
-        return sum(metrics["changes"][name][key]["value"] for key in counted)
-
-    sound = [name for name in names if not is_spoilt(metrics, name)]
-    best = max(sound or names, key=gain)
-    why = f"the largest change against the baseline in {' plus '.join(labels[key] for key in counted)}"
-    why += f" ({signed(gain(best))})"
-    if sound and len(sound) < len(names):
-        why += f", among the {len(sound)} of {len(names)} that neither memorised photos nor lost their variety"
-    return best, why
-
-
-def is_spoilt(metrics: dict, model: str) -> bool:
-    return any(warning["kind"] in ("memorisation", "collapse") for warning in metrics["warnings"][model])
-
-
-def signed(value: float) -> str:
-    """+0.123 or -0.123, with a real minus sign."""
-    return f"{value:+.3f}".replace("-", MINUS)
-
-
-def in_words(interval: list[float] | None) -> str:
-    return f", 95% interval {signed(interval[0])} to {signed(interval[1])}" if interval else ""
+    for state, start in ((NOT_LOOKED_FOR, "Not looked for"), (UNCERTAIN, "Too few images to tell")):
+        if questions := [QUESTIONS[check.kind] for check in checks if check.state == state]:
+            sentences.append(f"{start}: {'; '.join(questions)}.")
+    return " ".join(sentences)
 
 
 def summary(metrics: dict) -> list[str]:
     """What was measured, in a few lines: a metric that has no value is left out here (the report says why)."""
     lines = []
-    shown = (("CLIP-I", "clip_i"), ("DINO", "dino"), ("CLIP-T", "clip_t"), ("COPY", "copy_clip"), ("DIV", "div_clip"))
+    shown = ("clip_i", "dino", "clip_t", "copy_clip", "div_clip")
     for model, values in metrics["models"].items():
-        cells = [f"{name} {values[key]['value']:.3f}" for name, key in shown if values[key]["value"] is not None]
+        cells = [f"{LABELS[key]} {number(values[key]['value'])}" for key in shown if values[key]["value"] is not None]
         if cells:
             lines.append(f"{model}: {', '.join(cells)}")
-    for model, warnings in metrics["warnings"].items():
-        found = [warning for warning in warnings if warning["level"] == "warning"]
-        lines += [f"{model}: {warning['title']}. {warning['text']}" for warning in found]
+    for model in metrics["changes"]:
+        verdict = judge(metrics, model)
+        found = [check for check in verdict.checks if check.level == WARNING and check.state == FOUND]
+        lines.append(f"{model}: {verdict.headline}")
+        lines += [f"{model}: {check.title}. {check.text} {check.advice}" for check in found]
+        lines += [f"{model}: {verdict.gaps}"] if verdict.gaps else []
     return lines

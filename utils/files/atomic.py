@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-LINK_ABOVE_BYTES = 1 << 20  # smaller files are copied: people edit configurations in place
+from utils.files.filesystems import copy_file, move, set_mode, sync
 
 
 def replace_path(path: Path, write: Callable[[Path], object], *, is_shared: bool = False) -> None:
@@ -24,9 +23,9 @@ def replace_path(path: Path, write: Callable[[Path], object], *, is_shared: bool
         part.touch()
         mode = part.stat().st_mode
         write(part)
-        part.chmod(mode)  # a library may have made the file anew, for its owner alone
-        _sync(part)
-        os.replace(part, path)
+        set_mode(part, mode)  # a library may have made the file anew, for its owner alone
+        sync(part)
+        move(part, path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -45,33 +44,16 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def sync_tree(folder: Path) -> None:
     """Flushes every file and directory below `folder` to the disk."""
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+        sync(path)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link to a large file if the file system allows it, else a copy; never a symbolic link."""
-    source = source.resolve()
+def copy_into(source: Path, target: Path) -> None:
+    """A copy of a file, or of what a symbolic link leads to, in a folder that is made if it is missing.
+
+    Never a hard link: who edits the copy in place, or copies another file over it, must not change the source.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.stat().st_size >= LINK_ABOVE_BYTES:
-        try:
-            os.link(source, target)
-            return
-        except OSError:
-            pass
-    shutil.copyfile(source, target)
-
-
-def sync_directory(folder: Path) -> None:
-    """Flushes a directory's own entries to the disk: the renames in it."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    copy_file(source.resolve(), target)
 
 
 STAGING_PREFIX = ".assembling-"

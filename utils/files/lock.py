@@ -95,7 +95,10 @@ def _lock(descriptor: int, kind: int, path: Path, seconds: float) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "which has just started"
+    try:
+        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "which has just started"
+    except OSError:  # CIFS: who does not hold the lock cannot read the file either
+        return "which does not say where it is"
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

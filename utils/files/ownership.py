@@ -1,5 +1,6 @@
 """What this program wrote, where it may write, and which folders lie in one another."""
 
+import fnmatch
 import json
 import os
 import struct
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from utils import PROGRAM
 from utils.errors import UserError
+from utils.files.filesystems import is_same_place
 from utils.files.json_files import read_json_or_none
 
 RUN_FILE = "run.json"
@@ -15,14 +17,63 @@ VALIDATION_FILE = "validation.jsonl"
 VALIDATION_FOLDER = "validation"
 PREVIOUS_SUFFIX = ".previous"
 PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")  # a finished run's, set aside
-RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIOUS_NAMES)
+CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, in small letters
+RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIOUS_NAMES, *CARD_NAMES)
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
+
+CONFIG_LINE = f"# written by {PROGRAM}\n"  # the first of every .yaml that we write beside one
+
+
+# What systems, file managers and notebooks leave in a folder by themselves, in lower case.
+LEFT_BY_SYSTEMS = (
+    ".ds_store",
+    ".apdisk",
+    ".directory",
+    ".fseventsd",
+    ".fuse_hidden*",
+    ".gitkeep",
+    ".ipynb_checkpoints",
+    ".localized",
+    ".nfs*",
+    ".spotlight-v100",
+    ".stfolder",
+    ".temporaryitems",
+    ".trash-*",
+    ".trashes",
+    "._*",
+    "$recycle.bin",
+    "@eadir",
+    "desktop.ini",
+    "ehthumbs.db",
+    "icon\r",
+    "lost+found",
+    "system volume information",
+    "thumbs.db",
+    "thumbs.db:encryptable",
+)
+
+
+def is_left_by_system(name: str) -> bool:
+    """Whether nobody put a file or folder of that name there: it came by itself."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in LEFT_BY_SYSTEMS)
+
+
+def expand_home(path: str | Path) -> Path:
+    """`path` with a leading `~` or `~name` replaced, as it is if there is no such home; in the system's encoding."""
+    text = os.path.expanduser(os.fspath(path))
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # from a file in UTF-8, on a system of another encoding (LC_ALL=C)
+        text = os.fsdecode(text.encode("utf-8", "replace"))
+    return Path(text)
 
 
 def overlap(one: Path, other: Path) -> bool:
-    """Whether two folders are one, or one holds the other."""
+    """Whether two folders are one, or one holds the other, whatever the case of their names on this disk."""
     one, other = one.resolve(), other.resolve()
-    return one == other or one in other.parents or other in one.parents
+    return any(is_same_place(one, place) for place in (other, *other.parents)) or any(
+        is_same_place(other, place) for place in one.parents
+    )
 
 
 def nearest_existing(path: Path) -> Path:
@@ -36,10 +87,10 @@ def is_own_output(folder: Path) -> bool:
     return (read_json_or_none(folder / RUN_FILE) or {}).get("program") == PROGRAM
 
 
-def check_export_file(path: Path) -> None:
+def check_export_file(path: Path, *, with_config: bool = False) -> None:
     """A single file can be written to `path`: it ends in .safetensors, and an existing one is this program's.
 
-    Raises UserError otherwise.
+    `with_config`: so can the .yaml beside it. Raises UserError otherwise.
     """
     if path.suffix != ".safetensors":
         raise UserError(
@@ -47,6 +98,12 @@ def check_export_file(path: Path) -> None:
         )
     if os.path.lexists(path) and not _is_own_export(path):
         raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
+    config = export_config(path)
+    if with_config and os.path.lexists(config) and not is_own_config(config):
+        raise UserError(
+            f"{config} exists and was not written by this program, and {path.name} needs one of that name beside it "
+            f"(v_prediction); give another name, or move it away"
+        )
     existing = nearest_existing(path.parent)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{path}: nothing can be written in {existing}")
@@ -58,4 +115,17 @@ def _is_own_export(path: Path) -> bool:
             header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
         return header["__metadata__"]["written_by"] == PROGRAM
     except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
+        return False
+
+
+def export_config(path: Path) -> Path:
+    """The .yaml that belongs to a single file."""
+    return path.with_suffix(".yaml")
+
+
+def is_own_config(path: Path) -> bool:
+    """Whether this program wrote that .yaml."""
+    try:
+        return path.read_text(encoding="utf-8").startswith(CONFIG_LINE)
+    except (OSError, UnicodeDecodeError):
         return False

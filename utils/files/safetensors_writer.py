@@ -1,14 +1,19 @@
-"""Safetensors files written one tensor at a time: no second copy of all of them is ever in memory."""
+"""Safetensors files written one tensor at a time: no second copy of all of them is ever in memory. And with a hash."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 SAVE_DTYPES = dict(fp32=torch.float32, fp16=torch.float16)  # --save_dtype
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16"}
+HASH_KEY = "modelspec.hash_sha256"
+NO_HASH = f"0x{'0' * 64}"
 
 
 def write_safetensors(path: Path, named: Sequence[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
@@ -27,3 +32,19 @@ def write_safetensors(path: Path, named: Sequence[tuple[str, torch.Tensor]], dty
             written.result()
             written = writer.submit(file.write, values.reshape(-1).view(torch.uint8).numpy().data)
         written.result()
+
+
+def save_with_hash(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes contiguous tensors and their header's metadata, with the SHA-256 of all that follows the header in it.
+
+    The hash is ModelSpec's: hexadecimal, behind "0x".
+    """
+    save_file(dict(tensors), path, {**metadata, HASH_KEY: NO_HASH})
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        place = file.read(length).index(f'"{HASH_KEY}":"{NO_HASH}"'.encode()) + len(f'"{HASH_KEY}":"0x')
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        file.seek(8 + place)
+        file.write(digest.hexdigest().encode())

@@ -1,9 +1,12 @@
 """Triton AdamW on moments in 8 bits (utils/training/eight_bit.py): read, updated and quantised again in one kernel."""
 
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from utils.kernels.adamw import adamw_update
+from utils.kernels.adamw import adamw_update, rounded
 
 BLOCK = 256  # eight_bit.BLOCK
 _ROWS = 4  # blocks a program
@@ -58,7 +61,8 @@ def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_a
         )
         tl.store(master_ptr + index, master, mask=mask)
         if HAS_WEIGHT:
-            tl.store(weight_ptr + index, master.to(weight_ptr.dtype.element_ty), mask=mask)
+            weight = rounded(master, index, scalars_ptr, weight_ptr.dtype.element_ty)
+            tl.store(weight_ptr + index, weight, mask=mask)
         levels, scales = _levels(tl.abs(exp_avg), _SMALLEST_SIGNED, 127)
         levels = tl.where(exp_avg < 0.0, -levels, levels)
         root = tl.sqrt_rn(exp_avg_sq)
@@ -70,7 +74,9 @@ def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_a
         tl.store(scales_sq_ptr + row, scales_sq, mask=row_mask)
 
 
-def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+def adamw_8bit_(
+    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
+) -> None:
     """See kernels.adamw_8bit_."""
     n = master.numel()
     num_full = n // (_ROWS * BLOCK)

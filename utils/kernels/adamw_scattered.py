@@ -9,6 +9,7 @@ import itertools
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from utils.kernels.adamw import apply_adamw, root_of_sum
 
@@ -29,7 +30,7 @@ class GradientTable:
     Full blocks come first, a parameter's incomplete last block among the others, so that only those need a mask.
     """
 
-    def __init__(self, numels: list[int], device):
+    def __init__(self, numels: list[int], device: torch.device | str):
         starts = [0, *itertools.accumulate(numels[:-1])]
         self.is_aligned = all(start % 8 == 0 for start in starts)
         full = [(p, o) for p, n in enumerate(numels) for o in range(0, n - BLOCK + 1, BLOCK)]
@@ -53,7 +54,15 @@ class GradientTable:
         launches = [(0, self.num_full, False), (self.num_full, self.num_rest, True)]
         return [launch for launch in launches if launch[1]]
 
-    def adamw_(self, weight, grad_dtype, master, exp_avg, exp_avg_sq, scalars) -> None:
+    def adamw_(
+        self,
+        weight: Tensor | None,
+        grad_dtype: torch.dtype,
+        master: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        scalars: Tensor,
+    ) -> None:
         """As kernels.adamw_."""
         tables = (self.parameter, self.offset, self.address, self.start, self.numel)
         constants = dict(HAS_WEIGHT=weight is not None, GRAD_DTYPE=_DTYPES[grad_dtype], BLOCK=BLOCK, num_warps=4)
@@ -61,7 +70,7 @@ class GradientTable:
             buffers = (weight, master, exp_avg, exp_avg_sq, scalars)
             _adamw_scattered[(count,)](*tables, *buffers, first, self.is_aligned, MASKED=masked, **constants)
 
-    def grad_norm_(self, grad_dtype, out) -> None:
+    def grad_norm_(self, grad_dtype: torch.dtype, out: Tensor) -> None:
         """As kernels.grad_norm_."""
         tables = (self.parameter, self.offset, self.address, self.numel)
         num_blocks = self.num_full + self.num_rest

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 try:
     from triton.runtime._async_compile import AsyncCompileMode, active_mode
@@ -36,7 +37,7 @@ def _compile_only() -> Iterator[None]:
     run = JITFunction.run
     with ThreadPoolExecutor(os.cpu_count()) as executor, AsyncCompileMode(executor) as mode:
 
-        def compile_only(kernel, *args, warmup, **kwargs):
+        def compile_only(kernel: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
             token = active_mode.set(mode)
             try:
                 return run(kernel, *args, warmup=True, **kwargs)

@@ -1,8 +1,11 @@
 """Triton GEGLU, and the sum of two channels_last images and their convolutions' biases: one kernel each way."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _GEGLU_COLUMNS = 256  # divides the feed-forward widths of Stable Diffusion: 1280, 2560, 5120
@@ -62,7 +65,7 @@ class Geglu(torch.autograd.Function):
     """x [..., 2D], contiguous -> its first half times gelu (with erf) of its second half, [..., D]."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         width = x.shape[-1] // 2
         num_rows = x.numel() // x.shape[-1]
         y = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
@@ -74,7 +77,7 @@ class Geglu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         width = x.shape[-1] // 2
         num_rows = x.numel() // x.shape[-1]
@@ -89,7 +92,7 @@ class AddBiasResidual(torch.autograd.Function):
     """x + bias + residual + residual_bias, channels_last [B, C, H, W]; one reduction makes both biases' gradient."""
 
     @staticmethod
-    def forward(ctx, x, residual, bias, residual_bias):
+    def forward(ctx: Any, x: Tensor, residual: Tensor, bias: Tensor | None, residual_bias: Tensor | None) -> Tensor:
         channels = x.shape[1]
         num_rows = x.numel() // channels
         y = torch.empty_like(x, memory_format=torch.channels_last)
@@ -103,6 +106,6 @@ class AddBiasResidual(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> Any:
         dbias = dy.sum((0, 2, 3)) if any(ctx.has_bias) else None
         return dy, dy, *(dbias if has_bias else None for has_bias in ctx.has_bias)

@@ -7,9 +7,12 @@ merged, so a large mean costs no precision. B images, G groups of CG channels, C
 pixels; CB and KP are TILE and the number of a tile's groups, rounded up to powers of two.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MAX_GROUP_CHANNELS = 512  # above it, a tile no longer fits into registers
@@ -277,7 +280,18 @@ class GroupNorm(torch.autograd.Function):
     """x [B, C, H, W] channels_last -> y; with `fork` also x, whose gradient is then added inside the kernel."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, shift, shift_bias, num_groups, eps, silu, fork):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        shift: Tensor | None,
+        shift_bias: Tensor | None,
+        num_groups: int,
+        eps: float,
+        silu: bool,
+        fork: bool,
+    ) -> Any:
         images, channels, height, width = x.shape
         constants, num_blocks, num_chunks = _tiling(images, channels, height * width, num_groups)
         flags = dict(SHIFT=shift is not None, SHIFT_BIAS=shift_bias is not None)
@@ -298,7 +312,7 @@ class GroupNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy, residual_grad=None):
+    def backward(ctx: Any, dy: Tensor, residual_grad: Tensor | None = None) -> Any:
         x, weight, bias, shift, shift_bias, mean, rstd = ctx.saved_tensors
         if dy is None:
             return residual_grad, *[None] * 8

@@ -4,9 +4,12 @@ The backward adds the gradient that reaches s by its other use (the residual str
 weight, bias and x_bias from per-program partial sums in a fixed order: no atomics, bit-reproducible.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MAX_FEATURES = 8192  # above it, a row no longer fits into registers
@@ -106,7 +109,15 @@ class AddLayerNorm(torch.autograd.Function):
     """x, residual [..., D], x_bias [D] -> s = x + x_bias + residual (x if nothing is added), LayerNorm(s)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, x_bias, eps):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        x_bias: Tensor | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
         features = x.shape[-1]
         num_rows = x.numel() // features
         constants, num_tiles = _tiling(num_rows, features)
@@ -125,7 +136,7 @@ class AddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, sum_grad, dy):
+    def backward(ctx: Any, sum_grad: Tensor, dy: Tensor) -> Any:
         total, weight, mean, rstd, x_bias = ctx.saved_tensors
         features, num_rows = total.shape[-1], mean.numel()
         if dy is None:

@@ -6,9 +6,14 @@ a CPU and for shapes the kernels are not made for, the plain torch definition ru
 """
 
 import os
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+# Triton 3.10 will no longer join a product and a sum into one instruction unless told to, and results would change.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 try:
     import triton
@@ -25,12 +30,22 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def runs_triton(x: torch.Tensor) -> bool:
+def runs_triton(x: Tensor) -> bool:
     """Whether the kernels take this tensor: on a GPU, or anywhere under Triton's interpreter."""
     return HAS_TRITON and (x.is_cuda or _INTERPRETED) and x.dtype in _DTYPES and x.numel() > 0
 
 
-def group_norm(x, weight, bias, num_groups, eps, silu, shift=None, shift_bias=None, fork=False):
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
+    shift_bias: Tensor | None = None,
+    fork: bool = False,
+) -> Any:
     """GroupNorm, then SiLU if `silu`, of x + shift + shift_bias.
 
     Args:
@@ -52,7 +67,9 @@ def group_norm(x, weight, bias, num_groups, eps, silu, shift=None, shift_bias=No
     return (y, x) if fork else y
 
 
-def add_layer_norm(x, weight, bias, eps, residual=None, x_bias=None):
+def add_layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None, x_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns s = x + x_bias + residual and LayerNorm(s). x, residual: [..., D]; the others: [D]."""
     if runs_triton(x) and x.shape[-1] <= MAX_FEATURES:
         residual = None if residual is None else residual.contiguous()
@@ -62,7 +79,7 @@ def add_layer_norm(x, weight, bias, eps, residual=None, x_bias=None):
     return x, F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-def geglu(x):
+def geglu(x: Tensor) -> Tensor:
     """[..., 2D] -> [..., D]: the first half times gelu (exact, with erf) of the second."""
     if runs_triton(x):
         return Geglu.apply(x.contiguous())
@@ -70,7 +87,9 @@ def geglu(x):
     return hidden * F.gelu(gate)
 
 
-def add_bias_residual(x, residual, bias=None, residual_bias=None):
+def add_bias_residual(
+    x: Tensor, residual: Tensor, bias: Tensor | None = None, residual_bias: Tensor | None = None
+) -> Tensor:
     """x + bias + residual + residual_bias; x, residual: [B, C, H, W] of one dtype, biases: [C] or None."""
     if runs_triton(x):
         x, residual = (image.contiguous(memory_format=torch.channels_last) for image in (x, residual))

@@ -4,9 +4,13 @@ Triton kernels on a GPU, the same in plain torch elsewhere. No float atomics, so
 syncs the host, so everything can be captured in a CUDA graph.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from utils.kernels.operations import HAS_TRITON, runs_triton
+from utils.kernels.rounding import round_
 
 if HAS_TRITON:
     from utils.kernels import adamw, adamw_8bit, adamw_scattered
@@ -14,20 +18,22 @@ if HAS_TRITON:
 _CHUNK = 1 << 18  # elements of plain AdamW at a time: five fp32 buffers of this size stay in a CPU's cache
 
 
-def gradient_table(numels, device):
+def gradient_table(numels: list[int], device: torch.device | str) -> Any:
     """An adamw_scattered.GradientTable for parameters of `numels` elements each; None without Triton."""
     return adamw_scattered.GradientTable(numels, device) if HAS_TRITON else None
 
 
-def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+def adamw_(
+    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
+) -> None:
     """One AdamW step, as torch defines it, in place over flat [N] buffers: 28 bytes a parameter.
 
     Args:
-        weight: fp16 or bf16, receives the rounded master; None if the master is the weight.
+        weight: fp16 or bf16, receives the master as kernels.rounding defines it; None if the master is the weight.
         grad: in the weight's dtype or fp32, multiplied by grad_scale.
         master, exp_avg, exp_avg_sq: fp32; on a GPU also in pinned host memory, if reaches_host_memory says so.
-        scalars: fp32 [9]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply.
-            With apply 0 nothing changes, whatever the gradient holds.
+        scalars: fp32 [10]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply,
+            and how many updates there are after this one. With apply 0 nothing changes, whatever the gradient holds.
     """
     if runs_triton(grad):
         adamw.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
@@ -35,7 +41,9 @@ def adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
         adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
 
 
-def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
+def adamw_8bit_(
+    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
+) -> None:
     """As adamw_, with moments that are eight_bit.EightBit, rounded after their use: 16 bytes a parameter."""
     if runs_triton(grad):
         adamw_8bit.adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
@@ -43,12 +51,12 @@ def adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
     for piece in exp_avg.pieces():
         moments = exp_avg[piece].dequantize(), exp_avg_sq[piece].dequantize()
         weight_piece = None if weight is None else weight[piece]
-        adamw_reference_(weight_piece, grad[piece], master[piece], *moments, scalars)
+        adamw_reference_(weight_piece, grad[piece], master[piece], *moments, scalars, piece.start)
         for eight_bit, values in zip((exp_avg, exp_avg_sq), moments, strict=True):
             eight_bit[piece].quantize_(values)
 
 
-def grad_norm_(grad, out):
+def grad_norm_(grad: Tensor, out: Tensor) -> None:
     """out[0] = the fp32 Euclidean norm of the flat grad [N]; inf and NaN propagate."""
     if runs_triton(grad):
         adamw.grad_norm_(grad, out)
@@ -57,9 +65,17 @@ def grad_norm_(grad, out):
 
 
 @torch.no_grad()
-def adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
-    """adamw_ in plain torch: same arguments, same result to rounding, no host sync."""
-    grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply = scalars.unbind()
+def adamw_reference_(
+    weight: Tensor | None,
+    grad: Tensor,
+    master: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    scalars: Tensor,
+    first: int = 0,
+) -> None:
+    """adamw_ in plain torch, same result to rounding, no host sync; the buffers' parts from element `first` on."""
+    grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply, number = scalars.unbind()
     # An update that must not happen is one with decay factors 1, and gradient and learning rate 0.
     applies = apply != 0
     lr, grad_scale = torch.where(applies, lr, 0), torch.where(applies, grad_scale, 0)
@@ -73,4 +89,5 @@ def adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars):
         denominator = exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
         master_.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg_).mul_(step_size))
         if weight is not None:
-            weight_.copy_(master_)
+            round_(weight_, master_, number, first)
+        first += master_.numel()

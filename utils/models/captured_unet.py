@@ -5,7 +5,7 @@ addresses, so the UNet that samples moves into one buffer of weights that they w
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ class CapturedUNet:
         self._graphs: dict[tuple, _Graph | None] = {}
 
     @contextlib.contextmanager
-    def serving(self, pipeline):
+    def serving(self, pipeline: Any) -> Iterator[None]:
         """Inside, the pipeline calls its UNet through graphs; afterwards pipeline and UNet are as they were.
 
         The scheduler's timesteps stay on the CPU meanwhile: it looks them up in tables there, and would have to wait
@@ -52,7 +52,15 @@ class CapturedUNet:
         finally:
             del unet.forward, scheduler.set_timesteps
 
-    def _forward(self, pipeline, sample, timestep, encoder_hidden_states, return_dict=True, **options):
+    def _forward(
+        self,
+        pipeline: Any,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        return_dict: bool = True,
+        **options: Any,
+    ) -> Any:
         """UNet2DConditionModel.forward: sample [N,C,h,w], timestep a scalar tensor, encoder_hidden_states [N,77,D]."""
         unet, is_guided = pipeline.unet, pipeline.do_classifier_free_guidance
         plain = partial(type(unet).forward, unet)

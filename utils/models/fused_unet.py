@@ -12,13 +12,13 @@ Anything that is not Stable Diffusion's plain configuration, or that carries hoo
 Install after choosing attention processors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
@@ -85,7 +85,7 @@ def _replace(module: nn.Module, forward: Any) -> None:
     module.forward = forward
 
 
-def _pointwise(x, weight, bias=None):
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A 1x1 convolution as a matrix product: [B, C, H, W] -> [B, O, H, W]."""
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
@@ -94,13 +94,13 @@ class _JointLinear(torch.autograd.Function):
     """x @ cat(weights).T by one product, for weights that are neighbours in memory: no copy is made."""
 
     @staticmethod
-    def forward(ctx, x, *weights):
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
         return F.linear(x, _joint(weights))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> Any:
         x, *weights = ctx.saved_tensors
         rows = dy.flatten(0, -2)
         dx = (rows @ _joint(weights)).view(x.shape) if ctx.needs_input_grad[0] else None
@@ -108,13 +108,13 @@ class _JointLinear(torch.autograd.Function):
         return dx, *dweights
 
 
-def _joint(weights):
+def _joint(weights: Sequence[Tensor]) -> Tensor:
     """One view [sum of O, D] of neighbouring weights [O, D]."""
     first = weights[0]
     return first.as_strided((sum(weight.shape[0] for weight in weights), first.shape[1]), (first.shape[1], 1))
 
 
-def _are_neighbours(weights: Sequence[torch.Tensor]) -> bool:
+def _are_neighbours(weights: Sequence[Tensor]) -> bool:
     """Whether the weights lie one after the other in one buffer."""
     ends = [weight.data_ptr() + weight.numel() * weight.element_size() for weight in weights]
     same_storage = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
@@ -122,7 +122,7 @@ def _are_neighbours(weights: Sequence[torch.Tensor]) -> bool:
     return same_storage and starts[1:] == ends[:-1] and all(weight.is_contiguous() for weight in weights)
 
 
-def _project(x, linears):
+def _project(x: Tensor, linears: Sequence[Any]) -> Sequence[Tensor]:
     """What each linear [O, D] without a bias makes of x [B, T, D]: a tuple of [B, T, O].
 
     One product if the weights are neighbours in memory.
@@ -136,7 +136,7 @@ def _project(x, linears):
     return joint.split([weight.shape[0] for weight in weights], dim=-1)
 
 
-def _attention(attention, x, context=None):
+def _attention(attention: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Multi-head attention without its output projection: x [B, T, D], context [B, S, E] or None -> [B, T, D]."""
     to_q, to_k, to_v = projections(attention)
     if context is None:
@@ -152,35 +152,35 @@ def _takes_plain_forward(*unusual: object) -> bool:
     return any(value is not None and value != {} for value in unusual) or torch.is_autocast_enabled()
 
 
-def _add_norm(norm, x, residual, x_bias):
+def _add_norm(norm: Any, x: Tensor, residual: Tensor | None, x_bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """s = x + residual + x_bias, and LayerNorm(s): x, residual [B, T, D]; x_bias [D]; the last two may be None."""
     return add_layer_norm(x, norm.weight, norm.bias, norm.eps, residual, x_bias)
 
 
-def _norm_forward(norm, x):
+def _norm_forward(norm: Any, x: Tensor) -> Tensor:
     """GroupNorm.forward of x [B, C, H, W]; the result is channels_last."""
     return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False)
 
 
-def _activated_time_embedding(plain_forward, *args, **kwargs):
+def _activated_time_embedding(plain_forward: Callable, *args: Any, **kwargs: Any) -> Tensor:
     """The time embedding through SiLU, once for all ResNet blocks."""
     return F.silu(plain_forward(*args, **kwargs))
 
 
 def _block_forward(
-    block,
-    plain_forward,
-    hidden_states,
-    attention_mask=None,
-    encoder_hidden_states=None,
-    encoder_attention_mask=None,
-    timestep=None,
-    cross_attention_kwargs=None,
-    class_labels=None,
-    added_cond_kwargs=None,
-    input_bias=None,
-    equal_halves=False,
-):
+    block: Any,
+    plain_forward: Callable,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    encoder_hidden_states: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
+    timestep: Tensor | None = None,
+    cross_attention_kwargs: dict | None = None,
+    class_labels: Tensor | None = None,
+    added_cond_kwargs: dict | None = None,
+    input_bias: Tensor | None = None,
+    equal_halves: bool = False,
+) -> Tensor:
     """BasicTransformerBlock.forward of hidden_states [B, T, D] + input_bias [D], encoder_hidden_states [B, S, E]."""
     unusual = attention_mask, encoder_attention_mask, cross_attention_kwargs
     if encoder_hidden_states is None or _takes_plain_forward(*unusual):
@@ -205,36 +205,36 @@ def _block_forward(
     return down(geglu(up.proj(normed))) + hidden_states
 
 
-def _self_attention(block, hidden_states, input_bias):
+def _self_attention(block: Any, hidden_states: Tensor, input_bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """A block's hidden states [B, T, D] after its self-attention, and what its second norm makes of them [B, T, D]."""
     hidden_states, normed = _add_norm(block.norm1, hidden_states, None, input_bias)
     to_out = block.attn1.to_out[0]
     return _add_norm(block.norm2, F.linear(_attention(block.attn1, normed), to_out.weight), hidden_states, to_out.bias)
 
 
-def _half(x):
+def _half(x: Tensor) -> Tensor:
     """The first half of a batch [B, ...]."""
     return x[: x.shape[0] // 2]
 
 
-def _twice(x):
+def _twice(x: Tensor) -> Tensor:
     """A batch [B, ...] and itself again: [2B, ...]."""
     return torch.cat([x, x])
 
 
 def _transformer_forward(
-    transformer,
-    plain_forward,
-    hidden_states,
-    encoder_hidden_states=None,
-    timestep=None,
-    added_cond_kwargs=None,
-    class_labels=None,
-    cross_attention_kwargs=None,
-    attention_mask=None,
-    encoder_attention_mask=None,
-    return_dict=True,
-):
+    transformer: Any,
+    plain_forward: Callable,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    timestep: Tensor | None = None,
+    added_cond_kwargs: dict | None = None,
+    class_labels: Tensor | None = None,
+    cross_attention_kwargs: dict | None = None,
+    attention_mask: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
+    return_dict: bool = True,
+) -> Any:
     """Transformer2DModel.forward of hidden_states [B, C, H, W]; pixels become tokens without a copy."""
     unusual = attention_mask, encoder_attention_mask, cross_attention_kwargs
     if return_dict or encoder_hidden_states is None or _takes_plain_forward(*unusual):
@@ -263,7 +263,15 @@ def _transformer_forward(
     return (add_bias_residual(x, residual, proj_out.bias),)
 
 
-def _resnet_forward(resnet, is_activated, input_tensor, temb, *args, equal_halves=False, **kwargs):
+def _resnet_forward(
+    resnet: Any,
+    is_activated: bool,
+    input_tensor: Tensor,
+    temb: Tensor,
+    *args: Any,
+    equal_halves: bool = False,
+    **kwargs: Any,
+) -> Tensor:
     """ResnetBlock2D.forward of input_tensor [B, C, H, W] and temb [B, E] -> [B, O, H, W].
 
     `is_activated` says that temb has been through SiLU already.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files.lock import LOCK_FILE, check_not_in_use
-from utils.files.ownership import check_export_file, is_own_output, nearest_existing, overlap
+from utils.files.ownership import check_export_file, is_left_by_system, is_own_output, nearest_existing, overlap
 from utils.models.folder import BaseModel
 from utils.runtime import environment
 
@@ -30,9 +30,11 @@ def check_output_dir(output: Path, others: Mapping[str, Path | None], export_sin
             raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
-    if output.is_dir() and {path.name for path in output.iterdir()} - {LOCK_FILE} and not is_own_output(output):
+    if output.is_dir() and not is_own_output(output) and (found := _foreign(output)):
+        shown = ", ".join(repr(name) for name in found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
         raise UserError(
-            f"--output_dir {output} holds files that this program did not write; name an empty or a new folder"
+            f"--output_dir {output} holds files that this program did not write ({shown}); name an empty or a new "
+            f"folder, or move them away"
         )
     existing = nearest_existing(output)
     if not existing.is_dir():
@@ -43,3 +45,9 @@ def check_output_dir(output: Path, others: Mapping[str, Path | None], export_sin
         check_not_in_use(output)
     if export_single_file:
         check_export_file(export_single_file)
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Names of what someone has put into a folder; what systems leave in every folder is not among them."""
+    names = sorted(path.name for path in folder.iterdir())
+    return [name for name in names if name != LOCK_FILE and not is_left_by_system(name)]

@@ -10,10 +10,13 @@ T = TypeVar("T")
 
 
 class PreflightTable:
-    """Rows of (check, finding, verdict). Without `collects`, the first problem is raised instead."""
+    """Rows of (check, finding, verdict). Without `collects`, the first problem is raised instead.
 
-    def __init__(self, collects: bool):
-        self.collects = collects
+    `is_quick`: what needs torch, whose import takes longer than all the rest, is left out.
+    """
+
+    def __init__(self, collects: bool, is_quick: bool = False):
+        self.collects, self.is_quick = collects, is_quick
         self.rows: list[tuple[str, str, str]] = []
 
     def add(self, check: str, finding: str, verdict: str = OK) -> None:

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from utils import PROGRAM
 from utils.errors import RunFailed, UserError
-from utils.files.atomic import STAGING_PREFIX, sync_directory, sync_tree
+from utils.files.atomic import STAGING_PREFIX, sync_tree
+from utils.files.filesystems import move, sync
 from utils.files.json_files import write_json
 from utils.files.safetensors_files import safetensors_dtype
 from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
@@ -142,8 +143,8 @@ class Checkpointer:
                 if target.is_symlink() or read_checkpoint(target) is None:
                     raise UserError(f"{target} exists and is not this program's; move it away")
                 discard(target)
-            os.rename(staging, target)
-            sync_directory(self.output_dir)
+            move(staging, target)
+            sync(self.output_dir)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self._remove_oldest(keep=step)

@@ -100,5 +100,9 @@ def list_checkpoints(output_dir: Path, lineage: Lineage | None = None) -> list[C
 def discard(path: Path) -> None:
     """Deletes one of our folders; hidden first, so that what a kill leaves is not taken for a whole one."""
     hidden = path.with_name(f"{STAGING_PREFIX}discarded-{path.name}-{os.getpid()}")
-    os.rename(path, hidden)
+    try:
+        os.rename(path, hidden)
+    except OSError:  # a file system that cannot rename folders: without its state it is no checkpoint either
+        (path / STATE_FILE).unlink(missing_ok=True)
+        hidden = path
     shutil.rmtree(hidden, ignore_errors=True)

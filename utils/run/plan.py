@@ -50,14 +50,19 @@ class Plan(NamedTuple):
     export_single_file: Path | None
 
 
-def fill_in_defaults(args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool, save_dtype: str) -> Namespace:
+def fill_in_defaults(
+    args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool, save_dtype: str, has_bf16: bool = True
+) -> Namespace:
     """A copy of `args` with --mixed_precision, --max_train_steps and --save_dtype filled in if they were left out.
 
-    `save_dtype` is that of the base's own file.
+    `save_dtype` is that of the base's own file. Without `has_bf16` fp16 takes the place of bf16.
     """
     samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
     filled = Namespace(**vars(args))
     filled.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
+    for precision in () if has_bf16 else ("mixed_precision", "prior_generation_precision"):
+        if getattr(filled, precision) == "bf16":
+            setattr(filled, precision, "fp16")
     filled.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
     filled.save_dtype = args.save_dtype or save_dtype
     return filled

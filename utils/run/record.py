@@ -1,6 +1,5 @@
 """run.json: what was run, on what, with what result, and the command that repeats it."""
 
-import os
 import platform
 import shlex
 import shutil
@@ -14,6 +13,7 @@ import torch
 from utils import PROGRAM
 from utils.dataset import ClassDataset, Photo
 from utils.files.atomic import STAGING_PREFIX
+from utils.files.filesystems import move
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import METRICS_FILE, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE
@@ -205,6 +205,6 @@ def _set_aside(output_dir: Path, run_id: str | None) -> None:
     if record.get("status") == "complete":
         shutil.copyfile(output_dir / RUN_FILE, output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}")
         if (output_dir / METRICS_FILE).exists():
-            os.replace(output_dir / METRICS_FILE, output_dir / f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
+            move(output_dir / METRICS_FILE, output_dir / f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
     else:
         (output_dir / METRICS_FILE).unlink(missing_ok=True)

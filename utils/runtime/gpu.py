@@ -36,6 +36,22 @@ def gpu_is_usable() -> bool:
     return torch.cuda.is_available()
 
 
+BF16_CAPABILITY = (8, 0)  # Ampere
+
+
+def gpu_without_bf16() -> str | None:
+    """The name of a GPU here that has no bf16 arithmetic, as those before Ampere (T4, RTX 2080); None if none is such.
+
+    torch emulates it there, slowly, and not in every operation; fp16 is what such a GPU is made for.
+    """
+    if not gpu_is_usable():
+        return None
+    import torch
+
+    old = (i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_capability(i) < BF16_CAPABILITY)
+    return next((torch.cuda.get_device_name(i) for i in old), None)
+
+
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version, on Linux
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 DRIVER_VERSION = re.compile(r"Kernel Module\b.*?\s(\d+\.[\d.]+)")  # a word like x86_64 may come before it

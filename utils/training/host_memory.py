@@ -44,7 +44,7 @@ def host_memory_problem(device: torch.device) -> str | None:
     return None if reaches_host_memory(device) else "which cannot reach the host's memory here"
 
 
-def reaches_host_memory(device):
+def reaches_host_memory(device: torch.device) -> bool:
     """Whether kernels on this GPU can read and write the buffers of host_memory.pinned_zeros: tried, not assumed."""
     if not HAS_TRITON:
         return False

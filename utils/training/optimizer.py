@@ -111,7 +111,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self._update(self._scalars(self.learning_rates[:1], grad_norm, self.loss_scale, torch.zeros_like(grad_norm)))
 
     def _measure_grad_norm(self) -> None:
-        if self.flat.grad_table is None:
+        if self.flat.grad is not None:
             updates.grad_norm_(self.flat.grad, self._scaled_grad_norm)
             return
         if not torch.cuda.is_current_stream_capturing():
@@ -121,10 +121,10 @@ class MasterWeightsOptimizer(OptimizerWrapper):
     def _update(self, scalars: Tensor) -> None:
         weight = None if self.flat.weight is self.flat.master else self.flat.weight
         state = (self.flat.master, self.exp_avg, self.exp_avg_sq)
-        if self.flat.grad_table is not None:
+        if self.flat.grad is None:
             self.flat.grad_table.adamw_(weight, self.flat.weight.dtype, *state, scalars)
             return
-        update = updates.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else updates.adamw_
+        update: Any = updates.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else updates.adamw_
         update(weight, self.flat.grad, *state, scalars)
 
     def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
@@ -133,7 +133,8 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         grad_scale = 1 / loss_scale
         if self.max_grad_norm > 0:
             grad_scale = grad_scale * (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
-        parts = [grad_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite]
+        number = self.num_applied + (finite != 0)
+        parts = [grad_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite, number]
         return torch.cat([part.double().reshape(-1) for part in parts]).float()
 
     def _count(self, finite: Tensor) -> None:

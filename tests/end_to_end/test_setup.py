@@ -1,0 +1,111 @@
+"""setup.sh, with no package to install, and run.sh's words before anything is trained."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.script import ROOT
+
+PYTHON = getattr(sys, "_base_executable", sys.executable)
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A project with an environment of no packages, whose stamp says that all is installed."""
+    folder = tmp_path / "here it is"
+    folder.mkdir()
+    shutil.copy(ROOT / "setup.sh", folder)
+    (folder / "requirements.txt").touch()
+    subprocess.run([PYTHON, "-m", "venv", "--without-pip", ".venv"], cwd=folder, check=True)
+    (packages,) = (folder / ".venv/lib").glob("python*/site-packages")
+    (packages / "pip").mkdir()
+    (packages / "pip/__init__.py").touch()
+    (packages / "mine.py").touch()
+    script = folder / ".venv/bin/hello"
+    script.write_text(f"#!{folder}/.venv/bin/python\nprint('hello')\n")
+    count = subprocess.run(["cksum"], input=(folder / "setup.sh").read_bytes(), capture_output=True).stdout.split()[0]
+    (folder / f".venv/.installed-requirements-{count.decode()}").touch()
+    return folder
+
+
+def setup(project: Path) -> list[str]:
+    """What setup.sh says."""
+    result = subprocess.run(
+        ["bash", "setup.sh"], cwd=project, capture_output=True, text=True, env=os.environ | dict(PYTHON=PYTHON)
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_a_whole_environment_is_left_alone(project):
+    assert setup(project) == []
+
+
+def test_a_moved_project(project):
+    moved = project.rename(project.with_name("there & then"))
+    (said,) = setup(moved)
+    assert said == f"setup.sh: .venv was made in {project}/.venv and has moved: its scripts are adapted"
+    assert (moved / ".venv/bin/hello").read_text().startswith(f"#!{moved}/.venv/bin/python\n")
+    assert setup(moved) == []
+
+
+def test_a_python_that_has_gone(project):
+    for name in ("python", "python3"):
+        (project / ".venv/bin" / name).unlink()
+        (project / ".venv/bin" / name).symlink_to("/usr/bin/python3.gone")
+    (said,) = setup(project)
+    assert said.startswith("setup.sh: .venv has lost its Python or its pip: it gets those of Python 3.")
+    assert subprocess.run([project / ".venv/bin/python", "-c", "import mine"]).returncode == 0
+    assert setup(project) == []
+
+
+def test_a_link_to_an_environment_elsewhere_is_followed(project, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("setup.sh", "requirements.txt"):
+        shutil.copy(project / name, other)
+    (other / ".venv").symlink_to(project / ".venv")
+    assert setup(other) == []
+
+
+def test_help_needs_no_environment(tmp_path):
+    shutil.copy(ROOT / "run.sh", tmp_path)
+    result = subprocess.run(["bash", "run.sh", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.startswith("Fine-tunes on the photos")
+    assert os.listdir(tmp_path) == ["run.sh"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "said"),
+    [
+        (dict(MAX_TRAIN_STEPS="x"), [], "error: argument --max_train_steps: 'x' is not a whole number"),
+        (dict(NUM_IMAGES="x"), [], "error: argument --num_images: 'x' is not a whole number"),
+        (dict(INSTANCE_DIR="./photos"), [], "no folder photos"),
+        ({}, ["--no_such_flag"], "error: unrecognized arguments: --no_such_flag"),
+    ],
+)
+def test_a_mistake_under_run_sh_is_one_line(variables, flags, said, tmp_path):
+    """Called from another folder, in which a relative path is meant."""
+    environment = os.environ | dict(VENV=str(Path(sys.executable).parent.parent), OMP_NUM_THREADS="1") | variables
+    result = subprocess.run(
+        ["bash", ROOT / "run.sh", *flags], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=100
+    )
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and said in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_file_has_the_line_ends_of_another_system():
+    """A clone by Git for Windows, used in WSL: its bash would stop at the first line of run.sh."""
+    attributes = subprocess.run(
+        ["git", "check-attr", "eol", "--", "run.sh", "setup.sh", "model/tiny-stable-diffusion/tokenizer/merges.txt"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if attributes.returncode:
+        pytest.skip("not a checkout of git")
+    assert attributes.stdout.count("eol: lf") == 3

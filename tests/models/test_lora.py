@@ -1,0 +1,112 @@
+"""A LoRA of the change: the nearest of its rank; diffusers draws with it what the whole model draws."""
+
+import json
+
+from utils.runtime.libraries import quiet_libraries
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.helpers.pipelines import write_pipeline
+from tests.helpers.script import UNET_FILE
+from utils.command_line import run_main
+from utils.errors import UserError
+from utils.export import main
+from utils.models.drawing import sample
+from utils.models.loading import load_pipeline
+from utils.models.lora import extract_lora, factors, product
+
+CPU = torch.device("cpu")
+FULL = 4096  # more than any layer of the tiny model has
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """A base, and the same with a change of its linear layers and convolutions; its run.json names the base."""
+    root = tmp_path_factory.mktemp("ends")
+    base, tuned = (write_pipeline(root / name) for name in ("base", "tuned"))
+    weights = load_file(tuned / UNET_FILE)
+    noise = torch.Generator().manual_seed(0)
+    for value in weights.values():
+        if value.dim() > 1:
+            value += 0.1 * torch.randn(value.shape, generator=noise)
+    save_file(weights, tuned / UNET_FILE, {"format": "pt"})
+    (tuned / "run.json").write_text(json.dumps(dict(arguments=dict(pretrained_model_name_or_path=str(base)))))
+    return base, tuned
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (8, 6, 3, 3), (30, 2, 1, 1)])
+def test_it_is_the_nearest_of_its_rank(shape):
+    change = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    singular = torch.linalg.svdvals(change.flatten(1))
+    for rank in (1, 2, 5, 99):
+        down, up = factors(change, rank)
+        kept = min(rank, len(singular))
+        assert down.shape == (kept, *shape[1:]) and up.shape == (shape[0], kept, *(1 for _ in shape[2:]))
+        rest = (change - product(down, up)).square().sum()
+        torch.testing.assert_close(rest, singular[kept:].square().sum(), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(down.flatten(1).norm(dim=1), up.flatten(1).norm(dim=0))  # half in each
+
+
+def test_a_change_of_a_lower_rank_has_no_wild_factors():
+    change = torch.outer(torch.arange(1.0, 9), torch.arange(1.0, 7)).double()
+    down, up = factors(change, 4)
+    torch.testing.assert_close(product(down.half().double(), up.half().double()), change, rtol=1e-3, atol=1e-2)
+    assert torch.isfinite(down.half()).all() and torch.isfinite(up.half()).all()
+
+
+def test_the_share_is_of_the_whole_change(ends):
+    base, tuned = (load_file(folder / UNET_FILE) for folder in ends)
+    lora = extract_lora(*ends, 2, dtype=torch.float32)
+    held = whole = 0.0
+    for name, value in tuned.items():
+        change = (value - base[name]).double()
+        whole += change.square().sum().item()
+        if change.dim() > 1:
+            held += torch.linalg.svdvals(change.flatten(1))[:2].square().sum().item()
+    assert lora.share == pytest.approx(held / whole, rel=1e-4) and 0.1 < lora.share < 0.9
+    assert extract_lora(*ends, FULL, dtype=torch.float32).share == pytest.approx(1, abs=1e-6)
+    with pytest.raises(UserError, match="are equal"):
+        extract_lora(ends[0], ends[0], 2, dtype=torch.float32)
+
+
+def pictures(pipeline) -> np.ndarray:
+    images = sample(pipeline, "a photo of my cat.", [0, 1], num_inference_steps=3)
+    return np.stack([np.asarray(image, int) for image in images])
+
+
+@pytest.mark.parametrize("strength", [1, 0.5])
+def test_diffusers_draws_with_it_what_the_whole_model_draws(ends, tmp_path, strength):
+    base, tuned = ends
+    path, folder = tmp_path / "my-cat-lora.safetensors", tmp_path / "blended"
+    flags = ["--dtype", "fp32", "--strength", str(strength)]
+    assert run_main(main, [str(tuned), str(path), "--lora_rank", str(FULL), *flags]) == 0
+    assert run_main(main, [str(tuned), str(folder), *flags]) == 0
+    plain, whole = (load_pipeline(each, torch.float32, CPU) for each in (base, folder))
+    before, expected = pictures(plain), pictures(whole)
+    with quiet_libraries():
+        plain.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="cat")
+    assert np.abs(pictures(plain) - expected).max() <= 1 < np.abs(before - expected).max()
+    with quiet_libraries():
+        plain.set_adapters(["cat"], [0.0])
+    assert np.abs(pictures(plain) - before).max() <= 1
+
+
+def test_the_file_is_small_and_says_what_it_is(ends, tmp_path, capsys):
+    path = tmp_path / "lora.safetensors"
+    assert run_main(main, [str(ends[1]), str(path), "--lora_rank", "2"]) == 0
+    said = capsys.readouterr().out
+    assert f"{path.stat().st_size / 1e6:.1f} MB" in said and "% of the squared change" in said
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["ss_network_dim"] == file.metadata()["ss_network_alpha"] == "2"
+        assert file.metadata()["modelspec.architecture"] == "stable-diffusion-v1/lora"
+        assert file.metadata()["ss_base_model_version"] == "sd_v1"
+        names = list(file.keys())
+        layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+        assert {f"{layer}.{part}" for part in ("alpha", "lora_down.weight", "lora_up.weight")} <= set(names)
+        assert file.get_tensor(f"{layer}.lora_down.weight").dtype == torch.float16
+        assert all(name.startswith("lora_unet_") for name in names)
+    assert run_main(main, [str(ends[1]), str(path), "--lora_rank", "3"]) == 0  # our own file is replaced

@@ -1,0 +1,97 @@
+"""python -m utils.export: which folder and base it takes, what it writes, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.helpers.pipelines import write_pipeline
+from tests.helpers.script import UNET_FILE
+from utils import PROGRAM
+from utils.command_line import run_main
+from utils.export import main
+from utils.models.single_file import UNET_PREFIX
+from utils.run.lineage import FORMAT, STATE_FILE
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, tiny_pipeline_dir) -> Path:
+    """What training leaves, with one checkpoint. Never write into it."""
+    folder = write_pipeline(tmp_path_factory.mktemp("run") / "output", seed=1)
+    shutil.copytree(write_pipeline(folder.parent / "other", seed=2) / "unet", folder / "checkpoint-2" / "unet")
+    (folder / "checkpoint-2" / STATE_FILE).write_text(json.dumps(dict(program=PROGRAM, format=FORMAT, step=2)))
+    arguments = dict(pretrained_model_name_or_path=str(tiny_pipeline_dir), instance_prompt="a photo of my cat.")
+    (folder / "run.json").write_text(json.dumps(dict(program=PROGRAM, status="complete", arguments=arguments)))
+    return folder
+
+
+def export(*argv) -> int:
+    return run_main(main, [str(word) for word in argv])
+
+
+def blended(base: Path, tuned: Path, strength: float) -> dict[str, torch.Tensor]:
+    before, after = load_file(base / UNET_FILE), load_file(tuned / UNET_FILE)
+    return {name: before[name] + strength * (after[name] - before[name]) for name in before}
+
+
+def equal(ours: dict, theirs: dict) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+def test_a_folder_at_a_strength_is_a_whole_pipeline(tuned, tiny_pipeline_dir, tmp_path):
+    target = tmp_path / "new" / "my-cat"
+    assert export(tuned, target, "--strength", 0.75) == 0
+    assert equal(load_file(target / UNET_FILE), blended(tiny_pipeline_dir, tuned, 0.75))
+    record = json.loads((target / "run.json").read_text())
+    assert (record["strength"], record["exported_from"]) == (0.75, str(tuned))
+    assert record["arguments"]["instance_prompt"] == "a photo of my cat."
+    assert export(target, tmp_path / "again", "--strength", 0.5) == 0
+    assert equal(load_file(tmp_path / "again" / UNET_FILE), blended(tiny_pipeline_dir, tuned, 0.375))
+    assert json.loads((tmp_path / "again/run.json").read_text())["strength"] == 0.375
+
+
+def test_full_and_no_strength_are_both_ends_to_the_bit(tuned, tiny_pipeline_dir, tmp_path):
+    for strength, folder in ((1, tuned), (0, tiny_pipeline_dir)):
+        target = tmp_path / f"at-{strength}"
+        assert export(tuned, target, "--strength", strength) == 0
+        ours, theirs = load_file(target / UNET_FILE), load_file(folder / UNET_FILE)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_at_a_strength_as_one_file(tuned, tiny_pipeline_dir, tmp_path):
+    path = tmp_path / "my-cat.safetensors"
+    assert export(tuned, path, "--checkpoint", 2, "--strength", 1.5) == 0
+    expected = blended(tiny_pipeline_dir, tuned / "checkpoint-2", 1.5)
+    unet = {name: value for name, value in load_file(path).items() if name.startswith(UNET_PREFIX)}
+    sums = sorted(float(value.double().sum()) for value in unet.values())
+    assert sums == pytest.approx(sorted(float(value.double().sum()) for value in expected.values()), abs=1e-4)
+
+
+def test_what_is_the_users_is_refused_in_one_line(tuned, tiny_pipeline_dir, tmp_path, capsys):
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    without_run = write_pipeline(tmp_path / "plain")
+    wide = shutil.copytree(tiny_pipeline_dir, tmp_path / "wide")
+    weights = load_file(wide / UNET_FILE)
+    save_file(weights | {"conv_in.bias": torch.zeros(17)}, wide / UNET_FILE, {"format": "pt"})
+    capsys.readouterr()
+    for argv, message in (
+        ((tuned, foreign), "holds files that no export wrote"),
+        ((tuned, tuned), "overlaps"),
+        ((tuned, tuned / "inside"), "overlaps"),
+        ((tuned, tmp_path / "my-cat.ckpt"), "written as safetensors"),
+        ((tuned, tmp_path / "folder", "--lora_rank", 4), "written as safetensors"),
+        ((tuned, tmp_path / "new", "--checkpoint", 7), "holds no whole checkpoint-7"),
+        ((tuned, tmp_path / "new", "--strength", -1), "--strength"),
+        ((tuned, tmp_path / "new", "--lora_rank", 0), "--lora_rank"),
+        ((without_run, tmp_path / "new", "--strength", 0.5), "--pretrained_model_name_or_path is missing"),
+        ((tuned, tmp_path / "new", "--strength", 0.5, "--pretrained_model_name_or_path", "gone"), "gone"),
+    ):
+        assert export(*argv) == 2
+        stderr = capsys.readouterr().err
+        assert message in stderr and stderr.count("\n") == 1, stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "plain", "wide"]

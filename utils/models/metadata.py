@@ -1,0 +1,120 @@
+"""What a weights file says of itself in its header: modelspec.* (Stability AI's ModelSpec 1.0.1) and kohya's ss_*.
+
+Both are read from a run.json alone. No local path, no name of a photo and no command line gets into a file.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from utils import PROGRAM
+from utils.files.json_files import read_json_or_none
+from utils.files.ownership import EXPORT_METADATA, RUN_FILE
+
+ARCHITECTURE = "stable-diffusion-v1"
+ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
+LORA_LAYOUT = "https://github.com/kohya-ss/sd-scripts"
+# ss_ key: the argument of run.json that it says.
+SS_ARGUMENTS = {
+    "ss_learning_rate": "learning_rate",
+    "ss_unet_lr": "learning_rate",
+    "ss_lr_scheduler": "lr_scheduler",
+    "ss_lr_warmup_steps": "lr_warmup_steps",
+    "ss_max_train_steps": "max_train_steps",
+    "ss_seed": "seed",
+    "ss_batch_size_per_device": "train_batch_size",
+    "ss_gradient_accumulation_steps": "gradient_accumulation_steps",
+    "ss_gradient_checkpointing": "gradient_checkpointing",
+    "ss_max_grad_norm": "max_grad_norm",
+    "ss_mixed_precision": "mixed_precision",
+    "ss_noise_offset": "noise_offset",
+    "ss_min_snr_gamma": "snr_gamma",
+    "ss_prior_loss_weight": "prior_loss_weight",
+}
+
+
+def run_of(folder: Path) -> dict:
+    """The run.json beside a pipeline that training wrote; empty for a base."""
+    return read_json_or_none(folder / RUN_FILE) or {}
+
+
+def prompts_of(run: Mapping[str, Any]) -> dict[str, int]:
+    """{prompt: number of photos} of a run, in the photos' order."""
+    said = _arguments(run).get("instance_prompt")
+    photos = [photo for photo in _list(run.get("photos")) if isinstance(photo, dict)]
+    prompts = [photo.get("prompt") or said for photo in photos] or [said]
+    return dict(Counter(prompt for prompt in prompts if isinstance(prompt, str) and prompt))
+
+
+def file_metadata(
+    run: Mapping[str, Any],
+    *,
+    title: str,
+    image_size: tuple[int, int],
+    prediction_type: str = "epsilon",
+    architecture: str = ARCHITECTURE,
+    implementation: str = ORIGINAL_LAYOUT,
+) -> dict[str, str]:
+    """The header's metadata for a file of weights, every value a string; save_with_hash adds the tensors' hash.
+
+    Args:
+        run: a run.json, whole or of a run that has not ended; empty: the file is of a base, which has no ss_ keys.
+        title: what UIs show as the model's name.
+        image_size: (height, width) in pixels that the model was made for.
+        prediction_type: the scheduler's: epsilon or v_prediction.
+        architecture: ModelSpec's; "stable-diffusion-v1/lora" for a LoRA.
+    """
+    height, width = image_size
+    prompts = prompts_of(run)
+    found = {
+        "sai_model_spec": "1.0.1",
+        "architecture": architecture,
+        "implementation": implementation,
+        "title": title,
+        "resolution": f"{width}x{height}",
+        "prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
+        "date": run.get("started_at"),
+        "trigger_phrase": ", ".join(prompts),
+        "description": f"DreamBooth fine-tuning of Stable Diffusion v1 with {PROGRAM}" if run else None,
+    }
+    modelspec = {f"modelspec.{key}": str(value) for key, value in found.items() if value}
+    return {**EXPORT_METADATA, **modelspec, **(_ss_keys(run, title, prompts, prediction_type) if run else {})}
+
+
+def _ss_keys(run: Mapping[str, Any], title: str, prompts: dict[str, int], prediction_type: str) -> dict[str, str]:
+    """What kohya's trainer writes and A1111 and the managers of model folders show; None is "None" there."""
+    arguments = _arguments(run)
+    said = {key: arguments[name] for key, name in SS_ARGUMENTS.items() if name in arguments}
+    resolution = arguments.get("resolution")
+    base = arguments.get("pretrained_model_name_or_path")
+    said |= {
+        "ss_output_name": title,
+        "ss_base_model_version": "sd_v1",
+        "ss_sd_model_name": PurePath(str(base)).name if base else None,
+        "ss_v2": False,
+        "ss_v_parameterization": prediction_type == "v_prediction",
+        "ss_resolution": f"({resolution}, {resolution})" if resolution else None,
+        "ss_optimizer": "AdamW",
+        "ss_num_train_images": sum(prompts.values()),
+        "ss_num_reg_images": sum(_count(each) for each in _list(run.get("class_images"))),
+        "ss_tag_frequency": json.dumps({"photos": prompts}, ensure_ascii=False),
+        "ss_training_started_at": run.get("started_at"),
+        "ss_session_id": run.get("run_id"),
+        "ss_training_comment": f"written by {PROGRAM}",
+    }
+    return {key: str(value) for key, value in said.items()}
+
+
+def _arguments(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = run.get("arguments")
+    return arguments if isinstance(arguments, Mapping) else {}
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _count(images: Any) -> int:
+    return images.get("num_used", 0) if isinstance(images, dict) else 0
