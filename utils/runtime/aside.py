@@ -9,6 +9,7 @@ it.
 """
 
 import importlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import operator
@@ -49,13 +50,13 @@ class Finder:
         return None if found is None else importlib.util.spec_from_loader(name, Present(found))
 
 
-class Present:
+class Present(importlib.abc.Loader):
     """A loader of a module that is there."""
 
     def __init__(self, module: ModuleType):
         self.module, self.spec = module, module.__spec__
 
-    def create_module(self, spec: object) -> ModuleType:
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         """The module as it is."""
         return self.module
 
@@ -82,7 +83,7 @@ def set_aside(name: str, **answers: Any) -> None:
     spec = None if name in sys.modules else importlib.machinery.PathFinder.find_spec(name, path)
     if spec is None:
         return
-    where = dict(__spec__=spec, __file__=spec.origin)
+    where: dict[str, Any] = dict(__spec__=spec, __file__=spec.origin)
     if spec.submodule_search_locations is not None:
         where["__path__"] = spec.submodule_search_locations
     sys.modules[name] = Aside(name, **where, **answers)
