@@ -10,6 +10,7 @@ from utils.errors import UserError
 from utils.files.json_files import read_json
 from utils.models.folder import BaseModel, num_parameters, prediction_type
 from utils.models.layout import DEFAULTS, with_defaults
+from utils.preflight.numbers import check_schedule, describe_launcher, describe_rounding
 from utils.preflight.photos import describe_captions, describe_duplicates, describe_photo
 from utils.preflight.prompt import check_tokens, describe_prompt, learned_tokens
 from utils.preflight.resources import check_device, check_disk
@@ -80,6 +81,16 @@ def _check_tokens(table: PreflightTable, args: Namespace, base: BaseModel, promp
             table.run("prompt", check_tokens, prompt, folder, vocab_size)
 
 
+def _check_numbers(table: PreflightTable, plan: Plan, base: BaseModel) -> None:
+    for check, finding in (
+        ("schedule", table.run("schedule", check_schedule, plan)),
+        ("save_dtype", describe_rounding(plan, base)),
+        ("precision", describe_launcher(plan)),
+    ):
+        if finding:
+            table.add(check, finding, NOTE)
+
+
 def _refuse_tokenizer(folder: Path) -> None:
     raise UserError(f"--tokenizer_name {folder} is not a tokenizer's folder: no tokenizer_config.json in it")
 
@@ -120,6 +131,7 @@ def _check_start(
     table.add("start", f"{origin}step {first_step} of {plan.num_steps}, into {plan.output_dir}")
     every = plan.checkpointing_steps
     planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - first_step // every)
+    _check_numbers(table, plan, base)
     table.add_run("disk", check_disk, base, plan.output_dir, **planned, export_single_file=plan.export_single_file)
     if gpu_is_possible() and not table.is_quick:
         table.add_run("device", check_device, plan.needs, args.low_memory)
