@@ -129,6 +129,10 @@ SPOILT = {
         lambda b: write_shards(b, keep=(1,)),
         r"unet/diffusion_pytorch_model-00002-of-00002\.safetensors is missing",
     ),
+    "shards that diffusers does not load": (
+        lambda b: write_shards(b, suffix=".bin"),
+        r"00001-of-00002\.bin is one of 2 shards, which diffusers loads as safetensors alone; convert them",
+    ),
     "an index alone": (
         lambda b: (write_index(b), (b / UNET_FILE).unlink()),
         r"unet/diffusion_pytorch_model-00001-of-00002\.safetensors is missing",
