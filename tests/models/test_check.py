@@ -253,3 +253,12 @@ def test_stable_diffusion_1_5_as_it_is_published(base):
 def test_a_stale_index_beside_the_whole_file_is_passed_over(base):
     write_index(base)
     assert check_base_model(base).unet_weights == [base / UNET_FILE]
+
+
+def test_a_folder_with_a_single_file_names_it(tmp_path):
+    (tmp_path / "v1-4.ckpt").touch()
+    (tmp_path / "README.md").touch()
+    with pytest.raises(
+        UserError, match=r"has no model_index\.json: it holds a single file: name that one, .*v1-4\.ckpt"
+    ):
+        check_base_model(tmp_path)
