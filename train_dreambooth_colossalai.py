@@ -76,4 +76,4 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, interrupted="interrupted before the training began"))

@@ -55,6 +55,14 @@ def one_thread_to_fork_with(request):
     torch.set_num_threads(num_threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Path:
+    """Where this test session keeps what it makes of single files."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DREAMBOOTH_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory) -> Path:
     """Never write into it: it is shared by all tests."""

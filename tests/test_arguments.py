@@ -12,6 +12,7 @@ from utils.errors import UserError
 DEFAULTS = dict(
     config=None,
     pretrained_model_name_or_path=Path("base"),
+    pretrained_vae_name_or_path=None,
     tokenizer_name=None,
     instance_data_dir=Path("photos"),
     output_dir=Path("output"),
@@ -19,6 +20,7 @@ DEFAULTS = dict(
     seed=0,
     resolution=512,
     center_crop=False,
+    alpha_mask=False,
     train_batch_size=4,
     num_train_epochs=1,
     max_train_steps=None,

@@ -1,5 +1,6 @@
 """The parser that both scripts share: --config, flags that are mistyped, how a mistake ends."""
 
+import ast
 import json
 import os
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.script import TRAIN, complaint, run_python
+from tests.helpers.script import ROOT, TRAIN, complaint, run_python
 from utils.arguments import as_plain, parse_args, parse_command_line, training_parser
 from utils.command_line import Parser, run_main
 from utils.data.concepts import Concept, read_concepts
@@ -255,3 +256,23 @@ def test_windows_is_told_what_is_supported():
     result = run_python(code)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: this program runs on Linux; on Windows use WSL 2")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("train_dreambooth_colossalai", "before the training began"), ("evaluate", "images so far are kept")],
+)
+def test_ctrl_c_says_what_was_interrupted(script, said, capsys):
+    """The scripts' last lines, with a main that is interrupted."""
+    source = (ROOT / f"{script}.py").read_text()
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and "run_main" in ast.dump(node.func)
+    ]
+
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert eval(ast.unparse(call), dict(run_main=run_main, main=main)) == 130
+    assert said in capsys.readouterr().err

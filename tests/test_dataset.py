@@ -8,72 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers.photos import as_stored, save, upright_picture
 from tests.helpers.pipelines import write_photos
 from utils.dataset import InstanceDataset, decode, find_photos, resize_shorter_side
 from utils.errors import UserError
-
-# Where the stored image's first row and first column are seen, by the EXIF standard's table of orientations.
-ORIENTATIONS = {
-    1: ("top", "left"),
-    2: ("top", "right"),
-    3: ("bottom", "right"),
-    4: ("bottom", "left"),
-    5: ("left", "top"),
-    6: ("right", "top"),
-    7: ("right", "bottom"),
-    8: ("left", "bottom"),
-}
-CORNERS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]  # top left, top right, bottom left, bottom right
-
-
-def upright_picture(height: int = 32, width: int = 64) -> np.ndarray:
-    """uint8 [H,W,3]: a quarter in each of CORNERS."""
-    picture = np.empty((height, width, 3), np.uint8)
-    quarters = [(rows, columns) for rows in (0, 1) for columns in (0, 1)]
-    for (row, column), colour in zip(quarters, CORNERS, strict=True):
-        rows = slice(row * height // 2, (row + 1) * height // 2)
-        picture[rows, column * width // 2 : (column + 1) * width // 2] = colour
-    return picture
-
-
-def as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """What a camera writes into the file for `upright` to be seen."""
-    first_row, first_column = ORIENTATIONS[orientation]
-    stored = upright if first_row in ("top", "bottom") else upright.transpose(1, 0, 2)
-    flips = [axis for axis, side in enumerate((first_row, first_column)) if side in ("bottom", "right")]
-    return np.flip(stored, flips) if flips else stored
-
-
-def corner_colours(image: Image.Image) -> list[tuple[int, ...]]:
-    right, bottom = image.width - 1, image.height - 1
-    return [image.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
-
-
-def save(folder, name: str, image: Image.Image, **options):
-    folder.mkdir(exist_ok=True)
-    image.save(folder / name, **options)
-    return folder / name
-
-
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
-def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = Image.fromarray(as_stored(upright_picture(), orientation))
-    options = {"jpg": dict(quality=100, subsampling=0), "webp": dict(lossless=True)}.get(suffix, {})
-    image = decode(save(tmp_path, f"photo.{suffix}", stored, exif=exif, **options))
-    assert image.size == (64, 32)
-    np.testing.assert_allclose(corner_colours(image), CORNERS, atol=3)
-
-
-@pytest.mark.parametrize(("orientation", "expected"), [(0, 1), (9, 1), (6, 6)])
-def test_an_orientation_that_does_not_exist_is_ignored(tmp_path, orientation, expected):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = as_stored(upright_picture(), expected)
-    image = decode(save(tmp_path, "photo.png", Image.fromarray(stored), exif=exif))
-    assert corner_colours(image) == CORNERS
 
 
 def test_the_size_that_is_recorded_is_the_upright_one(tmp_path):
@@ -86,73 +24,12 @@ def test_the_size_that_is_recorded_is_the_upright_one(tmp_path):
     assert dataset.photos[0].sha256 == hashlib.sha256((tmp_path / "photo.jpg").read_bytes()).hexdigest()
 
 
-def test_transparency_is_composited_on_white(tmp_path):
-    rgba = np.zeros((1, 3, 4), np.uint8)
-    rgba[0] = [(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 51)]
-    image = decode(save(tmp_path, "rgba.png", Image.fromarray(rgba)))
-    assert image.mode == "RGB"
-    assert [image.getpixel((x, 0)) for x in range(3)] == [(200, 0, 0), (255, 255, 255), (204, 204, 204)]
-    grey = np.array([[(100, 255), (100, 0)]], np.uint8)
-    image = decode(save(tmp_path, "la.png", Image.fromarray(grey, "LA")))
-    assert [image.getpixel((x, 0)) for x in range(2)] == [(100, 100, 100), (255, 255, 255)]
-
-
-@pytest.mark.parametrize("transparency", [1, bytes([255, 0])])
-def test_a_transparent_palette_colour_becomes_white(tmp_path, transparency):
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putpixel((1, 0), 1)
-    decoded = decode(save(tmp_path, "palette.png", image, transparency=transparency))
-    assert [decoded.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
-
-
-@pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 8, 9))])
-def test_a_colour_named_transparent_becomes_white(tmp_path, mode, colour):
-    image = Image.new(mode, (2, 1), colour)
-    image.putpixel((1, 0), 0 if mode == "L" else (0, 0, 0))
-    decoded = decode(save(tmp_path, "key.png", image, transparency=colour))
-    assert [decoded.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (0, 0, 0)]
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix", "values", "expected"),
-    [
-        ("1", "png", [0, 255], [(0, 0, 0), (255, 255, 255)]),
-        ("L", "png", [0, 77], [(0, 0, 0), (77, 77, 77)]),
-        ("RGB", "png", [(1, 2, 3), (255, 0, 9)], [(1, 2, 3), (255, 0, 9)]),
-        ("CMYK", "tiff", [(0, 0, 0, 0), (0, 255, 255, 0)], [(255, 255, 255), (255, 0, 0)]),
-        ("I;16", "png", [0, 65535], [(0, 0, 0), (255, 255, 255)]),
-        ("I;16", "tiff", [32768, 65535], [(128, 128, 128), (255, 255, 255)]),
-        ("I", "tiff", [0, 65535], [(0, 0, 0), (255, 255, 255)]),
-        ("I", "tiff", [-5, 51400], [(0, 0, 0), (200, 200, 200)]),
-        ("I;16", "png", [0, 255], [(0, 0, 0), (1, 1, 1)]),
-        ("F", "tiff", [0.0, 1.0], [(0, 0, 0), (255, 255, 255)]),
-        ("F", "tiff", [51.0, 255.0], [(51, 51, 51), (255, 255, 255)]),
-    ],
-)
-def test_every_mode_becomes_rgb(tmp_path, mode, suffix, values, expected):
-    image = Image.new(mode, (2, 1))
-    for x, value in enumerate(values):
-        image.putpixel((x, 0), value)
-    decoded = decode(save(tmp_path, f"photo.{suffix}", image))
-    assert decoded.mode == "RGB"
-    assert [decoded.getpixel((x, 0)) for x in range(2)] == expected
-
-
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"])
 def test_formats(tmp_path, name):
     picture = upright_picture()
     save(tmp_path, name, Image.fromarray(picture))
     photo = InstanceDataset(tmp_path, 32).photos[0]
     assert np.abs(photo.pixels.transpose(1, 2, 0).astype(int) - picture)[::31, ::63].max() <= 3
-
-
-@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-def test_the_first_frame_of_an_animation_is_taken(tmp_path, suffix):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ((250, 0, 0), (0, 250, 0))]
-    options = dict(lossless=True) if suffix == "webp" else {}
-    path = save(tmp_path, f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], **options)
-    assert decode(path).getpixel((4, 4)) == (250, 0, 0)
 
 
 def test_what_is_no_photo_is_skipped_and_reported(tmp_path):
@@ -252,15 +129,6 @@ def test_a_photo_without_read_permission_is_refused_by_name(tmp_path, monkeypatc
         decode(path)
 
 
-@pytest.mark.parametrize("name", ["IMG_1.HEIC", "a.heif", "raw.CR2", "b.dng"])
-def test_photos_that_pillow_cannot_read_are_not_left_out_silently(tmp_path, name):
-    folder = write_photos(tmp_path / "photos", 1)
-    (folder / name).write_bytes(b"\0\0\0\x20ftypheic")
-    suffix = name.split(".")[1].upper()
-    with pytest.raises(UserError, match=f"{name} is a {suffix} photo, which Pillow cannot read; convert it"):
-        find_photos(folder)
-
-
 def test_no_folder_no_photo(tmp_path):
     with pytest.raises(UserError, match="there is no folder .*missing"):
         InstanceDataset(tmp_path / "missing", 16)
@@ -353,3 +221,33 @@ def test_fixed_crops(tmp_path, sizes, center_crop, expected):
     for number, size in enumerate(sizes):
         save(tmp_path, f"{number}.png", Image.new("RGB", size))
     assert InstanceDataset(tmp_path, 16, center_crop).has_fixed_crops is expected
+
+
+def cut_out(folder, name: str, opaque: tuple[slice, slice], size: tuple[int, int] = (64, 32)) -> None:
+    """A red photo of which only some pixels, (rows, columns), are opaque."""
+    rgba = np.zeros((size[1], size[0], 4), np.uint8)
+    rgba[..., 0] = 200
+    rgba[(*opaque, 3)] = 255
+    save(folder, name, Image.fromarray(rgba))
+
+
+def test_opacity_is_cropped_as_the_pixels_are(tmp_path):
+    cut_out(tmp_path, "a.png", (slice(8, 24), slice(40, 56)))
+    dataset = InstanceDataset(tmp_path, 32, alpha_mask=True)
+    for left in (0, 20, 32):
+        is_red = dataset.pixel_values(0, 0, left)[1] == -1  # what is not opaque lies on white
+        assert torch.equal(dataset.opacity(0, 0, left)[0] == 1, is_red)
+        assert dataset.opacity(0, 0, left).shape == (1, 32, 32)
+
+
+def test_a_photo_with_nothing_to_learn_from_is_refused(tmp_path):
+    cut_out(tmp_path, "a.png", (slice(0, 32), slice(0, 10)))
+    assert len(InstanceDataset(tmp_path, 32, alpha_mask=True)) == 1
+    with pytest.raises(UserError, match="a.png is transparent in all of its middle, which --center_crop uses"):
+        InstanceDataset(tmp_path, 32, center_crop=True, alpha_mask=True)
+    cut_out(tmp_path, "b.png", (slice(0, 0), slice(0, 0)))
+    with pytest.raises(UserError, match="b.png is transparent everywhere: nothing .* or leave out --alpha_mask"):
+        InstanceDataset(tmp_path, 32, alpha_mask=True)
+    plain = InstanceDataset(tmp_path, 32)
+    assert plain.photos[1].notes == ("transparent everywhere: only white is left",)
+    assert (plain.photos[1].pixels == 255).all()

@@ -104,3 +104,32 @@ def test_the_prompt_is_padded_to_77_tokens_and_encoded_without_gradient(tiny_pip
         assert hidden.shape == (1, 77, 16) and hidden.dtype == dtype and not hidden.requires_grad
     torch.testing.assert_close(hidden, text_encoder(input_ids).last_hidden_state)
     assert not text_encoder.training and not any(p.requires_grad for p in text_encoder.parameters())
+
+
+def test_positions_are_weighed_within_each_sample():
+    """Each sample's error is its own weighted mean, so that a small subject counts as much as a large one."""
+    generator = torch.Generator().manual_seed(0)
+    model_pred, target = torch.randn(2, 3, 4, 6, 5, generator=generator)
+    position_weights = torch.rand(3, 1, 6, 5, generator=generator)
+    position_weights[1, :, :3] = 0
+    sample_weights = torch.tensor([1.0, 0.5, 2.0])
+    errors = (model_pred - target).double().square()
+    each = [(e.mean(0) * w[0]).sum() / w.sum() for e, w in zip(errors, position_weights.double(), strict=True)]
+    found = denoising_loss(model_pred, target, None, position_weights)
+    torch.testing.assert_close(found.double(), torch.stack(each).mean())
+    found = denoising_loss(model_pred, target, sample_weights, position_weights)
+    torch.testing.assert_close(found.double(), (torch.stack(each) * sample_weights).mean())
+    changed = target.clone()
+    changed[1, :, :3] += 100
+    assert torch.equal(denoising_loss(model_pred, changed, sample_weights, position_weights), found)
+
+
+def test_weights_of_one_are_the_plain_mean_and_of_zero_nothing():
+    model_pred, target = torch.randn(2, 2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    plain = denoising_loss(model_pred, target)
+    torch.testing.assert_close(denoising_loss(model_pred, target, None, torch.ones(2, 1, 6, 5)), plain)
+    torch.testing.assert_close(denoising_loss(model_pred, target, None, torch.full((1, 1, 6, 5), 0.3)), plain)
+    model_pred.requires_grad_()
+    nothing = denoising_loss(model_pred, target, None, torch.zeros(2, 1, 6, 5))
+    nothing.backward()
+    assert nothing == 0 and not model_pred.grad.any()

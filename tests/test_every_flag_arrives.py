@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 import evaluate
 import train_dreambooth_colossalai
 from tests.helpers.numbers import ANOTHER_ORDER
+from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import write_photos, write_pipeline
 from utils.arguments import training_parser
 from utils.evaluation.arguments import build_parser
@@ -137,6 +138,7 @@ def write_inputs(folder: Path) -> None:
     write_photos(folder / "photos")
     write_photos(folder / "other photos", 3, size=(64, 64))
     write_photos(folder / "wide", 3, size=(96, 48))
+    write_cut_out(folder / "cut out")
     write_other_tokenizer(folder)
     write_encoders(folder)
     (folder / "config.yaml").write_text("seed: 7\n")
@@ -329,6 +331,13 @@ def gradient_checkpointing(runs: Runs) -> None:
     assert losses(run) == pytest.approx(losses(other), rel=ANOTHER_ORDER["loss"])
 
 
+def alpha_mask(runs: Runs) -> None:
+    cut_out = dict(instance_data_dir="{inputs}/cut out")
+    assert losses(runs("train", **cut_out, alpha_mask=True)) != losses(runs("train", **cut_out))
+    opaque = losses(runs("train", alpha_mask=True))
+    assert opaque == pytest.approx(losses(runs("train")), rel=ANOTHER_ORDER["loss"])
+
+
 def center_crop(runs: Runs) -> None:
     wide = dict(instance_data_dir="{inputs}/wide")
     assert losses(runs("train", **wide, center_crop=True)) != losses(runs("train", **wide))
@@ -395,6 +404,7 @@ TRAINING = {
     "help": prints_help("train"),
     "config": config,
     "pretrained_model_name_or_path": changes(losses, pretrained_model_name_or_path="{inputs}/other"),
+    "pretrained_vae_name_or_path": changes(losses, pretrained_vae_name_or_path="{inputs}/other/vae"),
     "tokenizer_name": changes(losses, tokenizer_name="{inputs}/tokenizer"),
     "instance_data_dir": changes(losses, instance_data_dir="{inputs}/other photos"),
     "output_dir": shows(
@@ -415,6 +425,7 @@ TRAINING = {
     "seed": changes(losses, seed=7),
     "resolution": changes(losses, resolution=48),
     "center_crop": center_crop,
+    "alpha_mask": alpha_mask,
     "train_batch_size": changes(losses, most_at_once("UNet2DConditionModel"), train_batch_size=2),
     "num_train_epochs": changes(num_steps, without=dict(max_train_steps=None), num_train_epochs=2),
     "max_train_steps": changes(num_steps, max_train_steps=2),
@@ -463,6 +474,7 @@ GUARDED = dict.fromkeys(("pretrained_model_name_or_path", "finetuned_model_name_
 EVALUATION = {
     "help": prints_help("evaluate"),
     "pretrained_model_name_or_path": changes(pictures, pretrained_model_name_or_path="{inputs}/other"),
+    "pretrained_vae_name_or_path": changes(pictures, pretrained_vae_name_or_path="{inputs}/other/vae"),
     "finetuned_model_name_or_path": changes(pictures, finetuned_model_name_or_path="{inputs}/other"),
     "output_dir": shows(
         lambda run: run.output.name == "elsewhere" and (run.output / "report.html").is_file(),
@@ -482,6 +494,10 @@ EVALUATION = {
     "class_name": changes(files, class_name="boat"),
     "drift_prompt": changes(files, drift_prompt="a red boat"),
     "checkpoint": shows(has("images/checkpoint-2/*/*.png"), checkpoint="all"),
+    "concepts_list": shows(
+        has("02-*/report.html"), prompt=None, instance_data_dir=None, concepts_list="{inputs}/concepts.json"
+    ),
+    "choose": shows(has("candidates/finetuned@0.5/*/*.png"), choose=True),
     "strength": shows(has("images/finetuned@0.5/*/*.png"), strength=0.5),
     "negative_prompt": changes(pictures, negative_prompt="blurry"),
     "num_images": changes(files, num_images=3),

@@ -49,7 +49,19 @@ def training_parser() -> Parser:
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--pretrained_model_name_or_path", required=True, type=Path, metavar="DIR", help="folder of the base pipeline")
+    add(
+        "--pretrained_model_name_or_path",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="the base: a pipeline's folder, one .safetensors or .ckpt file, or a Hub name that is in the local cache",
+    )
+    add(
+        "--pretrained_vae_name_or_path",
+        type=Path,
+        metavar="PATH",
+        help="another VAE than the base's: its folder, or one file; the result has it too",
+    )
     add("--tokenizer_name", type=Path, metavar="DIR", help="folder of another CLIPTokenizer (default: the base's own)")
     add(
         "--instance_data_dir",
@@ -95,6 +107,11 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--seed", type=seed_int, default=0, help="fixes every random draw (default: 0) (!)")
     add("--resolution", type=positive_int, default=512, help="side of the training crops in pixels (default: 512)")
     add("--center_crop", action="store_true", help="crop the middle of a photo that is not square, not a random place")
+    add(
+        "--alpha_mask",
+        action="store_true",
+        help="what is transparent in a photo does not count in the loss",
+    )
     add("--train_batch_size", type=positive_int, default=4, help="photos per rank and forward pass (default: 4)")
     add(
         "--num_train_epochs",

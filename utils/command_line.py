@@ -201,12 +201,14 @@ def _refuse_nested(path: Path, nested: dict) -> None:
         raise UserError(f"--config {path}: {next(iter(nested))} holds a list or a table; a flag takes one value")
 
 
-def run_main(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
+def run_main(
+    main: Callable[[list[str] | None], int | None], argv: list[str] | None = None, *, interrupted: str = "interrupted"
+) -> int:
     """Runs `main(argv)` and returns the exit code.
 
     A UserError becomes one line on stderr, from rank 0 only, and exit code 2, as does a package that is not installed;
-    RunFailed and failures of the file system (a full disk, say) likewise, with exit code 1; Ctrl-C 130. With --debug
-    among the arguments, errors are raised with their tracebacks.
+    RunFailed and failures of the file system (a full disk, say) likewise, with exit code 1; Ctrl-C 130, with the line
+    `interrupted`. With --debug among the arguments, errors are raised with their tracebacks.
     """
     make_printable()
     try:
@@ -220,7 +222,7 @@ def run_main(main: Callable[[list[str] | None], int | None], argv: list[str] | N
         _say(line if exit_code > 128 else f"error: {line}")
         return EXIT_USER_ERROR if isinstance(error, UserError | ModuleNotFoundError) else exit_code
     except KeyboardInterrupt:
-        _say("interrupted before the training began")
+        _say(interrupted)
         return EXIT_INTERRUPTED
 
 

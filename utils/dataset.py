@@ -2,36 +2,42 @@
 
 import hashlib
 import os
-import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from utils.errors import UserError
+from utils.photos.bars import find_bars
+from utils.photos.captions import SUFFIXES as CAPTION_SUFFIXES
+from utils.photos.captions import read_captions
+from utils.photos.decoding import decode, read_photo, upright_size
+from utils.photos.formats import NOT_AN_IMAGE, why_not_a_photo
 
 if TYPE_CHECKING:  # imported where it is used: the preflight needs no torch, whose import takes longer than all else
     import torch
 
-# Pillow's remarks about large or slightly damaged photos are the preflight table's to make.
-warnings.filterwarnings("ignore", module="PIL")
-
-# Photos that Pillow cannot read by itself: leaving them out silently would surprise their owner.
-UNSUPPORTED_PHOTO_SUFFIXES = {".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}
-
-CAPTION_SUFFIX = ".txt"
-
 
 class Photo(NamedTuple):
-    """A decoded photo: `pixels` uint8 [3,H,W], whose shorter side is the training resolution."""
+    """A decoded photo: `pixels` uint8 [3,H,W], whose shorter side is the training resolution.
+
+    `done` and `notes` are read_photo's; `bars` the pixels of one colour along the original's sides, of those with any;
+    `opacity` uint8 [H,W] of the pixels, None if all are opaque.
+    """
 
     path: Path
     sha256: str
     original_size: tuple[int, int]
     pixels: np.ndarray
     prompt: str = ""
+    done: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    bars: Mapping[str, int] = MappingProxyType({})
+    opacity: np.ndarray | None = None
 
 
 def find_photos(
@@ -52,26 +58,10 @@ def find_photos(
             photos.append(path)
     if not photos and not may_be_empty:
         found = f"; it holds only {', '.join(p.name for p, _ in skipped[:5])}" if skipped else ""
-        raise UserError(f"{flag}: no photo in {directory}{found}; JPEG, PNG and WebP files are read")
-    captions = {path.with_suffix(CAPTION_SUFFIX) for path in photos}
-    return photos, [(path, reason) for path, reason in skipped if path not in captions]
-
-
-def read_caption(photo: Path) -> str | None:
-    """The text of NAME.txt beside a photo NAME.jpg, on one line; None if there is none.
-
-    Raises UserError if it is empty or cannot be read as UTF-8 text.
-    """
-    path = photo.with_suffix(CAPTION_SUFFIX)
-    if not path.is_file():
-        return None
-    try:
-        caption = " ".join(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, the caption of {photo.name}, cannot be read as UTF-8 text: {error}") from error
-    if not caption:
-        raise UserError(f"{path}, the caption of {photo.name}, is empty; write what the photo shows, or remove it")
-    return caption
+        raise UserError(
+            f"{flag}: no photo in {directory}{found}; JPEG, PNG, WebP, HEIC, AVIF and JPEG XL files are read"
+        )
+    return photos, skipped
 
 
 def _reason_to_skip(path: Path) -> str | None:
@@ -81,45 +71,9 @@ def _reason_to_skip(path: Path) -> str | None:
         return "a folder"
     if not path.is_file():
         return "not a regular file"
-    suffix = path.suffix.lower()
-    if suffix in UNSUPPORTED_PHOTO_SUFFIXES:
-        raise UserError(f"{path} is a {suffix[1:].upper()} photo, which Pillow cannot read; convert it to JPEG or PNG")
-    try:
-        with Image.open(path):
-            return None
-    except UnidentifiedImageError:
-        if Image.registered_extensions().get(suffix) in Image.OPEN:
-            raise UserError(f"{path} cannot be read as an image; replace it or remove it from the folder") from None
-        return "not an image"
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read: {error}; replace it or remove it from the folder") from error
-
-
-def decode(path: Path) -> Image.Image:
-    """The photo upright (EXIF orientation applied) in RGB, transparency composited on white; first frame if animated.
-
-    Raises UserError naming the file if it is truncated or corrupt.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be decoded: {error}; replace it or remove it from the folder") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit and float greyscale: Pillow's own conversion would clip everything above 255 to white.
-        values = np.asarray(image).astype(np.float64)
-        # An integer mode is 16 bits, however dark the photo; floats are customary in [0,1] and in [0,255].
-        top = 65535.0 if image.mode != "F" else 255.0 if values.max(initial=0) > 1 else 1.0
-        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    if path.suffix.lower() in CAPTION_SUFFIXES:
+        return NOT_AN_IMAGE
+    return why_not_a_photo(path)
 
 
 def resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
@@ -148,32 +102,72 @@ class InstanceDataset:
         resolution: side R of the square crops in pixels.
         center_crop: crop the middle instead of a random place.
         prompt: what the photos show; a caption beside a photo replaces it for that photo.
+        alpha_mask: the photos' opacity weighs the loss; without, it matters no more once they lie on white.
+
+    Attributes:
+        num_captions: photos whose prompt is a caption.
 
     Raises:
-        UserError: no folder, no photo, or an unreadable one.
+        UserError: no folder, no photo, or an unreadable one; captions that are of no photo, or contradict each other;
+            with alpha_mask, a photo of which nothing is opaque.
     """
 
-    def __init__(self, directory: str | os.PathLike, resolution: int, center_crop: bool = False, prompt: str = ""):
-        paths, self.skipped = find_photos(Path(directory))
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        resolution: int,
+        center_crop: bool = False,
+        prompt: str = "",
+        alpha_mask: bool = False,
+    ):
+        paths, skipped = find_photos(Path(directory))
+        captions = read_captions(paths, [path for path, _ in skipped])
+        self.skipped = [(path, reason) for path, reason in skipped if path not in captions.files]
+        self.num_captions = len(captions.texts)
         self.resolution = resolution
         self.center_crop = center_crop
         self.instance_prompt = prompt
-        self.photos = [self._read(path) for path in paths]
+        self.alpha_mask = alpha_mask
+        self.photos = [self._read(path, captions.texts.get(path, prompt)) for path in paths]
+        if alpha_mask:
+            self._check_opacity()
 
     def __len__(self) -> int:
         return len(self.photos)
 
-    def _read(self, path: Path) -> Photo:
-        image = decode(path)
-        pixels = np.array(resize_shorter_side(image, self.resolution))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        prompt = read_caption(path) or self.instance_prompt
-        return Photo(path, digest, image.size, np.ascontiguousarray(pixels.transpose(2, 0, 1)), prompt)
+    def _read(self, path: Path, prompt: str) -> Photo:
+        decoded = read_photo(path)
+        pixels = np.array(resize_shorter_side(decoded.image, self.resolution))
+        return Photo(
+            path=path,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            original_size=decoded.image.size,
+            pixels=np.ascontiguousarray(pixels.transpose(2, 0, 1)),
+            prompt=prompt,
+            done=tuple(decoded.done),
+            notes=tuple(decoded.notes),
+            bars={} if decoded.alpha else find_bars(decoded.image),
+            opacity=np.array(resize_shorter_side(decoded.alpha, self.resolution)) if decoded.alpha else None,
+        )
+
+    def _check_opacity(self) -> None:
+        advice = "give it one, remove the photo, or leave out --alpha_mask"
+        for number, photo in enumerate(self.photos):
+            if photo.opacity is None:
+                continue
+            if not photo.opacity.any():
+                raise UserError(f"{photo.path} is transparent everywhere: nothing of it would be learned; {advice}")
+            if self.has_one_crop(number) and not self._crop(photo.opacity, *self.crop_origin(number, (0, 0))).any():
+                raise UserError(
+                    f"{photo.path} is transparent in all of its middle, which --center_crop uses: nothing of it would "
+                    f"be learned; {advice}"
+                )
 
     def extend(self, other: "InstanceDataset") -> None:
         """Adds another subject's photos, of the same resolution and crop, after this one's."""
         self.photos += other.photos
         self.skipped += other.skipped
+        self.num_captions += other.num_captions
 
     def prompt(self, photo: int) -> str:
         """What photo number `photo` shows: its caption, or its subject's prompt."""
@@ -186,15 +180,30 @@ class InstanceDataset:
     @property
     def has_fixed_crops(self) -> bool:
         """Whether every photo has one crop only: all are square, or the crop is centred."""
-        return self.center_crop or all(len(set(photo.pixels.shape[1:])) == 1 for photo in self.photos)
+        return all(map(self.has_one_crop, range(len(self))))
+
+    def has_one_crop(self, photo: int) -> bool:
+        """Whether photo number `photo` is square, or the crop is centred."""
+        height, width = self.photos[photo].pixels.shape[1:]
+        return self.center_crop or height == width
+
+    def opacity(self, photo: int, top: int, left: int) -> "torch.Tensor":
+        """float32 [1,R,R] in [0,1] of a crop: 1 is opaque."""
+        import torch
+
+        opacity = self.photos[photo].opacity
+        if opacity is None:
+            return torch.ones(1, self.resolution, self.resolution)
+        return torch.from_numpy(self._crop(opacity, top, left)).float().unsqueeze(0) / 255
 
     def pixel_values(self, photo: int, top: int, left: int) -> "torch.Tensor":
         """float32 [3,R,R] in [-1,1]."""
         import torch
 
-        side = self.resolution
-        crop = self.photos[photo].pixels[:, top : top + side, left : left + side]
-        return torch.from_numpy(crop).float() / 127.5 - 1.0
+        return torch.from_numpy(self._crop(self.photos[photo].pixels, top, left)).float() / 127.5 - 1.0
+
+    def _crop(self, pixels: np.ndarray, top: int, left: int) -> np.ndarray:
+        return pixels[..., top : top + self.resolution, left : left + self.resolution]
 
 
 class ClassDataset:
@@ -205,6 +214,8 @@ class ClassDataset:
         resolution: side R of the square crops in pixels.
         center_crop: crop the middle instead of a random place.
     """
+
+    alpha_mask = False  # every position of a class image counts alike
 
     def __init__(self, images: list[tuple[Path, str]], resolution: int, center_crop: bool = False):
         self.resolution = resolution
@@ -217,10 +228,7 @@ class ClassDataset:
 
     def _resized_size(self, path: Path) -> tuple[int, int]:
         """(height, width) after upright turning and resizing, from the file's header."""
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # orientations that exchange width and height
-                width, height = height, width
+        height, width = upright_size(path)
         shorter = min(width, height)
         return self.resolution * height // shorter, self.resolution * width // shorter
 

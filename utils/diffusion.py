@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+SMALLEST_WEIGHT = 1e-6  # below that of one position, of which a pixel in 64 is 1/255 opaque
+
 
 @torch.no_grad()
 def encode_images(vae: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,10 +60,25 @@ def min_snr_weights(noise_scheduler: Any, snr_gamma: float) -> torch.Tensor:
 
 
 def denoising_loss(
-    model_pred: torch.Tensor, target: torch.Tensor, sample_weights: torch.Tensor | None = None
+    model_pred: torch.Tensor,
+    target: torch.Tensor,
+    sample_weights: torch.Tensor | None = None,
+    position_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error in float32, a scalar (Ho et al. 2020, eq. 14); `sample_weights` [B] weigh each sample's."""
-    if sample_weights is None:
+    """Mean squared error in float32, a scalar (Ho et al. 2020, eq. 14).
+
+    Args:
+        model_pred, target: [B,4,h,w].
+        sample_weights: [B]; each sample's error is multiplied by its own before the mean over samples.
+        position_weights: [B,1,h,w] or [1,1,h,w] in [0,1]; each sample's error is the mean over positions weighed by
+            these, and 0 if all of them are 0.
+    """
+    if sample_weights is None and position_weights is None:
         return F.mse_loss(model_pred.float(), target.float(), reduction="mean")
     squared_errors = F.mse_loss(model_pred.float(), target.float(), reduction="none")
-    return (squared_errors.flatten(1).mean(1) * sample_weights).mean()
+    if position_weights is None:
+        errors = squared_errors.flatten(1).mean(1)
+    else:
+        weighed = (squared_errors.mean(1, keepdim=True) * position_weights).flatten(1).sum(1)
+        errors = weighed / position_weights.flatten(1).sum(1).clamp(min=SMALLEST_WEIGHT)
+    return (errors if sample_weights is None else errors * sample_weights).mean()

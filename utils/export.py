@@ -13,9 +13,11 @@ from utils.command_line import Parser, non_negative_float, positive_int, run_mai
 from utils.errors import UserError
 from utils.files.json_files import read_json_or_none
 from utils.files.ownership import RUN_FILE, check_export_file
+from utils.models.base import base_folder
 from utils.models.blending import blended_weights
 from utils.models.check import check_base_model, check_same_unet
 from utils.models.exporting import check_export_folder, export_folder, export_lora
+from utils.models.folder import prediction_type
 from utils.models.single_file import DTYPES, export_single_file
 from utils.run.lineage import read_checkpoint
 
@@ -48,10 +50,14 @@ def main(argv: list[str] | None = None) -> None:
     check_base_model(args.folder, "PIPELINE_DIR")
     tuned = checkpoint_folder(args.folder, args.checkpoint) if args.checkpoint else args.folder
     is_file = args.lora_rank or args.target.suffix in FILE_ENDINGS
-    check_export_file(args.target) if is_file else check_export_folder(args.target, args.folder)
-    base = base_folder(args, tuned) if args.strength != 1 or args.lora_rank else tuned
+    with_config = not args.lora_rank and prediction_type(args.folder) == "v_prediction"
+    if is_file:
+        check_export_file(args.target, with_config=with_config)
+    else:
+        check_export_folder(args.target, args.folder)
+    base = find_base(args, tuned) if args.strength != 1 or args.lora_rank else tuned
     if args.lora_rank:
-        lora = export_lora(tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
+        lora = export_lora(args.folder, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
         print(
             f"{args.target}: {megabytes(args.target)}, {lora.share:.1%} of the squared change; read by diffusers' "
             "load_lora_weights, ComfyUI and A1111"
@@ -72,13 +78,13 @@ def checkpoint_folder(folder: Path, name: str) -> Path:
     return path
 
 
-def base_folder(args: argparse.Namespace, tuned: Path) -> Path:
+def find_base(args: argparse.Namespace, tuned: Path) -> Path:
     """The folder that training began from, by flag or by run.json. Raises UserError."""
     recorded = (read_json_or_none(args.folder / RUN_FILE) or {}).get("arguments", {})
     named = args.pretrained_model_name_or_path or recorded.get("pretrained_model_name_or_path")
     if not named:
         raise UserError(f"{BASE_FLAG} is missing, and {args.folder / RUN_FILE} names no base: give it")
-    base = Path(named)
+    base = base_folder(Path(named), BASE_FLAG)
     if not base.is_dir() and not args.pretrained_model_name_or_path:
         raise UserError(f"{args.folder / RUN_FILE} names {base} as the base, which is not there: give {BASE_FLAG}")
     check_base_model(base, BASE_FLAG)

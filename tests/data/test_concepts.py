@@ -9,7 +9,6 @@ import pytest
 from tests.helpers.pipelines import write_photos
 from tests.helpers.script import as_argv, losses, run, run_json
 from train_dreambooth_colossalai import main
-from utils.command_line import run_main
 from utils.data.batches import BatchSource
 from utils.data.concepts import Concept, read_concepts
 from utils.errors import UserError
@@ -28,14 +27,6 @@ def test_captions_replace_the_prompt_photo_by_photo(flags, tmp_path):
     record = run_json(tmp_path / "b")
     assert [photo.get("prompt") for photo in record["photos"]] == [None, "my cat asleep", None, None]
     assert record["skipped_files"] == []
-
-
-@pytest.mark.parametrize(("content", "message"), [(b" \n", "is empty"), (b"\xff\xfe\x00", "cannot be read as UTF-8")])
-def test_a_caption_that_says_nothing(flags, tmp_path, capsys, content, message):
-    photos = write_photos(tmp_path / "photos")
-    (photos / "photo-2.txt").write_bytes(content)
-    assert run_main(main, as_argv(flags | dict(instance_data_dir=photos))) == 2
-    assert f"photo-2.txt, the caption of photo-2.jpg, {message}" in capsys.readouterr().err
 
 
 def without_subject(flags: dict, entries: object, tmp_path: Path) -> dict:

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.dataset import InstanceDataset
+from utils.errors import UserError
 from utils.evaluation import comparison
 from utils.evaluation.comparison import (
     BACKGROUND,
@@ -98,16 +99,24 @@ def test_the_sheet_holds_its_columns_side_by_side(num_columns):
     assert layout.cell >= 128
 
 
-def test_photos_are_sorted_and_what_is_no_photo_is_passed_over(tmp_path):
+def test_photos_are_sorted_and_what_is_no_photo_is_left_out(tmp_path):
     plain(BLUE).save(tmp_path / "b.png")
     plain(RED).save(tmp_path / "a.png")
     plain(RED).save(tmp_path / ".hidden.png")
     (tmp_path / "notes.txt").write_text("no photo")
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
-    whole = (tmp_path / "b.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in load_photos(tmp_path)] == ["a.png", "b.png"]
+    assert load_photos(None) == load_photos(tmp_path / "missing") == {}
+
+
+def test_a_damaged_photo_is_refused_as_in_training(tmp_path):
+    """Scores over the other photos would pass for scores over all."""
+    plain(BLUE).save(tmp_path / "b.png")
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    for read in (load_photos, lambda folder: InstanceDataset(folder, 64)):
+        with pytest.raises(UserError, match="cut.png cannot be decoded"):
+            read(tmp_path)
 
 
 def test_a_photo_is_turned_upright_by_its_exif_orientation(tmp_path):

@@ -100,41 +100,76 @@ def test_div_is_the_mean_over_prompts_of_pairs_within_the_prompt():
     assert metrics.diversity(metrics.pair_distances(array(GENERATED)[:, None])) is None
 
 
-def plain_bootstrap(values: list[list[float]], seed: int) -> list[float]:
-    """The same draws, everything else in loops."""
-    draws = np.random.Generator(np.random.Philox(key=seed))
-    means = []
-    for _ in range(metrics.NUM_RESAMPLES):
-        prompts = draws.integers(len(values), size=len(values))
-        seeds = draws.integers(len(values[0]), size=len(values[0]))
-        drawn = [values[p][s] for p in prompts for s in seeds]
-        means.append(sum(drawn) / len(drawn))
-    means.sort()
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [
+        (1, 12.706),
+        (1.9, 12.706),
+        (2, 4.303),
+        (3, 3.182),
+        (4, 2.776),
+        (5, 2.571),
+        (10, 2.228),
+        (30, 2.042),
+        (120, 1.980),
+    ],
+)
+def test_quantiles_are_those_of_the_printed_table(degrees, expected):
+    assert metrics.t_quantile(degrees) == pytest.approx(expected, rel=5e-4)
 
-    def quantile(share: float) -> float:
-        place = share * (len(means) - 1)
-        low = math.floor(place)
-        return means[low] + (place - low) * (means[min(low + 1, len(means) - 1)] - means[low])
 
-    return [quantile(0.025), quantile(0.975)]
+def test_one_prompt_has_students_interval_over_its_seeds():
+    low, high = metrics.mean_interval(array([[1, 2, 3, 4]]))
+    half = 3.182 * math.sqrt(5 / 3 / 4)  # variance 5/3 of 4 values
+    assert (low, high) == pytest.approx((2.5 - half, 2.5 + half), rel=2e-3)
 
 
-def test_intervals_equal_a_plain_bootstrap():
+def test_two_prompts_have_students_interval_over_their_means():
+    low, high = metrics.mean_interval(array([[1, 2, 3], [5, 6, 7]]))
+    assert (low, high) == pytest.approx((4 - 12.706 * 2, 4 + 12.706 * 2), rel=2e-3)  # means 2 and 6
+
+
+def plain_interval(values: list[list[float]]) -> tuple[float, float]:
+    """A crossed layout of three prompts or more, in loops."""
+    num_prompts, num_seeds = len(values), len(values[0])
+    mean = sum(map(sum, values)) / (num_prompts * num_seeds)
+    of_prompt = [sum(row) / num_seeds for row in values]
+    of_seed = [sum(row[k] for row in values) / num_prompts for k in range(num_seeds)]
+    prompts = num_seeds * sum((m - mean) ** 2 for m in of_prompt) / (num_prompts - 1)
+    seeds = num_prompts * sum((m - mean) ** 2 for m in of_seed) / (num_seeds - 1)
+    own = 0.0
+    for p in range(num_prompts):
+        for k in range(num_seeds):
+            own += (values[p][k] - of_prompt[p] - of_seed[k] + mean) ** 2
+    own /= (num_prompts - 1) * (num_seeds - 1)
+    if seeds <= own:
+        variance, degrees = prompts, num_prompts - 1
+    else:
+        variance = prompts + seeds - own
+        parts = prompts**2 / (num_prompts - 1) + seeds**2 / (num_seeds - 1)
+        degrees = variance**2 / (parts + own**2 / ((num_prompts - 1) * (num_seeds - 1)))
+        degrees = max(degrees, min(num_prompts, num_seeds) - 1)
+    half = metrics.t_quantile(degrees) * math.sqrt(variance / (num_prompts * num_seeds))
+    return mean - half, mean + half
+
+
+@pytest.mark.parametrize("seeds_part", [0.0, 2.0])
+def test_prompts_and_seeds_are_crossed(seeds_part):
     draws = random.Random(3)
-    values = [[draws.random() for _ in range(4)] for _ in range(5)]
-    expected = plain_bootstrap(values, seed=11)
-    assert metrics.mean_interval(array(values), seed=11) == pytest.approx(expected, abs=TOLERANCE)
-    assert metrics.mean_interval(array(values), seed=11) == metrics.mean_interval(array(values), seed=11)
-    assert metrics.mean_interval(array(values), seed=11) != metrics.mean_interval(array(values), seed=12)
+    of_seed = [draws.gauss(0, seeds_part) for _ in range(4)]
+    values = [[draws.gauss(0, 1) + of_seed[k] for k in range(4)] for _ in range(5)]
+    assert metrics.mean_interval(array(values)) == pytest.approx(plain_interval(values), abs=TOLERANCE)
 
 
-def test_an_interval_covers_the_mean_about_as_often_as_it_says():
+@pytest.mark.parametrize("layout", [(1, 2), (1, 4), (2, 2), (5, 4), (25, 4)])
+def test_an_interval_holds_the_mean_as_often_as_it_says(layout):
     draws = np.random.default_rng(0)
-    covered = 0
-    for trial in range(60):
-        low, high = metrics.mean_interval(draws.normal(size=(1, 30)), seed=trial)
-        covered += low <= 0 <= high
-    assert covered >= 50
+    held = 0
+    for _ in range(2000):
+        of_prompt = draws.normal(size=(layout[0], 1)) * (layout[0] > 1)
+        low, high = metrics.mean_interval(of_prompt + draws.normal(size=layout))
+        held += low <= 0 <= high
+    assert 0.935 <= held / 2000 <= 0.975  # 0.93 to 0.97, and the simulation's own error
 
 
 def test_prompts_that_differ_widen_the_interval():
@@ -144,15 +179,34 @@ def test_prompts_that_differ_widen_the_interval():
     assert low < 1.5 and high > 2.5
 
 
+def test_what_an_image_adds_to_div_is_div_less_what_is_left_without_it():
+    rows = [GENERATED[0:4], GENERATED[4:8]]
+    distances = metrics.pair_distances(array(rows))
+    found = metrics.pseudo_values(distances)
+    for p, images in enumerate(rows):
+        whole = metrics.diversity(metrics.pair_distances(array([images])))
+        for k in range(4):
+            rest = metrics.diversity(metrics.pair_distances(array([images[:k] + images[k + 1 :]])))
+            assert found[p, k] == pytest.approx(4 * whole - 3 * rest, abs=TOLERANCE)
+    assert found.mean() == pytest.approx(metrics.diversity(distances), abs=TOLERANCE)
+
+
 def test_an_interval_of_div_makes_no_pair_of_an_image_with_itself():
     distances = np.full((2, 3, 3), 0.4)
     distances[:, range(3), range(3)] = 0.0
     assert metrics.diversity_interval(distances) == pytest.approx([0.4, 0.4])
 
 
-def test_one_image_has_no_interval():
+def test_an_interval_of_real_is_around_real():
+    low, high = metrics.real_interval(array(PHOTOS))
+    assert (low + high) / 2 == pytest.approx(metrics.real_similarity(array(PHOTOS)), abs=TOLERANCE)
+    assert metrics.real_interval(array(PHOTOS[:2])) is None
+
+
+def test_too_few_images_have_no_interval():
     assert metrics.mean_interval(np.ones((1, 1))) is None
-    assert metrics.diversity_interval(np.zeros((1, 1, 1))) is None
+    assert metrics.mean_interval(np.ones((5, 1))) is None  # nothing tells what the seed adds
+    assert metrics.diversity_interval(np.zeros((1, 2, 2))) is None
 
 
 def test_the_paired_difference_is_narrower_than_the_values():
@@ -161,12 +215,22 @@ def test_the_paired_difference_is_narrower_than_the_values():
     assert (low, high) == pytest.approx((0.1, 0.1))
 
 
-def test_an_image_is_measured_by_the_fellow_of_the_photo_it_is_near_to():
+def test_an_image_is_measured_by_its_photos_nearest_other_photo():
     def direction(degrees):
         return [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]
 
-    photos = np.array([direction(degrees) for degrees in (0, 5, 60)])  # the third one is far from its fellow
-    images = np.array([direction(degrees) for degrees in (2, 11, 20, 70, 120)])
-    assert metrics.nearer_than_fellows(images, photos).tolist() == [True, False, False, True, False]
-    assert metrics.fellow_similarity(photos) == pytest.approx(np.cos(np.radians([5, 5, 55])))
-    assert metrics.fellow_similarity(photos[:1]) is None
+    photos = np.array([direction(degrees) for degrees in (0, 10, 60)])  # the third one is far from the others
+    images = np.array([direction(degrees) for degrees in (2, 21, 25, 70, 120)])
+    assert metrics.nearer_than_photos(images, photos).tolist() == [True, False, False, True, False]
+    assert metrics.nearest_other_similarity(photos) == pytest.approx(np.cos(np.radians([10, 10, 50])))
+    assert metrics.nearest_other_similarity(photos[:1]) is None
+
+
+def test_a_photo_that_is_there_twice_counts_once():
+    photos, copied = array(vectors(4, 5)), array(vectors(4, 5))[:1]
+    twice = np.concatenate([photos, metrics.unit_rows(copied + 1e-3)])
+    assert metrics.nearer_than_photos(copied, photos).tolist() == [True]
+    assert metrics.nearer_than_photos(copied, twice).tolist() == [True]
+    assert metrics.real_nearest_similarity(twice) == metrics.real_nearest_similarity(photos)
+    assert metrics.nearer_than_photos(copied, np.repeat(copied, 3, axis=0)) is None
+    assert metrics.real_nearest_similarity(np.repeat(copied, 3, axis=0)) is None

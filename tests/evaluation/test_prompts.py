@@ -7,7 +7,6 @@ from utils.evaluation.prompts import (
     DREAMBENCH,
     class_prompt,
     dreambench_prompts,
-    guess_subject,
     number_prompts,
     other_prompts,
     read_prompts_file,
@@ -38,6 +37,12 @@ def test_the_papers_lists_have_25_prompts_each():
         ("a SKS dog and a sks dog", "sks", "a dog and a dog"),
         ("a sksy dog", "sks", "a sksy dog"),
         ("a photo of sks", "sks", "a photo of"),
+        ("a photo of sks teddy bear", "sks", "a photo of a teddy bear"),
+        ("a photo of John Smith man", "John Smith", "a photo of a man"),
+        ("a photo of the [V] dog", "[V]", "a photo of the dog"),
+        ("my my cat", "my", "a cat"),
+        ("a photo of a dog", "a", "a photo of a dog"),  # an article is no name, and is put back
+        ("an apple and a dog", "a", "an apple and a dog"),
         ("a (.*) dog", "(.*)", "a dog"),
         ("a photo of a dog", None, "a photo of a dog"),
         ("a photo of a dog", "", "a photo of a dog"),
@@ -45,22 +50,6 @@ def test_the_papers_lists_have_25_prompts_each():
 )
 def test_the_subjects_name_is_left_out(text, identifier, expected):
     assert without_identifier(text, identifier) == expected
-
-
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ("a photo of my cat.", ("cat", "my")),
-        ("a photo of sks dog", ("dog", "sks")),
-        ("a photo of a dog", ("dog", None)),
-        ("a photo of sks", (None, None)),
-        ("cat", ("cat", None)),
-        ("a photo of my cat 2", (None, None)),
-        ("", (None, None)),
-    ],
-)
-def test_class_and_name_are_guessed_from_the_usual_form_only(prompt, expected):
-    assert guess_subject(prompt) == expected
 
 
 def test_prompts_are_numbered_once_each_and_by_role():
@@ -76,6 +65,8 @@ def test_prompts_are_numbered_once_each_and_by_role():
 
 def test_other_things_are_not_the_subjects_class():
     assert other_prompts("Dog") == ["a photo of a house", "a photo of a car"]
+    assert other_prompts("golden retriever") == ["a photo of a house", "a photo of a car"]
+    assert other_prompts("sports car") == ["a photo of a dog", "a photo of a house"]
     assert other_prompts("cat") == ["a photo of a dog", "a photo of a house"]
     assert class_prompt("apple") == "a photo of an apple"
 

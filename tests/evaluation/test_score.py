@@ -321,12 +321,34 @@ def test_every_value_has_its_interval_or_its_reason(whole):
         for name, entry in values.items():
             if name == "div_lpips":
                 assert entry["value"] is None and "lpips" in entry["reason"]
+            elif name.startswith("div"):
+                assert entry["value"] is not None and entry["interval"] is None  # of two images
             elif not name.endswith("_max"):
                 low, high = entry["interval"]
-                assert low - 1e-9 <= entry["value"] <= high + 1e-9 or name.startswith("div"), (model, name)
+                assert low < entry["value"] < high, (model, name)
     assert len(record["encoders"]["clip"]["sha256"]["model.safetensors"]) == 64
     assert record["encoders"]["dino"]["transform"]["resize_shorter_side"] == 37
     assert record["samples_id"] == read(whole, "samples.json")["samples_id"]
+
+
+def test_changes_are_differences_to_the_baseline_image_by_image(whole):
+    record = read(whole, "metrics.json")
+    with (whole / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    values = {(row["model"], row["role"], row["prompt"], row["seed"]): row for row in rows}
+    for name, column, role in (("clip_t", "clip_t", "subject"), ("clip_i_other", "clip_i", "other")):
+        pairs = [
+            (float(row[column]), float(values[("baseline", *key[1:])][column]))
+            for key, row in values.items()
+            if key[:2] == ("finetuned", role)
+        ]
+        differences = np.array([ours - theirs for ours, theirs in pairs]).reshape(2, 2)
+        found = record["changes"]["finetuned"][name]
+        assert found["value"] == pytest.approx(differences.mean(), abs=1e-5)
+        assert found["interval"] == pytest.approx(metrics.mean_interval(differences), abs=1e-4)
+    for name in ("div_clip", "div_dino"):
+        ours, theirs = (record["models"][model][name]["value"] for model in ("finetuned", "baseline"))
+        assert record["changes"]["finetuned"][name] == dict(value=pytest.approx(ours - theirs), interval=None)
 
 
 def test_the_table_has_a_line_an_image(whole):
@@ -391,7 +413,7 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     assert run_main(evaluate.main, [*more, "--instance_data_dir", str(tmp_path / "one")]) == 0
     values = read(tmp_path / "result", "metrics.json")
     assert values["models"]["finetuned"]["clip_i"]["value"] is not None
-    assert values["photos"]["real_clip"] == dict(value=None, reason="needs two photos or more")
+    assert values["photos"]["real_clip"] == dict(value=None, reason="needs two different photos or more")
 
 
 def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):
@@ -403,6 +425,45 @@ def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):
     assert record["models"]["finetuned"]["blank_images"] == [black]
     assert record["models"]["baseline"]["blank_images"] == []
     assert f"finetuned: Images of one colour. {black}: 1 images" in capsys.readouterr().out
+
+
+def spoil(folder: Path, part: str) -> Path:
+    """Puts a NaN into the first weights of a model's file."""
+    path = next((folder / part).glob("*.safetensors"))
+    weights = load_file(path)
+    name = min(name for name, value in weights.items() if value.is_floating_point() and value.dim() > 1)
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_model_that_draws_no_numbers_is_named(trained_dir, tmp_path, capsys, part):
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    spoil(folder, part)
+    assert run(folder, tmp_path / "result", "--num_drift_images", "0") == 2
+    stderr = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stderr.startswith("error: finetuned: ") and f"its {part}'s weights" in stderr
+    assert not (tmp_path / "result/metrics.json").exists()
+
+
+def test_an_encoder_that_gives_no_numbers_is_named(whole, models, tmp_path, capsys):
+    for place, kind in ((1, "clip"), (3, "dino")):
+        folder = shutil.copytree(models[place], tmp_path / kind)
+        spoil(folder, ".")
+        command = ["--only", "score", "--output_dir", str(whole), f"--{kind}_model", str(folder)]
+        before = (whole / "metrics.json").read_bytes()
+        assert run_main(evaluate.main, command) == 2
+        assert f"{folder}: its features of" in capsys.readouterr().err
+        assert (whole / "metrics.json").read_bytes() == before
+
+
+def test_a_photo_that_cannot_be_read_is_refused_as_in_training(whole, models, photos_dir, tmp_path, capsys):
+    photos = shutil.copytree(photos_dir, tmp_path / "photos")
+    (photos / "photo-9.jpg").write_bytes((photos / "photo-0.jpg").read_bytes()[:200])
+    command = ["--only", "score", "--output_dir", str(whole), "--instance_data_dir", str(photos), *models]
+    assert run_main(evaluate.main, command) == 2
+    assert "photo-9.jpg" in capsys.readouterr().err
 
 
 # report

@@ -122,10 +122,10 @@ def test_what_was_not_measured_is_said_with_the_reason(kind):
 @pytest.mark.parametrize("photo_metric", ["real_clip", "nearest_clip"])
 def test_one_photo_has_no_measure_of_memorising_or_variety(photo_metric):
     record = measured()
-    record["photos"][photo_metric] = dict(value=None, reason="needs two photos or more")
+    record["photos"][photo_metric] = dict(value=None, reason="needs two different photos or more")
     unseen = dict(real_clip=["collapse", "photos"], nearest_clip=["memorisation"])[photo_metric]
     assert states(record, NOT_LOOKED_FOR) == unseen
-    assert all("two photos" in check(record, kind).text for kind in unseen)
+    assert all("two different photos" in check(record, kind).text for kind in unseen)
 
 
 def test_without_any_encoder_nothing_is_looked_for_but_blank_images():
@@ -152,7 +152,7 @@ def test_a_subject_half_way_is_not_drawn_yet():
     judged = judge(record)
     assert judged.state == MISSED
     assert judged.headline == "It looks more like your cat, but not like it yet."
-    record["photos"]["real_clip"] = dict(value=None, reason="needs two photos or more")
+    record["photos"]["real_clip"] = dict(value=None, reason="needs two different photos or more")
     assert judge(record).state == GOOD  # one photo: how alike two are is not known
     assert "less like your subject" in check(measured(clip_i=-0.5), "subject").title
 

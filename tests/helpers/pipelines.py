@@ -120,6 +120,26 @@ def rename_vae_attention(base: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
 
 
+def write_index(base: Path) -> None:
+    """The index of two shards of the UNet that are not there."""
+    name = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
+    weight_map = {"conv_in.weight": name.format(1), "conv_out.bias": name.format(2)}
+    index = base / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps(dict(metadata={}, weight_map=weight_map)))
+
+
+def write_shards(base: Path, part: str = "unet", suffix: str = ".safetensors", keep: tuple[int, ...] = (1, 2)) -> None:
+    """A part's weights in two shards, without an index; those that are not in `keep` are left out."""
+    (file,) = (base / part).glob("*.safetensors")
+    tensors = sorted(load_file(file).items())
+    stem = "pytorch_model" if (suffix, part) == (".bin", "text_encoder") else file.stem
+    file.unlink()
+    for number in keep:
+        shard = dict(tensors[number - 1 :: 2])
+        path = base / part / f"{stem}-0000{number}-of-00002{suffix}"
+        save_file(shard, path, {"format": "pt"}) if suffix == ".safetensors" else torch.save(shard, path)
+
+
 def write_photos(folder: Path, count: int = 4, size: tuple[int, int] = (48, 48)) -> Path:
     """`count` JPEG photos of seeded colour noise."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ SKIPS = [
     # .ci/run runs these in a step of its own.
     Skip("says something about Triton only|statistics of channels_last", "bash test.sh --interpreted", in_ci=True),
     Skip("needs Triton", "bash setup.sh --dev, on Linux x86-64"),
-    Skip("chromium is not installed", "apt-get install chromium"),
+    Skip("is not installed .Debian: apt-get install chromium", "apt-get install chromium"),
     Skip("playwright is not installed", "bash setup.sh --dev"),
     Skip("needs the font DejaVu Sans", "apt-get install fonts-dejavu-core"),
     Skip("scikit-image is only needed by tools/", ".venv/bin/python -m pip install -r requirements-tools.txt"),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tests.helpers.pipelines import edit_json, listing, write_photos
+from tests.helpers.pipelines import edit_json, listing, write_index, write_photos, write_shards
 from tests.helpers.script import UNET_FILE
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
@@ -32,6 +33,10 @@ def cut(path: Path, num_bytes: int) -> None:
 def rename_weights(folder: Path, suffix: str) -> None:
     for path in folder.rglob("*.safetensors"):
         path.rename(path.with_name(path.name.replace(".safetensors", suffix)))
+
+
+def without_tensor(file: Path, name: str) -> None:
+    save_file({key: value for key, value in load_file(file).items() if key != name}, file, {"format": "pt"})
 
 
 SPOILT = {
@@ -74,6 +79,59 @@ SPOILT = {
     "inpainting": (
         lambda b: edit_json(b / "unet/config.json", in_channels=9),
         "in_channels is 9, but the VAE's latents have 4; inpainting and depth models cannot be trained",
+    ),
+    "latent consistency model": (
+        lambda b: edit_json(b / "model_index.json", _class_name="LatentConsistencyModelPipeline"),
+        r"model_index\.json: this is a LatentConsistencyModelPipeline, but this program is for Stable Diffusion v1",
+    ),
+    "time conditioning": (
+        lambda b: edit_json(b / "unet/config.json", time_cond_proj_dim=256),
+        r"unet/config\.json: time_cond_proj_dim is 256, which is a latent consistency model's \(LCM\)",
+    ),
+    "linear projections": (
+        lambda b: edit_json(b / "unet/config.json", use_linear_projection=True),
+        "use_linear_projection is True, which is Stable Diffusion 2's",
+    ),
+    "list of heads": (
+        lambda b: edit_json(b / "unet/config.json", attention_head_dim=[5, 10]),
+        r"attention_head_dim is \[5, 10\], one a block, which is Stable Diffusion 2's",
+    ),
+    "upcast": (
+        lambda b: edit_json(b / "unet/config.json", upcast_attention=True),
+        r"upcast_attention is True, which is Stable Diffusion 2\.1's",
+    ),
+    "SDXL": (
+        lambda b: edit_json(b / "unet/config.json", addition_embed_type="text_time"),
+        "addition_embed_type is 'text_time', which is Stable Diffusion XL's",
+    ),
+    "OpenCLIP": (
+        lambda b: edit_json(b / "text_encoder/config.json", hidden_act="gelu"),
+        r"text_encoder/config\.json: hidden_act is 'gelu', which is Stable Diffusion 2's",
+    ),
+    "VAE of SDXL": (
+        lambda b: edit_json(b / "vae/config.json", scaling_factor=0.13025),
+        "scaling_factor is 0.13025, which is Stable Diffusion XL's",
+    ),
+    "VAE of Flux": (lambda b: edit_json(b / "vae/config.json", shift_factor=0.1159), "shift_factor .* or Flux's"),
+    "foreign block": (
+        lambda b: edit_json(b / "unet/config.json", down_block_types=["CrossAttnDownBlock2D", "SkipDownBlock2D"]),
+        "'SkipDownBlock2D' in down_block_types is another architecture's",
+    ),
+    "a deep tensor missing": (
+        lambda b: without_tensor(b / "vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias"),
+        r"vae/diffusion_pytorch_model\.safetensors lacks 1 of the 152 tensors .* decoder\.conv_out\.bias first",
+    ),
+    "a deep tensor of another shape": (
+        lambda b: edit_json(b / "text_encoder/config.json", intermediate_size=33),
+        r"encoder\.layers\.0\.mlp\.fc1\.weight has shape \[32, 16\], but text_encoder/config\.json asks for \[33,",
+    ),
+    "a shard missing": (
+        lambda b: write_shards(b, keep=(1,)),
+        r"unet/diffusion_pytorch_model-00002-of-00002\.safetensors is missing",
+    ),
+    "an index alone": (
+        lambda b: (write_index(b), (b / UNET_FILE).unlink()),
+        r"unet/diffusion_pytorch_model-00001-of-00002\.safetensors is missing",
     ),
     "cross attention": (
         lambda b: edit_json(b / "unet/config.json", cross_attention_dim=1024),
@@ -147,9 +205,9 @@ def test_a_file_is_not_a_folder(tmp_path):
 
 def test_configurations_may_leave_out_defaults(base):
     config = json.loads((base / "vae/config.json").read_text())
-    del config["block_out_channels"], config["latent_channels"]
+    del config["in_channels"], config["out_channels"], config["latent_channels"], config["layers_per_block"]
     (base / "vae/config.json").write_text(json.dumps(config))
-    assert check_base_model(base).vae_scale_factor == 1
+    assert check_base_model(base).vae_scale_factor == 4
 
 
 def test_weights_may_be_bin_or_variants(base):
@@ -171,3 +229,23 @@ def test_a_resolution_that_the_vae_cannot_encode(tmp_path, base, resolution, nea
 @pytest.mark.parametrize("resolution", [4, 32, 36])
 def test_a_resolution_that_the_vae_can_encode(tmp_path, base, resolution):
     check_resolution(resolution, check_base_model(base))
+
+
+def test_image_to_image_pipelines_are_as_good(base):
+    edit_index(base, "_class_name", "StableDiffusionImg2ImgPipeline")
+    assert check_base_model(base).folder == base
+
+
+def test_stable_diffusion_1_5_as_it_is_published(base):
+    """Its configurations have every key of newer versions, most of them null."""
+    unet = dict(addition_embed_type=None, time_cond_proj_dim=None, class_embed_type=None, only_cross_attention=False)
+    unet |= dict(use_linear_projection=False, upcast_attention=False, dual_cross_attention=False, conv_in_kernel=3)
+    unet |= dict(mid_block_type="UNetMidBlock2DCrossAttn", num_attention_heads=None, transformer_layers_per_block=1)
+    edit_json(base / "unet/config.json", **unet)
+    edit_json(base / "vae/config.json", shift_factor=None, force_upcast=True, latents_mean=None)
+    check_base_model(base)
+
+
+def test_a_stale_index_beside_the_whole_file_is_passed_over(base):
+    write_index(base)
+    assert check_base_model(base).unet_weights == [base / UNET_FILE]

@@ -4,12 +4,13 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.helpers.pipelines import largest_difference
 from utils.errors import UserError
-from utils.models.drawing import initial_latents, is_blank, num_denoising_steps, sample, truncated_text
+from utils.models.drawing import NotANumber, initial_latents, is_blank, num_denoising_steps, sample, truncated_text
 from utils.models.loading import load_pipeline
 
 CPU = torch.device("cpu")
@@ -82,13 +83,20 @@ def test_on_step_is_called_as_often_as_announced(pipeline, batch_size):
     assert len(calls) % {None: 1, 1: 3, 2: 2}[batch_size] == 0
 
 
-def test_not_a_number_is_seen_as_a_blank_image_and_gives_no_numpy_warning(base, images):
+def test_not_a_number_is_refused_by_the_name_of_the_weights(base):
     pipeline = load_pipeline(base, torch.float32, CPU)
     torch.nn.init.constant_(pipeline.unet.conv_out.bias, float("nan"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        (image,) = sample(pipeline, PROMPT, [0], num_inference_steps=1)
-    assert is_blank(image)
+        with pytest.raises(NotANumber, match=r"its unet's weights are not either \(conv_out.bias\)"):
+            sample(pipeline, PROMPT, [0], num_inference_steps=1)
+    torch.nn.init.constant_(pipeline.unet.conv_out.bias, 1e38)
+    with pytest.raises(NotANumber, match="they have grown too large"):
+        sample(pipeline, PROMPT, [0], num_inference_steps=2)
+
+
+def test_floats_that_are_no_numbers_are_blank(images):
+    assert is_blank(np.full((4, 4, 3), np.nan, np.float32))
     assert not is_blank(images[0])
 
 

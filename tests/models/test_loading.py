@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.pipelines import largest_difference, write_pipeline
+from tests.helpers.pipelines import edit_json, largest_difference, write_pipeline
 from tests.helpers.script import UNET_FILE, run
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.models.drawing import is_blank, sample
 from utils.models.folder import default_save_dtype, num_parameters
-from utils.models.loading import load_pipeline, same_component, shared_components
+from utils.models.loading import check_finite, load_pipeline, load_text_encoder, same_component, shared_components
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of my cat."
@@ -168,8 +168,35 @@ def test_loading_is_silent(tiny_pipeline_dir, capfd):
 
 def test_a_folder_that_does_not_load_is_a_user_error(base):
     (base / UNET_FILE).write_bytes(b"nothing")
-    with pytest.raises(UserError, match="unet cannot be loaded as a UNet2DConditionModel"):
+    with pytest.raises(UserError, match="unet/diffusion_pytorch_model.safetensors is not a whole safetensors file"):
         load_pipeline(base, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_named(base, part, value):
+    path = next((base / part).glob("*.safetensors"))
+    tensors = load_file(path)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match=f"{part}: 1 of .* values of {name} are NaN or infinite"):
+        load_pipeline(base, torch.float32, CPU)
+
+
+def test_large_finite_weights_are_not_taken_for_infinite():
+    module = torch.nn.Linear(300, 300)
+    module.weight.data.fill_(3e38)  # whose sum is infinite
+    check_finite(module, Path("unet"))
+    check_finite(torch.nn.Linear(300, 300).half(), Path("unet"))
+
+
+def test_weights_are_read_in_the_dtype_of_the_file(base):
+    """transformers would read them in the dtype that config.json names: as float16, with 3 digits."""
+    expected = load_file(base / "text_encoder/model.safetensors")
+    edit_json(base / "text_encoder/config.json", torch_dtype="float16", dtype="float16")
+    found = load_text_encoder(base, torch.float32, CPU).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_a_scheduler_configuration_that_does_not_name_its_class(base, prior):

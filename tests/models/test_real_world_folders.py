@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
+from tests.helpers.pipelines import PARTS, rename_vae_attention, write_index, write_pipeline, write_shards
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.models.loading import load_pipeline
@@ -86,7 +87,47 @@ def old_versions(base: Path) -> None:
     edit_json(base / "scheduler/scheduler_config.json", prediction_type=None, timestep_spacing=None, **old)
 
 
+def shards_without_an_index(base: Path) -> None:
+    for part in PARTS:
+        write_shards(base, part)
+
+
+def bin_shards(base: Path) -> None:
+    for part in PARTS:
+        write_shards(base, part, ".bin")
+
+
+def a_stale_index(base: Path) -> None:
+    write_index(base)
+
+
+def non_ema_alone(base: Path) -> None:
+    for part in PARTS:
+        file = weight_file(base, part)
+        file.rename(file.with_name(f"{file.stem}.non_ema.safetensors"))
+
+
+def image_to_image(base: Path) -> None:
+    edit_json(base / "model_index.json", _class_name="StableDiffusionImg2ImgPipeline")
+
+
+def half_precision_in_the_configurations(base: Path) -> None:
+    for part in PARTS:
+        edit_json(base / part / "config.json", torch_dtype="float16", dtype="float16")
+
+
+def a_tokenizer_without_a_length(base: Path) -> None:
+    edit_json(base / "tokenizer/tokenizer_config.json", model_max_length=None)
+
+
 KINDS = [
+    shards_without_an_index,
+    bin_shards,
+    a_stale_index,
+    non_ema_alone,
+    image_to_image,
+    half_precision_in_the_configurations,
+    a_tokenizer_without_a_length,
     no_scaling_factor,
     rename_vae_attention,
     bin_files,
@@ -108,6 +149,8 @@ def argv(base: Path, photos: Path, output: Path) -> list[str]:
 def loss_and_result(base: Path, photos: Path, output: Path) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss of one step, and the weights of the UNet that the finished pipeline loads."""
     assert main(argv(base, photos, output)) == 0
+    StableDiffusionPipeline.from_pretrained(output)  # as a user would
+    assert json.loads((output / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
     pipeline = load_pipeline(output, torch.float32, torch.device("cpu"))
     return json.loads((output / "metrics.jsonl").read_text())["loss"], pipeline.unet.state_dict()
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.pipelines import PARTS, rename_vae_attention, write_pipeline
 from tests.helpers.script import EMBEDDED
 from utils.command_line import run_main
-from utils.errors import UserError
 from utils.export import main
 from utils.models.single_file import export_single_file, original_unet_name, original_vae_name
 
@@ -174,12 +173,12 @@ def test_a_file_of_someone_elses_is_not_replaced(tmp_path, tiny_pipeline_dir, ca
     assert "nothing can be written in" in capsys.readouterr().err
 
 
-def test_other_architectures_are_refused(tmp_path):
+def test_other_architectures_are_refused(tmp_path, capsys):
     base = write_pipeline(tmp_path / "base")
     config = json.loads((base / "unet/config.json").read_text())
     (base / "unet/config.json").write_text(json.dumps(config | dict(use_linear_projection=True)))
-    with pytest.raises(UserError, match="not a Stable Diffusion v1 pipeline"):
-        export_single_file(base, tmp_path / "one.safetensors")
+    assert run_main(main, [str(base), str(tmp_path / "one.safetensors")]) == 2
+    assert "use_linear_projection is True, which is Stable Diffusion 2's or XL's" in capsys.readouterr().err
     assert not (tmp_path / "one.safetensors").exists()
 
 

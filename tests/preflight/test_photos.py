@@ -9,17 +9,23 @@ import time
 import zlib
 
 import numpy as np
+import pillow_jxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from tests.helpers.fuzzing import FUZZ, SECONDS_OF_FUZZ
+from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import write_photos
 from tests.helpers.script import ROOT, dry_run, rows_of
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.models.check import check_base_model
+
+register_heif_opener()
+assert pillow_jxl  # it registers itself
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, body: bytes = b"\0" * 100) -> bytes:
@@ -77,6 +83,12 @@ PHOTOS = {
     "new\nline.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
     "cat 🐈 \x1b[31m.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
     "-rf.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
+    "iphone.heic": (lambda: picture("RGB", (64, 64), "HEIF"), True),
+    "cut.heic": (lambda: cut(picture("RGB", (64, 64), "HEIF")), False),
+    "a.avif": (lambda: picture("RGB", (64, 64), "AVIF"), True),
+    "a.jxl": (lambda: picture("RGB", (64, 64), "JXL"), True),
+    "cut.jxl": (lambda: cut(picture("RGB", (64, 64), "JXL")), False),
+    "raw.jpg": (lambda: b"FUJIFILMCCD-RAW 0201".ljust(200, b"\0"), False),
 }
 
 
@@ -123,7 +135,7 @@ def test_pillows_remarks_do_not_reach_the_terminal(tmp_path, tiny_pipeline_dir):
 def whole_photos() -> list[bytes]:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
     found = []
-    for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "TGA", "ICO", "JPEG2000"):
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "TGA", "ICO", "JPEG2000", "HEIF", "AVIF", "JXL"):
         file = io.BytesIO()
         noise.save(file, kind)
         found.append(file.getvalue())
@@ -181,10 +193,65 @@ def test_what_is_said_of_photos(tmp_path, tiny_pipeline_dir, capsys):
     rows = rows_of(out)
     assert code == 0
     assert rows["photo-0.jpg: JPEG 48x48"] == "ok"
-    assert rows["turned.jpg: JPEG 40x50, turned upright (EXIF 6)"] == "ok"
-    assert rows["see-through.png: PNG 50x40, transparency on white"] == "ok"
+    assert rows["turned.jpg: JPEG 40x50, turned upright (EXIF 6), each crop shows 80%"] == "ok"
+    assert rows["see-through.png: PNG 50x40, transparency on white, each crop shows 80%"] == "ok"
     assert rows["small.jpg: JPEG 16x16, CMYK made RGB, enlarged 2.0 times, it will look soft"] == "note"
-    assert rows["'photo-0.jpg' is 'again.jpg' again"] == "note"
-    assert rows["'nearly.png' is nearly 'again.jpg'"] == "note"
+    assert rows["the same file twice: again.jpg, photo-0.jpg: keep one of them"] == "note"
+    assert rows["nearly the same: again.jpg, nearly.png: other views and backgrounds would teach more"] == "note"
     assert rows["notes.txt: not an image"] == "note" and rows[".DS_Store: hidden"] == "ok"
     assert not any("turned" in row and "nearly" in row for row in rows)
+
+
+def rows(base, photos, tmp_path, capsys, *flags: str) -> dict[str, str]:
+    code, out, err = dry_run(base, photos, tmp_path, capsys, *flags)
+    assert (code, err) == (0, "")
+    return rows_of(out)
+
+
+def test_how_much_of_a_photo_a_crop_shows(tmp_path, tiny_pipeline_dir, capsys):
+    photos = write_photos(tmp_path / "photos", 1)
+    Image.open(photos / "photo-0.jpg").resize((64, 48)).save(photos / "wide.png")
+    Image.open(photos / "photo-0.jpg").resize((48, 144)).save(photos / "tall.png")
+    found = rows(tiny_pipeline_dir, photos, tmp_path, capsys)
+    assert found["wide.png: PNG 64x48, each crop shows 76%"] == "ok"  # 42 x 32 at 32 px
+    assert found["tall.png: PNG 48x144, each crop shows 33%"] == "note"
+    found = rows(tiny_pipeline_dir, photos, tmp_path, capsys, "--center_crop")
+    assert found["wide.png: PNG 64x48, the middle 76% is used"] == "ok"
+
+
+def test_bars_are_said(tmp_path, tiny_pipeline_dir, capsys):
+    photos = write_photos(tmp_path / "photos", 1)
+    screenshot = Image.new("RGB", (48, 88))
+    screenshot.paste(Image.open(photos / "photo-0.jpg"), (0, 25))
+    screenshot.save(photos / "screenshot.png")
+    (row,) = [row for row in rows(tiny_pipeline_dir, photos, tmp_path, capsys) if "screenshot" in row]
+    assert "bars of one colour are learned too, cut them off (top 25, bottom 15 pixels)" in row
+
+
+def test_captions_are_said(tmp_path, tiny_pipeline_dir, capsys):
+    photos = write_photos(tmp_path / "photos", 2)
+    assert not any("of all" in row for row in rows(tiny_pipeline_dir, photos, tmp_path, capsys))
+    (photos / "photo-0.txt").write_text("a cat asleep")
+    found = rows(tiny_pipeline_dir, photos, tmp_path, capsys)
+    assert found["of 1 of 2 photos; the others, such as photo-1.jpg, show 'a cat'"] == "note"
+    (photos / "photo-1.txt").write_text("a cat")
+    assert rows(tiny_pipeline_dir, photos, tmp_path, capsys)["of all 2 photos"] == "ok"
+    (photos / "photo-2.txt").write_text("a cat")
+    code, out, _ = dry_run(tiny_pipeline_dir, photos, tmp_path, capsys)
+    assert (
+        code == 2
+        and rows_of(out)[
+            f"{photos}/photo-2.txt looks like a caption, and there is no photo called "
+            "'photo-2': name it after its photo, NAME.txt for NAME.jpg, or move it out of "
+            "the folder"
+        ]
+        == "STOP"
+    )
+
+
+def test_how_much_of_a_photo_counts_is_said(tmp_path, tiny_pipeline_dir, capsys):
+    photos = write_cut_out(tmp_path / "photos")
+    Image.new("RGB", (48, 48), (9, 99, 9)).save(photos / "whole.png")
+    found = rows(tiny_pipeline_dir, photos, tmp_path, capsys, "--alpha_mask")
+    assert found["cut-0.png: PNG 48x48, transparency on white, 50% of it counts in the loss"] == "ok"
+    assert found["whole.png: PNG 48x48, no transparency: all of it counts in the loss"] == "note"

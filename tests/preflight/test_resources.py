@@ -4,12 +4,14 @@ from argparse import Namespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from tests.helpers.script import run
+from tests.helpers.pipelines import write_shards
+from tests.helpers.script import UNET_FILE, run
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.models.folder import num_parameters
+from utils.models.single_file import export_single_file
 from utils.preflight import resources
 from utils.preflight.resources import check_device, check_disk
 from utils.training.memory import MemoryNeeds
@@ -40,6 +42,41 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
         assert check_disk(base, tmp_path / "a/b", **planned)[1] == "note"
         free["bytes"] = needed + count * 12
         assert check_disk(base, tmp_path / "a/b", **planned)[1] == "ok"
+
+
+def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
+    base, path = check_base_model(tiny_pipeline_dir), tmp_path / "one.safetensors"
+    export_single_file(tiny_pipeline_dir, path)
+    tensors = sum(value.nbytes for value in load_file(path).values())
+    planned = dict(save_dtype="fp32", num_checkpoints=0, total_limit=None)
+    without = num_parameters(base) * 4 + resources._frozen_bytes(base.folder)
+    free = {"bytes": without + tensors}
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
+    with pytest.raises(UserError, match="too little disk space"):
+        check_disk(base, tmp_path / "a", **planned, export_single_file=path)
+    free["bytes"] = without + int(tensors * 1.3)  # the headers of files so small
+    check_disk(base, tmp_path / "a", **planned, export_single_file=path)
+    monkeypatch.setattr(resources, "_same_device", lambda one, other: one != path.parent)
+    free["bytes"] = tensors - 1
+    with pytest.raises(UserError, match="--export_single_file: the file takes .* GB free; free some, or choose"):
+        check_disk(base, tmp_path / "a", **planned, export_single_file=path)
+
+
+@pytest.mark.parametrize("stored", ["shards", "bin", "fp16 variant"])
+def test_parameters_are_the_whole_models_however_it_is_stored(base, stored):
+    count = num_parameters(check_base_model(base))
+    file = base / UNET_FILE
+    if stored == "shards":
+        write_shards(base)
+    if stored == "bin":
+        torch.save({name: value.half() for name, value in load_file(file).items()}, file.with_suffix(".bin"))
+        file.unlink()
+    if stored == "fp16 variant":
+        save_file(
+            {name: value.half() for name, value in load_file(file).items()}, f"{file}"[:-11] + "fp16.safetensors"
+        )
+        file.unlink()
+    assert num_parameters(check_base_model(base)) == count
 
 
 def test_a_disk_that_does_not_say_how_large_it_is(tmp_path, tiny_pipeline_dir, monkeypatch):

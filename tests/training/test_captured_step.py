@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import write_photos
 from train_dreambooth_colossalai import main
 from utils.training.captured_step import WARM_UP_STEPS
@@ -64,6 +65,20 @@ def test_prior_preservation_in_the_graph(tiny_pipeline_dir, tmp_path, capsys):
     eager_rows, _ = train(tiny_pipeline_dir, photos, tmp_path / "eager", "--no_cuda_graph", *flags)
     for name in ("instance_loss", "class_loss"):
         assert [row[name] for row in graph_rows] == pytest.approx([row[name] for row in eager_rows], rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_alpha_mask_in_the_graph(tiny_pipeline_dir, tmp_path, capsys):
+    """Random crops of photos that are opaque on the left alone: the graph must read each step's own weights."""
+    photos = write_cut_out(tmp_path / "photos", (64, 48))
+    flags = ["--mixed_precision=no", "--train_batch_size=1"]
+    graph_rows, _ = train(tiny_pipeline_dir, photos, tmp_path / "graph", "--alpha_mask", *flags)
+    assert "could not be captured" not in capsys.readouterr().err
+    eager_rows, _ = train(tiny_pipeline_dir, photos, tmp_path / "eager", "--alpha_mask", "--no_cuda_graph", *flags)
+    assert [row["loss"] for row in graph_rows] == pytest.approx([row["loss"] for row in eager_rows], rel=1e-4)
+    plain_rows, _ = train(tiny_pipeline_dir, photos, tmp_path / "plain", *flags)
+    assert [row["loss"] for row in plain_rows] != pytest.approx([row["loss"] for row in eager_rows], rel=1e-2)
 
 
 @pytest.mark.gpu

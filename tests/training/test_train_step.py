@@ -56,6 +56,16 @@ class TestLossWeights:
         torch.testing.assert_close(instance_loss.double(), each[:3].mean())
         torch.testing.assert_close(class_loss.double(), each[3:].mean())
 
+    def test_position_weights_are_of_the_photos_alone(self):
+        generator = torch.Generator().manual_seed(0)
+        model_pred, target = torch.randn(2, 6, 4, 2, 2, generator=generator)
+        position_weights = torch.rand(3, 1, 2, 2, generator=generator)
+        instance_loss, class_loss = instance_and_class_loss(model_pred, target, None, True, position_weights)
+        torch.testing.assert_close(
+            instance_loss, denoising_loss(model_pred[:3], target[:3], None, position_weights), rtol=0, atol=0
+        )
+        torch.testing.assert_close(class_loss, denoising_loss(model_pred[3:], target[3:]), rtol=0, atol=0)
+
     def test_weights_of_one_change_nothing(self):
         model_pred, target = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(

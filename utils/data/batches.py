@@ -13,7 +13,8 @@ class MicroBatch(NamedTuple):
     """What one forward pass needs: float32 [B,4,h,w] each, but `timesteps` and `prompt_rows` int64 [B].
 
     With prior preservation the first half are photos, the second class images. `prompt_rows` are rows of
-    TrainingInputs.encoder_hidden_states.
+    TrainingInputs.encoder_hidden_states. `position_weights` float32 [B,1,h,w] are of the photos alone; None without
+    --alpha_mask.
     """
 
     latent_mean: torch.Tensor
@@ -22,6 +23,11 @@ class MicroBatch(NamedTuple):
     noise: torch.Tensor
     timesteps: torch.Tensor
     prompt_rows: torch.Tensor
+    position_weights: torch.Tensor | None = None
+
+    def clone(self) -> "MicroBatch":
+        """The same values in memory of their own."""
+        return self._replace(**{name: each.clone() for name, each in self._asdict().items() if each is not None})
 
 
 class BatchSource:
@@ -74,11 +80,14 @@ class BatchSource:
         samples: list[Sample] = []
         moments: list[torch.Tensor] = []
         prompt_rows: list[int] = []
+        position_weights: list[torch.Tensor] = []
         for latents, stream in self.streams:
             drawn = [self._draw(index, latents, stream) for index in indices]
             moments += [latents.moments(sample.photo, sample.crop) for sample in drawn]
             prompt_rows += [latents.prompt_rows[sample.photo] for sample in drawn]
             samples += drawn
+            if latents.has_position_weights:
+                position_weights += [latents.position_weights(sample.photo, sample.crop) for sample in drawn]
         mean, std = torch.stack(moments, dim=1)
         noise = torch.from_numpy(np.stack([(sample.latent_noise, sample.noise) for sample in samples], axis=1))
         integers = torch.tensor([[sample.timestep for sample in samples], prompt_rows])
@@ -86,7 +95,8 @@ class BatchSource:
             noise, integers = noise.pin_memory(), integers.pin_memory()
         latent_noise, noise = noise.to(self.device, non_blocking=True)
         timesteps, rows = integers.to(self.device, non_blocking=True)
-        return MicroBatch(mean, std, latent_noise, noise, timesteps, rows)
+        weights = torch.stack(position_weights) if position_weights else None
+        return MicroBatch(mean, std, latent_noise, noise, timesteps, rows, weights)
 
     def _draw(self, index: int, latents: InstanceLatents, stream: Stream) -> Sample:
         return draw_sample(

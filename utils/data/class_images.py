@@ -9,20 +9,20 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from utils.dataset import find_photos
-from utils.errors import UserError
+from utils.dataset import decode, find_photos
+from utils.errors import UserError, first_line
 from utils.files.json_files import read_json
+from utils.files.ownership import nearest_existing
 from utils.files.png import save_png
 from utils.models.folder import image_size
-
-if TYPE_CHECKING:
-    pass
+from utils.photos.captions import looks_like_captions
 
 METADATA_KEY = "dreambooth_class_image"
 NUM_INFERENCE_STEPS = 50
@@ -87,7 +87,13 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
     Raises UserError if the folder holds images of another prompt or model, or too few of unknown origin.
     """
     found, foreign = set(), []
-    for path in find_photos(folder, "--class_data_dir", may_be_empty=True)[0] if folder.is_dir() else []:
+    images, others = find_photos(folder, "--class_data_dir", may_be_empty=True) if folder.is_dir() else ([], [])
+    if captions := [path for path, _ in others if looks_like_captions(path)]:
+        raise UserError(
+            f"--class_data_dir: {captions[0]} looks like captions, which class images do not have: all are taken as "
+            f"{prompt!r}; move it out of the folder"
+        )
+    for path in images:
         metadata = read_metadata(path)
         if metadata is None:
             foreign.append(path)
@@ -95,6 +101,43 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
         _check_settings(folder, metadata["settings"], settings)
         found.add(metadata["number"])
     return _choose(folder, prompt, settings, num_class_images, found, foreign)
+
+
+def check_class_images(folder: Path, prompt: str, base_folder: Path, num_class_images: int) -> tuple[str, str]:
+    """What becomes of one class, before a model is loaded: a finding and a verdict for the preflight's table.
+
+    Whether images were made by this very base is known once its files are hashed, which takes seconds: not here.
+    Raises UserError as plan_class_images, for a damaged image, and if missing ones cannot be written.
+    """
+    settings = generation_settings(base_folder, "", prompt)
+    del settings["model"]
+    plan = plan_class_images(folder, prompt, settings, num_class_images)
+    for path in plan.used:
+        if path.is_file():
+            _check_whole(path)
+    needed = len(plan.missing) * settings["height"] * settings["width"] * 3  # at most: PNGs are compressed
+    place = nearest_existing(folder)
+    if plan.missing and not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--class_data_dir {folder}: no permission to write in {place}")
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise UserError(
+            f"--class_data_dir {folder}: {len(plan.missing)} images take up to {needed / 1e9:.2g} GB, "
+            f"{free / 1e9:.2g} GB are free; free some, or choose another disk"
+        )
+    found = f"have {plan.num_found}, will make {len(plan.missing)}, will use {len(plan.used)}"
+    return "; ".join([f"{prompt!r} in {folder}: {found}", *plan.notes]), "note" if plan.notes else "ok"
+
+
+def _check_whole(path: Path) -> None:
+    """Raises UserError if a class image is damaged; one of this program's is known to be whole by its checksums."""
+    if read_metadata(path) is None:
+        decode(path)
+        return
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); delete it: it will be made again") from None
 
 
 def _choose(folder: Path, prompt: str, settings: dict, need: int, found: set[int], foreign: list[Path]) -> ClassPlan:

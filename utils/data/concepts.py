@@ -82,10 +82,12 @@ def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
             )
 
 
-def load_photos(concepts: list[Concept], resolution: int, center_crop: bool) -> InstanceDataset:
+def load_photos(
+    concepts: list[Concept], resolution: int, center_crop: bool, alpha_mask: bool = False
+) -> InstanceDataset:
     """One InstanceDataset of all subjects' photos."""
     dataset, *others = [
-        InstanceDataset(concept.instance_data_dir, resolution, center_crop, concept.instance_prompt)
+        InstanceDataset(concept.instance_data_dir, resolution, center_crop, concept.instance_prompt, alpha_mask)
         for concept in concepts
     ]
     for other in others:

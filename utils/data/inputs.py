@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from utils.data.randomness import CLASS, photo_index
 from utils.dataset import ClassDataset, InstanceDataset
 from utils.diffusion import encode_images, encode_prompt, min_snr_weights
+from utils.errors import UserError
 from utils.models import loading
 from utils.models.drawing import Sampler
 from utils.runtime.timing import mark
 
+OTHER_DTYPE = "--mixed_precision no (fp16 overflows at 65,504; on a GPU bf16 does not)"
 MAX_CACHED_BYTES = 1 << 30
 
 
@@ -32,6 +35,7 @@ class InstanceLatents:
     Attributes:
         prompt_rows: of each photo, the row of its prompt in TrainingInputs.encoder_hidden_states.
         shape: (4, R/8, R/8), a latent's.
+        has_position_weights: whether the photos' transparency weighs the loss (--alpha_mask).
     """
 
     def __init__(
@@ -43,8 +47,10 @@ class InstanceLatents:
     ):
         self.dataset = dataset
         self.vae: torch.nn.Module | None = vae
+        self.has_position_weights = dataset.alpha_mask
         self.prompt_rows = [rows[dataset.prompt(photo)] for photo in range(len(dataset))]
         self._moments: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._position_weights: dict[tuple[int, int, int], torch.Tensor] = {}
         self._cached_bytes = 0
         _, channels, height, width = self.moments(0, (0.0, 0.0)).shape
         self.shape = (channels, height, width)
@@ -69,10 +75,27 @@ class InstanceLatents:
         weight = next(self.vae.parameters())
         pixel_values = self.dataset.pixel_values(*key).unsqueeze(0).to(weight.device, dtype=weight.dtype)
         moments = torch.cat(encode_images(self.vae, pixel_values))
+        if not moments.isfinite().all():
+            dataset = self.dataset
+            path = dataset.photos[photo].path if isinstance(dataset, InstanceDataset) else dataset.images[photo][0]
+            raise UserError(
+                f"the VAE's latents of {path} are NaN or infinite in {str(weight.dtype)[6:]}; "
+                f"use {OTHER_DTYPE}, or another VAE"
+            )
         if self._cached_bytes + moments.nbytes <= MAX_CACHED_BYTES:
             self._moments[key] = moments
             self._cached_bytes += moments.nbytes
         return moments
+
+    def position_weights(self, photo: int, position: tuple[float, float]) -> torch.Tensor:
+        """float32 [1,h,w] in [0,1]: the mean opacity of the pixels behind each position of the crop at `position`."""
+        key = (photo, *self.dataset.crop_origin(photo, position))
+        if key not in self._position_weights:
+            assert isinstance(self.dataset, InstanceDataset), "every position of a class image counts alike"
+            opacity = self.dataset.opacity(*key).unsqueeze(0)
+            weights = F.interpolate(opacity, size=self.shape[1:], mode="area")[0]
+            self._position_weights[key] = weights.to(self.moments(photo, position).device)
+        return self._position_weights[key]
 
 
 class TrainingInputs(NamedTuple):
@@ -152,7 +175,17 @@ def encode_prompts(
     """[P,77,C]; one by one, so that a prompt's encoding does not depend on the others."""
     tokenizer = loading.load_tokenizer(folder, tokenizer_name)
     text_encoder = loading.load_text_encoder(folder, weight_dtype, device)
-    return torch.cat([encode_prompt(text_encoder, loading.tokenize(tokenizer, text).to(device)) for text in prompts])
+    rows = []
+    for text in prompts:
+        input_ids = loading.tokenize(tokenizer, text)
+        loading.check_tokens(input_ids, text_encoder, text)
+        rows.append(encode_prompt(text_encoder, input_ids.to(device)))
+        if not rows[-1].isfinite().all():
+            raise UserError(
+                f"the text encoder's embedding of {text!r} is NaN or infinite in {str(weight_dtype)[6:]}; "
+                f"use {OTHER_DTYPE}, or another text_encoder/"
+            )
+    return torch.cat(rows)
 
 
 def drawn_class_images(seed: int, num_samples: int, num_class_images: int) -> set[int]:

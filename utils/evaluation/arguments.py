@@ -12,6 +12,7 @@ from utils.evaluation.prompts import DREAMBENCH
 
 BASELINE_FLAG = "--pretrained_model_name_or_path"
 FINETUNED_FLAG = "--finetuned_model_name_or_path"
+VAE_FLAG = "--pretrained_vae_name_or_path"
 STAGES = ("generate", "score", "report")
 
 
@@ -37,15 +38,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_generate_flags(add: Callable[..., object]) -> None:
-    add(BASELINE_FLAG, type=Path, metavar="FOLDER", help="the baseline (default: what the fine-tuned run.json names)")
+    add(BASELINE_FLAG, type=Path, metavar="PATH", help="the baseline (default: what the fine-tuned run.json names)")
+    add(VAE_FLAG, type=Path, metavar="PATH", help="another VAE for the baseline (default: what run.json names)")
     add(FINETUNED_FLAG, type=Path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
     add("--output_dir", type=Path, metavar="FOLDER", default=Path("result"), help="where the images go (./result)")
-    add("--instance_data_dir", type=Path, metavar="FOLDER", help="your photos, for the top row of comparison.png")
+    add(
+        "--instance_data_dir",
+        type=Path,
+        metavar="FOLDER",
+        help="your photos, shown and compared with (what the fine-tuned run.json names)",
+    )
+    add(
+        "--concepts_list",
+        type=Path,
+        metavar="FILE",
+        help="several subjects, each with its own photos",
+    )
     add("--prompt", action="append", help="what to draw; repeatable (the instance prompt of the fine-tuned run.json)")
     add("--prompts_file", type=Path, metavar="FILE", help="prompts, one a line")
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
-    add("--identifier", help="the subject's name in prompts (what precedes the class in the instance prompt)")
-    add("--class_name", help="what the subject is one of (the instance prompt's last word)")
+    add(
+        "--identifier",
+        help="the subject's name in prompts, such as sks (guessed from the prompts it was trained with)",
+    )
+    add("--class_name", help="what the subject is one of, such as dog (guessed from the prompts it was trained with)")
     add("--drift_prompt", action="append", help="a prompt without the subject; repeatable (two other things)")
     add("--checkpoint", action="append", metavar="NAME", help="also a checkpoint-N of the fine-tuned folder, or all")
     add(
@@ -56,6 +72,7 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
         metavar="S",
         help="also the weights baseline + S x (fine-tuned - baseline), of the checkpoints too (1: as they are)",
     )
+    add("--choose", action="store_true", help="say which to use: the checkpoints, or the result at lower strengths")
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
     add("--num_drift_images", type=non_negative_int, default=2, help="the same for prompts without the subject (2)")

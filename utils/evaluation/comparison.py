@@ -49,7 +49,7 @@ class Layout(NamedTuple):
 
 
 def cell_size(num_columns: int) -> int:
-    """Side of a cell in pixels: 256, less where many columns would make the sheet unwieldy."""
+    """Side of a cell in pixels: 256, less if many columns would make the sheet unwieldy."""
     return 256 if num_columns <= 8 else max(128, 2048 // num_columns)
 
 

@@ -76,13 +76,19 @@ class Encoder(NamedTuple):
         for start in range(0, len(images), BATCH_SIZE):
             pixels = [self.transform(image) for image in images[start : start + BATCH_SIZE]]
             rows.append(self.image_features(torch.from_numpy(np.stack(pixels))).double().cpu().numpy())
-        return unit_rows(np.concatenate(rows))
+        return self._unit_rows(np.concatenate(rows), "images")
 
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [N,D] of texts, if it reads."""
         assert self.text_features is not None
-        return unit_rows(self.text_features(texts).double().cpu().numpy())
+        return self._unit_rows(self.text_features(texts).double().cpu().numpy(), "texts")
+
+    def _unit_rows(self, rows: np.ndarray, what: str) -> np.ndarray:
+        """The rows scaled to length 1. Raises UserError if they are no numbers, or zero: they have no direction."""
+        if not (np.isfinite(rows).all() and np.any(rows, axis=1).all()):
+            raise UserError(f"{self.folder}: its features of {what} are not numbers, or zero: copy the folder again")
+        return unit_rows(rows)
 
     def description(self) -> dict:
         """What metrics.json records."""
@@ -173,7 +179,7 @@ def load_lpips() -> tuple[Callable[[Image.Image, Image.Image], float] | None, st
 
 
 def _load(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
-    """The model in fp32, frozen. UserError where weights are lacking: the library would fill them in at random."""
+    """The model in fp32, frozen. UserError if weights are lacking: the library would fill them in at random."""
     try:
         with quiet_libraries():
             model, loading = cls.from_pretrained(
@@ -213,7 +219,7 @@ def _processor_size(config: dict) -> int | None:
 
 
 def _weight_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the weight files: .safetensors where there are any, else .bin."""
+    """SHA-256 of the weight files: .safetensors if there are any, else .bin."""
     for pattern in ("*.safetensors", "*.bin"):
         if files := sorted(folder.glob(pattern)):
             return {path.name: sha256_of(path) for path in files}

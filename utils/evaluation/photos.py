@@ -1,23 +1,17 @@
-"""The subject's photos as evaluation sees them: decoded as for training."""
+"""The subject's photos as evaluation sees them: found and decoded as for training."""
 
 from pathlib import Path
 
 from PIL import Image
 
-from utils.dataset import decode
-from utils.errors import UserError
+from utils.dataset import decode, find_photos
 
 
 def load_photos(folder: Path | None) -> dict[Path, Image.Image]:
-    """Every picture of a folder that can be read, by path, sorted; hidden and other files are passed over."""
-    photos: dict[Path, Image.Image] = {}
+    """The photos of a folder by path, sorted; none without a folder.
+
+    Raises UserError if one cannot be read: scores over some of the photos would pass for scores over all.
+    """
     if folder is None or not folder.is_dir():
-        return photos
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        try:
-            photos[path] = decode(path)
-        except UserError:
-            continue
-    return photos
+        return {}
+    return {path: decode(path) for path in find_photos(folder, may_be_empty=True)[0]}

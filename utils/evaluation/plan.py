@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
+from utils.evaluation import candidates
 from utils.evaluation.arguments import BASELINE_FLAG, FINETUNED_FLAG, check_text
 from utils.evaluation.prompts import (
     Prompt,
     dreambench_prompts,
-    guess_subject,
     number_prompts,
     other_prompts,
     read_prompts_file,
@@ -25,9 +25,12 @@ from utils.evaluation.samples import (
     check_writable,
     plan_models,
     plan_samples,
+    step_of,
 )
+from utils.evaluation.subject import Subject, guess_subject
 from utils.files.json_files import read_json, read_json_or_none
 from utils.files.ownership import RUN_FILE, nearest_existing
+from utils.models.base import base_folder, from_hub_cache
 from utils.models.check import check_is_folder, check_pipeline, check_same_unet
 from utils.models.folder import MODEL_INDEX, image_size, vae_scale_factor
 from utils.run.lineage import lineage_of, list_checkpoints
@@ -46,14 +49,15 @@ class EvaluationPlan(NamedTuple):
     output_dir: Path
     pretrained_model_name_or_path: Path | None
     finetuned_model_name_or_path: Path
-    checkpoint: list[str]
-    strength: list[float]
+    models: list[Model]
+    candidates: "EvaluationPlan | None"
     instance_data_dir: Path | None
     clip_model: Path | None
     dino_model: Path | None
     prompts: list[Prompt]
     identifier: str | None
     class_name: str | None
+    guessed: list[str]  # of class_name and identifier, those that no flag gave
     num_images: int
     num_drift_images: int
     seed: int
@@ -74,9 +78,9 @@ class EvaluationPlan(NamedTuple):
         return self.pretrained_model_name_or_path
 
     @property
-    def models(self) -> list[Model]:
-        """All that draw, in the order in which they do."""
-        return plan_models(self.checkpoint, self.strength)
+    def all_models(self) -> list[Model]:
+        """All that draw, the candidates among them."""
+        return list(dict.fromkeys(self.models + (self.candidates.models if self.candidates else [])))
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -86,11 +90,27 @@ class EvaluationPlan(NamedTuple):
 
 def make_plan(args: argparse.Namespace) -> EvaluationPlan:
     """Fills in what run.json knows, and checks folders and sizes. Raises UserError."""
-    filled = argparse.Namespace(**vars(args), prompts=[])
+    filled = argparse.Namespace(**vars(args), prompts=[], guessed=[], models=[], candidates=None)
     filled.strength = list(dict.fromkeys(args.strength or [1.0]))
     notes = _check(filled)
     given = {name: getattr(filled, name) for name in EvaluationPlan._fields if name != "notes"}
-    return EvaluationPlan(**given, notes=notes)
+    plan = EvaluationPlan(**given, notes=notes)
+    return plan._replace(candidates=plan_candidates(plan)) if args.choose and "generate" in plan.stages else plan
+
+
+def plan_candidates(plan: EvaluationPlan) -> EvaluationPlan:
+    """The same for the models to choose among, with fewer prompts, images and steps."""
+    run = read_json_or_none(plan.finetuned_model_name_or_path / RUN_FILE) or {}
+    own, _ = own_checkpoints(plan.finetuned_model_name_or_path)
+    models = candidates.candidate_models(own, (run.get("result") or {}).get("num_steps"))
+    check_same_unet(plan.baseline_folder, plan.finetuned_model_name_or_path)
+    return plan._replace(
+        models=models,
+        prompts=candidates.candidate_prompts(plan.prompts),
+        num_images=min(plan.num_images, candidates.NUM_IMAGES),
+        num_drift_images=min(plan.num_drift_images, candidates.NUM_OTHER_IMAGES),
+        num_inference_steps=min(plan.num_inference_steps, candidates.NUM_INFERENCE_STEPS),
+    )
 
 
 def _check(args: argparse.Namespace) -> Notes:
@@ -108,9 +128,13 @@ def _check(args: argparse.Namespace) -> Notes:
 
 def check_generate(args: argparse.Namespace) -> Notes:
     """The checks that making images needs; sets args.prompts."""
+    args.finetuned_model_name_or_path = base_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG)
     check_is_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG, "train first (run.sh), or name another folder")
     check_pipeline(args.finetuned_model_name_or_path, FINETUNED_FLAG, safety_checker=args.safety_checker)
     notes = fill_from_run_json(args)
+    args.pretrained_model_name_or_path = base_folder(
+        args.pretrained_model_name_or_path, BASELINE_FLAG, args.pretrained_vae_name_or_path
+    )
     check_pipeline(args.pretrained_model_name_or_path, BASELINE_FLAG, safety_checker=args.safety_checker)
     if args.pretrained_model_name_or_path.samefile(args.finetuned_model_name_or_path):
         notes.append(
@@ -120,6 +144,7 @@ def check_generate(args: argparse.Namespace) -> Notes:
     notes += foreign
     if args.strength != [1.0]:
         check_same_unet(args.pretrained_model_name_or_path, args.finetuned_model_name_or_path)
+    args.models = plan_models(args.checkpoint, args.strength)
     args.prompts = number_prompts(args.prompt, args.class_name, args.drift_prompt)
     set_image_size(args)
     check_steps(args)
@@ -132,16 +157,12 @@ def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
     "all" are those of the run that made the folder's result; if it has no run.json, all there are. Raises UserError if
     one is not there.
     """
-    record = read_json_or_none(folder / RUN_FILE) or {}
-    lineage = lineage_of(record) if record.get("run_id") else None
-    found = list_checkpoints(folder)
-    there = [checkpoint.path.name for checkpoint in found]
-    own = {checkpoint.path.name for checkpoint in found if lineage is None or lineage.holds(checkpoint)}
+    own, there = own_checkpoints(folder)
     wanted: set[str] = set()
     for name in names:
         name = f"checkpoint-{name}" if name.isdecimal() else name
         if name == "all":
-            wanted |= own
+            wanted |= set(own)
         elif name in there:
             wanted.add(name)
         else:
@@ -149,16 +170,20 @@ def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
             raise UserError(f"--checkpoint {name}: {folder} holds no whole {name} (it holds: {listed})")
     if names and not wanted:
         raise UserError(f"--checkpoint all: {folder} holds no checkpoint of its run: leave the flag out")
-    foreign = wanted - own
+    foreign = wanted.difference(own)
     notes = [
         ("note", f"{folder / name} is of another run than {folder / RUN_FILE} records") for name in sorted(foreign)
     ]
     return sorted(wanted, key=step_of), notes
 
 
-def step_of(checkpoint: str) -> int:
-    """N of checkpoint-N."""
-    return int(checkpoint.rpartition("-")[2])
+def own_checkpoints(folder: Path) -> tuple[list[str], list[str]]:
+    """(checkpoints of the run that made the folder's result, all checkpoints there are), by step."""
+    record = read_json_or_none(folder / RUN_FILE) or {}
+    lineage = lineage_of(record) if record.get("run_id") else None
+    found = list_checkpoints(folder)
+    own = [checkpoint for checkpoint in found if lineage is None or lineage.holds(checkpoint)]
+    return [checkpoint.path.name for checkpoint in own], [checkpoint.path.name for checkpoint in found]
 
 
 def fill_from_run_json(args: argparse.Namespace) -> Notes:
@@ -172,6 +197,7 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         notes.append(("warning", f"{path} says that training has not finished: {path.parent} holds an earlier result"))
     for flag, key, kind in (
         ("pretrained_model_name_or_path", "pretrained_model_name_or_path", Path),
+        ("pretrained_vae_name_or_path", "pretrained_vae_name_or_path", Path),
         ("instance_data_dir", "instance_data_dir", Path),
     ):
         value = recorded.get(key)
@@ -180,18 +206,52 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         if flag == "instance_data_dir" and not Path(value).is_dir():
             notes.append(("warning", f"the photos that {path} names are not at {value}: comparison.png shows none"))
             continue
-        if flag == "pretrained_model_name_or_path" and not Path(value).is_dir():
-            raise UserError(f"the baseline that {path} names is not at {value} (seen from here): give {BASELINE_FLAG}")
+        if flag != "instance_data_dir" and not from_hub_cache(Path(value), f"--{flag}").exists():
+            what = "baseline" if flag == BASELINE_FLAG[2:] else "VAE"
+            raise UserError(f"the {what} that {path} names is not at {value} (seen from here): give --{flag}")
         setattr(args, flag, kind(value))
         notes.append(("note", f'from {path}: --{flag} "{value}"'))
     if args.pretrained_model_name_or_path is None:
         raise UserError(f"--pretrained_model_name_or_path is missing, and {path} does not record one: give it")
     instance_prompt = recorded.get("instance_prompt")
-    return notes + fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
+    notes += fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
+    notes += fill_subject(args, photo_prompts(run), recorded.get("class_prompt"))
+    if args.num_drift_images and args.drift_prompt is None:
+        args.drift_prompt = other_prompts(args.class_name) if args.class_name else []
+    args.drift_prompt = args.drift_prompt or []
+    return notes
+
+
+def photo_prompts(run: dict) -> list[str]:
+    """The prompts that run.json says its photos were trained with: captions, else --instance_prompt."""
+    instance_prompt = (run.get("arguments") or {}).get("instance_prompt")
+    photos = run.get("photos")
+    prompts = [photo.get("prompt", instance_prompt) for photo in photos or [{}] if isinstance(photo, dict)]
+    return [prompt for prompt in prompts if isinstance(prompt, str) and prompt]
+
+
+def fill_subject(args: argparse.Namespace, trained_with: list[str], class_prompt: object) -> Notes:
+    """Sets the class and the identifier that were not given, by the prompts; returns notes on what was guessed."""
+    given = f"a {args.class_name}" if args.class_name else class_prompt
+    prompts = trained_with or args.prompt
+    subject = guess_subject(prompts, given if isinstance(given, str) else None)
+    notes: Notes = []
+    for flag in Subject._fields:
+        guess = getattr(subject, flag)
+        if getattr(args, flag) is None:
+            args.guessed.append(flag)
+            if guess:
+                setattr(args, flag, guess)
+                notes.append(("note", f'from the prompt "{prompts[0]}": --{flag} "{guess}"'))
+    if args.class_name is None:
+        notes.append(
+            ("note", f'no class in the prompt "{prompts[0]}": say what the subject is one of by --class_name')
+        )
+    return notes
 
 
 def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path) -> Notes:
-    """Sets args.prompt and args.drift_prompt to all wanted prompts, and the class and the identifier where guessed."""
+    """Sets args.prompt to all wanted prompts of the subject."""
     notes: Notes = []
     prompts = list(args.prompt or [])
     prompts += read_prompts_file(args.prompts_file) if args.prompts_file else []
@@ -203,13 +263,6 @@ def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path)
         prompts = [instance_prompt]
         notes.append(("note", f'from {run_file}: --prompt "{instance_prompt}"'))
     args.prompt = list(dict.fromkeys(prompts))
-    for flag, guess in zip(("class_name", "identifier"), guess_subject(instance_prompt or prompts[0]), strict=True):
-        if getattr(args, flag) is None and guess:
-            setattr(args, flag, guess)
-            notes.append(("note", f'from the prompt "{instance_prompt or prompts[0]}": --{flag} "{guess}"'))
-    if args.num_drift_images and args.drift_prompt is None:
-        args.drift_prompt = other_prompts(args.class_name) if args.class_name else []
-    args.drift_prompt = args.drift_prompt or []
     return notes
 
 
@@ -253,6 +306,5 @@ def check_output_dir(args: argparse.Namespace) -> None:
     names += [REPORT_FILE] if "report" in args.stages else []
     if "generate" in args.stages:
         counts = (args.num_images, args.num_drift_images, args.seed)
-        models = plan_models(args.checkpoint, args.strength)
-        names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args.prompts, models, *counts))]
+        names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args.prompts, args.models, *counts))]
     check_writable(output_dir, names)

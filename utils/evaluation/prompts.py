@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
+from utils.evaluation.subject import ARTICLES, PREPOSITIONS, same_kind
 
 SUBJECT, CLASS, OTHER = "subject", "class", "other"
-ARTICLES = ("a", "an", "the")
-PREPOSITIONS = ("of", "with", "in", "on", "at", "by", "and", "for", "from", "near", "like")
-NO_IDENTIFIER = (*ARTICLES, *PREPOSITIONS, "one", "photo", "picture", "image", "painting", "drawing")
-OTHER_THINGS = ("dog", "house", "car")  # what "other" prompts show, less the subject's own class
+OTHER_THINGS = ("dog", "house", "car")  # what "other" prompts show, less what is of the subject's own kind
 
 # The prompt list of the DreamBooth data set (Google, github.com/google/dreambooth, CC BY 4.0); only the placeholders
 # are written differently.
@@ -67,7 +65,7 @@ def read_prompts_file(path: Path) -> list[str]:
 
 
 def number_prompts(subject: list[str], class_name: str | None, other: list[str]) -> list[Prompt]:
-    """All prompts of an evaluation, in order, each text once; the class prompt comes where the class is known."""
+    """All prompts of an evaluation, in order, each text once; the class prompt comes if the class is known."""
     roles = [(text, SUBJECT) for text in subject]
     if class_name:
         roles.append((class_prompt(class_name), CLASS))
@@ -84,7 +82,7 @@ def class_prompt(class_name: str) -> str:
 
 def other_prompts(class_name: str) -> list[str]:
     """Two prompts of things that the subject is not."""
-    things = [thing for thing in OTHER_THINGS if thing != class_name.lower()]
+    things = [thing for thing in OTHER_THINGS if not same_kind(thing, class_name)]
     return [class_prompt(thing) for thing in things[:2]]
 
 
@@ -94,20 +92,9 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:40].rstrip("-") or "prompt"
 
 
-def guess_subject(instance_prompt: str) -> tuple[str | None, str | None]:
-    """(class name, identifier) by the usual form of an instance prompt: '... <identifier> <class>', else None each."""
-    words = re.findall(r"[^\s.,;:!?]+", instance_prompt)
-    if not words or not words[-1].isalpha():
-        return None, None
-    if len(words) > 1 and words[-2].lower() in PREPOSITIONS:
-        return None, None  # 'a photo of sks': no class in it
-    identifier = words[-2] if len(words) > 1 and words[-2].lower() not in NO_IDENTIFIER else None
-    return words[-1], identifier
-
-
 def without_identifier(text: str, identifier: str | None) -> str:
     """The prompt as of any such thing: 'a photo of sks cat' and 'a photo of my cat' become 'a photo of a cat'."""
-    pattern = re.compile(rf"(?<!\w){re.escape(identifier or '')}(?!\w)\s*", re.IGNORECASE)
+    pattern = re.compile(rf"(?<!\w)(?:{re.escape(identifier or '')}(?!\w)\s*)+", re.IGNORECASE)
     match = pattern.search(text) if identifier else None
     if match is None:
         return text
@@ -121,7 +108,7 @@ def without_identifier(text: str, identifier: str | None) -> str:
         before[-1] = before[-1][0] + article(after)[1:]
     elif not has_article and after[:1].isalpha():
         before.append(article(after))
-    return without_identifier(" ".join([*before, after]).strip(), identifier)
+    return " ".join([*before, without_identifier(after, identifier)]).strip()
 
 
 def article(noun: str) -> str:

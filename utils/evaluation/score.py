@@ -4,7 +4,9 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,12 +14,12 @@ from PIL import Image
 
 from utils.dataset import decode
 from utils.errors import UserError
-from utils.evaluation import encoders, metrics
+from utils.evaluation import candidates, encoders, metrics
 from utils.evaluation.encoders import Encoder
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
-from utils.evaluation.samples import BASELINE, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
+from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
 from utils.evaluation.verdict import judge
 from utils.files.atomic import replace_file
 from utils.files.hashing import sha256_of
@@ -35,7 +37,7 @@ NO_TEXT = f"needs CLIP's text tower too, which the safety checker does not hold:
 NO_DINO = f"needs a DINO model: {GET_DINO}, then --dino_model model/dino-vits16"
 NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
 NO_PHOTOS = "needs your photos: --instance_data_dir"
-ONE_PHOTO = "needs two photos or more"
+ONE_PHOTO = "needs two different photos or more"
 ONE_IMAGE = "needs two images or more of a prompt: --num_images"
 NO_CLASS_IMAGES = "needs images of the bare class: --class_name, and --num_drift_images above 0"
 NO_OTHER_IMAGES = "needs images without the subject: --drift_prompt, and --num_drift_images above 0"
@@ -48,7 +50,8 @@ COLUMNS = {
     "copy_clip": "clip",
     "copy_dino": "dino",
 }
-BOOTSTRAP_SEED = 0
+INTERVALS = "Student's t over prompts and seeds, crossed"
+Value = TypeVar("Value", np.ndarray, float)
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Distance = Callable[[Image.Image, Image.Image], float]
 EMBEDDED_MODEL, EMBEDDED_CLIP = "tiny-stable-diffusion", "tiny-clip"
@@ -60,31 +63,47 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
     clip, dino = load_encoders(plan, samples, device)
     recorded = samples["instance_data_dir"]
     photos = load_photos(plan.instance_data_dir or (Path(recorded) if recorded else None))
-    table = ImageTable(samples, plan.output_dir, list(photos.values()), clip, dino)
+    make_table = partial(ImageTable, folder=plan.output_dir, photos=list(photos.values()), clip=clip, dino=dino)
+    table = make_table(samples)
     lpips_distance, no_lpips = encoders.load_lpips()
-    models = {}
-    for model in samples["models"]:
-        models[model] = model_metrics(table, model)
-        models[model]["blank_images"] = [entry["file"] for entry in table.blank if entry["model"] == model]
-        models[model]["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
     record = dict(
         written_by=WRITTEN_BY,
         format=METRICS_FORMAT,
         samples_id=samples["samples_id"],
         subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
         encoders=dict(clip=clip and clip.description(), dino=dino and dino.description()),
-        bootstrap=dict(confidence=metrics.CONFIDENCE, num_resamples=metrics.NUM_RESAMPLES, seed=BOOTSTRAP_SEED),
+        intervals=dict(confidence=metrics.CONFIDENCE, method=INTERVALS),
         photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **photo_metrics(table)),
-        models=models,
-        changes={model: changes(table, model) for model in models if model != BASELINE},
     )
-    record["verdicts"] = {model: asdict(judge(record, model)) for model in models if model != BASELINE}
+    record |= measure(table, samples)
+    for model, values in record["models"].items():
+        values["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
+    record["verdicts"] = {model: asdict(judge(record, model)) for model in record["changes"]}
+    if quick := samples.get("candidates"):
+        folder = Path(samples["models"][FINETUNED]["path"])
+        record["candidates"] = candidates.describe(record | measure(make_table(quick), quick), quick, folder)
     try:
         replace_file(plan.output_dir / METRICS_CSV, lambda file: file.write(as_csv(table).encode()))
         write_json(plan.output_dir / METRICS_JSON, record)
     except OSError as error:
         raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: make room there") from error
     return record
+
+
+def measure(table: "ImageTable", samples: dict) -> dict:
+    """metrics.json's part on the models: their metrics, changes against the baseline, and likeness by image."""
+    models = {}
+    for model in samples["models"]:
+        models[model] = model_metrics(table, model)
+        models[model]["blank_images"] = [entry["file"] for entry in table.blank if entry["model"] == model]
+    names = [model for model in models if model != BASELINE]
+    values = table.values["dino"] if table.values["dino"] is not None else table.values["clip_i"]
+    rows = {model: table.rows(model, SUBJECT) for model in names if values is not None}
+    return dict(
+        models=models,
+        changes={model: changes(table, model) for model in names},
+        image_values={model: present(values)[indices].tolist() for model, indices in rows.items() if indices.size},
+    )
 
 
 def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> tuple[Encoder | None, Encoder | None]:
@@ -204,9 +223,24 @@ def changes(table: ImageTable, model: str) -> dict:
         ours, theirs, values = table.rows(model, role), table.rows(BASELINE, role), table.values[column]
         if values is not None and ours.size and ours.shape == theirs.shape:
             difference = values[ours] - values[theirs]
-            interval = metrics.mean_interval(difference, BOOTSTRAP_SEED)
-            result[name] = dict(value=float(difference.mean()), interval=interval)
+            result[name] = dict(value=float(difference.mean()), interval=metrics.mean_interval(difference))
+    for encoder in ("clip", "dino"):
+        of_model, of_baseline = (_distances(table, encoder, table.rows(name, SUBJECT)) for name in (model, BASELINE))
+        if of_model is not None and of_baseline is not None and of_model.shape == of_baseline.shape:
+            result[f"div_{encoder}"] = _diversity_change(of_model, of_baseline)
     return result
+
+
+def _distances(table: ImageTable, encoder: str, rows: np.ndarray) -> np.ndarray | None:
+    """[P,K,K] between the images of each prompt; None if there is nothing to compare."""
+    images = table.images[encoder]
+    return None if images is None or rows.shape[1] < 2 else metrics.pair_distances(images[rows])
+
+
+def _diversity_change(ours: np.ndarray, theirs: np.ndarray) -> dict:
+    added, removed = metrics.pseudo_values(ours), metrics.pseudo_values(theirs)
+    interval = None if added is None or removed is None else metrics.mean_interval(added - removed)
+    return dict(value=present(metrics.diversity(ours)) - present(metrics.diversity(theirs)), interval=interval)
 
 
 def photo_metrics(table: ImageTable) -> dict:
@@ -217,6 +251,8 @@ def photo_metrics(table: ImageTable) -> dict:
             value = function(rows) if rows is not None else None
             missing = table.reason(encoder) if rows is None else ONE_PHOTO
             result[f"{name}_{encoder}"] = dict(value=value) if value is not None else _null(missing)
+        if rows is not None and result[f"real_{encoder}"]["value"] is not None:
+            result[f"real_{encoder}"]["interval"] = metrics.real_interval(rows)
     values, reason = table.photos["clip"], NO_PHOTOS if table.class_row is not None else NO_CLASS_TEXT
     if table.class_row is None or values is None:
         result["clip_t_class"] = _null(reason)
@@ -235,12 +271,12 @@ def lpips_diversity(table: ImageTable, model: str, distance: Distance | None, re
         images = [decode(table.folder / table.entries[index]["file"]) for index in row]
         for i, j in zip(*np.triu_indices(len(row), 1), strict=True):
             distances[prompt, [i, j], [j, i]] = distance(images[i], images[j])
-    interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
+    interval = metrics.diversity_interval(distances)
     return dict(value=metrics.diversity(distances), interval=interval)
 
 
 def as_csv(table: ImageTable) -> str:
-    """A line an image: its settings and its own values; an empty cell where there is no value."""
+    """A line an image: its settings and its own values; an empty cell if there is no value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "model", "role", "prompt", "seed", *COLUMNS])
@@ -257,14 +293,16 @@ def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "")
     if reason := table.missing(column, rows, no_images):
         return _null(reason)
     values = present(table.values[column])[rows]
-    return dict(value=float(values.mean()), interval=metrics.mean_interval(values, BOOTSTRAP_SEED))
+    return dict(value=float(values.mean()), interval=metrics.mean_interval(values))
 
 
 def _count_copies(table: ImageTable, copy: dict, encoder: str, rows: np.ndarray) -> None:
-    """Adds how many of the images are nearer to a photo than that photo's nearest fellow is."""
+    """Adds how many of the images are nearer to a photo than that photo's nearest other photo is."""
     photos = table.photos[encoder]
-    if copy["value"] is not None and photos is not None and len(photos) > 1:
-        above = metrics.nearer_than_fellows(present(table.images[encoder])[rows.ravel()], photos)
+    if copy["value"] is None or photos is None:
+        return
+    above = metrics.nearer_than_photos(present(table.images[encoder])[rows.ravel()], photos)
+    if above is not None:
         copy.update(num_above_photos=int(above.sum()), num_images=above.size)
 
 
@@ -280,13 +318,13 @@ def _diversity(table: ImageTable, encoder: str, rows: np.ndarray) -> dict:
         return _null(table.reasons[encoder])
     if rows.shape[1] < 2:
         return _null(ONE_IMAGE)
-    distances = metrics.pair_distances(present(table.images[encoder])[rows])
-    interval = metrics.diversity_interval(distances, BOOTSTRAP_SEED)
+    distances = present(_distances(table, encoder, rows))
+    interval = metrics.diversity_interval(distances)
     return dict(value=metrics.diversity(distances), interval=interval)
 
 
-def present(values: np.ndarray | None) -> np.ndarray:
-    """What `missing` has said is there."""
+def present(values: Value | None) -> Value:
+    """What is known to be there."""
     assert values is not None
     return values
 

@@ -130,7 +130,7 @@ def not_looked_for(kind: str, level: str, reason: str) -> Check:
 
 def uncertain(kind: str, level: str, comparison: Comparison, advice: str) -> Check:
     """A check that these images are too few for."""
-    text = f"{in_words(comparison)}; {comparison.visible:g} is visible."
+    text = f"{in_words(comparison)}" + (f"; {comparison.visible:g} is visible." if comparison.visible else ".")
     if comparison.interval is None:
         text = f"{in_words(comparison)}, which can be chance: so few images give no interval."
     title = f"Too few images to tell {QUESTIONS[kind]}"
@@ -201,7 +201,7 @@ def check_memorisation(metrics: dict, model: str, encoder: str) -> Check:
         return missing(metrics, model, kind, WARNING, key)
     nearest, copies = metrics["photos"].get(f"nearest_{encoder}", {}), copy.get("num_above_photos")
     if nearest.get("value") is None or copies is None:
-        return not_looked_for(kind, WARNING, nearest.get("reason") or "needs two photos or more")
+        return not_looked_for(kind, WARNING, nearest.get("reason") or "needs two different photos or more")
     comparison = compare(metrics, model, key, f"nearest_{encoder}")
     assert comparison is not None
     largest = metrics["models"][model][f"{key}_max"]
@@ -209,7 +209,8 @@ def check_memorisation(metrics: dict, model: str, encoder: str) -> Check:
         f"{copies} of {copy['num_images']} images: nearer to one of your photos than any other photo is (COPY up to "
     )
     text += f"{number(largest['value'])}; photo to nearest photo {number(nearest['value'])} on average)."
-    if copies < max(1, COPIED_SHARE * copy["num_images"]):
+    of_baseline = metrics["models"][BASELINE].get(key, {}).get("num_above_photos") or 0
+    if copies < max(1, COPIED_SHARE * copy["num_images"]) or copies <= of_baseline:
         return Check(kind, WARNING, NOT_FOUND, "No memorised photos", text, "", (comparison,))
     advice = "Train for fewer steps, at a lower learning rate, or with more varied photos."
     files = (largest["file"],) if "file" in largest else ()
@@ -224,11 +225,13 @@ def check_collapse(metrics: dict, model: str, encoder: str) -> Check:
     if comparison is None or comparison.baseline is None:
         return missing(metrics, model, kind, WARNING, key)
     if real.get("value") is None:
-        return not_looked_for(kind, WARNING, real.get("reason") or "needs two photos or more")
+        return not_looked_for(kind, WARNING, real.get("reason") or "needs two different photos or more")
     text = f"Images of different seeds differ by {number(comparison.value)} (DIV) on average, "
     text += f"your photos by {number(1 - real['value'])}, the baseline's images by {number(comparison.baseline)}."
     if comparison.value >= 1 - real["value"] or comparison.value >= COLLAPSED_SHARE * comparison.baseline:
         return Check(kind, WARNING, NOT_FOUND, "Different seeds give different images", text, "", (comparison,))
+    if comparison.interval is None or comparison.interval[1] >= 0:
+        return uncertain(kind, WARNING, comparison, MORE_IMAGES)
     return Check(kind, WARNING, FOUND, "Every seed gives the same image", text, LESS_TRAINING, (comparison,))
 
 
@@ -259,7 +262,7 @@ def check_spread(metrics: dict, model: str) -> Check:
     title, advice = "Your subject stays out of other pictures", ""
     if state == FOUND:
         title, advice = "Your subject appears in other pictures", f"{LESS_TRAINING[:-1]}, or with prior preservation."
-    text = f"Likeness to your photos where they are not asked for: {in_words(comparison)}; "
+    text = f"Likeness to your photos in pictures of other things: {in_words(comparison)}; "
     return Check("spread", WARNING, state, title, f"{text}{comparison.visible:g} is visible.", advice, (comparison,))
 
 
@@ -285,7 +288,7 @@ def check_photos(metrics: dict, encoder: str) -> Check:
     """Photos that are nearly one photo: likeness and copy cannot be told apart by them."""
     real = metrics["photos"].get(f"real_{encoder}", {})
     if real.get("value") is None:
-        return not_looked_for("photos", NOTE, real.get("reason") or "needs two photos or more")
+        return not_looked_for("photos", NOTE, real.get("reason") or "needs two different photos or more")
     text = f"REAL, their mean likeness, is {number(real['value'])}."
     if real["value"] < ALIKE_PHOTOS:
         return Check("photos", NOTE, NOT_FOUND, "Your photos differ from one another", text)

@@ -17,8 +17,11 @@ VALIDATION_FILE = "validation.jsonl"
 VALIDATION_FOLDER = "validation"
 PREVIOUS_SUFFIX = ".previous"
 PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")  # a finished run's, set aside
-RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIOUS_NAMES)
+CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, in small letters
+RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIOUS_NAMES, *CARD_NAMES)
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
+
+CONFIG_LINE = f"# written by {PROGRAM}\n"  # the first of every .yaml that we write beside one
 
 
 # What systems, file managers and notebooks leave in a folder by themselves, in lower case.
@@ -84,10 +87,10 @@ def is_own_output(folder: Path) -> bool:
     return (read_json_or_none(folder / RUN_FILE) or {}).get("program") == PROGRAM
 
 
-def check_export_file(path: Path) -> None:
+def check_export_file(path: Path, *, with_config: bool = False) -> None:
     """A single file can be written to `path`: it ends in .safetensors, and an existing one is this program's.
 
-    Raises UserError otherwise.
+    `with_config`: so can the .yaml beside it. Raises UserError otherwise.
     """
     if path.suffix != ".safetensors":
         raise UserError(
@@ -95,6 +98,12 @@ def check_export_file(path: Path) -> None:
         )
     if os.path.lexists(path) and not _is_own_export(path):
         raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
+    config = export_config(path)
+    if with_config and os.path.lexists(config) and not is_own_config(config):
+        raise UserError(
+            f"{config} exists and was not written by this program, and {path.name} needs one of that name beside it "
+            f"(v_prediction); give another name, or move it away"
+        )
     existing = nearest_existing(path.parent)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{path}: nothing can be written in {existing}")
@@ -106,4 +115,17 @@ def _is_own_export(path: Path) -> bool:
             header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
         return header["__metadata__"]["written_by"] == PROGRAM
     except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
+        return False
+
+
+def export_config(path: Path) -> Path:
+    """The .yaml that belongs to a single file."""
+    return path.with_suffix(".yaml")
+
+
+def is_own_config(path: Path) -> bool:
+    """Whether this program wrote that .yaml."""
+    try:
+        return path.read_text(encoding="utf-8").startswith(CONFIG_LINE)
+    except (OSError, UnicodeDecodeError):
         return False

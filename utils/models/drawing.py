@@ -36,6 +36,10 @@ class Advice(NamedTuple):
         return f"the GPU's memory is too small for {num_images} {self.images} at once: give {flag}"
 
 
+class NotANumber(UserError):
+    """A pipeline draws NaN or infinity."""
+
+
 SAMPLING_ADVICE = Advice("images", "--batch_size", "a smaller --height and --width")
 
 
@@ -51,6 +55,9 @@ class PromptEmbeddings:
         """(prompt_embeds, negative_prompt_embeds) [1,77,D] each; the second is None without guidance."""
         key = (id(pipeline.text_encoder), prompt)
         if key not in self._known:
+            for text in (prompt, self.negative_prompt or ""):
+                input_ids = loading.tokenize(pipeline.tokenizer, text)
+                loading.check_tokens(input_ids, pipeline.text_encoder, text)
             with quiet_libraries():
                 self._known[key] = pipeline.encode_prompt(
                     prompt, pipeline.device, 1, self.is_guided, negative_prompt=self.negative_prompt
@@ -90,6 +97,8 @@ def sample(
         embeddings: shared between calls, and made with the same negative prompt and guidance: encodes no text twice.
         captured: calls the UNet, on a GPU; shared between calls and models.
         on_step: called after every denoising step of every batch (on a GPU: when it has been launched).
+
+    Raises NotANumber if an image holds one that is none.
     """
     own_height, own_width = image_size(pipeline)
     embeddings = embeddings or PromptEmbeddings(negative_prompt, guidance_scale)
@@ -101,8 +110,22 @@ def sample(
     batch_size, images = batch_size or len(seeds), []
     with contextlib.nullcontext() if captured is None else captured.serving(pipeline):
         for start in range(0, len(seeds), batch_size):
-            images += to_pil(draw(pipeline, seeds[start : start + batch_size], **options))
+            batch = draw(pipeline, seeds[start : start + batch_size], **options)
+            if not bool(torch.isfinite(batch).all()):
+                raise NotANumber(f'the images of "{prompt}" are not numbers: {why_not_a_number(pipeline)}')
+            images += to_pil(batch)
     return images
+
+
+def why_not_a_number(pipeline: StableDiffusionPipeline) -> str:
+    """Which module's weights are to blame if a pipeline draws no numbers, and what to do."""
+    for part in ("text_encoder", "unet", "vae"):
+        for name, weight in getattr(pipeline, part).named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                return f"its {part}'s weights are not either ({name}): train again, or take an earlier checkpoint"
+    if pipeline.unet.dtype == torch.float16:
+        return "they are too large for fp16: try --mixed_precision no"
+    return "its weights are, so they have grown too large: train again, or take an earlier checkpoint"
 
 
 def _calling(on_step: Callable[[], object]) -> Callable:

@@ -3,16 +3,15 @@
 import os
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from utils.errors import UserError
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import EXPORT_METADATA, RUN_FILE, nearest_existing, overlap
-from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
+from utils.files.ownership import RUN_FILE, nearest_existing, overlap
+from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash, write_safetensors
 from utils.models.blending import blended_weights
-from utils.models.folder import UNET_STEM, default_save_dtype, weight_files
+from utils.models.folder import UNET_STEM, default_save_dtype, image_size, prediction_type, weight_files
 from utils.models.lora import Lora, extract_lora, network_metadata
+from utils.models.metadata import ARCHITECTURE, LORA_LAYOUT, file_metadata, run_of
 from utils.models.saving import commit_pipeline
 
 EXPORTED_FROM = "exported_from"  # in the run.json of a folder that was written by export_folder
@@ -50,14 +49,25 @@ def export_folder(folder: Path, tuned: Path, base: Path, target: Path, strength:
     )
 
 
-def export_lora(tuned: Path, base: Path, path: Path, rank: int, strength: float, dtype: str | None) -> Lora:
+def export_lora(
+    folder: Path, tuned: Path, base: Path, path: Path, rank: int, strength: float, dtype: str | None
+) -> Lora:
     """Writes the change from `base` to `tuned` as a LoRA to the file `path`; returns what is in it.
 
     Args:
+        folder: the pipeline, whose run.json says what the file's header says of it.
         dtype: fp32 or fp16; None: fp16, as LoRA files usually are.
     """
     lora = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = EXPORT_METADATA | network_metadata(rank)
-    replace_path(path, lambda part: save_file(lora.state_dict, part, metadata))
+    metadata = file_metadata(
+        run_of(folder),
+        title=path.stem,
+        image_size=image_size(folder),
+        prediction_type=prediction_type(folder),
+        architecture=f"{ARCHITECTURE}/lora",
+        implementation=LORA_LAYOUT,
+    )
+    metadata |= network_metadata(rank)
+    replace_path(path, lambda part: save_with_hash(part, lora.state_dict, metadata))
     return lora

@@ -1,8 +1,11 @@
 """The files of a pipeline folder as they lie there: configurations, and weights by their headers alone."""
 
+import contextlib
 import math
 import os
 import pickle
+import re
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +13,7 @@ from typing import NamedTuple
 from utils.errors import UserError, first_line
 from utils.files.json_files import read_json
 from utils.files.safetensors_files import SAFETENSORS_DTYPES, safetensors_dtype, safetensors_header
+from utils.models.layout import unet_shapes
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
 UNET_STEM = "diffusion_pytorch_model"
@@ -20,8 +24,10 @@ WEIGHT_STEMS = {
     "text_encoder": "model",
     "safety_checker": "model",
 }
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".msgpack", ".h5", ".onnx")
 FIRST_SAFE_TORCH = (2, 6)  # before, torch.load(weights_only=True) could be made to run code (CVE-2025-32434)
-VARIANTS = (".fp16.", ".bf16.", ".non_ema.")  # weights beside the plain ones
+BIN_STEMS = WEIGHT_STEMS | {"text_encoder": "pytorch_model", "safety_checker": "pytorch_model"}
+VARIANTS = ("", "fp16", "bf16", "non_ema")  # the first that a folder holds is loaded
 LFS_POINTER = b"version https://git-lfs"
 DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion v1, whose first configurations leave it out
 
@@ -53,28 +59,66 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} is empty; copy or download it again")
 
 
+class WeightFile(NamedTuple):
+    """What the name of a weight file says: of which kind it is, and which shard."""
+
+    path: Path
+    variant: str  # "" for the plain weights
+    shard: int | None  # from 1
+    num_shards: int | None
+
+    @classmethod
+    def of(cls, path: Path, part: str) -> "WeightFile | None":
+        """None if it is no weight file of that part; .fp16-00001-of-00002 and -00001-of-00002.fp16 are the same."""
+        for stem, suffix in ((WEIGHT_STEMS[part], "safetensors"), (BIN_STEMS[part], "bin")):
+            found = re.fullmatch(rf"{stem}(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.{suffix}", path.name)
+            if found:
+                numbers = re.findall(r"\d+", found[2] or "") or (None, None)
+                shard, count = (int(number) if number else None for number in numbers)
+                return cls(path, ((found[1] or "") + (found[3] or "")).strip("."), shard, count)
+        return None
+
+
 def weight_files(folder: Path, part: str) -> list[Path]:
-    """The weight files of one part of a pipeline, variants and both formats.
+    """The files of one part of a pipeline that hold the weights that are loaded: one, or all shards in their order.
 
-    Raises UserError if there is none, if one is unreadable, cut short or a git-lfs pointer, or if a shard is missing.
+    Plain weights before variants, safetensors before .bin, one file before shards, whatever an index says that was
+    left beside them. Raises UserError if there are none, if one is unreadable, cut short or a git-lfs pointer, or if
+    a shard is missing.
     """
-    stem = WEIGHT_STEMS[part]
-    bin_stem = "pytorch_model" if stem == "model" else stem
-    names = (f"{stem}*.safetensors", f"{bin_stem}*.bin")
-    found = sorted(path for name in names for path in (folder / part).glob(name))
-    index = folder / part / f"{stem}.safetensors.index.json"
-    if index.is_file() and not (folder / part / f"{stem}.safetensors").is_file():
-        found = sorted({*found, *_shards(index)})
-    if not found:
-        raise UserError(f"{folder / part} holds no weights ({stem}.safetensors); copy or download it again")
-    for path in found:
-        check_file(path)
-        if path.suffix == ".safetensors":
-            safetensors_header(path)
-    return found
+    found = [WeightFile.of(path, part) for path in (folder / part).glob("*")]
+    files = [file for file in found if file is not None]
+    kinds = sorted({(_rank(file.variant), file.variant, file.path.suffix != ".safetensors") for file in files})
+    for _, variant, is_bin in kinds:
+        of_kind = [file for file in files if (file.variant, file.path.suffix == ".bin") == (variant, is_bin)]
+        paths = [file.path for file in of_kind if file.shard is None] or _all_shards(of_kind)
+        for path in paths:
+            check_file(path)
+            if path.suffix == ".safetensors":
+                safetensors_header(path)
+        return paths
+    for index in sorted((folder / part).glob(f"{WEIGHT_STEMS[part]}.safetensors.index*.json")):
+        check_file(min(_named_in(index)))  # raises: none of them is there
+    raise UserError(f"{folder / part} holds no weights ({WEIGHT_STEMS[part]}.safetensors); copy or download it again")
 
 
-def _shards(index: Path) -> set[Path]:
+def _rank(variant: str) -> int:
+    return VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+
+
+def _all_shards(files: list[WeightFile]) -> list[Path]:
+    """Shards 1 to n of the largest n that is whole; of the first n, with the files that are not there, if none is."""
+    counts = sorted({file.num_shards or 0 for file in files}, reverse=True)
+    sets = {count: {f.shard: f.path for f in files if f.num_shards == count} for count in counts}
+    count = next((count for count in counts if len(sets[count]) == count), counts[0])
+    some = next(iter(sets[count].values()))
+    there = re.compile(r"-(\d+)-of-")
+    width = len(re.findall(there, some.name)[0])
+    names = {number: there.sub(f"-{number:0{width}d}-of-", some.name) for number in range(1, count + 1)}
+    return [sets[count].get(number, some.with_name(name)) for number, name in names.items()]
+
+
+def _named_in(index: Path) -> set[Path]:
     weight_map = read_json(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
@@ -82,21 +126,65 @@ def _shards(index: Path) -> set[Path]:
     return {index.parent / name for name in names}
 
 
-def loaded_weights(paths: list[Path]) -> list[Path]:
-    """Those of a part's weight files that diffusers loads: fp16 variants only if there is nothing else, and
-    safetensors rather than .bin."""
-    own = [path for path in paths if not any(name in path.name for name in VARIANTS[1:])]
-    plain = [path for path in own if ".fp16." not in path.name] or own or paths
-    return [path for path in plain if path.suffix == ".safetensors"] or plain
+def is_index(path: Path) -> bool:
+    """Whether the file says which shards hold which tensors."""
+    return ".index." in path.name and path.suffix == ".json"
 
 
-def variant(*part_folders: Path) -> str | None:
-    """The variant to ask diffusers for: fp16 if one of the folders holds weights of that variant only."""
-    for folder in part_folders:
-        names = [path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin")]
-        if names and all(".fp16." in name for name in names):
-            return "fp16"
-    return None
+def plain_names(folder: Path, part: str) -> tuple[dict[str, Path], dict | None]:
+    """The weights of a part under the names that every version of the libraries loads: {name: file}, and the index.
+
+    The index of shards is None for one file.
+    """
+    paths = weight_files(folder, part)
+    suffix = paths[0].suffix
+    stem = WEIGHT_STEMS[part] if suffix == ".safetensors" else BIN_STEMS[part]
+    if len(paths) == 1:
+        return {f"{stem}{suffix}": paths[0]}, None
+    names = {f"{stem}-{number:05d}-of-{len(paths):05d}{suffix}": path for number, path in enumerate(paths, 1)}
+    total = sum(path.stat().st_size for path in paths)
+    weight_map = {tensor: name for name, path in names.items() for tensor in tensor_names(path)}
+    return names, dict(metadata=dict(total_size=total), weight_map=weight_map)
+
+
+def index_name(names: Iterable[str]) -> str:
+    """Of the index that belongs to shards of these names."""
+    first = min(names)
+    return f"{first.partition('-0')[0]}{Path(first).suffix}.index.json"
+
+
+def part_files(folder: Path, part: str) -> tuple[dict[str, Path], dict | None]:
+    """What a result takes from a part: {name in the part's folder: file}, and the index of shards if there are some.
+
+    Of weights those that are loaded, under their plain names.
+
+    A safety checker, which training never loads, may lack its weights.
+    """
+    weights: dict[str, Path] = {}
+    index = None
+    if part in WEIGHT_STEMS:
+        with contextlib.suppress(*((UserError,) if part == "safety_checker" else ())):
+            weights, index = plain_names(folder, part)
+    found = {}
+    for path in sorted((folder / part).rglob("*")):
+        is_other = bool(weights) and (path.suffix in WEIGHT_SUFFIXES or is_index(path))
+        if path.is_file() and not path.name.startswith(".") and not is_other:
+            found[str(path.relative_to(folder / part))] = path
+    return found | weights, index
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a weight file."""
+    return list(safetensors_header(path) if path.suffix == ".safetensors" else _read_pickle(path))
+
+
+def _read_pickle(path: Path) -> dict:
+    import torch  # only for .bin files: its import takes longer than all the checks
+
+    try:
+        return torch.load(path, map_location="meta", weights_only=True)
+    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is not a file of weights ({first_line(error)}); copy or download it again") from None
 
 
 def refuse_unsafe_pickles(paths: list[Path]) -> None:
@@ -115,27 +203,21 @@ def torch_version() -> tuple[int, int]:
 
 
 def default_save_dtype(unet_weights: list[Path]) -> str:
-    """fp16 if the UNet file that is loaded holds float16, else fp32."""
-    path = loaded_weights(unet_weights)[0]
+    """fp16 if the UNet's file holds float16, else fp32."""
+    path = unet_weights[0]
     if path.suffix == ".safetensors":
         return SAFETENSORS_DTYPES.get(safetensors_dtype(path) or "F32", "fp32")
-    import torch  # only for .bin files: its import takes longer than all the checks
-
+    tensors = _read_pickle(path)
     try:
-        tensors = torch.load(path, map_location="meta", weights_only=True)
-        return "fp16" if next(iter(tensors.values())).dtype == torch.float16 else "fp32"
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is not a file of weights ({first_line(error)}); copy or download it again") from None
-    except StopIteration:
+        return "fp16" if str(next(iter(tensors.values())).dtype) == "torch.float16" else "fp32"
+    except (StopIteration, AttributeError):
         raise UserError(f"{path} is not a file of weights (there is none in it); copy or download it again") from None
 
 
 def num_parameters(base: BaseModel) -> int:
-    """The UNet's, from the headers of its weight files; from their sizes if they are pickles."""
-    paths = loaded_weights(base.unet_weights)
-    if paths[0].suffix == ".safetensors":
-        return sum(math.prod(entry["shape"]) for path in paths for entry in safetensors_header(path).values())
-    return sum(path.stat().st_size for path in paths) // 4
+    """The UNet's, however its weights are stored: its configuration says how many they are."""
+    shapes = unet_shapes(read_json(base.folder / "unet" / "config.json"))
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def prediction_type(folder: Path) -> str:

@@ -1,6 +1,8 @@
 """The base pipeline's parts, loaded from a local folder and nowhere else."""
 
+import contextlib
 import filecmp
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,26 @@ from utils.runtime.libraries import quiet_libraries
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders import TextualInversionLoaderMixin
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import UserError
-from utils.files.json_files import read_json
-from utils.models.folder import MODEL_INDEX, VARIANTS, variant
+from utils.files.json_files import read_json, write_json
+from utils.models.folder import (
+    MODEL_INDEX,
+    WEIGHT_STEMS,
+    WEIGHT_SUFFIXES,
+    WeightFile,
+    index_name,
+    is_index,
+    plain_names,
+    weight_files,
+)
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
+MAX_TOKENS = 77  # of CLIP's text encoder
+LONGEST = 100_000  # transformers' stand-in for a length that the tokenizer's folder does not say is far above
 SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
 
 
@@ -32,20 +47,60 @@ def _load(cls: Any, folder: Path, part: str = "", **options: Any) -> Any:
 
 
 def _load_weights(cls: Any, folder: Path, part: str = "", **options: Any) -> torch.nn.Module:
-    """A part with weights; UserError if the file lacks some: the libraries would fill them in at random."""
-    options["variant"] = variant(folder / part)
-    module, loading = _load(cls, folder, part, output_loading_info=True, **options)
+    """A part with weights. Raises UserError if the file lacks some, which the libraries would fill in at random, and
+    if one is not finite."""
+    place = folder / part
+    with _plain_folder(place) as plain:
+        try:
+            module, loading = _load(cls, plain, output_loading_info=True, **options)
+        except UserError as error:
+            raise UserError(str(error).replace(str(plain), str(place))) from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise UserError(
-            f"{folder / part}: the weight file lacks {len(missing)} of {cls.__name__}'s tensors, {missing[0]} first; "
+            f"{place}: the weight file lacks {len(missing)} of {cls.__name__}'s tensors, {missing[0]} first; "
             f"copy or download the whole pipeline again"
         )
+    check_finite(module, place)
     return module
 
 
+@contextlib.contextmanager
+def _plain_folder(folder: Path) -> Iterator[Path]:
+    """A part's folder as every version of the libraries loads it: links to the right weights under the usual names."""
+    part = folder.name
+    names, index = plain_names(folder.parent, part)
+    beside = [path for path in folder.iterdir() if WeightFile.of(path, part) or is_index(path)]
+    if index is None and beside == [folder / name for name in names]:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as made:
+        plain = Path(made)
+        (plain / "config.json").symlink_to((folder / "config.json").resolve())
+        for name, path in names.items():
+            (plain / name).symlink_to(path.resolve())
+        if index is not None:
+            write_json(plain / index_name(names), index)
+        yield plain
+
+
+def check_finite(module: torch.nn.Module, place: Path) -> None:
+    """Raises UserError naming the first tensor that holds a NaN or an infinity; `place` is where they are from.
+
+    A sum is read at the memory's speed and is finite if all values are, as good as always.
+    """
+    for name, value in module.named_parameters():
+        if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
+            count = int((~value.isfinite()).sum())
+            raise UserError(
+                f"{place}: {count} of {value.numel()} values of {name} are NaN or infinite (a merge that failed, or a "
+                f"file damaged); use another copy of the {place.name}"
+            )
+
+
 def _load_frozen(cls: Any, folder: Path, part: str, weight_dtype: torch.dtype, device: Any) -> torch.nn.Module:
-    module = _load_weights(cls, folder, part).requires_grad_(False).eval()
+    # float32 first: transformers would read the weights in the dtype that config.json names, and not in the file's.
+    module = _load_weights(cls, folder, part, torch_dtype=torch.float32).requires_grad_(False).eval()
     with quiet_libraries():
         return module.to(device, dtype=weight_dtype)
 
@@ -57,14 +112,32 @@ def load_tokenizer(folder: Path, tokenizer_name: Path | None = None) -> CLIPToke
             raise UserError(
                 f"--tokenizer_name {tokenizer_name} is not a tokenizer's folder: no tokenizer_config.json in it"
             )
-        return _load(CLIPTokenizer, Path(tokenizer_name))
-    return _load(CLIPTokenizer, folder, "tokenizer")
+        tokenizer = _load(CLIPTokenizer, Path(tokenizer_name))
+    else:
+        tokenizer = _load(CLIPTokenizer, folder, "tokenizer")
+    if tokenizer.model_max_length > LONGEST:
+        tokenizer.model_max_length = MAX_TOKENS
+    return tokenizer
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompt: str) -> torch.Tensor:
-    """`input_ids` [1,77] of a prompt, padded and cut to the tokenizer's length as in the recipe."""
+    """`input_ids` [1,77] of a prompt, padded and cut to the tokenizer's length as in the recipe.
+
+    A learned token of several vectors stands for all of them, as in diffusers' pipelines.
+    """
     length = tokenizer.model_max_length
+    prompt = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
     return tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def check_tokens(input_ids: torch.Tensor, text_encoder: Any, prompt: str) -> None:
+    """Raises UserError if the text encoder has no embedding for one of a prompt's tokens."""
+    most, rows = int(input_ids.max()), text_encoder.get_input_embeddings().num_embeddings
+    if most >= rows:
+        raise UserError(
+            f"{prompt!r} has token number {most}, but the text encoder knows {rows}: the tokenizer has learned tokens "
+            f"(textual inversion) that text_encoder/ lacks; use the two that were saved together, or another prompt"
+        )
 
 
 def load_text_encoder(folder: Path, weight_dtype: torch.dtype, device: Any) -> torch.nn.Module:
@@ -79,7 +152,7 @@ def load_vae(folder: Path, weight_dtype: torch.dtype, device: Any) -> torch.nn.M
 
 def load_unet(folder: Path) -> torch.nn.Module:
     """UNet2DConditionModel in training mode, float32 on the CPU: FlatParameters takes it from there."""
-    return _load_weights(UNet2DConditionModel, folder, "unet").train()
+    return _load_weights(UNet2DConditionModel, folder, "unet", torch_dtype=torch.float32).train()
 
 
 def load_sampling_scheduler(folder: Path) -> PNDMScheduler:
@@ -114,12 +187,14 @@ def load_pipeline(
             components[part] = _load_weights(cls, folder, part, torch_dtype=weight_dtype)
     if "text_encoder" not in components:
         components["text_encoder"] = load_text_encoder(folder, weight_dtype, "cpu")
+    components["tokenizer"] = components.get("tokenizer") or load_tokenizer(folder)
     if not safety_checker:
         components.update(safety_checker=None, feature_extractor=None)
-    options: dict[str, Any] = dict(
-        torch_dtype=weight_dtype, variant=variant(folder / "safety_checker"), image_encoder=None
-    )
-    pipeline = _load(StableDiffusionPipeline, folder, **options, **components)
+    elif "safety_checker" not in components:
+        components["safety_checker"] = _load_weights(
+            StableDiffusionSafetyChecker, folder, "safety_checker", torch_dtype=weight_dtype
+        )
+    pipeline = _load(StableDiffusionPipeline, folder, torch_dtype=weight_dtype, image_encoder=None, **components)
     memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
     pipeline.unet.to(memory_format=memory_format)
     pipeline.vae.to(memory_format=memory_format)
@@ -162,9 +237,8 @@ def _component_class(folder: Path, name: str) -> list | None:
 
 def loaded_files(folder: Path) -> list[str]:
     """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
-    files = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    plain = [name for name in files if not any(variant in name for variant in VARIANTS)]
-    files = plain if any(name.endswith((".safetensors", ".bin")) for name in plain) else files
-    if any(name.endswith(".safetensors") for name in files):
-        files = [name for name in files if not name.endswith((".bin", ".ckpt", ".msgpack", ".h5"))]
-    return sorted(files)
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    if folder.name in WEIGHT_STEMS:
+        others = [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not is_index(path)]
+        files = others + weight_files(folder.parent, folder.name)
+    return sorted(path.name for path in files)

@@ -15,6 +15,7 @@ from utils.files.ownership import EXPORT_METADATA, RUN_FILE
 
 ARCHITECTURE = "stable-diffusion-v1"
 ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
+LORA_LAYOUT = "https://github.com/kohya-ss/sd-scripts"
 # ss_ key: the argument of run.json that it says.
 SS_ARGUMENTS = {
     "ss_learning_rate": "learning_rate",
@@ -42,8 +43,7 @@ def run_of(folder: Path) -> dict:
 def prompts_of(run: Mapping[str, Any]) -> dict[str, int]:
     """{prompt: number of photos} of a run, in the photos' order."""
     said = _arguments(run).get("instance_prompt")
-    photos = run.get("photos")
-    photos = [photo for photo in photos if isinstance(photo, dict)] if isinstance(photos, list) else []
+    photos = [photo for photo in _list(run.get("photos")) if isinstance(photo, dict)]
     prompts = [photo.get("prompt") or said for photo in photos] or [said]
     return dict(Counter(prompt for prompt in prompts if isinstance(prompt, str) and prompt))
 
@@ -87,7 +87,7 @@ def _ss_keys(run: Mapping[str, Any], title: str, prompts: dict[str, int], predic
     """What kohya's trainer writes and A1111 and the managers of model folders show; None is "None" there."""
     arguments = _arguments(run)
     said = {key: arguments[name] for key, name in SS_ARGUMENTS.items() if name in arguments}
-    resolution, class_images = arguments.get("resolution"), run.get("class_images")
+    resolution = arguments.get("resolution")
     base = arguments.get("pretrained_model_name_or_path")
     said |= {
         "ss_output_name": title,
@@ -98,7 +98,7 @@ def _ss_keys(run: Mapping[str, Any], title: str, prompts: dict[str, int], predic
         "ss_resolution": f"({resolution}, {resolution})" if resolution else None,
         "ss_optimizer": "AdamW",
         "ss_num_train_images": sum(prompts.values()),
-        "ss_num_reg_images": len(class_images) if isinstance(class_images, list) else 0,
+        "ss_num_reg_images": sum(_count(each) for each in _list(run.get("class_images"))),
         "ss_tag_frequency": json.dumps({"photos": prompts}, ensure_ascii=False),
         "ss_training_started_at": run.get("started_at"),
         "ss_session_id": run.get("run_id"),
@@ -110,3 +110,11 @@ def _ss_keys(run: Mapping[str, Any], title: str, prompts: dict[str, int], predic
 def _arguments(run: Mapping[str, Any]) -> Mapping[str, Any]:
     arguments = run.get("arguments")
     return arguments if isinstance(arguments, Mapping) else {}
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _count(images: Any) -> int:
+    return images.get("num_used", 0) if isinstance(images, dict) else 0

@@ -14,27 +14,29 @@ from utils.files.atomic import STAGING_PREFIX, copy_into, sync_tree
 from utils.files.filesystems import move, sync
 from utils.files.json_files import write_json
 from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, variant
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, index_name, part_files
+
+PIPELINE_CLASS = "StableDiffusionPipeline"  # whatever the base is drawn with: what is trained is text to image
 
 
 def assemble(staging: Path, base: Path) -> None:
     """Puts everything of the base pipeline but the UNet's weights into the empty folder `staging`.
 
-    Weights that the base has as fp16 variants only get plain names: the UNet's file beside them has one, and
-    from_pretrained takes one kind or the other.
+    The weights that are loaded get their plain names, so that every version of the libraries loads the result: the
+    base may have them as fp16 variants only, or in shards with a stale index.
     """
     index = json.loads((base / MODEL_INDEX).read_text(encoding="utf-8"))
     for part in FROZEN_PARTS:
         if (base / part).is_dir():
-            only_variants = variant(base / part) is not None
-            for source in sorted(path for path in (base / part).rglob("*") if path.is_file()):
-                if not source.name.startswith("."):
-                    target = staging / source.relative_to(base)
-                    name = target.name.replace(".fp16.", ".") if only_variants else target.name
-                    copy_into(source, target.with_name(name))
+            files, shard_index = part_files(base, part)
+            for name, source in files.items():
+                copy_into(source, staging / part / name)
+            if shard_index is not None:
+                write_json(staging / part / index_name(shard_index["weight_map"].values()), shard_index)
         elif part in index:
             index[part] = [None, None]
     copy_into(base / "unet" / "config.json", staging / "unet" / "config.json")
+    index["_class_name"] = PIPELINE_CLASS
     write_json(staging / MODEL_INDEX, index)
 
 

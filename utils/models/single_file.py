@@ -4,6 +4,7 @@ ComfyUI, AUTOMATIC1111's web UI and diffusers' from_single_file read it. Works o
 library's version and no dtype comes between: every tensor is what the folder holds, under its original name.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,14 +12,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from utils.errors import UserError
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_json
 from utils.files.safetensors_writer import save_with_hash
-from utils.models.folder import image_size, loaded_weights, prediction_type, weight_files
+from utils.models.folder import image_size, prediction_type, weight_files
+from utils.models.layout import with_defaults
 from utils.models.metadata import file_metadata, run_of
+from utils.models.original_config import write_config
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration
 Named = tuple[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -117,10 +120,8 @@ def original_state_dict(folder: Path, unet_weights: Iterable[Named] | None = Non
     Args:
         unet_weights: take the place of those in the folder's unet/.
     """
-    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
-    if unet.get("use_linear_projection") or unet.get("addition_embed_type"):
-        raise UserError(f"{folder} is not a Stable Diffusion v1 pipeline, whose layout alone is written")
-    layers = unet.get("layers_per_block", 2)
+    unet, vae = (with_defaults(part, read_json(folder / part / "config.json")) for part in ("unet", "vae"))
+    layers = unet["layers_per_block"]
     with_attention = {number for number, kind in enumerate(unet["up_block_types"]) if "CrossAttn" in kind}
     state_dict = {}
     for name, value in read_weights(folder, "unet").items() if unet_weights is None else unet_weights:
@@ -136,10 +137,18 @@ def original_state_dict(folder: Path, unet_weights: Iterable[Named] | None = Non
     return state_dict
 
 
+def configurations(folder: Path) -> dict[str, dict]:
+    """{part: its configuration}, so that the file can be made into the same folder again; without local paths."""
+    files = {part: f"{part}/config.json" for part in ("unet", "vae", "text_encoder")}
+    files["scheduler"] = "scheduler/scheduler_config.json"
+    found = {part: read_json(folder / name) for part, name in files.items()}
+    return {part: {k: v for k, v in config.items() if k != "_name_or_path"} for part, config in found.items()}
+
+
 def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
     """The tensors of one part: from the files that diffusers would load."""
     tensors = {}
-    for path in loaded_weights(weight_files(folder, part)):
+    for path in weight_files(folder, part):
         if path.suffix == ".safetensors":
             tensors.update(load_file(path))
         else:
@@ -152,6 +161,8 @@ def export_single_file(
 ) -> None:
     """Writes the pipeline in `folder` to the file `path`, whole or not at all; `dtype` fp32 or fp16 converts it.
 
+    A UNet that predicts velocity gets the .yaml beside it that A1111 needs to know so.
+
     Args:
         unet_weights: take the place of those in the folder's unet/.
     """
@@ -162,5 +173,7 @@ def export_single_file(
     metadata = file_metadata(
         run_of(folder), title=path.stem, image_size=image_size(folder), prediction_type=prediction_type(folder)
     )
+    metadata[CONFIG_KEY] = json.dumps(configurations(folder))
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_path(path, lambda part: save_with_hash(part, state_dict, metadata))
+    write_config(folder, path)

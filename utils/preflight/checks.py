@@ -5,11 +5,14 @@ What needs neither a photo nor a plan comes first, and imports nothing that take
 
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from utils.errors import EXIT_USER_ERROR
+from utils.files.ownership import check_export_file
+from utils.models.base import base_folder
 from utils.models.check import check_base_model
-from utils.models.folder import BaseModel, default_save_dtype
+from utils.models.folder import BaseModel, default_save_dtype, prediction_type
 from utils.preflight.output import check_output_dir, check_resolution
 from utils.preflight.table import NOTE, PreflightTable
 from utils.runtime import environment
@@ -50,12 +53,18 @@ def run_preflight(args: Namespace, notes: Sequence[str] = (), *, is_quick: bool 
 
 def _check_model_and_output(table: PreflightTable, args: Namespace) -> tuple[BaseModel | None, str | None]:
     """The base, and the dtype of its UNet's file, which the result has by default."""
-    base = table.run("base model", check_base_model, args.pretrained_model_name_or_path)
+    base = table.run("base model", _find_base, args.pretrained_model_name_or_path, args.pretrained_vae_name_or_path)
     if base is not None:
         table.run("resolution", check_resolution, args.resolution, base)
-    others = ("pretrained_model_name_or_path", "instance_data_dir", "tokenizer_name")
+    others = ("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "instance_data_dir", "tokenizer_name")
     folders = {flag: getattr(args, flag) for flag in others}
     table.run("output", check_output_dir, args.output_dir, folders, args.export_single_file)
+    if base is not None and args.export_single_file and prediction_type(base.folder) == "v_prediction":
+        table.run("output", check_export_file, args.export_single_file, with_config=True)
     if base is None or args.save_dtype:
         return base, args.save_dtype
     return base, table.run("base model", default_save_dtype, base.unet_weights)
+
+
+def _find_base(path: Path, vae: Path | None) -> BaseModel:
+    return check_base_model(base_folder(path, "--pretrained_model_name_or_path", vae))

@@ -7,7 +7,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files.safetensors_files import safetensors_header
-from utils.models.folder import BaseModel, loaded_weights
+from utils.models.folder import BaseModel
 from utils.run.plan import Plan
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
@@ -61,7 +61,7 @@ def farthest(plan: Plan) -> float:
 def share_that_moves(base: BaseModel, reach: float) -> float:
     """Of the UNet's weights, those whose fp16 number changes if they move by `reach`; 1 if that cannot be seen."""
     moving = total = 0.0
-    for path in loaded_weights(base.unet_weights):
+    for path in base.unet_weights:
         if path.suffix != ".safetensors":
             return 1.0
         for count, values in _samples(path):

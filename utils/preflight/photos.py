@@ -1,36 +1,50 @@
-"""What the preflight table says of each photo and of the prompt."""
+"""What the preflight table says of the photos."""
 
-import warnings
+from collections import defaultdict
 
 import numpy as np
 from PIL import Image
 
-from utils.dataset import Photo
+from utils.dataset import InstanceDataset, Photo
 
 LARGE_PIXELS = 50_000_000
 SMALL_FACTOR = 1.5  # enlarging a photo more than so is worth a note
+SMALL_SHARE = 0.5  # of a photo in a crop
 NEAR_BITS = 6  # of the 64 of a difference hash
-EXIF_ORIENTATION = 0x0112
 
 
-def describe_photo(photo: Photo, resolution: int) -> tuple[str, str]:
-    """Format, size and what is done to one decoded photo, and "ok" or "note"."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(photo.path) as image:
-            kind, mode, frames = image.format, image.mode, getattr(image, "n_frames", 1)
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-            alpha = "A" in mode or "transparency" in image.info
+def describe_photo(photo: Photo, dataset: InstanceDataset) -> tuple[str, str]:
+    """Format, size, what is done to one of a dataset's photos and how much of it is used, and "ok" or "note"."""
     width, height = photo.original_size
-    said, notes = [f"{kind} {width}x{height}"], []
-    said += [f"turned upright (EXIF {orientation})"] if orientation in range(2, 9) else []
-    said += [f"{mode} made RGB"] if mode not in ("RGB", "RGBA", "L") else []
-    said += ["transparency on white"] if alpha else []
-    said += [f"first of {frames} frames"] if frames > 1 else []
-    factor = resolution / min(width, height)
+    said, notes = list(photo.done), list(photo.notes)
+    factor = dataset.resolution / min(width, height)
     notes += [f"enlarged {factor:.1f} times, it will look soft"] if factor > SMALL_FACTOR else []
     notes += [f"very large ({width * height / 1e6:.0f} megapixels)"] if width * height > LARGE_PIXELS else []
+    if photo.bars:
+        sides = ", ".join(f"{side} {pixels}" for side, pixels in photo.bars.items())
+        notes.append(f"bars of one colour are learned too, cut them off ({sides} pixels)")
+    rows, columns = photo.pixels.shape[1:]
+    share = dataset.resolution**2 / (rows * columns)
+    if share < 1:
+        shown = f"the middle {share:.0%} is used" if dataset.center_crop else f"each crop shows {share:.0%}"
+        (notes if share < SMALL_SHARE else said).append(shown)
+    if dataset.alpha_mask and photo.opacity is None:
+        notes.append("no transparency: all of it counts in the loss")
+    elif photo.opacity is not None and dataset.alpha_mask:
+        said.append(f"{photo.opacity.mean() / 255:.0%} of it counts in the loss")
     return ", ".join(said + notes), "note" if notes else "ok"
+
+
+def describe_captions(dataset: InstanceDataset) -> tuple[str, str] | None:
+    """How many photos have a caption, and "ok" or "note"; None if none has."""
+    given, total = dataset.num_captions, len(dataset)
+    if not given:
+        return None
+    if given == total:
+        return f"of all {total} photos", "ok"
+    without = [photo.path.name for photo in dataset.photos if photo.prompt == dataset.instance_prompt]
+    rest = f"; the others, such as {without[0]}, show {dataset.instance_prompt!r}" if without else ""
+    return f"of {given} of {total} photos{rest}", "note"
 
 
 def difference_hash(pixels: np.ndarray) -> int:
@@ -42,14 +56,27 @@ def difference_hash(pixels: np.ndarray) -> int:
 
 
 def describe_duplicates(photos: list[Photo]) -> list[str]:
-    """A phrase for each photo that is another one again, or nearly."""
-    found, hashes = [], [difference_hash(photo.pixels) for photo in photos]
+    """A phrase for photos that are one file again, and one for those that are nearly the same; none if all differ."""
+    again: dict[int, list[int]] = defaultdict(list)
+    near: dict[int, list[int]] = defaultdict(list)
+    hashes = [difference_hash(photo.pixels) for photo in photos]
     for later, photo in enumerate(photos):
         for earlier in range(later):
             if photo.sha256 == photos[earlier].sha256:
-                found.append(f"{photo.path.name!r} is {photos[earlier].path.name!r} again")
+                again[earlier].append(later)
                 break
             if (hashes[later] ^ hashes[earlier]).bit_count() <= NEAR_BITS:
-                found.append(f"{photo.path.name!r} is nearly {photos[earlier].path.name!r}")
+                near[earlier].append(later)
                 break
+    found = []
+    if again:
+        groups = "; ".join(_names(photos, [first, *others]) for first, others in again.items())
+        found.append(f"the same file twice: {groups}: keep one of them")
+    if near:
+        groups = "; ".join(_names(photos, [first, *others]) for first, others in near.items())
+        found.append(f"nearly the same: {groups}: other views and backgrounds would teach more")
     return found
+
+
+def _names(photos: list[Photo], numbers: list[int]) -> str:
+    return ", ".join(photos[number].path.name for number in numbers)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.files.ownership import nearest_existing
-from utils.models.folder import FROZEN_PARTS, BaseModel, num_parameters
+from utils.models.folder import FROZEN_PARTS, BaseModel, num_parameters, part_files, weight_files
 from utils.runtime import environment
 from utils.runtime.gpu import no_gpu
 from utils.training.memory import (
@@ -30,16 +30,19 @@ def check_disk(
     save_dtype: str,
     num_checkpoints: int,
     total_limit: int | None,
+    export_single_file: Path | None = None,
 ) -> tuple[str, str]:
     """What the result and the checkpoints will take, against what is free; UserError if it is too little.
 
-    `num_checkpoints` will be written, and the newest `total_limit` of them kept.
+    `num_checkpoints` will be written, and the newest `total_limit` of them kept. A single file counts on its own disk.
     """
     count = num_parameters(base)
     unet_bytes = count * (4 if save_dtype == "fp32" else 2)
     place = nearest_existing(output_dir)
     frozen = _frozen_bytes(base.folder)
     result = unet_bytes + frozen
+    if export_single_file:
+        result += _export_bytes(base, unet_bytes, nearest_existing(export_single_file.parent), place)
     checkpoint = count * (12 if save_dtype == "fp32" else 14)
     most = min(num_checkpoints, total_limit + 1) if total_limit else num_checkpoints
     usage = shutil.disk_usage(place)
@@ -59,9 +62,27 @@ def check_disk(
     return said, "ok"
 
 
+def _export_bytes(base: BaseModel, unet_bytes: int, export_place: Path, place: Path) -> int:
+    """What the single file takes on the output folder's disk; UserError if it has another one that is too full."""
+    others = [path for part in ("vae", "text_encoder") for path in weight_files(base.folder, part)]
+    needed = unet_bytes + sum(path.stat().st_size for path in others)
+    if _same_device(export_place, place):
+        return needed
+    if (free := shutil.disk_usage(export_place).free) < needed:
+        raise UserError(
+            f"--export_single_file: the file takes {needed / GB:.2g} GB, {export_place} has {free / GB:.3g} GB free; "
+            f"free some, or choose another disk"
+        )
+    return 0
+
+
+def _same_device(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
+
+
 def _frozen_bytes(folder: Path) -> int:
-    files = [path for part in FROZEN_PARTS for path in (folder / part).rglob("*") if path.is_file()]
-    return sum(path.stat().st_size for path in files)
+    parts = [part for part in FROZEN_PARTS if (folder / part).is_dir()]
+    return sum(path.stat().st_size for part in parts for path in part_files(folder, part)[0].values())
 
 
 def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:

@@ -3,13 +3,16 @@
 from argparse import Namespace
 from pathlib import Path
 
+from utils.data.class_images import check_class_images
 from utils.data.concepts import Concept, load_photos, read_concepts
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
+from utils.files.json_files import read_json
 from utils.models.folder import BaseModel, num_parameters
+from utils.models.layout import DEFAULTS, with_defaults
 from utils.preflight.numbers import check_schedule, describe_launcher, describe_rounding
-from utils.preflight.photos import describe_duplicates, describe_photo
-from utils.preflight.prompt import describe_prompt
+from utils.preflight.photos import describe_captions, describe_duplicates, describe_photo
+from utils.preflight.prompt import check_tokens, describe_prompt, learned_tokens
 from utils.preflight.resources import check_device, check_disk
 from utils.preflight.table import NOTE, OK, PreflightTable
 from utils.run.plan import Plan, fill_in_defaults, make_plan
@@ -28,13 +31,19 @@ def check_sources(
     subject = Concept(args.instance_prompt, args.instance_data_dir, args.class_prompt, args.class_data_dir)
     options = dict(with_prior_preservation=args.with_prior_preservation)
     concepts = table.run("subjects", read_concepts, subject, args.concepts_list, args.output_dir, **options)
-    dataset = table.run("photos", load_photos, concepts, args.resolution, args.center_crop) if concepts else None
+    crop = (args.resolution, args.center_crop, args.alpha_mask)
+    dataset = table.run("photos", load_photos, concepts, *crop) if concepts else None
     if dataset is not None:
         _describe_photos(table, dataset)
     if base is not None and concepts:
         said = [photo.prompt for photo in dataset.photos] if dataset else [each.instance_prompt for each in concepts]
         for prompt in dict.fromkeys(said):
             _check_prompt(table, args.tokenizer_name, base, prompt)
+        _check_tokens(table, args, base, [*said, *(each.class_prompt for each in concepts)])
+    if base is not None and args.with_prior_preservation:
+        for concept in {concept.class_data_dir: concept for concept in concepts or []}.values():
+            where = (concept.class_data_dir, concept.class_prompt, base.folder, args.num_class_images)
+            table.add_run("class images", check_class_images, *where)
     if base is None or not concepts or dataset is None or save_dtype is None:
         return None, None
     return _check_start(table, args, save_dtype, base, concepts, dataset)
@@ -42,12 +51,15 @@ def check_sources(
 
 def _describe_photos(table: PreflightTable, dataset: InstanceDataset) -> None:
     for photo in dataset.photos:
-        finding, verdict = describe_photo(photo, dataset.resolution)
+        finding, verdict = describe_photo(photo, dataset)
         table.add("photo", f"{photo.path.name}: {finding}", verdict)
+    if captions := describe_captions(dataset):
+        table.add("captions", *captions)
     for finding in describe_duplicates(dataset.photos):
         table.add("photo", finding, NOTE)
     for path, reason in dataset.skipped:
-        table.add("skipped", f"{path.name}: {reason}", OK if reason == "hidden" else NOTE)
+        is_meant = reason == "hidden" or path.name.lower().startswith(("readme", "license", "licence"))
+        table.add("skipped", f"{path.name}: {reason}", OK if is_meant else NOTE)
 
 
 def _check_prompt(table: PreflightTable, tokenizer_name: Path | None, base: BaseModel, prompt: str) -> None:
@@ -66,6 +78,17 @@ def _check_numbers(table: PreflightTable, plan: Plan, base: BaseModel) -> None:
     ):
         if finding:
             table.add(check, finding, NOTE)
+
+
+def _check_tokens(table: PreflightTable, args: Namespace, base: BaseModel, prompts: list[str | None]) -> None:
+    """The text encoder knows every token of every prompt."""
+    folder = args.tokenizer_name or base.folder / "tokenizer"
+    config = read_json(base.folder / "text_encoder" / "config.json")
+    vocab_size = with_defaults("text_encoder", config)["vocab_size"]
+    other = learned_tokens(folder) or args.tokenizer_name or vocab_size < DEFAULTS["text_encoder"]["vocab_size"]
+    if other and (folder / "tokenizer_config.json").is_file():
+        for prompt in dict.fromkeys(prompt for prompt in (*prompts, args.validation_prompt) if prompt):
+            table.run("prompt", check_tokens, prompt, folder, vocab_size)
 
 
 def _refuse_tokenizer(folder: Path) -> None:
@@ -106,7 +129,7 @@ def _check_start(
     every = plan.checkpointing_steps
     planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - first_step // every)
     _check_numbers(table, plan, base)
-    table.add_run("disk", check_disk, base, plan.output_dir, **planned)
+    table.add_run("disk", check_disk, base, plan.output_dir, **planned, export_single_file=plan.export_single_file)
     if gpu_is_possible() and not table.is_quick:
         table.add_run("device", check_device, plan.needs, args.low_memory)
     else:

@@ -13,6 +13,7 @@ TRAINED_ON = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
 NOT_COMPARED = {
     "pretrained_model_name_or_path",  # its files are compared by their hashes, as are the tokenizer's and the photos
+    "pretrained_vae_name_or_path",
     "tokenizer_name",
     "instance_data_dir",
     "concepts_list",

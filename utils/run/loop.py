@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from utils.dataset import ClassDataset
 from utils.errors import RunFailed
+from utils.models.card import write_card
 from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
 from utils.run.checkpoint import Checkpointer, restore
@@ -173,6 +174,8 @@ class TrainingRun:
             export_single_file(plan.output_dir, plan.export_single_file)
         mark("saved")
         print(self.record.finish(self.log), flush=True)
+        with contextlib.suppress(OSError):  # the model is there; a full disk only costs its card
+            write_card(plan.output_dir)
 
     def _fail(self, reason: str) -> None:
         if self.checkpointer is not None:

@@ -47,13 +47,14 @@ class CapturedStep:
                 return self.train_step(micro_batches)
         for static, fresh in zip(self._inputs, micro_batches, strict=True):
             for target, source in zip(static, fresh, strict=True):
-                target.copy_(source, non_blocking=True)
+                if target is not None and source is not None:
+                    target.copy_(source, non_blocking=True)
         assert self._graph is not None and self._metrics is not None
         self._graph.replay()
         return self._metrics
 
     def _capture(self, micro_batches: list[MicroBatch]) -> None:
-        self._inputs = [MicroBatch(*(value.clone() for value in batch)) for batch in micro_batches]
+        self._inputs = [batch.clone() for batch in micro_batches]
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):

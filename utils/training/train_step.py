@@ -38,17 +38,21 @@ def predict(
 
 
 def instance_and_class_loss(
-    model_pred: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None, has_class_images: bool
+    model_pred: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None,
+    has_class_images: bool,
+    position_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The photos' loss, and that of the class images, which are the second half of the batch; None without them.
 
-    `weights` [B] weigh each sample before either mean is taken.
+    `weights` [B] weigh each sample before either mean is taken, `position_weights` the positions of the photos alone.
     """
     if not has_class_images:
-        return denoising_loss(model_pred, target, weights), None
+        return denoising_loss(model_pred, target, weights, position_weights), None
     instance_weights, class_weights = (None, None) if weights is None else weights.chunk(2)
     (instance_pred, class_pred), (instance_target, class_target) = model_pred.chunk(2), target.chunk(2)
-    instance_loss = denoising_loss(instance_pred, instance_target, instance_weights)
+    instance_loss = denoising_loss(instance_pred, instance_target, instance_weights, position_weights)
     return instance_loss, denoising_loss(class_pred, class_target, class_weights)
 
 
@@ -102,8 +106,9 @@ class TrainStep:
         weights = inputs.timestep_weights
         if weights is not None:
             weights = weights.index_select(0, batch.timesteps)
+        has_class_images = inputs.class_latents is not None
         instance_loss, class_loss = instance_and_class_loss(
-            model_pred, target, weights, has_class_images=inputs.class_latents is not None
+            model_pred, target, weights, has_class_images, batch.position_weights
         )
         loss = instance_loss if class_loss is None else instance_loss + self.prior_loss_weight * class_loss
         self.booster.backward(loss / num_micro_batches, self.optimizer)

@@ -19,12 +19,16 @@ MAX_PHOTOS = 8
 
 
 class FixedBatch(NamedTuple):
-    """One photo at every validation timestep, B = NUM_TIMESTEPS: float32 [B,4,h,w], and int64 [B]."""
+    """One photo at every validation timestep, B = NUM_TIMESTEPS: float32 [B,4,h,w], and int64 [B].
+
+    `position_weights` [1,1,h,w] as in training; None without --alpha_mask.
+    """
 
     latents: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
     prompt_rows: torch.Tensor
+    position_weights: torch.Tensor | None
 
 
 class Validation:
@@ -59,9 +63,10 @@ class Validation:
         """Mean over photos and timesteps of the denoising loss."""
         losses = []
         for batch in self._batches:
-            for latents, noise, timesteps, rows in zip(*(part.split(2) for part in batch), strict=True):
+            *parts, position_weights = batch
+            for latents, noise, timesteps, rows in zip(*(part.split(2) for part in parts), strict=True):
                 model_pred, target = predict(self.unet, self.inputs, latents, noise, timesteps, rows)
-                losses.append(denoising_loss(model_pred, target))
+                losses.append(denoising_loss(model_pred, target, None, position_weights))
         return torch.stack(losses).mean().item()
 
     def _fixed_batches(self) -> list[FixedBatch]:
@@ -83,6 +88,7 @@ class Validation:
             for k in range(NUM_TIMESTEPS)
         ]
         mean, std = latents.moments(photo, (0.5, 0.5))
+        is_weighted = latents.has_position_weights
         latent_noise = torch.stack([torch.from_numpy(sample.latent_noise) for sample in samples]).to(device)
         timesteps = [int((k + 0.5) * num_timesteps / NUM_TIMESTEPS) for k in range(NUM_TIMESTEPS)]
         return FixedBatch(
@@ -90,4 +96,5 @@ class Validation:
             noise=torch.stack([torch.from_numpy(sample.noise) for sample in samples]).to(device),
             timesteps=torch.tensor(timesteps, device=device),
             prompt_rows=torch.full((NUM_TIMESTEPS,), latents.prompt_rows[photo], device=device),
+            position_weights=latents.position_weights(photo, (0.5, 0.5)).unsqueeze(0) if is_weighted else None,
         )

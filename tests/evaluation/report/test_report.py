@@ -1,6 +1,7 @@
 """The report: escaping, charts, contrast, size; and how it looks in a real browser."""
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -11,81 +12,20 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import evaluate
-from utils.command_line import run_main
+from tests.helpers.results import report, write_result
 from utils.evaluation.report.charts import MAX_POINTS, Chart, Series, line_chart, smooth, thin, ticks
-from utils.evaluation.report.images import data_uri, thumbnail_side
-from utils.evaluation.report.page import REPORTED_METRICS, TEMPLATES
-from utils.evaluation.samples import METRICS_FORMAT, SETTINGS_KEY, SamplingSettings, samples_id
+from utils.evaluation.report.images import SIDES, data_uri, webp
+from utils.evaluation.report.page import SCRIPT, TEMPLATES
 
 CHROMIUM = Path("/usr/bin/chromium")
 INJECTION = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)> \"' & {}"
-
-
-def entry(value, interval=None, **more):
-    return dict(value=value, interval=interval, **more)
-
-
-def write_result(folder: Path, photos: Path, *, prompt: str, num_prompts: int = 1, side: int = 64) -> Path:
-    """What generate and score leave, with three models, made without any model."""
-    draws = np.random.default_rng(0)
-    output = folder / "output"
-    output.mkdir(parents=True)
-    losses = [json.dumps(dict(step=step, loss=1 / step + draws.uniform(0, 0.2))) for step in range(1, 500)]
-    (output / "metrics.jsonl").write_text("\n".join(losses))
-    (output / "run.json").write_text(json.dumps(dict(command=f"torchrun '{prompt}'", result=dict(num_steps=500))))
-    result = folder / "result"
-    entries = []
-    prompts = [(f"{prompt} {number}" if number else prompt, "subject") for number in range(num_prompts)]
-    prompts.append(("a photo of a dog", "other"))
-    for model in ("baseline", "finetuned", "checkpoint-250"):
-        for number, (text, role) in enumerate(prompts):
-            for seed in range(4):
-                file = f"images/{model}/{number:03d}-x/seed-{seed}.png"
-                (result / file).parent.mkdir(parents=True, exist_ok=True)
-                noise = draws.integers(0, 256, (side // 8, side // 8, 3), np.uint8)
-                Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(result / file)
-                sample = dict(file=file, model=model, role=role, prompt=text, seed=seed)
-                entries.append(sample | {SETTINGS_KEY: str(seed)})
-    models = dict(baseline=dict(path="model/sd", sha256=dict(unet="0")), finetuned=dict(path=str(output)))
-    models["checkpoint-250"] = dict(path=str(output / "checkpoint-250"))
-    names = ("num_images", "num_drift_images", "seed", *SamplingSettings._fields, "identifier", "class_name")
-    samples = dict(written_by="evaluate.py", complete=True, files=[], samples_id=samples_id(entries), images=entries)
-    samples |= dict(prompts=[dict(text=text, role=role) for text, role in prompts], models=models, device="cpu")
-    samples |= dict(command=f"python evaluate.py --prompt '{prompt}'", versions=dict(torch="2"))
-    samples |= dict.fromkeys(names, prompt) | dict(instance_data_dir=str(photos))
-    (result / "samples.json").write_text(json.dumps(samples))
-    (result / "metrics.json").write_text(json.dumps(measured(samples)))
-    return result
-
-
-def measured(samples: dict) -> dict:
-    values = {}
-    for place, model in enumerate(samples["models"]):
-        value = entry(0.2 + 0.3 * place, [0.1 + 0.3 * place, 0.3 * place + 0.25])
-        values[model] = {key: dict(value) for key, *_ in REPORTED_METRICS}
-        values[model]["div_lpips"] = dict(value=None, reason="needs <b>lpips</b>")
-        values[model]["copy_dino"].update(num_above_photos=3, num_images=8)
-    photos = {name: entry(0.9) for name in ("real_clip", "real_dino", "nearest_clip", "nearest_dino", "clip_t_class")}
-    encoder = dict(name="CLIP", folder="model/clip", sha256={"model.safetensors": "0" * 64}, transform=dict(crop=224))
-    for model in values.values():
-        model.update(clip_i_other=entry(0.1), dino_other=entry(0.1), blank_images=[])
-    record = dict(written_by="evaluate.py", format=METRICS_FORMAT, samples_id=samples["samples_id"], models=values)
-    record |= dict(encoders=dict(clip=encoder, dino=encoder), photos=dict(photos, files=[]), bootstrap=dict(seed=0))
-    change = entry(-0.2, [-0.3, -0.1])
-    names = ("clip_i", "dino", "clip_t", "clip_t_other", "clip_i_other", "dino_other", "pres_dino")
-    record["changes"] = {model: dict.fromkeys(names, change) for model in list(values)[1:]}
-    return record | dict(subject=dict(identifier="sks", class_name="dog"))
-
-
-def report(result: Path) -> str:
-    assert run_main(evaluate.main, ["--only", "report", "--output_dir", str(result)]) == 0
-    return (result / "report.html").read_text(encoding="utf-8")
 
 
 # HTML
@@ -94,7 +34,7 @@ def report(result: Path) -> str:
 class Outline(HTMLParser):
     """All elements with their attributes; void elements apart, every one must be closed."""
 
-    VOID = {"meta", "img"}
+    VOID = {"meta", "img", "br"}
 
     def __init__(self, page: str):
         super().__init__()
@@ -116,14 +56,28 @@ def test_a_prompt_cannot_become_part_of_the_page(tmp_path, photos_dir):
     outline = Outline(page)
     assert not outline.errors and not outline.open
     names = {name for name, _ in outline.elements}
-    assert not names & {"script", "iframe", "link", "object", "form", "base"}
+    assert not names & {"iframe", "link", "object", "form", "base"}
     images = [attributes for name, attributes in outline.elements if name == "img"]
-    assert len(images) == 3 * 2 * 4 + 4
+    assert len(images) == 3 * 2 * 4 + 4 + 3 + 2 * 3  # all, photos, the first screen, two candidates
     assert all(image["src"].startswith("data:image/") and image["alt"] for image in images)
     assert not [key for _, attributes in outline.elements for key in attributes if key.startswith("on")]
-    assert "<script" not in page and "&lt;script&gt;" in page and "needs &lt;b&gt;lpips" in page
+    assert page.count("<script") == 1 and f"<script>{SCRIPT}</script>" in page  # ours, and nobody else's
+    assert "&lt;script&gt;" in page and "needs &lt;b&gt;lpips" in page
     (policy,) = [a["content"] for n, a in outline.elements if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'")
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'") and policy.endswith(f"script-src 'sha256-{digest}'")
+
+
+def test_a_file_name_cannot_become_style_or_a_link_elsewhere(tmp_path, photos_dir):
+    result = write_result(tmp_path, photos_dir, prompt="a cat")
+    samples = json.loads((result / "samples.json").read_text())
+    name = "x');background:url(http:__evil); \" onclick=1.png"
+    (result / samples["images"][0]["file"]).rename(result / name)
+    samples["images"][0]["file"] = name
+    (result / "samples.json").write_text(json.dumps(samples))
+    views = [a["style"] for n, a in Outline(report(result)).elements if a.get("class") == "view" and "style" in a]
+    (style,) = [style for style in views if "evil" in style]
+    assert re.fullmatch(r"--file: url\('[\w.%-]+'\); --width: 384px; --ratio: 1\.0", style)
 
 
 def test_a_name_that_is_no_utf8_is_spelled_out(tmp_path, photos_dir):
@@ -144,11 +98,15 @@ def test_it_is_found_from_any_folder(tmp_path, photos_dir):
     assert "</html>" in (result / "report.html").read_text(encoding="utf-8")
 
 
-def test_links_lead_to_places_on_the_page(tmp_path, photos_dir):
-    outline = Outline(report(write_result(tmp_path, photos_dir, prompt="a cat")))
+def test_links_lead_to_places_on_the_page_and_files_beside_it(tmp_path, photos_dir):
+    result = write_result(tmp_path, photos_dir, prompt="a cat")
+    outline = Outline(report(result))
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
-    links = [attributes["href"] for name, attributes in outline.elements if name == "a"]
-    assert len(ids) == len(set(ids)) and links and {link.lstrip("#") for link in links} <= set(ids)
+    links = [attributes["href"] for name, attributes in outline.elements if name in ("a", "use")]
+    inside = {link.removeprefix("#") for link in links if link.startswith("#")}
+    assert len(ids) == len(set(ids)) and inside and inside <= set(ids)
+    files = {link for link in links if not link.startswith("#")}
+    assert len(files) == 3 * 2 * 4 and all((result / unquote(file)).is_file() for file in files)
     levels = [int(name[1]) for name, _ in outline.elements if re.fullmatch(r"h\d", name)]
     assert levels[0] == 1 and levels.count(1) == 1
 
@@ -161,26 +119,34 @@ def test_what_is_missing_is_said(tmp_path, photos_dir):
     samples = json.loads((result / "samples.json").read_text())
     (result / "samples.json").write_text(json.dumps(samples | dict(instance_data_dir=None)))
     page = report(result)
-    assert "have not been scored" in page and "No curve" in page and "Not scored yet" in page
+    assert "evaluate.py --only score" in page and "No curve" in page and "Not scored yet" in page
 
 
-def test_25_prompts_of_4_seeds_stay_below_10_megabytes(tmp_path, photos_dir):
-    result = write_result(tmp_path, photos_dir, prompt="a cat", num_prompts=25, side=256)
-    assert len(report(result)) < 10e6
-    assert thumbnail_side(2 * 100 + 24) == 256
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
-    assert len(data_uri(noise, thumbnail_side(224))) * 224 < 25e6  # pure noise, which no photo is
-    assert [thumbnail_side(number) for number in (8, 120, 121, 5000)] == [384, 384, 256, 96]
+def test_25_prompts_of_4_seeds_stay_below_4_megabytes(tmp_path, photos_dir):
+    result = write_result(tmp_path, photos_dir, prompt="a cat", num_prompts=25, side=192, grain=2)
+    page = report(result)
+    assert len(page) < 4e6
+    assert page.count('<details class="group" open>') == 1 and page.count('<details class="group">') == 25
+    assert page.count('href="#prompt-') == 26 and page.count('loading="lazy"') == 3 * 26 * 4 + 4 + 2 * 3
 
 
 def test_images_are_inlined_at_their_size():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8))
-    kind, _, encoded = data_uri(noise, 384).partition(",")
-    assert kind == "data:image/png;base64"
+    kind, _, encoded = data_uri(noise, 100_000).partition(",")
+    assert kind == "data:image/webp;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded)))), np.asarray(noise))
-    kind, _, encoded = data_uri(noise.resize((480, 640)), 256).partition(",")
-    assert kind == "data:image/jpeg;base64"
-    assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (192, 256)
+
+
+@pytest.mark.parametrize("most_bytes", [3_000, 20_000, 100_000])
+@pytest.mark.parametrize("grain", [1, 32])
+def test_an_image_is_as_large_as_its_bytes_allow(most_bytes, grain):
+    noise = np.random.default_rng(0).integers(0, 256, (640 // grain, 480 // grain, 3), np.uint8)
+    image = Image.fromarray(noise).resize((480, 640), Image.Resampling.BICUBIC)
+    content = base64.b64decode(data_uri(image, most_bytes).partition(",")[2])
+    side = max(Image.open(io.BytesIO(content)).size)
+    assert side in SIDES and len(content) <= most_bytes
+    larger = [other for other in SIDES if other > side]
+    assert not larger or len(webp(image, larger[-1])) > most_bytes
 
 
 # Charts
@@ -307,8 +273,10 @@ def open_page(browser, file: Path, **options):
 
 def test_it_opens_alone_and_shows_its_images(browser, page_file):
     page, messages, requests = open_page(browser, page_file, viewport=dict(width=1280, height=900))
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert page.evaluate("document.images.length") == 3 * 3 * 4 + 4
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0 || image.loading === 'lazy')")
+    page.evaluate("[...document.images].forEach(image => image.loading = 'eager')")
+    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate("document.images.length") == 3 * 3 * 4 + 4 + 3 + 2 * 3
     assert messages == []
     assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
     assert page.evaluate("[...document.querySelectorAll('svg polyline')].every(line => line.getBBox().width > 0)")
@@ -332,7 +300,7 @@ def test_dark_is_dark(browser, page_file):
     for scheme in ("light", "dark"):
         page, _, _ = open_page(browser, page_file, viewport=dict(width=390, height=844), color_scheme=scheme)
         with Image.open(io.BytesIO(page.screenshot())) as shot:
-            means[scheme] = np.asarray(shot.convert("L")).mean()
+            means[scheme] = np.asarray(shot.convert("L"))[:, :10].mean()  # beside all images
         page.close()
     assert means["light"] > 200 and means["dark"] < 80
 
@@ -347,6 +315,6 @@ def test_the_keyboard_reaches_links_frames_and_settings(browser, page_file):
     page.focus("nav a")
     page.keyboard.press("Tab")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    names = "[...document.querySelectorAll('[tabindex]')].every(element => element.getAttribute('aria-label'))"
+    names = "[...document.querySelectorAll('[tabindex=\"0\"]')].every(element => element.getAttribute('aria-label'))"
     assert page.evaluate(names)
     page.close()

@@ -68,6 +68,71 @@ def line_chart(title: str, series: list[Series], note: str = "", x_label: str = 
     )
 
 
+class ScatterPoint(NamedTuple):
+    """A point, the text beside it, and its intervals."""
+
+    x: float
+    y: float
+    text: str
+    is_chosen: bool
+    x_interval: tuple[float, float] | None
+    y_interval: tuple[float, float] | None
+
+
+class Dot(NamedTuple):
+    """A point in pixels."""
+
+    x: str
+    y: str
+    text: str
+    is_chosen: bool
+    whiskers: list[tuple[str, str, str, str]]  # (x1, y1, x2, y2)
+
+
+class Scatter(NamedTuple):
+    """All that scatter.svg.jinja needs."""
+
+    label: str
+    x_label: str
+    y_label: str
+    x_ticks: list[tuple[str, str]]  # (x, text)
+    y_ticks: list[tuple[str, str]]
+    dots: list[Dot]  # the chosen one last, so that nothing covers it
+    lines: list[tuple[str, str, str]]  # across the chart: (y, text, CSS class)
+    frame: Frame
+
+
+SCATTER_FRAME = Frame(width=460, height=340, left=48, right=444, top=34, bottom=284)
+
+
+def scatter_chart(
+    points: list[ScatterPoint], lines: list[tuple[float, str, str]], x_label: str, y_label: str
+) -> Scatter:
+    """The points, and a line across the chart at every (y, text, CSS class)."""
+    xs = [value for point in points for value in (point.x, *(point.x_interval or ()))]
+    ys = [value for point in points for value in (point.y, *(point.y_interval or ()))] + [y for y, *_ in lines]
+    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    place = Place((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), SCATTER_FRAME)
+    listed = ", ".join(f"{point.text} at {point.x:.3g} and {point.y:.3g}" for point in points)
+    return Scatter(
+        label=f"{x_label} and {y_label}: {listed}",
+        x_label=x_label,
+        y_label=y_label,
+        x_ticks=[(place.x(x), f"{x:.4g}") for x in x_ticks],
+        y_ticks=[(place.y(y), f"{y:.4g}") for y in y_ticks],
+        dots=[dot(place, point) for point in sorted(points, key=lambda point: point.is_chosen)],
+        lines=[(place.y(y), text, style) for y, text, style in lines],
+        frame=SCATTER_FRAME,
+    )
+
+
+def dot(place: "Place", point: ScatterPoint) -> Dot:
+    x, y = place.x(point.x), place.y(point.y)
+    whiskers = [(place.x(end), y, x, y) for end in point.x_interval or ()]
+    whiskers += [(x, place.y(end), x, y) for end in point.y_interval or ()]
+    return Dot(x, y, point.text, point.is_chosen, whiskers)
+
+
 class Place(NamedTuple):
     """From values to pixels."""
 

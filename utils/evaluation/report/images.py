@@ -1,20 +1,21 @@
-"""Images as data URIs, no larger than a page of many needs them."""
+"""Images as data URIs, as large as a page of so many of them can hold."""
 
 import base64
+import functools
 import io
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-JPEG_QUALITY = 90
-SIDES = ((120, 384), (240, 256), (480, 192), (1000, 128))  # up to so many images: the longer side in pixels
-SMALLEST = 96
-LOSSLESS_SIDE = 128  # images this small are PNGs: fewer bytes than one would think, and no artefacts
+WEBP_QUALITY = 85
+SIDES = (640, 512, 384, 288, 216, 160, 120, 90, 64)  # an image's longer side in pixels
+LOSSLESS_SIDE = 128  # images this small are kept as they are
+PROBE_SIDE = 90  # tells about how many bytes a pixel takes
 
 
 class Picture(NamedTuple):
-    """What an <img> needs."""
+    """What an <img> needs; width and height are those of the original in pixels."""
 
     src: str
     alt: str
@@ -22,28 +23,34 @@ class Picture(NamedTuple):
     height: int
 
 
-def thumbnail_side(num_images: int) -> int:
-    """The longer side of each image in pixels, so that all of them stay well below 10 MB."""
-    return next((side for most, side in SIDES if num_images <= most), SMALLEST)
-
-
-def data_uri(image: Image.Image, side: int) -> str:
-    """The image, at most `side` pixels on its longer side, as PNG if it is small, else as JPEG."""
-    image = image.convert("RGB")
-    small = max(image.size) <= LOSSLESS_SIDE
+def webp(image: Image.Image, side: int) -> bytes:
+    """The RGB image as WebP, at most `side` pixels on its longer side."""
+    lossless = max(image.size) <= LOSSLESS_SIDE
+    image = image.copy()
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    if small:
-        image.save(file, "PNG", optimize=True)
-    else:
-        image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    image.save(file, "WEBP", lossless=lossless, quality=WEBP_QUALITY)
+    return file.getvalue()
 
 
-def picture(image: Image.Image | Path, alt: str, side: int) -> Picture:
-    """The image, which may be a file, within the page; its width and height are those of the original."""
+def data_uri(image: Image.Image, most_bytes: int) -> str:
+    """The image as large as `most_bytes` allow, its own size at most; the smallest of SIDES if even that is more."""
+    image = image.convert("RGB")
+    own = max(image.size)
+    sides = [side for side in (own, *SIDES) if side <= min(own, SIDES[0])]
+    bytes_a_pixel = len(webp(image, PROBE_SIDE)) / min(own, PROBE_SIDE) ** 2  # larger images take fewer
+    place = next((place for place, side in enumerate(sides) if bytes_a_pixel * side**2 <= most_bytes), len(sides) - 1)
+    content = functools.cache(lambda place: webp(image, sides[place]))
+    while place > 0 and len(content(place - 1)) <= most_bytes:
+        place -= 1
+    while place < len(sides) - 1 and len(content(place)) > most_bytes:
+        place += 1
+    return f"data:image/webp;base64,{base64.b64encode(content(place)).decode()}"
+
+
+def picture(image: Image.Image | Path, alt: str, most_bytes: int) -> Picture:
+    """The image, which may be a file, within the page."""
     if isinstance(image, Path):
         with Image.open(image) as opened:
             image = opened.convert("RGB")
-    return Picture(data_uri(image, side), alt, *image.size)
+    return Picture(data_uri(image, most_bytes), alt, *image.size)

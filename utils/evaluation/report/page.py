@@ -1,22 +1,39 @@
 """What the report shows, as plain values. report.html.jinja says how they are shown, and escapes them all."""
 
-import csv
+import base64
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from utils.errors import UserError
-from utils.evaluation import verdict
 from utils.evaluation.choice import choose
-from utils.evaluation.comparison import square
-from utils.evaluation.findings import AIM, FOUND, NOT_FOUND, Check
+from utils.evaluation.findings import (
+    AIM,
+    FOUND,
+    GOOD,
+    MISSED,
+    NOT_FOUND,
+    NOT_LOOKED_FOR,
+    NOTE,
+    SPOILT,
+    UNCERTAIN,
+    UNKNOWN,
+    WARNING,
+    Check,
+)
 from utils.evaluation.photos import load_photos
+from utils.evaluation.report.candidates import make_selection
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
-from utils.evaluation.report.images import Picture, picture, thumbnail_side
-from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, REPORT_FILE, SamplingSettings
-from utils.evaluation.wording import MINUS, number, signed
+from utils.evaluation.report.gallery import label, make_gallery, ordered
+from utils.evaluation.samples import BASELINE, FINETUNED, REPORT_FILE, SamplingSettings
+from utils.evaluation.subject import subject_line
+from utils.evaluation.verdict import fidelity_metric, judge, main_encoder
+from utils.evaluation.wording import number, signed
 from utils.files.atomic import replace_file
 
 TEMPLATES = Environment(
@@ -26,11 +43,21 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ROLES = {
-    "subject": ("The subject", "The same seed in both rows: what differs is the fine-tuning."),
-    "class": ("The class alone", "Without the subject's own name. Ideally as varied as the baseline's."),
-    "other": ("Other things", "Nothing of the subject should be seen here: what is, has drifted."),
-}
+FLAG = re.compile(r"--\w+")
+
+
+def with_flags_whole(text: str) -> Markup:
+    """The text, in which no line breaks within a flag such as --num_images."""
+    return Markup(FLAG.sub(r'<span class="flag">\g<0></span>', str(escape(text))))
+
+
+TEMPLATES.filters["with_flags_whole"] = with_flags_whole
+SCRIPT = (Path(__file__).resolve().parent / "page.js").read_text(encoding="utf-8")
+SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+# Nothing from elsewhere, no script but ours; images from the page itself and from the folder that it lies in.
+POLICY = (
+    f"default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_DIGEST}'"
+)
 CURVES = (
     ("dino", "DINO", "subject fidelity"),
     ("clip_i", "CLIP-I", "subject fidelity"),
@@ -39,42 +66,44 @@ CURVES = (
     ("div_clip", "DIV", "variety between seeds"),
     ("copy_clip", "COPY", "likeness to the nearest photo"),
 )
+MORE, LESS = "↑ more is better", "↓ less is better"
+AS_PHOTOS = "≈ as your photos is best"
+BELOW_PHOTOS = "↓ above your photos' own: copied"
 REPORTED_METRICS = (
-    ("dino", "DINO", "subject fidelity: mean cosine to your photos, DINO features"),
-    ("clip_i", "CLIP-I", "subject fidelity: mean cosine to your photos, CLIP features"),
-    ("clip_t", "CLIP-T", "prompt fidelity: cosine of image and prompt, the subject's name left out"),
-    ("clip_t_with_token", "CLIP-T, with name", "prompt fidelity with the prompt as it stands"),
-    ("copy_dino", "COPY (DINO)", "cosine to the nearest photo; as near as photos are: memorised"),
-    ("copy_clip", "COPY (CLIP)", "cosine to the nearest photo; as near as photos are: memorised"),
-    ("copy_dino_max", "COPY max (DINO)", "the image that is most like a photo"),
-    ("copy_clip_max", "COPY max (CLIP)", "the image that is most like a photo"),
-    ("div_dino", "DIV (DINO)", "variety: mean distance of two seeds of a prompt"),
-    ("div_clip", "DIV (CLIP)", "variety: mean distance of two seeds of a prompt"),
-    ("div_lpips", "DIV (LPIPS)", "variety: mean LPIPS distance of two seeds of a prompt"),
-    ("pres_dino", "PRES (DINO)", "likeness of the bare class to your photos; lower is better"),
-    ("pres_clip", "PRES (CLIP)", "likeness of the bare class to your photos; lower is better"),
-    ("clip_t_class", "CLIP-T, class", "prompt fidelity on the bare class"),
-    ("clip_t_other", "CLIP-T, other things", "prompt fidelity without the subject"),
+    ("dino", "DINO", "subject fidelity: mean cosine to your photos, DINO features", AS_PHOTOS),
+    ("clip_i", "CLIP-I", "subject fidelity: mean cosine to your photos, CLIP features", AS_PHOTOS),
+    ("clip_t", "CLIP-T", "prompt fidelity: cosine of image and prompt, the subject's name left out", MORE),
+    ("clip_t_with_token", "CLIP-T, with name", "prompt fidelity with the prompt as it stands", MORE),
+    ("copy_dino", "COPY (DINO)", "mean cosine to the nearest photo", BELOW_PHOTOS),
+    ("copy_clip", "COPY (CLIP)", "mean cosine to the nearest photo", BELOW_PHOTOS),
+    ("copy_dino_max", "COPY max (DINO)", "the image that is most like a photo", BELOW_PHOTOS),
+    ("copy_clip_max", "COPY max (CLIP)", "the image that is most like a photo", BELOW_PHOTOS),
+    ("div_dino", "DIV (DINO)", "variety: mean distance of two seeds of a prompt", MORE),
+    ("div_clip", "DIV (CLIP)", "variety: mean distance of two seeds of a prompt", MORE),
+    ("div_lpips", "DIV (LPIPS)", "variety: mean LPIPS distance of two seeds of a prompt", MORE),
+    ("pres_dino", "PRES (DINO)", "likeness of the bare class to your photos", LESS),
+    ("pres_clip", "PRES (CLIP)", "likeness of the bare class to your photos", LESS),
+    ("clip_t_class", "CLIP-T, class", "prompt fidelity on the bare class", MORE),
+    ("clip_t_other", "CLIP-T, other things", "prompt fidelity without the subject", MORE),
+    ("dino_other", "DINO, other things", "likeness to your photos without the subject", LESS),
+    ("clip_i_other", "CLIP-I, other things", "likeness to your photos without the subject", LESS),
 )
-# The same value of the photos themselves, where there is one.
+# The same value of the photos themselves, if there is one.
 OF_PHOTOS = {
     "dino": "real_dino",
     "clip_i": "real_clip",
     "copy_dino": "nearest_dino",
     "copy_clip": "nearest_clip",
     "clip_t_class": "clip_t_class",
+    "div_dino": "real_dino",
+    "div_clip": "real_clip",
 }
 # DreamBooth, arXiv 2208.12242, table 1: real images, DreamBooth on Stable Diffusion, Textual Inversion on the same.
 PAPER = {"dino": (0.774, 0.668, 0.569), "clip_i": (0.885, 0.803, 0.780), "clip_t": (None, 0.305, 0.255)}
-
-
-class Grid(NamedTuple):
-    """The images of one prompt: a row a model, a column a seed."""
-
-    role: tuple[str, str]  # title and explanation
-    prompt: str
-    seeds: list[int]
-    rows: list[tuple[str, list[tuple[Picture, str]]]]  # (model, [(image, what stands below it)])
+PAPER_COLUMNS = ("paper: photos", "paper: DreamBooth", "paper: Textual Inversion")
+# Numbers of other encoders say nothing beside these.
+PAPER_ENCODERS = {"dino": ("dino", "dino-vits16"), "clip_i": ("clip", "clip-vit-base-patch32")}
+PAPER_ENCODERS["clip_t"] = PAPER_ENCODERS["clip_i"]
 
 
 class Cell(NamedTuple):
@@ -88,6 +117,7 @@ class Cell(NamedTuple):
 class MetricRow(NamedTuple):
     name: str
     meaning: str
+    direction: str
     cells: list[Cell]
 
 
@@ -95,17 +125,25 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     """Writes report.html from what the other stages and the training left on disk."""
     folder = Path(samples["models"][FINETUNED]["path"])
     run = read_json_or_empty(folder / "run.json")
+    photos = samples["instance_data_dir"]
+    gallery = make_gallery(
+        output_dir, samples, load_photos(Path(photos) if photos is not None else None), metrics is not None
+    )
     page = TEMPLATES.get_template("report.html.jinja").render(
         prompts=samples["prompts"],
+        subject_line=subject_line(samples),
         baseline=Path(samples["models"][BASELINE]["path"]).name,
         finetuned=folder.name,
         models=[label(name) for name in ordered(samples["models"])],
         is_scored=metrics is not None,
         **(verdict_values(metrics) if metrics is not None else {}),
-        **image_values(output_dir, samples, metrics),
+        gallery=gallery,
+        candidates=make_selection(output_dir, samples, metrics, gallery.places()) if metrics is not None else None,
         charts=[*loss_curves(folder), *metric_curves(samples, metrics, run)],
         **(metric_table(samples, metrics) if metrics is not None else {}),
         settings=settings(samples, metrics, run),
+        script=Markup(SCRIPT),
+        policy=POLICY,
         commands={"Training": run.get("command"), "Evaluation": samples.get("command")},
     )
     content = page.encode("utf-8", "backslashreplace")  # a file's name may hold what UTF-8 cannot
@@ -115,106 +153,76 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
         raise UserError(f"--output_dir {output_dir}: {error.strerror or error}: make room there") from error
 
 
-def label(model: str) -> str:
-    return model.replace("finetuned", "fine-tuned").replace("@", " at strength ")
-
-
-def ordered(models: dict) -> list[str]:
-    """Baseline first, checkpoints by step, the fine-tuned model last."""
-    return [name for name in models if name != FINETUNED] + [FINETUNED]
-
-
 # Verdict
 
 
+class Finding(NamedTuple):
+    """A check as it is shown: its state as a shape (an icon's name) and a word."""
+
+    icon: str
+    word: str
+    title: str
+    text: str
+    advice: str
+
+
+class Tile(NamedTuple):
+    """A number that matters."""
+
+    name: str
+    value: str
+    baseline: str
+    direction: str
+
+
+VERDICT_STATES = {
+    GOOD: ("good", "Good"),
+    SPOILT: ("warning", "At a price"),
+    MISSED: ("missed", "Not there yet"),
+    UNKNOWN: ("unknown", "Not known"),
+}
+FOUND_STATES = {WARNING: ("warning", "found"), NOTE: ("note", "found"), AIM: ("good", "yes")}
+OTHER_STATES = {
+    NOT_FOUND: ("good", "not found"),
+    UNCERTAIN: ("unknown", "too few images"),
+    NOT_LOOKED_FOR: ("unknown", "not looked for"),
+}
+ICONS = ("warning", "missed", "unknown", "note", "good")  # in the order in which checks are shown
+
+
 def verdict_values(metrics: dict) -> dict:
-    """The headline, the numbers that matter, the choice, and the checks."""
-    judged = verdict.judge(metrics, FINETUNED)
-    flags = [(flag(check), check.title, f"{check.text} {check.advice}".strip()) for check in judged.checks]
-    flags.sort(key=lambda each: ("warning", "good", "note").index(each[0]))
-    choice = choose(metrics)
-    best = (choice.sentence.removesuffix("."), choice.why) if choice is not None else None
-    headline = f"{judged.headline} {judged.gaps}".strip()
-    return dict(headline=headline, tiles=tiles(metrics), best=best, flags=flags)
+    """State and sentence of the first screen, the choice among several models, the checks, the numbers that matter."""
+    verdict = judge(metrics, FINETUNED)
+    icon, word = VERDICT_STATES[verdict.state]
+    aim, *others = [finding(check) for check in verdict.checks]
+    if verdict.state == MISSED:
+        aim = aim._replace(icon="missed", word="not yet")
+    checks = [aim, *sorted(others, key=lambda each: ICONS.index(each.icon))]
+    shown = dict(icon=icon, word=word, headline=verdict.headline, gaps=verdict.gaps, checks=checks)
+    return dict(verdict=shown, choice=choose(metrics), tiles=tiles(metrics))
 
 
-def flag(check: Check) -> str:
-    """The class of a check's box in style.css."""
-    if check.state == FOUND:
-        return {AIM: "good"}.get(check.level, check.level)
-    return "good" if check.state == NOT_FOUND and check.level != AIM else "note"
+def finding(check: Check) -> Finding:
+    icon, word = FOUND_STATES[check.level] if check.state == FOUND else OTHER_STATES[check.state]
+    return Finding(icon, word, check.title, check.text, check.advice)
 
 
-def tiles(metrics: dict) -> list[tuple[str, str, str]] | None:
-    """(value, what it is, the baseline's) of the four numbers that matter; None if no encoder was there."""
-    encoder = verdict.main_encoder(metrics)
-    if metrics["encoders"][encoder] is None:
-        return None
+def tiles(metrics: dict) -> list[Tile]:
+    """Of the four numbers that matter, those that both models have."""
+    encoder = main_encoder(metrics)
     shown = {
-        verdict.fidelity_metric(metrics): "subject fidelity",
-        "clip_t": "prompt fidelity",
+        fidelity_metric(metrics): "likeness to your photos",
+        "clip_t": "fidelity to the prompt",
         f"div_{encoder}": "variety between seeds",
-        "clip_t_other": "other prompts, fidelity",
+        "clip_t_other": "fidelity to other prompts",
     }
-    pairs = [
-        (name, *(metrics["models"][m][key]["value"] for m in (FINETUNED, BASELINE))) for key, name in shown.items()
-    ]
-    return [
-        (number(ours), name, number(baseline))
-        for name, ours, baseline in pairs
-        if ours is not None and baseline is not None
-    ]
-
-
-# Images
-
-
-def image_values(output_dir: Path, samples: dict, metrics: dict | None) -> dict:
-    """The photos, and a grid for every prompt."""
-    folder = samples["instance_data_dir"]
-    photos = load_photos(Path(folder) if folder is not None else None)
-    side = thumbnail_side(len(samples["images"]) + len(photos))
-    captions = per_image_values(output_dir) if metrics is not None else {}
-    return dict(
-        photos=[
-            (path.name, picture(square(photo), f"Your photo {path.name}", side)) for path, photo in photos.items()
-        ],
-        grids=[
-            grid(output_dir, samples, prompt, side, captions)
-            for prompt in samples["prompts"]
-            if prompt["role"] in ROLES
-        ],
-        has_captions=bool(captions),
-    )
-
-
-def grid(output_dir: Path, samples: dict, prompt: dict, side: int, captions: dict[str, str]) -> Grid:
-    """The images of one prompt."""
-    entries = [entry for entry in samples["images"] if entry["prompt"] == prompt["text"]]
-    rows = []
-    for model in ordered(samples["models"]):
-        cells = []
-        for entry in (entry for entry in entries if entry["model"] == model):
-            alt = f"{label(model)}, seed {entry['seed']}: {prompt['text']}"
-            cells.append((picture(output_dir / entry["file"], alt, side), captions.get(entry["file"], "")))
-        rows.append((label(model), cells))
-    seeds = list(dict.fromkeys(entry["seed"] for entry in entries))
-    return Grid(ROLES[prompt["role"]], prompt["text"], seeds, rows)
-
-
-def per_image_values(output_dir: Path) -> dict[str, str]:
-    """What stands below each image, by file: DINO if it was computed, else CLIP-I."""
-    try:
-        with (output_dir / METRICS_CSV).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        named = {row["file"]: ("DINO", row["dino"]) if row["dino"] else ("CLIP-I", row["clip_i"]) for row in rows}
-        return {file: caption(name, value) for file, (name, value) in named.items() if value}
-    except (OSError, KeyError, ValueError):
-        return {}
-
-
-def caption(name: str, value: str) -> str:
-    return f"{name}\u00a0" + f"{float(value):.2f}".replace("-", MINUS)
+    directions = {key: direction for key, _, _, direction in REPORTED_METRICS}
+    found = []
+    for key, name in shown.items():
+        ours, baseline = (metrics["models"][model].get(key, {}).get("value") for model in (FINETUNED, BASELINE))
+        if ours is not None and baseline is not None:
+            found.append(Tile(name, number(ours), number(baseline), directions[key]))
+    return found
 
 
 # Curves
@@ -280,20 +288,43 @@ def read_json_or_empty(path: Path) -> dict:
 
 def metric_table(samples: dict, metrics: dict) -> dict:
     """Every metric of every model beside the photos' own value and the paper's; and those that were not computed."""
-    models = ordered(samples["models"])
+    models = [BASELINE, FINETUNED, *(name for name in samples["models"] if name not in (BASELINE, FINETUNED))]
+    paper = {key: paper_values(metrics, key) for key, *_ in REPORTED_METRICS}
+    has_paper = any(value is not None for values in paper.values() for value in values)
     rows = []
     absent: dict[str, list[str]] = {}
-    for key, name, meaning in REPORTED_METRICS:
+    for key, name, meaning, direction in REPORTED_METRICS:
         entries = [metrics["models"][model][key] for model in models]
         if all(entry["value"] is None for entry in entries):
             absent.setdefault(entries[-1]["reason"], []).append(name)
             continue
         change = metrics["changes"][FINETUNED].get(key)
-        cells = [metric_cell(entry) for entry in entries] + [change_cell(change) if change else Cell("")]
-        photo = metrics["photos"].get(OF_PHOTOS.get(key, ""), {}).get("value")
-        cells += [Cell(number(value)) for value in (photo, *PAPER.get(key, (None,) * 3))]
-        rows.append(MetricRow(name, meaning, cells))
-    return dict(metric_rows=rows, absent_metrics=absent)
+        baseline, finetuned, *checkpoints = map(metric_cell, entries)
+        cells = [
+            baseline,
+            finetuned,
+            change_cell(change) if change else Cell(""),
+            Cell(number(of_photos(metrics, key))),
+        ]
+        cells += [*checkpoints, *(Cell(number(value)) for value in (paper[key] if has_paper else ()))]
+        rows.append(MetricRow(name, meaning, direction, cells))
+    columns = [*map(label, models[:2]), "change", "your photos", *map(label, models[2:])]
+    columns += PAPER_COLUMNS if has_paper else ()
+    return dict(metric_rows=rows, absent_metrics=absent, columns=columns, has_paper=has_paper)
+
+
+def of_photos(metrics: dict, key: str) -> float | None:
+    """The photos' own value of a metric, if there is such a thing; their variety is what their likeness leaves."""
+    value = metrics["photos"].get(OF_PHOTOS.get(key, ""), {}).get("value")
+    return 1 - value if value is not None and key.startswith("div_") else value
+
+
+def paper_values(metrics: dict, key: str) -> tuple[float | None, ...]:
+    """The paper's numbers in the order of PAPER_COLUMNS, if they are of the same encoder by its folder's name."""
+    kind, folder = PAPER_ENCODERS.get(key, ("", ""))
+    encoder = metrics["encoders"].get(kind)
+    is_same = encoder is not None and Path(encoder["folder"]).name == folder
+    return PAPER[key] if is_same else (None,) * len(PAPER_COLUMNS)
 
 
 def metric_cell(entry: dict) -> Cell:
@@ -322,7 +353,7 @@ def settings(samples: dict, metrics: dict | None, run: dict) -> list[tuple[str, 
     if metrics is not None:
         encoders = {name: encoder for name, encoder in metrics["encoders"].items() if encoder is not None}
         groups += [(f"Encoder: {name.upper()}", flat(encoder)) for name, encoder in encoders.items()]
-        groups.append(("Bootstrap", metrics["bootstrap"]))
+        groups.append(("Intervals", metrics["intervals"]))
         photos = {photo["file"]: f"SHA-256 {photo['sha256']}" for photo in metrics["photos"]["files"]}
         groups.append(("Photos", photos))
     if arguments := run.get("arguments"):

@@ -1,0 +1,145 @@
+"""Which folder a base's name means: a file is converted once, the Hub's cache is read, nothing is downloaded."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import evaluate
+from tests.helpers.pipelines import edit_json, write_pipeline
+from tests.helpers.script import EMBEDDED, dry_run, run, run_json, weight_change
+from utils.errors import UserError
+from utils.models.base import base_folder, cache_folder
+from utils.models.check import check_base_model
+from utils.models.single_file import export_single_file, read_weights
+
+FLAG = "--pretrained_model_name_or_path"
+NAME = "someone/a-model"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def one_file(tmp_path, tiny_pipeline_dir) -> Path:
+    export_single_file(tiny_pipeline_dir, tmp_path / "v1-4.safetensors")
+    return tmp_path / "v1-4.safetensors"
+
+
+def test_a_file_is_converted_once(tmp_path, one_file, own_cache, monkeypatch, capsys):
+    folder = base_folder(one_file, FLAG)
+    check_base_model(folder)
+    assert folder.parent == own_cache and folder.name.startswith("v1-4-model-")
+    assert f"converting it into {folder}" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.models.base.sha256_of", lambda path: pytest.fail("the file was read again"))
+        assert base_folder(one_file, FLAG) == folder
+    assert f"converted earlier, into {folder}" in capsys.readouterr().out
+    os.utime(one_file, (1, 1))  # another time of change, the same content
+    assert base_folder(one_file, FLAG) == folder
+    other = shutil.copytree(folder, tmp_path / "other")
+    edit_json(other / "scheduler/scheduler_config.json", beta_end=0.02)
+    export_single_file(other, one_file)
+    assert base_folder(one_file, FLAG) != folder
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, one_file, own_cache):
+    save_file({name: value for name, value in load_file(one_file).items() if "out.2.bias" not in name}, one_file)
+    with pytest.raises(UserError, match="lacks 1 of its unet's"):
+        base_folder(one_file, FLAG)
+    assert [path.name for path in own_cache.iterdir()] == [".lock"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, one_file, monkeypatch):
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "a-file" / "below"))
+    with pytest.raises(UserError, match=r"cannot be written .*DREAMBOOTH_CACHE=DIR"):
+        base_folder(one_file, FLAG)
+
+
+def test_the_cache_is_where_such_things_are(monkeypatch):
+    monkeypatch.delenv("DREAMBOOTH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/xdg/train_dreambooth_colossalai")
+
+
+def test_training_and_evaluation_take_a_file(flags, tmp_path):
+    export_single_file(EMBEDDED, file := tmp_path / "v1-4.safetensors")
+    output = tmp_path / "from-file"
+    expected = run(flags, pretrained_model_name_or_path=EMBEDDED)
+    found = run(flags, pretrained_model_name_or_path=file, output_dir=output)
+    assert [row["loss"] for row in found] == [row["loss"] for row in expected]
+    assert run_json(output)["arguments"]["pretrained_model_name_or_path"] == str(file)
+    assert weight_change(EMBEDDED, output).abs().max() > 0
+    quick = ["--num_images=1", "--num_drift_images=0", "--num_inference_steps=1", "--only=generate"]
+    evaluate.main([f"--finetuned_model_name_or_path={output}", f"--output_dir={tmp_path / 'result'}", *quick])
+    assert (tmp_path / "result/baseline-1.png").is_file()
+
+
+def test_a_file_has_clips_tokenizer_whatever_the_folder_had(flags, one_file):
+    with pytest.raises(UserError, match="as token number .*embedding has 514 rows"):
+        run(flags, pretrained_model_name_or_path=one_file)
+
+
+def test_a_file_that_is_no_model_is_one_line(tmp_path, photos_dir, capsys):
+    (tmp_path / "x.safetensors").write_bytes(b"\x10")
+    code, out, err = dry_run(tmp_path / "x.safetensors", photos_dir, tmp_path, capsys)
+    assert code == 2 and err == "" and "x.safetensors is not a whole safetensors file" in out
+
+
+@pytest.mark.parametrize("how", ["folder", "pipeline", "file", "original file", "checkpoint file"])
+def test_another_vae_is_trained_with_saved_and_evaluated(flags, tmp_path, how):
+    other = write_pipeline(tmp_path / "other", seed=1)
+    given = {"folder": other / "vae", "pipeline": other, "file": other / "vae/diffusion_pytorch_model.safetensors"}
+    if "original" in how or "checkpoint" in how:
+        export_single_file(other, tmp_path / "whole.safetensors")
+        given[how] = tmp_path / "whole.safetensors"
+    vae = given[how]
+    own = run(flags)
+    output = tmp_path / "with-vae"
+    found = run(flags, pretrained_vae_name_or_path=vae, output_dir=output)
+    assert [row["loss"] for row in found] != [row["loss"] for row in own]
+    expected = read_weights(other, "vae")
+    assert all(torch.equal(value, expected[name]) for name, value in read_weights(output, "vae").items())
+    baseline = base_folder(Path(flags["pretrained_model_name_or_path"]), FLAG, vae)
+    assert all(torch.equal(value, expected[name]) for name, value in read_weights(baseline, "vae").items())
+    assert baseline == base_folder(Path(flags["pretrained_model_name_or_path"]), FLAG, vae)
+
+
+@pytest.mark.parametrize("what", ["missing", "empty"])
+def test_what_is_no_vae_is_refused(tmp_path, tiny_pipeline_dir, what):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"--pretrained_vae_name_or_path .*{what} is no VAE"):
+        base_folder(tiny_pipeline_dir, FLAG, tmp_path / what)
+
+
+@pytest.fixture
+def hub(tmp_path, tiny_pipeline_dir, monkeypatch) -> Path:
+    """The Hub's cache with one model in it, as links to blobs."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = tmp_path / "hub/models--someone--a-model"
+    shutil.copytree(tiny_pipeline_dir, model / "snapshots/abc")
+    (model / "refs").mkdir()
+    (model / "refs/main").write_text("abc")
+    return model
+
+
+def test_a_name_of_the_hub_is_looked_up_in_the_local_cache(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(NAME), hub, hub / "snapshots", hub / "snapshots/abc"):
+        assert base_folder(path, FLAG).samefile(hub / "snapshots/abc")
+    assert base_folder(Path("someone/else"), FLAG) == Path("someone/else")  # the checks say how to fetch it
+
+
+def test_several_snapshots_without_a_main_are_refused_with_the_right_command(hub):
+    shutil.copytree(hub / "snapshots/abc", hub / "snapshots/def")
+    assert base_folder(hub, FLAG) == hub / "snapshots/abc"
+    (hub / "refs/main").unlink()
+    with pytest.raises(UserError, match=f"holds 2 snapshots; name one of them, for example {FLAG} .*snapshots/def"):
+        base_folder(hub, FLAG)

@@ -1,0 +1,197 @@
+"""What a file is by its content: photos that need a package, camera raw whatever it is called."""
+
+import builtins
+import importlib
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pillow_jxl
+import pytest
+from PIL import Image, TiffImagePlugin
+from pillow_heif import register_heif_opener
+
+from tests.helpers.photos import save, upright_picture
+from tests.helpers.script import ROOT
+from utils.dataset import InstanceDataset, find_photos
+from utils.errors import UserError
+from utils.photos.decoding import decode
+from utils.photos.formats import RAW_MAGIC, RAW_SUFFIXES
+
+register_heif_opener()
+assert pillow_jxl
+CODED = {
+    "heic": dict(quality=-1, chroma=444),
+    "avif": dict(quality=100, subsampling="4:4:4"),
+    "jxl": dict(lossless=True),
+}
+
+
+@pytest.mark.parametrize("name", ["a.heic", "A.HIF", "a.heif", "a.avif", "a.jxl", "a.jpg", "a"])
+@pytest.mark.parametrize("kind", CODED)
+def test_photos_are_read_by_their_content_whatever_they_are_called(tmp_path, kind, name):
+    coded = save(tmp_path / "elsewhere", f"x.{kind}", Image.fromarray(upright_picture()), **CODED[kind])
+    (tmp_path / "photos").mkdir()
+    coded.rename(tmp_path / "photos" / name)
+    photo = InstanceDataset(tmp_path / "photos", 32).photos[0]
+    assert np.abs(photo.pixels.transpose(1, 2, 0).astype(int) - upright_picture()).max() <= 8
+    assert photo.done[0] == f"{dict(heic='HEIF', avif='AVIF', jxl='JXL')[kind]} 64x32"
+
+
+@pytest.mark.parametrize("kind", CODED)
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.7, 0.97])
+def test_a_cut_one_is_refused_by_name(tmp_path, kind, part):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    path = save(tmp_path, f"cut.{kind}", noise, **CODED[kind])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(UserError, match=f"cut.{kind} cannot be") as error:
+        InstanceDataset(tmp_path, 16)
+    assert "\n" not in str(error.value) and "libjxl" not in str(error.value)
+
+
+def test_random_damage_gives_a_picture_or_a_user_error(tmp_path):
+    random = np.random.default_rng(2)
+    for kind, options in CODED.items():
+        path = save(tmp_path, f"a.{kind}", Image.fromarray(upright_picture()), **options)
+        whole = path.read_bytes()
+        for _ in range(60):
+            content = np.frombuffer(whole, np.uint8).copy()
+            content[random.integers(0, len(whole), 4)] = random.integers(0, 256, 4)
+            path.write_bytes(content.tobytes())
+            try:
+                assert InstanceDataset(tmp_path, 8).photos[0].pixels.shape[0] == 3
+            except UserError as error:
+                assert f"a.{kind}" in str(error) and "\n" not in str(error)
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "package"), [("heic", "pillow_heif", "pillow-heif"), ("jxl", "pillow_jxl", "pillow-jxl-plugin")]
+)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, kind, module, package):
+    path = save(tmp_path, f"a.{kind}", Image.fromarray(upright_picture()), **CODED[kind])
+
+    def missing(name, *args, **kwargs):
+        if name.split(".")[0] == module:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return importing(name, *args, **kwargs)
+
+    importing = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
+    for read in (decode, lambda path: find_photos(path.parent)):
+        with pytest.raises(
+            UserError, match=f"a.{kind} is a .* photo, and the package {package} cannot be imported"
+        ) as e:
+            read(path)
+        assert "setup.sh" in str(e.value)
+
+
+def test_packages_are_imported_only_for_such_photos(tmp_path):
+    save(tmp_path, "a.png", Image.new("RGB", (4, 4)))
+    code = "import sys; from utils.dataset import InstanceDataset; InstanceDataset(sys.argv[1], 4)\n"
+    code += "print({'pillow_heif', 'pillow_jxl', 'PIL.ImageCms', 'PIL.TiffImagePlugin'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("name", ["a.heic", "b.AVIF", "c.jxl", "d.hif"])
+def test_what_is_called_so_and_is_something_else_is_refused(tmp_path, name):
+    save(tmp_path, "good.png", Image.new("RGB", (4, 4)))
+    (tmp_path / name).write_bytes(b"something else altogether")
+    with pytest.raises(UserError, match=f"{name} cannot be read as an image"):
+        find_photos(tmp_path)
+
+
+def refused(path) -> str:
+    for read in (decode, lambda path: find_photos(path.parent)):
+        with pytest.raises(UserError, match="is a camera raw photo .*develop it") as error:
+            read(path)
+        assert str(path) in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("suffix", RAW_SUFFIXES)
+def test_camera_raw_by_its_name(tmp_path, suffix):
+    image = tmp_path / f"DSC_0001{suffix.upper()}"
+    Image.new("RGB", (160, 120)).save(image, "TIFF")
+    assert f"({suffix[1:].upper()})" in refused(image)
+
+
+@pytest.mark.parametrize("magic", RAW_MAGIC)
+@pytest.mark.parametrize("name", ["a.jpg", "a"])
+def test_camera_raw_by_its_first_bytes(tmp_path, magic, name):
+    (tmp_path / name).write_bytes((bytes(magic[0]) + magic[1]).ljust(400, b"\0"))
+    assert f"({RAW_MAGIC[magic]})" in refused(tmp_path / name)
+
+
+def tiff(*directories: dict, order: str = "<", nested: int | None = None) -> bytes:
+    """A TIFF with these tags of one number each; from number `nested` on, the directories lie inside the first."""
+    content = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    chained = directories if nested is None else directories[:nested]
+    inner = directories[len(chained) :]
+    size = {
+        number: 2 + 12 * (len(tags) + (number == 0 and bool(inner))) + 4 for number, tags in enumerate(directories)
+    }
+    start = [8 + sum(size[earlier] for earlier in range(number)) for number in range(len(directories))]
+    for number, tags in enumerate(directories):
+        if number == 0 and inner:
+            assert len(inner) == 1
+            tags = tags | {330: start[len(chained)]}
+        content += struct.pack(f"{order}H", len(tags))
+        for tag, value in sorted(tags.items()):
+            content += struct.pack(f"{order}HHII", tag, 4, 1, value)
+        following = start[number + 1] if number + 1 < len(chained) else 0
+        content += struct.pack(f"{order}I", following)
+    return content
+
+
+SIZE = {256: 160, 257: 120}
+THUMBNAIL, WHOLE = SIZE | {254: 1, 259: 1, 262: 2}, SIZE | {254: 0, 259: 1}
+RAW_TIFFS = {
+    "a mosaic inside, as NEF and ARW": tiff(THUMBNAIL, WHOLE | {262: 32803}, nested=1),
+    "a mosaic next, as PEF": tiff(THUMBNAIL, WHOLE | {262: 32803}),
+    "a mosaic at once": tiff(WHOLE | {262: 32803}),
+    "its pattern": tiff(THUMBNAIL | {254: 0}, WHOLE | {33422: 1}, nested=1),
+    "linear raw": tiff(WHOLE | {262: 34892}),
+    "DNG": tiff(WHOLE | {262: 2, 50706: 0x01040000}),
+    "DNG of the other order": tiff(WHOLE | {262: 2, 50706: 0x01040000}, order=">"),
+    "a maker's compression": tiff(THUMBNAIL | {254: 0}, WHOLE | {259: 34713}, nested=1),
+    "a preview first": tiff(THUMBNAIL, WHOLE | {262: 2}, nested=1),
+}
+
+
+@pytest.mark.parametrize("kind", RAW_TIFFS)
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
+def test_camera_raw_in_a_tiff(tmp_path, kind, name):
+    (tmp_path / name).write_bytes(RAW_TIFFS[kind])
+    refused(tmp_path / name)
+
+
+def test_an_ordinary_tiff_is_read(tmp_path):
+    """With the camera's EXIF and maker's note kept, of several pages, with a thumbnail after it, or large-file."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[271], tags[272] = "NIKON CORPORATION", "NIKON D850"
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[37500] = b"Nikon\0" + bytes(100)
+    picture = Image.fromarray(upright_picture())
+    save(tmp_path, "a.tif", picture, tiffinfo=tags)
+    save(tmp_path, "b.tif", picture, exif=exif)
+    save(tmp_path, "c.tif", picture, save_all=True, append_images=[picture, picture])
+    save(tmp_path, "d.tif", picture, big_tiff=True)
+    save(tmp_path, "e.tif", picture, compression="jpeg", quality=100)
+    thumbnail = picture.resize((16, 8))
+    thumbnail.encoderinfo = dict(tiffinfo={254: 1})
+    save(tmp_path, "f.tif", picture, save_all=True, append_images=[thumbnail])
+    for photo in InstanceDataset(tmp_path, 32).photos:
+        assert np.abs(photo.pixels.transpose(1, 2, 0).astype(int) - upright_picture())[::31, ::63].max() <= 3
+
+
+def test_a_tiff_whose_directories_go_in_a_circle(tmp_path):
+    content = bytearray(tiff(WHOLE | {262: 2}))
+    content[-4:] = struct.pack("<I", 8)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UserError, match="a.tif cannot be"):
+        InstanceDataset(tmp_path, 16)

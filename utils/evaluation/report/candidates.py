@@ -1,0 +1,155 @@
+"""Which of several models to use: likeness to the subject against faithfulness to other prompts, and their images."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from utils.evaluation.choice import choose
+from utils.evaluation.prompts import OTHER, SUBJECT
+from utils.evaluation.report.charts import Scatter, ScatterPoint, scatter_chart
+from utils.evaluation.report.gallery import label
+from utils.evaluation.report.images import Picture, picture
+from utils.evaluation.samples import FINETUNED
+from utils.evaluation.verdict import VISIBLE, fidelity_metric
+from utils.evaluation.wording import LABELS, number
+
+STRIP_BYTES = 500_000  # within the page, of all images of the strip
+NUM_IMAGES = 2  # of the subject, and as many of other things
+
+
+class Value(NamedTuple):
+    """A number and its interval, as text."""
+
+    text: str
+    interval: str
+
+
+class Drawn(NamedTuple):
+    """An image of the strip: `place` is its number in the galleries, if it is there."""
+
+    picture: Picture
+    url: str
+    place: int | None
+
+
+class Candidate(NamedTuple):
+    number: int
+    label: str
+    note: str
+    command: str
+    is_chosen: bool
+    values: list[Value]  # along x, along y
+    images: list[Drawn]
+
+
+class Selection(NamedTuple):
+    """All that candidates.html.jinja needs."""
+
+    sentence: str
+    why: str
+    is_good: bool
+    names: list[str]  # of the two metrics
+    candidates: list[Candidate]
+    chart: Scatter | None
+
+
+def make_selection(output_dir: Path, samples: dict, metrics: dict, places: dict[str, int]) -> Selection | None:
+    """The section's values; None if there is nothing to choose among. `places`: an image's number by its file."""
+    given = metrics.get("candidates") or from_models(samples, metrics)
+    if given is None:
+        return None
+    share = STRIP_BYTES // max(1, sum(len(entry["images"]) for entry in given["entries"]))
+    candidates = [
+        candidate(output_dir, index, entry, given, share, places) for index, entry in enumerate(given["entries"], 1)
+    ]
+    return Selection(
+        sentence=given["sentence"],
+        why=given["why"],
+        is_good=given["is_good"],
+        names=[given["x"]["label"], given["y"]["label"]],
+        candidates=candidates,
+        chart=chart(given),
+    )
+
+
+def candidate(output_dir: Path, index: int, entry: dict, given: dict, share: int, places: dict[str, int]) -> Candidate:
+    """One of metrics.json's candidates as it is shown."""
+    images = []
+    for image in entry["images"]:
+        file = output_dir / image["file"]
+        if file.is_file():
+            shown = picture(file, f"{entry['label']}, seed {image['seed']}: {image['prompt']}", share)
+            images.append(Drawn(shown, quote(image["file"]), places.get(image["file"])))
+    values = []
+    for axis in ("x", "y"):
+        interval = entry["interval"][axis]
+        ends = f"{number(interval[0])} to {number(interval[1])}" if interval else ""
+        values.append(Value(number(entry["value"][axis]) or "–", ends))
+    is_chosen = entry["name"] == given["chosen"]
+    return Candidate(index, entry["label"], entry["note"], entry["command"] or "", is_chosen, values, images)
+
+
+def chart(given: dict) -> Scatter | None:
+    """A dot a candidate, numbered as in the strip; None if none has both values."""
+    points = []
+    for index, entry in enumerate(given["entries"], 1):
+        x, y = entry["value"]["x"], entry["value"]["y"]
+        if all(value is not None and math.isfinite(value) for value in (x, y)):
+            is_chosen = entry["name"] == given["chosen"]
+            points.append(ScatterPoint(x, y, str(index), is_chosen, entry["interval"]["x"], entry["interval"]["y"]))
+    if not points:
+        return None
+    lines = [(given["y"]["baseline"], "the baseline", "baseline"), (given["y_limit"], "visibly less", "limit")]
+    return scatter_chart(
+        points,
+        lines=[line for line in lines if line[0] is not None],
+        x_label=f"likeness to your subject ({given['x']['label']}) →",
+        y_label=f"↑ faithfulness to other prompts ({given['y']['label']})",
+    )
+
+
+def from_models(samples: dict, metrics: dict) -> dict | None:
+    """The fine-tuned model and its checkpoints in the shape of metrics.json's candidates; None if there is but one."""
+    choice = choose(metrics)
+    x, y = fidelity_metric(metrics), "clip_t_other"
+    if choice is None or any(y not in metrics["changes"][name] for name in metrics["changes"]):
+        return None
+
+    def axis(key: str) -> dict:
+        return dict(metric=key, label=LABELS[key], baseline=metrics["models"]["baseline"][key]["value"])
+
+    def entry(name: str) -> dict:
+        values = metrics["models"][name]
+        return dict(
+            name=name,
+            label=label(name),
+            command=None,
+            value=dict(x=values[x]["value"], y=values[y]["value"]),
+            interval=dict(x=values[x].get("interval"), y=values[y].get("interval")),
+            images=images_of(samples, name),
+            note="",
+        )
+
+    names = [*(name for name in metrics["changes"] if name != FINETUNED), FINETUNED]
+    weights = {samples["models"][name].get("sha256", {}).get("unet", name): name for name in names}
+    names = [name for name in names if name in weights.values()]  # the last checkpoint often is the result itself
+    return dict(
+        x=axis(x),
+        y=axis(y),
+        y_limit=axis(y)["baseline"] - VISIBLE[y.removesuffix("_other")],
+        chosen=choice.model,
+        is_good=choice.is_good,
+        sentence=choice.sentence,
+        why=choice.why,
+        entries=[entry(name) for name in names],
+    )
+
+
+def images_of(samples: dict, model: str) -> list[dict]:
+    """The first images of the subject, and the first of each other thing."""
+    ours = [image for image in samples["images"] if image["model"] == model]
+    first = min((image["seed"] for image in ours), default=0)
+    subject = [image for image in ours if image["role"] == SUBJECT][:NUM_IMAGES]
+    other = [image for image in ours if image["role"] == OTHER and image["seed"] == first][:NUM_IMAGES]
+    return subject + other

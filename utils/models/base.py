@@ -1,0 +1,216 @@
+"""Which pipeline folder a name means: a folder, a single checkpoint file, a name of the Hugging Face Hub; another VAE.
+
+Single files are converted once, into a cache folder under a name made of their hash. Nothing is downloaded.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils import PROGRAM
+from utils.errors import UserError
+from utils.files.atomic import STAGING_PREFIX, sync_tree
+from utils.files.filesystems import move, set_mode
+from utils.files.hashing import sha256_of
+from utils.files.json_files import read_json, read_json_or_none, write_json
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM
+from utils.runtime.environment import is_main
+
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+SOURCE_FILE = "source.json"  # in a converted folder: from which file it was made
+CACHE_VARIABLE = "DREAMBOOTH_CACHE"
+VAE_FLAG = "--pretrained_vae_name_or_path"
+
+
+def base_folder(path: Path, flag: str, vae: Path | None = None) -> Path:
+    """The pipeline folder that `path` means, with the VAE `vae` in the place of its own if one is given.
+
+    A folder that does not look like anything is returned as it is, for the checks to say what is wrong with it.
+    Raises UserError if a file cannot be converted.
+    """
+    try:
+        folder = _converted(path, flag, "model") if _is_single_file(path) else from_hub_cache(path, flag)
+        return folder if vae is None else _with_vae(folder, vae)
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path}: {error.filename or cache_folder()} cannot be written ({error.strerror or error}); make "
+            f"room there, or name another folder for what is made of such files: {CACHE_VARIABLE}=DIR"
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where converted files are kept: $DREAMBOOTH_CACHE, else a folder in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get(CACHE_VARIABLE)
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PROGRAM
+
+
+def _is_single_file(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in SINGLE_FILES
+
+
+def _converted(path: Path, flag: str, kind: str) -> Path:
+    """The folder into which a single file was converted, now or earlier; `kind` is model or vae."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(cache / ".lock"):
+        known = _known(cache, path, kind)
+        if known is None:
+            return _convert(cache, path, kind)
+        if is_main():
+            print(f"{flag} {path}: converted earlier, into {known}", flush=True)
+        return known
+
+
+def _known(cache: Path, path: Path, kind: str) -> Path | None:
+    """A folder made of that very file, by its place, size and time of change: hashing gigabytes takes seconds."""
+    for record in sorted(cache.glob(f"*/{SOURCE_FILE}")):
+        if (read_json_or_none(record) or {}).get("file") == _identity(path, kind):
+            return record.parent
+    return None
+
+
+def _identity(path: Path, kind: str) -> dict:
+    found = path.resolve().stat()
+    beside = path.with_suffix(".yaml")
+    config = beside.stat().st_mtime_ns if beside.is_file() else None
+    size_and_time = dict(size=found.st_size, mtime_ns=found.st_mtime_ns, config_mtime_ns=config)
+    return dict(kind=kind, path=str(path.resolve()), **size_and_time)
+
+
+def _convert(cache: Path, path: Path, kind: str) -> Path:
+    """Converts a file that has no folder yet, unless a copy of it elsewhere has one."""
+    digest = sha256_of(path)
+    config = path.with_suffix(".yaml")
+    if config.is_file():
+        digest = hashlib.sha256(f"{digest} {sha256_of(config)}".encode()).hexdigest()
+    folder = cache / f"{path.stem[:60]}-{kind}-{digest[:16]}"
+    if is_main():
+        how = "its conversion is" if folder.is_dir() else "converting it"
+        print(f"{path} is one file: {how} in{'' if folder.is_dir() else 'to'} {folder}", flush=True)
+    if not folder.is_dir():
+        write_converted(path, folder, kind)
+    write_json(folder / SOURCE_FILE, dict(program=PROGRAM, sha256=digest, file=_identity(path, kind)))
+    return folder
+
+
+def write_converted(path: Path, folder: Path, kind: str = "model") -> None:
+    """The file `path` as the folder `folder`, which is there whole or not at all; says what there is to say of it."""
+    from utils.models import importing  # torch: only if there is a file to convert
+
+    write: Callable[[Path, Path], list[str]] = {"model": importing.import_single_file, "vae": importing.import_vae}[
+        kind
+    ]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder.parent))
+    try:
+        notes = write(path, staging)
+        set_mode(staging, 0o777 & ~_umask())
+        sync_tree(staging)
+        move(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    if is_main():
+        for note in notes:
+            print(f"note: {path}: {note}", flush=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Several ranks want the same file: the first converts it, the others wait. Without locks each converts it."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+
+
+def _with_vae(folder: Path, vae: Path) -> Path:
+    """A folder of links in the cache: the pipeline `folder` with another VAE."""
+    place = _vae_folder(vae)
+    if not (folder / MODEL_INDEX).is_file():
+        return folder  # the checks say what is wrong with it
+    parts = {part: folder / part for part in (*FROZEN_PARTS, "unet") if (folder / part).is_dir()}
+    links = {part: str(path.resolve()) for part, path in (parts | {"vae": place}).items()}
+    index = read_json(folder / MODEL_INDEX) | {"vae": ["diffusers", "AutoencoderKL"]}
+    name = hashlib.sha256(repr((links, index)).encode()).hexdigest()[:16]
+    made = cache_folder() / f"{folder.resolve().name}-with-{place.resolve().name}-{name}"
+    if (made / MODEL_INDEX).is_file():
+        return made
+    made.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=made.parent))
+    try:
+        for part, target in links.items():
+            (staging / part).symlink_to(target)
+        write_json(staging / MODEL_INDEX, index)
+        if not made.exists():
+            move(staging, made)
+    except OSError:
+        if not (made / MODEL_INDEX).is_file():  # another rank was quicker
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return made
+
+
+def _vae_folder(vae: Path) -> Path:
+    """The folder with a VAE's config.json and weights that `vae` means: it, a pipeline's, or a converted file's."""
+    if _is_single_file(vae) and vae.name.startswith(UNET_STEM) and (vae.parent / "config.json").is_file():
+        return vae.parent
+    if _is_single_file(vae):
+        return _converted(vae, VAE_FLAG, "vae") / "vae"
+    folder = from_hub_cache(vae, VAE_FLAG)
+    if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
+        folder = folder / "vae"
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{VAE_FLAG} {vae} is no VAE: give a folder with its config.json and weights, a pipeline's folder, or one "
+            f".safetensors or .ckpt file"
+        )
+    return folder
+
+
+def from_hub_cache(path: Path, flag: str) -> Path:
+    """The snapshot that a name of the Hub, or a path into the Hub's cache, means; `path` itself if it is neither.
+
+    Raises UserError if the cache does not say which of several snapshots is meant.
+    """
+    name = str(path)
+    if path.name == "snapshots" and path.parent.name.startswith("models--"):
+        path = path.parent
+    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+        cache = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
+        cached = cache.expanduser() / f"models--{name.replace('/', '--')}"
+        if not cached.is_dir():
+            return path
+        path = cached
+    snapshots = path / "snapshots"
+    if not path.name.startswith("models--") or not snapshots.is_dir():
+        return path
+    main = path / "refs" / "main"
+    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    there = sorted(each for each in snapshots.iterdir() if each.is_dir())
+    if commit and snapshots / commit in there:
+        return snapshots / commit
+    if len(there) == 1:
+        return there[0]
+    hub_name = path.name.removeprefix("models--").replace("--", "/")
+    if not there:
+        raise UserError(f"{flag} {name}: {path} holds no snapshot; fetch it again with 'hf download {hub_name}'")
+    raise UserError(
+        f"{flag} {name}: {path} holds {len(there)} snapshots; name one of them, for example {flag} {there[-1]}"
+    )

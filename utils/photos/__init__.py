@@ -1,0 +1,1 @@
+"""A photo as a file: its format, its pixels, its colours, its caption."""

@@ -1,0 +1,112 @@
+"""The one decoder: whatever a photo's file holds becomes an upright 8-bit picture in sRGB."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from utils.photos.colours import to_srgb
+from utils.photos.formats import open_photo
+
+EXIF_ORIENTATION = 0x0112
+WITH_ALPHA = {"RGBA", "LA", "PA", "RGBa", "La"}
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
+
+
+class DecodedPhoto(NamedTuple):
+    """`image` is RGB with white behind what is transparent; `alpha` its opacity, mode L, or None if all is opaque.
+
+    `done` says what the file is and what was done to it, `notes` what its owner should know: phrases for the table.
+    """
+
+    image: Image.Image
+    alpha: Image.Image | None
+    done: list[str]
+    notes: list[str]
+
+
+def decode(path: Path) -> Image.Image:
+    """The photo in RGB as read_photo gives it, which see for what is done and raised."""
+    return read_photo(path).image
+
+
+def read_photo(path: Path) -> DecodedPhoto:
+    """The photo upright (EXIF orientation applied), in 8-bit sRGB, on white; the first picture of several.
+
+    Raises UserError naming the file if it is truncated or corrupt, camera raw, or needs a package that is missing.
+    """
+    with open_photo(path) as image:
+        num_frames, orientation = getattr(image, "n_frames", 1), image.getexif().get(EXIF_ORIENTATION, 1)
+        image.load()
+        profile, mode = image.info.get("icc_profile"), image.mode
+        notes = _colours_not_understood(image) if not profile else []
+        colour, alpha = _split_alpha(ImageOps.exif_transpose(image))
+        rgb, converted, odd = to_srgb(_as_8_bits(colour), profile)
+        done = [f"{image.format} {rgb.width}x{rgb.height}"]
+        done += [f"turned upright (EXIF {orientation})"] if orientation in range(2, 9) else []
+        done += [converted] if converted else [f"{mode} made RGB"] if mode not in ("RGB", "RGBA", "L") else []
+        done += ["transparency on white"] if alpha else []
+        done += [f"first of {num_frames} frames"] if num_frames > 1 else []
+        notes += [odd] if odd else []
+        notes += ["transparent everywhere: only white is left"] if alpha and not alpha.getbbox() else []
+        return DecodedPhoto(_on_white(rgb, alpha), alpha, done, notes)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of what decode() gives, from the file's header if that says it. Raises UserError as that."""
+    with open_photo(path) as image:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns a TIFF by itself: its size does so before, or with its pixels, by the version
+        width, height = image.size
+        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # orientations that exchange width and height
+        return (width, height) if turned else (height, width)
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colours without transparency, and the opacity, mode L; None if all is opaque."""
+    key = image.info.get("transparency")
+    if image.mode.startswith("I;16") and key is not None:
+        alpha = Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8))
+        return image, _unless_opaque(alpha)
+    if image.mode not in WITH_ALPHA and key is None or image.mode in ("I", "F"):
+        return image, None
+    is_grey = image.mode in ("L", "LA", "La", "1")
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    alpha = rgba.getchannel("A")
+    colour = rgba.getchannel("R") if is_grey else rgba.convert("RGB")
+    return colour, _unless_opaque(alpha)
+
+
+def _unless_opaque(alpha: Image.Image) -> Image.Image | None:
+    return alpha if np.asarray(alpha).min(initial=255) < 255 else None
+
+
+def _as_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit and float greyscale as mode L: Pillow's own conversion would clip everything above 255 to white."""
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    # An integer mode is 16 bits, however dark the photo; floats are customary in [0,1] and in [0,255].
+    top = 65535.0 if image.mode != "F" else 255.0 if values.max(initial=0) > 1 else 1.0
+    return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+
+
+def _on_white(rgb: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    if alpha is None:
+        return rgb
+    rgba = rgb.copy()
+    rgba.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", rgb.size, (255, 255, 255, 255)), rgba).convert("RGB")
+
+
+def _colours_not_understood(image: Image.Image) -> list[str]:
+    """What a photo without an ICC profile says of its colours: an HEIF in numbers of ITU-T H.273, others in EXIF."""
+    if image.getexif().get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex) == "R03":
+        return ["Adobe RGB without an ICC profile, taken as sRGB: its colours will look dull"]
+    nclx = image.info.get("nclx_profile") or {}
+    transfer, primaries = nclx.get("transfer_characteristics"), nclx.get("color_primaries")
+    if transfer in HDR_TRANSFERS:
+        return [f"HDR ({HDR_TRANSFERS[transfer]}) taken as sRGB, it will look flat: export it as JPEG"]
+    wide = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}.get(primaries or 0)
+    return [f"{wide} without an ICC profile, taken as sRGB: its colours will look dull"] if wide else []

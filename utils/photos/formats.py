@@ -1,0 +1,182 @@
+"""Opening a photo: formats that need a package beside Pillow, and camera raw files, known by what is in the file."""
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from utils.errors import UserError, first_line
+
+# By content as far as it goes; a name like these is refused too: who shoots raw gives the developed photo another.
+RAW_SUFFIXES = (
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw "
+    ".rw2 .rwl .sr2 .srf .srw .x3f"
+).split()
+RAW_MAGIC = {  # (offset, bytes): the format
+    (0, b"FUJIFILMCCD-RAW"): "RAF",
+    (0, b"IIRO"): "ORF",
+    (0, b"IIRS"): "ORF",
+    (0, b"MMOR"): "ORF",
+    (0, b"IIU\0"): "RW2",
+    (0, b"FOVb"): "X3F",
+    (0, b"\0MRM"): "MRW",
+    (4, b"ftypcrx "): "CR3",
+    (6, b"HEAPCCDR"): "CRW",
+    (8, b"CR\2"): "CR2",
+}
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Tags of TIFF 6.0, TIFF/EP (ISO 12234-2) and DNG 1.7, and the values of camera makers.
+NEW_SUBFILE_TYPE, COMPRESSION, PHOTOMETRIC, SUB_IFDS, CFA_PATTERN, DNG_VERSION = 254, 259, 262, 330, 33422, 50706
+REDUCED_IMAGE = 1  # a bit of NEW_SUBFILE_TYPE
+RAW_PHOTOMETRIC = {32803, 34892}  # colour filter array, linear raw
+RAW_COMPRESSION = {32767, 32769, 32770, 34713, 65000, 65535}  # Sony, Epson, Samsung, Nikon, Kodak, Pentax
+MAX_DIRECTORIES = 32
+
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
+AVIF_BRANDS = {b"avif", b"avis"}
+JPEG_XL_MAGIC = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+PHOTO_SUFFIXES = {".heic", ".heics", ".heif", ".heifs", ".hif", ".avif", ".avifs", ".jxl"}
+NOT_AN_IMAGE = "not an image"
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of damaged files is said in our own words
+
+
+@contextlib.contextmanager
+def open_photo(path: Path) -> Iterator[Image.Image]:
+    """The photo as Pillow opens it, whose pixels are not read yet.
+
+    Raises UserError naming the file if it is camera raw or damaged, also if that shows inside the context, or if a
+    package is missing.
+    """
+    try:
+        with (
+            warnings.catch_warnings()
+        ):  # Pillow's remarks about large or slightly damaged photos are the table's to make
+            warnings.simplefilter("ignore")
+            prepare(path)
+            with Image.open(path) as image:
+                yield image
+    except UserError:
+        raise
+    except Exception as error:  # every decoder has exceptions of its own
+        raise UserError(
+            f"{path} cannot be decoded: {_reason(error)}; replace it or remove it from the folder"
+        ) from error
+
+
+def why_not_a_photo(path: Path) -> str | None:
+    """NOT_AN_IMAGE if the file is something else; None if it is a photo. Reads its header, if the format allows.
+
+    Raises UserError as open_photo, and if a file that should be a photo by its name is none.
+    """
+    suffix = path.suffix.lower()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            known = prepare(path)
+            with Image.open(path):
+                return None
+    except UnidentifiedImageError:
+        if known or suffix in PHOTO_SUFFIXES or Image.registered_extensions().get(suffix) in Image.OPEN:
+            raise UserError(f"{path} cannot be read as an image; replace it or remove it from the folder") from None
+        return NOT_AN_IMAGE
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {_reason(error)}; replace it or remove it from the folder") from error
+
+
+def _reason(error: Exception) -> str:
+    return "it is damaged or cut short" if "libjxl" in str(error) else first_line(error)
+
+
+def prepare(path: Path) -> bool:
+    """Imports the package that reads this file, if it needs one; whether it is of such a format.
+
+    Raises UserError if that is missing, and for camera raw.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if raw := _camera_raw(path, head):
+        raise UserError(
+            f"{path} is a camera raw photo ({raw}), of which only a small preview could be read; develop it and save "
+            f"it as JPEG, PNG or TIFF"
+        )
+    brands = _brands(head)
+    if brands & AVIF_BRANDS:
+        return True  # Pillow reads it; before 11.3 it does not
+    try:
+        if brands & HEIF_BRANDS:
+            from pillow_heif import register_heif_opener  # only if there is such a photo: a tenth of a second
+
+            register_heif_opener()
+        elif head.startswith(JPEG_XL_MAGIC):
+            importlib.import_module("pillow_jxl")  # it registers itself
+        else:
+            return False
+    except ImportError as error:
+        kind, package = ("HEIF", "pillow-heif") if brands else ("JPEG XL", "pillow-jxl-plugin")
+        raise UserError(
+            f"{path} is a {kind} photo, and the package {package} cannot be imported ({first_line(error)}); "
+            f"'bash setup.sh' installs it, or convert the photo to JPEG or PNG"
+        ) from None
+    return True
+
+
+def _brands(head: bytes) -> set[bytes]:
+    """Of an ISO base media file (ISO/IEC 14496-12), its major and compatible brands; of others none."""
+    if head[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    return {head[8:12], *(head[start : start + 4] for start in range(16, end, 4))}
+
+
+def _camera_raw(path: Path, head: bytes) -> str | None:
+    """The format's name if this is a camera raw file, which may be called anything."""
+    for (offset, magic), name in RAW_MAGIC.items():
+        if head.startswith(magic, offset):
+            return name
+    suffix = path.suffix.lower()
+    if suffix in RAW_SUFFIXES:
+        return suffix[1:].upper()
+    return _raw_tiff(path, head) if head.startswith(TIFF_MAGIC) else None
+
+
+def _raw_tiff(path: Path, head: bytes) -> str | None:
+    """What in a TIFF's directories says that it is camera raw: most of these are TIFFs with a thumbnail first."""
+    try:
+        directories = list(_directories(path, head))
+    except Exception:  # damaged: Pillow's complaint names it
+        return None
+    if any(DNG_VERSION in each for each in directories):
+        return "DNG"
+    for each in directories:
+        if each.get(PHOTOMETRIC) in RAW_PHOTOMETRIC or CFA_PATTERN in each or each.get(COMPRESSION) in RAW_COMPRESSION:
+            return "a sensor's pixels in a TIFF"
+    reduced = [each.get(NEW_SUBFILE_TYPE, 0) & REDUCED_IMAGE for each in directories]
+    return "a TIFF with a preview first" if reduced and reduced[0] and not all(reduced) else None
+
+
+def _directories(path: Path, head: bytes) -> Iterator[Mapping[int, Any]]:
+    """The tags of a TIFF's images, {tag: value} each: the file's first, then the others and those inside them."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2  # only for a TIFF
+
+    with path.open("rb") as file:
+        header = head[: 16 if head[2:4] in (b"+\0", b"\0+") else 8]
+        pending, seen = [ImageFileDirectory_v2(header).next], {0}
+        while pending and len(seen) < MAX_DIRECTORIES:
+            offset = pending.pop(0)
+            if offset in seen:
+                continue
+            seen.add(offset)
+            directory = ImageFileDirectory_v2(header)
+            file.seek(offset)
+            directory.load(file)
+            nested = directory.get(SUB_IFDS, ())
+            pending += [directory.next, *(nested if isinstance(nested, tuple) else (nested,))]
+            yield directory

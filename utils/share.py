@@ -1,0 +1,68 @@
+"""A folder to upload: a trained pipeline, its card, and a run.json that says nothing of this machine.
+
+python -m utils.share OUTPUT NEW_FOLDER
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from utils.command_line import Parser, run_main
+from utils.errors import UserError
+from utils.files.atomic import copy_into
+from utils.files.json_files import read_json, write_json
+from utils.files.ownership import RUN_FILE, is_own_output, nearest_existing, overlap
+from utils.models.card import CARD_FILE, PICTURE_FILE, clean_record, write_card
+from utils.models.check import check_pipeline
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Checks both folders, then copies what a model is."""
+    parser = Parser(prog="python -m utils.share", description="Makes a folder to upload of a trained pipeline.")
+    parser.add_argument("folder", type=Path, metavar="OUTPUT", help="a folder that training wrote")
+    parser.add_argument("target", type=Path, metavar="NEW_FOLDER", help="the folder to upload")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    check_pipeline(args.folder, "OUTPUT")
+    check_target(args.folder, args.target)
+    try:
+        copy_for_sharing(args.folder, args.target)
+    except OSError as error:
+        raise UserError(f"NEW_FOLDER {args.target} cannot be written ({error.strerror or error})") from error
+    shown = f" ({PICTURE_FILE} in it shows your photos)" if (args.target / PICTURE_FILE).is_file() else ""
+    print(
+        f"{args.target}: read its {CARD_FILE}{shown}, then upload it, for example with 'hf upload NAME {args.target}'"
+    )
+
+
+def check_target(folder: Path, target: Path) -> None:
+    """The folder was made by training, and the new one is new or empty. Raises UserError."""
+    if not is_own_output(folder):
+        raise UserError(f"OUTPUT {folder} was not written by training: its {RUN_FILE} is missing")
+    if overlap(folder, target):
+        raise UserError(f"NEW_FOLDER {target} overlaps {folder}; give it a place of its own")
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"NEW_FOLDER {target} exists and is not an empty folder; give another name")
+    existing = nearest_existing(target)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"NEW_FOLDER {target}: nothing can be written in {existing}")
+
+
+def copy_for_sharing(folder: Path, target: Path) -> None:
+    """The pipeline's parts, card and picture as they are, and the cleaned run.json; no checkpoint, log or sample."""
+    target.mkdir(parents=True, exist_ok=True)
+    if not (folder / CARD_FILE).is_file():
+        write_card(folder)
+    for part in (*FROZEN_PARTS, "unet"):
+        for path in sorted((folder / part).rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                copy_into(path, target / path.relative_to(folder))
+    for name in (CARD_FILE, PICTURE_FILE, MODEL_INDEX):
+        if (folder / name).is_file():
+            copy_into(folder / name, target / name)
+    write_json(target / RUN_FILE, clean_record(read_json(folder / RUN_FILE)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
