@@ -105,7 +105,7 @@ def _check_start(
 ) -> tuple[Plan, Sources | None]:
     count, num_ranks = num_parameters(base), environment.num_ranks()
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
-    table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")
+    table.add("base model", f"{base.folder.resolve()}: Stable Diffusion v1, {size}")
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not table.is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:
@@ -125,7 +125,9 @@ def _check_start(
         return plan, None
     first_step = start.checkpoint.step if start.checkpoint else 0
     origin = f"{start.checkpoint.path}, " if start.checkpoint else ""
-    table.add("start", f"{origin}step {first_step} of {plan.num_steps}, into {plan.output_dir}")
+    photos = ", ".join(str(concept.instance_data_dir.resolve()) for concept in concepts)
+    into = plan.output_dir.resolve()
+    table.add("start", f"{origin}step {first_step} of {plan.num_steps}, photos from {photos}, into {into}")
     every = plan.checkpointing_steps
     planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - first_step // every)
     _check_numbers(table, plan, base)
