@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from utils.command_line import (
     Parser,
@@ -22,6 +23,7 @@ from utils.files.ownership import RUN_NAMES
 from utils.flags_of_others import add_not_needed, refuse, report_to, take_out_not_needed
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX
 
+HIDDEN: Any = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # another name of a flag
 OFFSET_NOISE = 0.1  # of diffusers' --offset_noise, which has no value
 LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 
@@ -185,8 +187,7 @@ def _add_optimization(group: argparse._ArgumentGroup) -> None:
         default=0.0,
         help="noise common to a channel; 0.1 at most (default: 0)",
     )
-    hidden = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    add("--offset_noise", dest="noise_offset", action="store_const", const=OFFSET_NOISE, **hidden)
+    add("--offset_noise", dest="noise_offset", action="store_const", const=OFFSET_NOISE, **HIDDEN)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -218,8 +219,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="a checkpoint every N steps (default: 500)",
     )
-    hidden = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    add("--save_steps", dest="checkpointing_steps", type=positive_int, **hidden)  # ColossalAI's name of it
+    add("--save_steps", dest="checkpointing_steps", type=positive_int, **HIDDEN)  # ColossalAI's name of it
     add("--checkpoints_total_limit", type=positive_int, metavar="K", help="keep the newest K of them (default: all)")
     add(
         "--resume_from_checkpoint",

@@ -8,7 +8,7 @@ from utils.data.concepts import Concept, load_photos, read_concepts
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.files.json_files import read_json
-from utils.models.folder import BaseModel, num_parameters
+from utils.models.folder import BaseModel, num_parameters, prediction_type
 from utils.models.layout import DEFAULTS, with_defaults
 from utils.preflight.numbers import check_schedule, describe_launcher, describe_rounding
 from utils.preflight.photos import describe_captions, describe_duplicates, describe_photo
@@ -70,16 +70,6 @@ def _check_prompt(table: PreflightTable, tokenizer_name: Path | None, base: Base
         table.add_run("prompt", describe_prompt, prompt, folder)
 
 
-def _check_numbers(table: PreflightTable, plan: Plan, base: BaseModel) -> None:
-    for check, finding in (
-        ("schedule", table.run("schedule", check_schedule, plan)),
-        ("save_dtype", describe_rounding(plan, base)),
-        ("precision", describe_launcher(plan)),
-    ):
-        if finding:
-            table.add(check, finding, NOTE)
-
-
 def _check_tokens(table: PreflightTable, args: Namespace, base: BaseModel, prompts: list[str | None]) -> None:
     """The text encoder knows every token of every prompt."""
     folder = args.tokenizer_name or base.folder / "tokenizer"
@@ -89,6 +79,16 @@ def _check_tokens(table: PreflightTable, args: Namespace, base: BaseModel, promp
     if other and (folder / "tokenizer_config.json").is_file():
         for prompt in dict.fromkeys(prompt for prompt in (*prompts, args.validation_prompt) if prompt):
             table.run("prompt", check_tokens, prompt, folder, vocab_size)
+
+
+def _check_numbers(table: PreflightTable, plan: Plan, base: BaseModel) -> None:
+    for check, finding in (
+        ("schedule", table.run("schedule", check_schedule, plan)),
+        ("save_dtype", describe_rounding(plan, base)),
+        ("precision", describe_launcher(plan)),
+    ):
+        if finding:
+            table.add(check, finding, NOTE)
 
 
 def _refuse_tokenizer(folder: Path) -> None:
@@ -105,7 +105,10 @@ def _check_start(
 ) -> tuple[Plan, Sources | None]:
     count, num_ranks = num_parameters(base), environment.num_ranks()
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
-    table.add("base model", f"{base.folder.resolve()}: Stable Diffusion v1, {size}")
+    kind = ", which predicts velocity" if prediction_type(base.folder) == "v_prediction" else ""
+    table.add("base model", f"{base.folder.resolve()}: Stable Diffusion v1{kind}, {size}")
+    if ".non_ema" in base.unet_weights[0].name:
+        table.add("base model", f"{base.unet_weights[0].name} is trained on: the UNet has no other weights", NOTE)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not table.is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:

@@ -93,7 +93,6 @@ def restore(
         read(part, flat.named(values))
         if values is not moment:
             moment.write_from(values, flat.device)
-    if flat.weight is not flat.master:
-        flat.weight.copy_(flat.master)
     for name in COUNTERS:
         getattr(optimizer, name).fill_(counters[name])
+    flat.round_weights(optimizer.num_applied)
