@@ -402,7 +402,7 @@ def test_without_models_every_metric_says_what_it_needs(trained_dir, tmp_path):
     }
 
 
-def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline_dir, tmp_path, photos_dir):
+def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline_dir, tmp_path, photos_dir, capsys):
     base = write_safety_checker(shutil.copytree(tiny_pipeline_dir, tmp_path / "base"))
     result = tmp_path / "result"
     assert run(trained_dir, result, "--pretrained_model_name_or_path", str(base)) == 0
@@ -414,6 +414,10 @@ def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline
     images = encoder.images([decode(result / f"output-{number}.png") for number in (1, 2)])
     assert found["clip_i"]["value"] == pytest.approx((images @ real.T).mean(), abs=1e-6)
     assert found["clip_t"]["value"] is None and "text tower" in found["clip_t"]["reason"]
+    states = {check["kind"]: check["state"] for check in record["verdicts"]["finetuned"]["checks"]}
+    assert {kind for kind, state in states.items() if state == "not looked for"} == {"prompt", "drift"}
+    said = capsys.readouterr().out
+    assert "Not looked for: whether it still follows the prompt; whether other prompts are still followed." in said
 
 
 def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir):
