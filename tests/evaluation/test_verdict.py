@@ -167,7 +167,7 @@ def test_pictures_of_other_things_that_look_like_the_subject_are_counted(ours, b
         record["models"][model]["clip_i_other"].update(like_subject=files, num_images=8)
     found = check(record, "spread")
     assert found.state == state and f"{len(ours)} of 8 pictures" in found.text
-    assert found.files == (tuple(ours) if state == FOUND else ())
+    assert found.files == tuple(ours) and ("stays out" in found.title) == (not ours)
 
 
 def test_images_of_one_colour_among_the_baselines_spoil_the_comparison():

@@ -285,14 +285,15 @@ def check_spread(metrics: dict, model: str) -> Check:
         state = NOT_FOUND
     if state == UNCERTAIN:
         return uncertain("spread", WARNING, comparison, MORE_OTHER_IMAGES)
-    title, advice = "Your subject stays out of other pictures", ""
+    title = "Your subject appears in few other pictures" if files else "Your subject stays out of other pictures"
+    advice = ""
     if state == FOUND:
         title, advice = "Your subject appears in other pictures", f"{LESS_TRAINING[:-1]}, or with prior preservation."
     text = f"Likeness to your photos in pictures of other things: {in_words(comparison)}; "
     text += f"{comparison.visible:g} is visible."
     if "like_subject" in ours:
-        text = f"{len(files)} of {ours['num_images']} pictures of other things look like your subject. {text}"
-    return Check("spread", WARNING, state, title, text, advice, (comparison,), files if state == FOUND else ())
+        text = f"Like your subject: {len(files)} of {ours['num_images']} pictures of other things. {text}"
+    return Check("spread", WARNING, state, title, text, advice, (comparison,), files)
 
 
 def check_class(metrics: dict, model: str, encoder: str, subject: Check) -> Check:
