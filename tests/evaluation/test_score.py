@@ -512,7 +512,7 @@ def test_the_report_shows_everything(whole):
         "CLIP-T",
         "checkpoint-5",
         "a sks cat on the beach",
-        "None of the 3 is good",
+        "none of the 3 draws your subject",
     ):
         assert text in page, text
     assert page.count("<img ") == 4 * 2 * 5 + 4

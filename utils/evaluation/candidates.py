@@ -16,7 +16,7 @@ from utils.files.ownership import RUN_FILE
 
 STRENGTHS = (0.5, 0.75, 1.0)  # of the result; a checkpoint as it is lies near one of them (docs/strength.md)
 NUM_CHECKPOINTS = 3
-NUM_INFERENCE_STEPS = 20
+NUM_INFERENCE_STEPS = 15
 NUM_IMAGES, NUM_OTHER_IMAGES = 4, 2
 SHOWN_PROMPTS = 2  # of each role, on the strip
 FOLDER = "candidates"  # their images', in the output folder

@@ -1,8 +1,8 @@
 """Which of several models to take: checkpoints, strengths, and the result itself.
 
 The rule: of those that draw the subject, copy no photo, and follow other prompts no visibly worse than the baseline,
-the nearest to the subject. If there is none, the best compromise: likeness gained less faithfulness lost, each in
-differences that people see.
+the nearest to the subject. If there is none, the best compromise: of those that copy no photo and keep nine tenths of
+the largest gain in likeness, the one that has lost the least on other prompts.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,8 @@ from utils.evaluation.samples import FINETUNED
 from utils.evaluation.verdict import check_memorisation, compare, fidelity_metric, is_drawn, main_encoder
 from utils.evaluation.wording import listed, number, signed
 
+KEPT_SHARE = 0.9  # of the largest gain in likeness, in a compromise
+
 
 class Standing(NamedTuple):
     """One model's part in the choice.
@@ -22,14 +24,14 @@ class Standing(NamedTuple):
     Attributes:
         faithfulness: to prompts without the subject; None if nothing could be measured.
         lost: of it, against the baseline; 0 if nothing could be measured.
-        lost_at_most: the upper end of that difference's interval; None if there is none.
+        lost_interval: of that difference, 95%; None if there is none.
     """
 
     name: str
     likeness: Comparison
     faithfulness: Comparison | None
     lost: float
-    lost_at_most: float | None
+    lost_interval: tuple[float, float] | None
     copies: bool
 
     @property
@@ -47,12 +49,6 @@ class Standing(NamedTuple):
     def is_fit(self) -> bool:
         """Whether it draws the subject without visible harm."""
         return self.keeps_others and not self.copies and is_drawn(self.likeness)
-
-    @property
-    def compromise(self) -> float:
-        """Likeness gained less faithfulness lost, in differences that people see."""
-        price = self.lost / visible(self.faithfulness) if self.faithfulness else 0.0
-        return self.gained / visible(self.likeness) - price
 
 
 def choose(metrics: dict) -> Choice | None:
@@ -74,8 +70,8 @@ def choose(metrics: dict) -> Choice | None:
         why = f"Of the {count} it is the nearest to your subject ({fidelity}) among those that "
         why += f"{'copy no photo' if best.faithfulness is None else f'copy no photo and keep other prompts{others}'}."
     else:
-        sentence = f"None of the {count} is good: {title(best.name)} is the best compromise."
-        why = f"None draws your subject, copies no photo and keeps other prompts. {fidelity}{others}."
+        sentence = f"Take {title(best.name)}, the best compromise: none of the {count} {shortcoming(standings)}."
+        why = f"Of those that keep most of the likeness it has lost the least on other prompts: {fidelity}{others}."
     return Choice(best.name, is_good, sentence, " ".join([why, *doubts(metrics, best, standings)]))
 
 
@@ -98,9 +94,9 @@ def standings_of(metrics: dict) -> list[Standing]:
         other = compare(metrics, name, key)
         other = other if other is not None and other.change is not None else None
         lost = -direction * (other.change or 0.0) if other else 0.0
-        most = max(-direction * bound for bound in other.interval) if other and other.interval else None
+        bounds = sorted(-direction * bound for bound in other.interval) if other and other.interval else None
         copies = check_memorisation(metrics, name, main_encoder(metrics)).state == FOUND
-        standings.append(Standing(name, likeness, other, lost, most, copies))
+        standings.append(Standing(name, likeness, other, lost, (bounds[0], bounds[1]) if bounds else None, copies))
     return standings
 
 
@@ -109,30 +105,50 @@ def pick(standings: list[Standing]) -> tuple[Standing, bool]:
     fit = [standing for standing in standings if standing.is_fit]
     if fit:
         return max(fit, key=lambda standing: standing.gained), True
-    sound = [standing for standing in standings if not standing.copies]
-    return max(sound or standings, key=lambda standing: standing.compromise), False
+    return min(compromises(standings), key=lambda standing: (standing.lost, -standing.gained)), False
+
+
+def compromises(standings: list[Standing]) -> list[Standing]:
+    """Those that copy no photo, if there are such, and keep nine tenths of the largest gain in likeness."""
+    sound = [standing for standing in standings if not standing.copies] or standings
+    most = max(standing.gained for standing in sound)
+    return [standing for standing in sound if standing.gained >= min(KEPT_SHARE * most, most)]
+
+
+def shortcoming(standings: list[Standing]) -> str:
+    """What none of them does."""
+    drawn = [standing for standing in standings if is_drawn(standing.likeness)]
+    if not drawn:
+        return "draws your subject well"
+    if all(standing.copies for standing in drawn):
+        return "draws your subject without copying a photo"
+    return "draws your subject and keeps other prompts as they were"
 
 
 def doubts(metrics: dict, best: Standing, standings: list[Standing]) -> list[str]:
     """Sentences on what these images are too few to tell about the choice."""
     found = []
-    rivals = [s for s in standings if s is not best and (s.is_fit, s.copies) == (best.is_fit, best.copies)]
-    near = [title(rival.name) for rival in rivals if not is_apart(metrics, best, rival)]
-    if near:
-        verb = "is" if len(near) == 1 else "are"
-        found.append(f"As near, as far as these images can tell, {verb} {listed(near)}.")
-    if best.is_fit and best.faithfulness is not None:
-        if best.lost_at_most is None or best.lost_at_most >= visible(best.faithfulness):
+    rivals = [s for s in standings if s.is_fit] if best.is_fit else compromises(standings)
+    part, word = ("likeness", "near") if best.is_fit else ("others", "good a compromise")
+    equal = [title(s.name) for s in rivals if s is not best and not is_apart(metrics, part, best.name, s.name)]
+    if equal:
+        verb = "is" if len(equal) == 1 else "are"
+        found.append(f"As {word}, as far as these images can tell, {verb} {listed(equal)}.")
+    if best.faithfulness is not None and not best.copies:
+        low, high = best.lost_interval or (-np.inf, np.inf)
+        if best.is_fit and high >= visible(best.faithfulness):
             found.append("These images are too few to be sure that other prompts are kept.")
+        if not best.keeps_others and low <= 0:
+            found.append("These images are too few to be sure that other prompts have suffered at all.")
     return found
 
 
-def is_apart(metrics: dict, one: Standing, other: Standing) -> bool:
-    """Whether two models' likeness differs by more than its uncertainty, image by image (seeds are equal)."""
-    values = metrics.get("image_values", {})
-    if one.name not in values or other.name not in values:
+def is_apart(metrics: dict, part: str, one: str, other: str) -> bool:
+    """Whether two models' likeness, or faithfulness ("others"), differs by more than its uncertainty."""
+    ours, theirs = (metrics.get("image_values", {}).get(name, {}).get(part) for name in (one, other))
+    if not ours or not theirs:
         return True
-    interval = mean_interval(np.asarray(values[one.name]) - np.asarray(values[other.name]))
+    interval = mean_interval(np.asarray(ours) - np.asarray(theirs))
     return interval is not None and not interval[0] <= 0 <= interval[1]
 
 

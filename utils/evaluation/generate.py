@@ -264,7 +264,7 @@ def finish(output_dir: Path, record: dict) -> None:
         path = output_dir / name
         path.unlink(missing_ok=True)
         for folder in list(path.relative_to(output_dir).parents)[:-1]:
-            if not any((output_dir / folder).iterdir()):
+            if (output_dir / folder).is_dir() and not any((output_dir / folder).iterdir()):
                 os.rmdir(output_dir / folder)
     write_json(output_dir / SAMPLES_FILE, record)
 

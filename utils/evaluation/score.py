@@ -101,13 +101,21 @@ def measure(table: "ImageTable", samples: dict) -> dict:
         models[model]["blank_images"] = [entry["file"] for entry in table.blank if entry["model"] == model]
     count_like_subject(table, models, photo_metrics(table))
     names = [model for model in models if model != BASELINE]
-    values = table.values["dino"] if table.values["dino"] is not None else table.values["clip_i"]
-    rows = {model: table.rows(model, SUBJECT) for model in names if values is not None}
-    return dict(
-        models=models,
-        changes={model: changes(table, model) for model in names},
-        image_values={model: present(values)[indices].tolist() for model, indices in rows.items() if indices.size},
-    )
+    likeness = table.values["dino"] if table.values["dino"] is not None else table.values["clip_i"]
+    others = table.values["clip_t"] if table.values["clip_t"] is not None else likeness
+    image_values = {
+        model: dict(
+            likeness=_by_prompt(likeness, table.rows(model, SUBJECT)),
+            others=_by_prompt(others, table.rows(model, OTHER)),
+        )
+        for model in names
+    }
+    return dict(models=models, changes={model: changes(table, model) for model in names}, image_values=image_values)
+
+
+def _by_prompt(values: np.ndarray | None, rows: np.ndarray) -> list[list[float]] | None:
+    """[P,K] of images' own values; None without any."""
+    return values[rows].tolist() if values is not None and rows.size else None
 
 
 def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> tuple[Encoder | None, Encoder | None]:

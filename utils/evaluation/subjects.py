@@ -44,8 +44,9 @@ def read_subjects(path: Path) -> list[Subject]:
         raise UserError(f"--concepts_list {path} cannot be read as JSON: {error}") from None
     subjects = []
     for place, entry in enumerate(entries if isinstance(entries, list) else [None], 1):
-        texts = [entry.get(name) for name in Subject._fields] if isinstance(entry, dict) else [None]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
+        given = [entry.get(name) for name in Subject._fields] if isinstance(entry, dict) else []
+        texts = [text for text in given if isinstance(text, str) and text.strip()]
+        if len(texts) < len(Subject._fields):
             wanted = " and ".join(Subject._fields)
             raise UserError(f"--concepts_list {path}, concept {place}: it is not an object with {wanted}")
         subjects.append(Subject(texts[0], Path(texts[1])))
@@ -83,7 +84,7 @@ def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
 
 def mean_over_subjects(values: list[float]) -> Mean:
     """The mean of subjects' means, and its 95% interval for other subjects like these; None for one subject."""
-    return Mean(float(np.mean(values)), mean_interval(np.array(values)[:, None]), len(values))
+    return Mean(float(np.mean(values)), mean_interval(np.array(values)[None, :]), len(values))
 
 
 def means(measured: Mapping[str, dict], model: str) -> dict[str, Mean]:

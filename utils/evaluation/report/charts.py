@@ -55,8 +55,7 @@ def line_chart(title: str, series: list[Series], note: str = "", x_label: str = 
     points = [point for s in series for point in s.points]
     if not points:
         return None
-    bounds = [y for s in series for _, low, high in s.intervals for y in (low, high)]
-    ys = ticks(min([y for _, y in points] + bounds), max([y for _, y in points] + bounds))
+    ys = ticks(*view([y for _, y in points], [y for s in series for _, low, high in s.intervals for y in (low, high)]))
     x_range = (min(x for x, _ in points), max(x for x, _ in points))
     place = Place(x_range, (ys[0], ys[-1]))
     last = series[-1].points
@@ -112,9 +111,9 @@ def scatter_chart(
     points: list[ScatterPoint], lines: list[tuple[float, str, str]], x_label: str, y_label: str
 ) -> Scatter:
     """The points, and a line across the chart at every (y, text, CSS class)."""
-    xs = [value for point in points for value in (point.x, *(point.x_interval or ()))]
-    ys = [value for point in points for value in (point.y, *(point.y_interval or ()))] + [y for y, *_ in lines]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    x_ticks = ticks(*view([point.x for point in points], [x for point in points for x in point.x_interval or ()]))
+    ys = [*(point.y for point in points), *(y for y, *_ in lines)]
+    y_ticks = ticks(*view(ys, [y for point in points for y in point.y_interval or ()]))
     place = Place((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), SCATTER_FRAME)
     listed = ", ".join(f"{point.text} at {short(point.x, 3)} and {short(point.y, 3)}" for point in points)
     return Scatter(
@@ -145,11 +144,13 @@ class Place(NamedTuple):
 
     def x(self, value: float) -> str:
         low, high = self.x_range
+        value = min(max(value, low), high)  # an interval may reach beyond
         width = self.frame.right - self.frame.left
         return f"{self.frame.left + (value - low) / ((high - low) or 1) * width:.1f}"
 
     def y(self, value: float) -> str:
         low, high = self.y_range
+        value = min(max(value, low), high)
         height = self.frame.bottom - self.frame.top
         return f"{self.frame.bottom - (value - low) / ((high - low) or 1) * height:.1f}"
 
@@ -187,6 +188,13 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
         step = max(1.0, float(round(step)))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+
+
+def view(values: list[float], ends: list[float]) -> tuple[float, float]:
+    """The range that a chart shows: all values, and of their intervals' ends what lies within one such range of it."""
+    low, high = min(values), max(values)
+    span = (high - low) or abs(high) or 1.0
+    return max(low - span, min([low, *ends])), min(high + span, max([high, *ends]))
 
 
 def finite(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
