@@ -243,7 +243,7 @@ def test_the_papers_prompts_and_a_file_of_prompts(trained_dir, tmp_path):
         (["--only", "draw"], "--only"),
         (["--clip_model", "/no/such/folder"], "--clip_model /no/such/folder does not exist"),
         (["--only", "score"], "run evaluate.py without --only first"),
-        (["--drift_prompt", "\udcff"], "--drift_prompt holds characters"),
+        (["--drift_prompt", "\udcff"], "--drift_prompt: holds characters"),
     ],
 )
 def test_a_mistake_is_named(trained_dir, tmp_path, capsys, more, message):
@@ -515,19 +515,19 @@ def test_the_report_shows_everything(whole):
         "none of the 3 draws your subject",
     ):
         assert text in page, text
-    assert page.count("<img ") == 4 * 2 * 5 + 4
+    assert page.count('id="image-') == 4 * 2 * 5 + 4
     assert page.count("data:image/") == page.count("<img ") == page.count(' alt="')
     assert "torchrun train_dreambooth_colossalai.py" in page and "python evaluate.py" in page
-    assert "http-equiv" in page and "<script" not in page
-    assert "0.774" in page and "0.668" in page
+    assert "http-equiv" in page and "<script src" not in page
+    assert "0.774" not in page and "0.668" not in page  # the paper's numbers are of other encoders
 
 
 def test_metrics_of_other_images_are_not_shown(trained_dir, models, tmp_path):
     result = tmp_path / "result"
     assert run(trained_dir, result, *models) == 0
-    assert "have not been scored" not in (result / "report.html").read_text()
+    assert "Not scored yet" not in (result / "report.html").read_text()
     assert run(trained_dir, result, "--seed", "7", "--only", "generate", "--only", "report") == 0
-    assert "have not been scored" in (result / "report.html").read_text()
+    assert "Not scored yet" in (result / "report.html").read_text()
 
 
 def test_an_older_or_unfinished_samples_json_is_refused(whole, tmp_path, capsys):
