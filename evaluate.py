@@ -3,15 +3,25 @@
 import sys
 
 from utils.command_line import run_main
+from utils.evaluation import candidates, subjects
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.card import update_card
-from utils.evaluation.plan import make_plan
-from utils.evaluation.samples import COMPARISON_FILE, REPORT_FILE, read_metrics, read_samples
+from utils.evaluation.plan import EvaluationPlan, make_plan
+from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples
 
 
 def main(argv: list[str] | None = None) -> None:
-    """generate -> score -> report. Each stage reads from --output_dir what the one before it left there."""
-    plan = make_plan(parse_args(argv))
+    """generate -> score -> report, for each subject. Each stage reads from a folder what the one before left there."""
+    args = parse_args(argv)
+    plans = [make_plan(each) for each in subjects.split_by_subject(args)]
+    measured = {plan.output_dir.name: evaluate(plan) for plan in plans}
+    if len(plans) > 1 and "score" in plans[0].stages:
+        scored = {name: metrics for name, metrics in measured.items() if metrics is not None}
+        print("\n".join(subjects.write_subjects(args.output_dir, scored)))
+
+
+def evaluate(plan: EvaluationPlan) -> dict | None:
+    """The stages that the plan has; returns metrics.json if images were scored."""
     for level, note in plan.notes:
         line, stream = (f"warning: {note}", sys.stderr) if level == "warning" else (note, sys.stdout)
         print(line, file=stream, flush=True)
@@ -21,14 +31,17 @@ def main(argv: list[str] | None = None) -> None:
         from utils.evaluation.generate import generate
 
         generate(plan)
-    samples = read_samples(plan.output_dir)
+    samples, metrics = read_samples(plan.output_dir), None
 
     if "score" in plan.stages:  # metrics.json, metrics.csv
         from utils.evaluation.score import score
         from utils.evaluation.verdict import summary
 
-        for line in summary(score(plan, samples)):
-            print(line)
+        metrics = score(plan, samples)
+        lines = summary(metrics)
+        if "candidates" in metrics:
+            lines += candidates.summary(metrics["candidates"], samples["models"][FINETUNED]["path"])
+        print("\n".join(lines))
 
     if "report" in plan.stages:  # report.html
         from utils.evaluation.report.page import write_report
@@ -41,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"Look at {plan.output_dir / COMPARISON_FILE}")
     if "report" in plan.stages:
         print(f"Look at {plan.output_dir / REPORT_FILE}")
+    return metrics
 
 
 if __name__ == "__main__":

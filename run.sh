@@ -25,9 +25,9 @@ fi
 export MODEL_NAME="${MODEL_NAME:-$recipe_model}"
 
 # The recipe's values; the embedded model wants its own size, a larger learning rate, and fp32 on a CPU.
-resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20
+resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20 checkpointing_steps=500
 if [ "$(realpath -m "$MODEL_NAME")" = "$(realpath -m "$embedded_model")" ]; then
-  resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=300
+  resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=300 checkpointing_steps=100
 fi
 
 training=(
@@ -42,6 +42,7 @@ training=(
   --lr_scheduler="${LR_SCHEDULER:-constant}"
   --lr_warmup_steps="${LR_WARMUP_STEPS:-0}"
   --max_train_steps="${MAX_TRAIN_STEPS:-$steps}"
+  --checkpointing_steps="${CHECKPOINTING_STEPS:-$checkpointing_steps}"
   "$@"
 )
 evaluation=(
@@ -51,7 +52,8 @@ evaluation=(
   --output_dir="$RESULT_DIR"
   --prompt="${INSTANCE_PROMPT:-a photo of my cat.}"
   --num_images="${NUM_IMAGES:-4}"
-  --num_drift_images="${NUM_DRIFT_IMAGES:-2}"
+  --num_drift_images="${NUM_DRIFT_IMAGES:-4}"
+  --choose
   ${CHECKPOINT:+--checkpoint="$CHECKPOINT"}
   --num_inference_steps="${NUM_INFERENCE_STEPS:-50}"
 )

@@ -494,6 +494,10 @@ EVALUATION = {
     "class_name": changes(files, class_name="boat"),
     "drift_prompt": changes(files, drift_prompt="a red boat"),
     "checkpoint": shows(has("images/checkpoint-2/*/*.png"), checkpoint="all"),
+    "concepts_list": shows(
+        has("02-*/report.html"), prompt=None, instance_data_dir=None, concepts_list="{inputs}/concepts.json"
+    ),
+    "choose": shows(has("candidates/finetuned@0.5/*/*.png"), choose=True),
     "strength": shows(has("images/finetuned@0.5/*/*.png"), strength=0.5),
     "negative_prompt": changes(pictures, negative_prompt="blurry"),
     "num_images": changes(files, num_images=3),

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         check_export_folder(args.target, args.folder)
     base = find_base(args, tuned) if args.strength != 1 or args.lora_rank else tuned
     if args.lora_rank:
-        lora = export_lora(tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
+        lora = export_lora(args.folder, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
         print(
             f"{args.target}: {megabytes(args.target)}, {lora.share:.1%} of the squared change; read by diffusers' "
             "load_lora_weights, ComfyUI and A1111"

@@ -36,6 +36,8 @@ def test_the_flags_are_these():
         "--num_drift_images",
         "--checkpoint",
         "--strength",
+        "--concepts_list",
+        "--choose",
         "--only",
         "--clip_model",
         "--dino_model",

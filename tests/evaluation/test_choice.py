@@ -1,33 +1,94 @@
-"""The choice among several models: the largest gain of the good ones, and a plain word if there is none."""
+"""The rule of the choice: the nearest of the fit ones, else the best compromise, and what these images cannot tell."""
 
-from tests.helpers.measured import measured, with_checkpoint
+import pytest
+
+from tests.helpers.measured import measured, with_checkpoint, without
 from utils.evaluation.choice import choose
 
 
-def test_there_is_no_choice_of_one():
+def of(record: dict, *others: dict) -> dict:
+    """`record` with the others' fine-tuned models as checkpoint-1, checkpoint-2 and so on."""
+    merged = record | dict(models=dict(record["models"]), changes=dict(record["changes"]))
+    for step, other in enumerate(others, start=1):
+        for part in ("models", "changes"):
+            merged[part][f"checkpoint-{step}"] = other[part]["finetuned"]
+    return merged
+
+
+def test_there_is_no_choice_of_one_or_without_likeness():
     assert choose(measured()) is None
+    assert choose(without(of(measured(), measured()), "clip_i", "needs your photos")) is None
 
 
-def test_the_largest_gain_of_those_without_a_warning():
-    overfitted, good = measured(clip_i=0.95, copied=5, div_clip=0.01), measured()
-    choice = choose(with_checkpoint(overfitted, good))
-    assert (choice.model, choice.is_good, choice.sentence) == ("checkpoint-5", True, "Take checkpoint-5.")
-    assert "+0.681" in choice.why and "1 of 2" in choice.why
-    choice = choose(with_checkpoint(good, measured(clip_i=0.6)))
-    assert choice.model == "finetuned" and "among" not in choice.why
-    assert choice.sentence == "Take the fine-tuned model."
+def test_the_nearest_to_the_subject_of_those_that_keep_other_prompts_and_copy_nothing():
+    drifted, copied = measured(clip_i=0.9, clip_t_other=0.61), measured(clip_i=0.95, copied=5)
+    near, far = measured(clip_i=0.8, clip_t_other=0.63), measured(clip_i=0.7)
+    choice = choose(of(drifted, copied, far, near))
+    assert (choice.model, choice.is_good, choice.sentence) == ("checkpoint-3", True, "Take checkpoint-3.")
+    assert "Of the 4" in choice.why and "0.800" in choice.why and "\u22120.039" in choice.why
+    assert choose(of(near, far)).sentence == "Take the fine-tuned model."
 
 
-def test_none_is_good_and_it_says_so():
-    copied, collapsed = measured(copied=5), measured(clip_i=0.95, div_clip=0.01)
-    choice = choose(with_checkpoint(copied, collapsed))
-    assert choice.model == "checkpoint-5" and not choice.is_good
-    assert choice.sentence == "None of the 2 is good: checkpoint-5 is the least bad."
-    drifted = measured(clip_t_other=0.5)
-    choice = choose(with_checkpoint(copied, drifted))
-    assert choice.model == "checkpoint-5" and not choice.is_good and "neither copy photos" in choice.why
+def test_the_visible_difference_is_the_border():
+    for lost, chosen in ((0.049, "checkpoint-1"), (0.051, "finetuned")):
+        choice = choose(of(measured(clip_i=0.7), measured(clip_i=0.8, clip_t_other=0.669 - lost)))
+        assert choice.model == chosen
 
 
-def test_one_that_has_not_learned_the_subject_is_not_good():
-    choice = choose(with_checkpoint(measured(clip_i=0.04), measured(clip_i=0.05)))
-    assert not choice.is_good and choice.sentence.startswith("None of the 2 is good")
+def test_one_that_does_not_draw_the_subject_is_not_good():
+    choice = choose(with_checkpoint(measured(clip_i=0.2), measured(clip_i=0.25)))
+    assert not choice.is_good and choice.sentence.endswith("none of the 2 draws your subject well.")
+    choice = choose(of(measured(clip_i=0.2), measured(clip_i=0.8)))
+    assert choice.model == "checkpoint-1" and choice.is_good
+
+
+@pytest.mark.parametrize(
+    ("lost_by_the_near", "chosen"),
+    [(0.1, "finetuned"), (0.3, "checkpoint-1")],
+)
+def test_the_best_compromise_has_lost_least_of_those_that_are_nearly_as_near(lost_by_the_near, chosen):
+    near, nearly = (
+        measured(clip_i=0.9, clip_t_other=0.669 - lost_by_the_near),
+        measured(clip_i=0.83, clip_t_other=0.46),
+    )
+    far, copied = measured(clip_i=0.8, clip_t_other=0.6), measured(clip_i=0.99, copied=5)
+    choice = choose(of(near, nearly, far, copied))
+    assert (choice.model, choice.is_good) == (chosen, False)
+    assert "the best compromise: none of the 4 draws your subject and keeps other prompts" in choice.sentence
+
+
+def test_if_all_copy_photos_one_of_them_is_named_and_not_called_good():
+    choice = choose(of(measured(copied=5), measured(clip_i=0.8, copied=7)))
+    assert choice.model == "checkpoint-1" and not choice.is_good
+    assert choice.sentence.endswith("none of the 2 draws your subject without copying a photo.")
+
+
+def test_without_a_text_tower_the_subject_in_other_pictures_is_the_drift():
+    def record(**values):
+        return without(measured(**values), "clip_t_other", "needs CLIP's text tower")
+
+    choice = choose(of(record(clip_i=0.9, clip_i_other=0.11), record(clip_i=0.7, clip_i_other=0.09)))
+    assert choice.model == "checkpoint-1" and choice.is_good
+
+
+def test_a_difference_within_the_uncertainty_is_called_that():
+    names = ("finetuned", "checkpoint-1", "checkpoint-2")
+    record = of(measured(clip_i=0.8), measured(clip_i=0.78), measured(clip_i=0.6))
+    likeness = [[[0.7, 0.9, 0.75, 0.85]], [[0.85, 0.7, 0.87, 0.7]], [[0.5, 0.7, 0.55, 0.65]]]
+    record["image_values"] = {name: dict(likeness=values) for name, values in zip(names, likeness, strict=True)}
+    assert "As near, as far as these images can tell, is checkpoint-1." in choose(record).why
+    drifted = of(*(measured(clip_t_other=value) for value in (0.55, 0.54, 0.3)))
+    others = [[[0.5, 0.6], [0.5, 0.6]], [[0.6, 0.5], [0.45, 0.55]], [[0.3, 0.3], [0.28, 0.32]]]
+    drifted["image_values"] = {name: dict(others=values) for name, values in zip(names, others, strict=True)}
+    assert "As good a compromise, as far as these images can tell, is checkpoint-1." in choose(drifted).why
+    wide = of(measured(clip_t_other=0.66, margin=0.2), measured(clip_i=0.5))
+    assert "too few to be sure that other prompts are kept" in choose(wide).why
+    assert "too few" not in choose(of(measured(), measured(clip_i=0.5))).why
+    unsure = of(*(measured(clip_t_other=value, margin=0.3) for value in (0.5, 0.4)))
+    assert "too few to be sure that other prompts have suffered at all" in choose(unsure).why
+
+
+def test_a_measured_choice_among_candidates_is_the_choice():
+    said = dict(chosen="finetuned@0.75", is_good=True, sentence="Take it.", why="Because.")
+    choice = choose(measured() | dict(candidates=said))
+    assert (choice.model, choice.sentence, choice.why) == ("finetuned@0.75", "Take it.", "Because.")

@@ -19,7 +19,7 @@ SKIPS = [
     # .ci/run runs these in a step of its own.
     Skip("says something about Triton only|statistics of channels_last", "bash test.sh --interpreted", in_ci=True),
     Skip("needs Triton", "bash setup.sh --dev, on Linux x86-64"),
-    Skip("chromium is not installed", "apt-get install chromium"),
+    Skip("is not installed .Debian: apt-get install chromium", "apt-get install chromium"),
     Skip("playwright is not installed", "bash setup.sh --dev"),
     Skip("needs the font DejaVu Sans", "apt-get install fonts-dejavu-core"),
     Skip("scikit-image is only needed by tools/", ".venv/bin/python -m pip install -r requirements-tools.txt"),
@@ -28,6 +28,8 @@ SKIPS = [
     Skip("bf16 of torch's plain kernels", "a processor without AVX-512", in_ci=True),
     Skip("where a GPU may be, torch is asked about it", "a machine without a GPU"),
     Skip("no second file system|the temporary folder is on /dev/shm", "a temporary folder on a disk"),
+    Skip("not a checkout of git", "a clone of the repository"),
+    Skip("this file system takes them for one", "a file system that tells capital letters from small ones"),
     Skip("other versions of diffusers draw other initial weights", "the diffusers of requirements.txt"),
     Skip("from_single_file of diffusers 0.27", "a newer diffusers"),
 ]

@@ -102,6 +102,8 @@ def test_the_file_is_small_and_says_what_it_is(ends, tmp_path, capsys):
     assert f"{path.stat().st_size / 1e6:.1f} MB" in said and "% of the squared change" in said
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["ss_network_dim"] == file.metadata()["ss_network_alpha"] == "2"
+        assert file.metadata()["modelspec.architecture"] == "stable-diffusion-v1/lora"
+        assert file.metadata()["ss_base_model_version"] == "sd_v1"
         names = list(file.keys())
         layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
         assert {f"{layer}.{part}" for part in ("alpha", "lora_down.weight", "lora_up.weight")} <= set(names)

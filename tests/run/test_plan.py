@@ -3,7 +3,7 @@
 import pytest
 
 from tests.helpers.script import make_args
-from utils.run.plan import fill_in_defaults
+from utils.run.plan import fill_in_defaults, make_plan
 from utils.training.learning_rates import learning_rate_table
 
 
@@ -24,3 +24,15 @@ def test_fp16_takes_the_place_of_bf16_where_there_is_none(tmp_path):
         assert (filled.mixed_precision, filled.prior_generation_precision) == (expected, expected)
     plain = fill_in_defaults(make_args(tmp_path, mixed_precision="no"), has_bf16=False, **counts)
     assert (plain.mixed_precision, plain.prior_generation_precision) == ("no", None)
+
+
+def test_each_value_goes_where_it_belongs(tmp_path):
+    """Those that a wrong place would not be seen of, because it changes the result as well."""
+    flags = dict(adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-3, adam_weight_decay=0.5, max_grad_norm=2.0)
+    args = make_args(tmp_path, **flags, train_batch_size=2, gradient_accumulation_steps=3, max_train_steps=4)
+    filled = fill_in_defaults(args, num_photos=1, num_ranks=5, on_gpu=False, save_dtype="fp32")
+    plan = make_plan(filled, num_parameters=1, num_ranks=5)
+    assert plan.adamw == dict(betas=(0.8, 0.99), eps=1e-3, weight_decay=0.5, max_grad_norm=2.0, use_8bit_adam=False)
+    sampling = dict(seed=0, num_ranks=5, batch_size=2, num_micro_batches=3, noise_offset=0.0)
+    assert plan.sampling == sampling and plan.samples_per_step == 30
+    assert (plan.needs.train_batch_size, plan.needs.num_ranks, plan.needs.fp32) == (2, 5, True)

@@ -45,6 +45,15 @@ def test_how_near_the_values_are(signed):
     assert torch.equal(found == 0, blocks == 0) or signed  # the update divides by the second moment's root
 
 
+def test_a_second_moment_that_is_not_zero_stays_so():
+    """However small beside the largest of its block: the update divides by it."""
+    values = torch.logspace(-13, 0, BLOCK)
+    values[7] = 0
+    eight_bit = make_eight_bit(BLOCK, False)
+    eight_bit.quantize_(values)
+    assert torch.equal(eight_bit.dequantize() == 0, values == 0)
+
+
 def test_slices_and_pieces(monkeypatch):
     monkeypatch.setattr("utils.training.eight_bit._PIECE", 2 * BLOCK)
     torch.manual_seed(0)

@@ -48,6 +48,12 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
         metavar="FOLDER",
         help="your photos, shown and compared with (what the fine-tuned run.json names)",
     )
+    add(
+        "--concepts_list",
+        type=Path,
+        metavar="FILE",
+        help="several subjects, each with its own photos",
+    )
     add("--prompt", action="append", help="what to draw; repeatable (the instance prompt of the fine-tuned run.json)")
     add("--prompts_file", type=Path, metavar="FILE", help="prompts, one a line")
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
@@ -66,9 +72,10 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
         metavar="S",
         help="also the weights baseline + S x (fine-tuned - baseline), of the checkpoints too (1: as they are)",
     )
+    add("--choose", action="store_true", help="say which to use: the checkpoints, or the result at lower strengths")
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
-    add("--num_drift_images", type=non_negative_int, default=2, help="the same for prompts without the subject (2)")
+    add("--num_drift_images", type=non_negative_int, default=4, help="the same for prompts without the subject (4)")
     add("--seed", type=seed_int, default=0, help="seed of image 1; image k has seed + k - 1 (0)")
     add("--num_inference_steps", type=positive_int, default=50, help="denoising steps (50)")
     add(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.evaluation import comparison
+from utils.evaluation.candidates import FOLDER as CANDIDATES
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import SUBJECT
@@ -66,13 +67,20 @@ def generate(plan: EvaluationPlan) -> None:
         if unseen := drawing.truncated_text(pipelines[BASELINE], prompt.text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
 
+    quick = plan.candidates
     samples = plan_samples(prompts, plan.models, *plan.counts)
+    quick_samples = plan_samples(quick.prompts, quick.models, *quick.counts, root=CANDIDATES) if quick else []
+    turns = WeightsInTurn(plan, pipelines)
     models = describe_models(plan, pipelines, hashing.result())
     try:
-        claim(plan.output_dir, [sample.file for sample in samples])
-        entries = sample_all(plan, settings, samples, pipelines, models)
+        claim(plan.output_dir, [sample.file for sample in samples + quick_samples])
+        entries = sample_all(plan, settings, samples, turns, models)
         write_comparison(plan, settings, samples, photos)
         record = describe(plan, settings, entries, models, device)
+        if quick:
+            quick_settings = settings._replace(num_inference_steps=quick.num_inference_steps)
+            quick_entries = sample_all(quick, quick_settings, quick_samples, turns, models)
+            add_candidates(record, describe(quick, quick_settings, quick_entries, models, device))
         finish(plan.output_dir, record)
     except OSError as error:
         advice = "make room there, or name another folder"
@@ -96,7 +104,7 @@ def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: tor
 def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
     """(pipeline's folder, folder with the UNet's unet/) of every model."""
     baseline, finetuned = plan.baseline_folder, plan.finetuned_model_name_or_path
-    folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.models}
+    folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.all_models}
     return {model: (baseline, baseline) if model.name == BASELINE else pair for model, pair in folders.items()}
 
 
@@ -127,7 +135,7 @@ def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
     hashes: dict = {}
     for (name, part), paths in files.items():
         hashes.setdefault(name, {})[part] = settings_sha256({path.name: digests[path] for path in paths})
-    for model in plan.models:
+    for model in plan.all_models:
         if model.strength != 1:
             ends = dict(base=hashes[BASELINE]["unet"], tuned=hashes[model.name]["unet"])
             hashes[model.name]["unet"] = settings_sha256(ends | dict(strength=model.strength))
@@ -164,17 +172,17 @@ def image_settings(settings: SamplingSettings, sample: Sample, model: dict, devi
 
 
 def sample_all(
-    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], pipelines: dict, models: dict
+    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], turns: WeightsInTurn, models: dict
 ) -> list[dict]:
     """Makes and writes the images whose settings differ from what lies there; returns samples.json's entries."""
-    device_type = pipelines[BASELINE].device.type
+    device_type = turns.pipelines[BASELINE].device.type
     digests = {s.file: settings_sha256(image_settings(settings, s, models[s.model], device_type)) for s in samples}
     wanted = [s for s in samples if recorded_settings(plan.output_dir / s.file) != digests[s.file]]
     if len(wanted) < len(samples):
         print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
     start, writing = time.monotonic(), []
     with ThreadPoolExecutor(NUM_WRITERS) as writers:  # compressing PNGs takes long, and the GPU need not wait for it
-        for group, images in sample_groups(settings, wanted, WeightsInTurn(plan, pipelines)):
+        for group, images in sample_groups(settings, wanted, turns):
             for sample, image in zip(group, images, strict=True):
                 text = settings.png_text(sample.prompt, seed=sample.seed, model=models[sample.model]["path"])
                 text[SETTINGS_KEY] = digests[sample.file]
@@ -256,7 +264,7 @@ def finish(output_dir: Path, record: dict) -> None:
         path = output_dir / name
         path.unlink(missing_ok=True)
         for folder in list(path.relative_to(output_dir).parents)[:-1]:
-            if not any((output_dir / folder).iterdir()):
+            if (output_dir / folder).is_dir() and not any((output_dir / folder).iterdir()):
                 os.rmdir(output_dir / folder)
     write_json(output_dir / SAMPLES_FILE, record)
 
@@ -287,9 +295,17 @@ def describe(
         instance_data_dir=str(photos) if photos is not None else None,
         device=str(device),
         versions=drawing.versions(),
-        models=models,
+        models={model.name: models[model.name] for model in plan.models},
         images=entries,
     )
+
+
+def add_candidates(record: dict, candidates: dict) -> None:
+    """Puts the candidates' samples into samples.json's record."""
+    kept = ("prompts", "num_inference_steps", "identifier", "class_name", "models", "images")
+    record["candidates"] = {name: candidates[name] for name in kept}
+    record["files"] += [entry["file"] for entry in candidates["images"]]
+    record["samples_id"] = samples_id(record["images"] + candidates["images"])
 
 
 def write_comparison(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
+from utils.evaluation import candidates
 from utils.evaluation.arguments import BASELINE_FLAG, FINETUNED_FLAG, check_text
 from utils.evaluation.prompts import (
     Prompt,
@@ -24,6 +25,7 @@ from utils.evaluation.samples import (
     check_writable,
     plan_models,
     plan_samples,
+    step_of,
 )
 from utils.evaluation.subject import Subject, guess_subject
 from utils.files.json_files import read_json, read_json_or_none
@@ -47,8 +49,8 @@ class EvaluationPlan(NamedTuple):
     output_dir: Path
     pretrained_model_name_or_path: Path | None
     finetuned_model_name_or_path: Path
-    checkpoint: list[str]
-    strength: list[float]
+    models: list[Model]
+    candidates: "EvaluationPlan | None"
     instance_data_dir: Path | None
     clip_model: Path | None
     dino_model: Path | None
@@ -76,9 +78,9 @@ class EvaluationPlan(NamedTuple):
         return self.pretrained_model_name_or_path
 
     @property
-    def models(self) -> list[Model]:
-        """All that draw, in the order in which they do."""
-        return plan_models(self.checkpoint, self.strength)
+    def all_models(self) -> list[Model]:
+        """All that draw, the candidates among them."""
+        return list(dict.fromkeys(self.models + (self.candidates.models if self.candidates else [])))
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -88,11 +90,27 @@ class EvaluationPlan(NamedTuple):
 
 def make_plan(args: argparse.Namespace) -> EvaluationPlan:
     """Fills in what run.json knows, and checks folders and sizes. Raises UserError."""
-    filled = argparse.Namespace(**vars(args), prompts=[], guessed=[])
+    filled = argparse.Namespace(**vars(args), prompts=[], guessed=[], models=[], candidates=None)
     filled.strength = list(dict.fromkeys(args.strength or [1.0]))
     notes = _check(filled)
     given = {name: getattr(filled, name) for name in EvaluationPlan._fields if name != "notes"}
-    return EvaluationPlan(**given, notes=notes)
+    plan = EvaluationPlan(**given, notes=notes)
+    return plan._replace(candidates=plan_candidates(plan)) if args.choose and "generate" in plan.stages else plan
+
+
+def plan_candidates(plan: EvaluationPlan) -> EvaluationPlan:
+    """The same for the models to choose among, with fewer prompts, images and steps."""
+    run = read_json_or_none(plan.finetuned_model_name_or_path / RUN_FILE) or {}
+    own, _ = own_checkpoints(plan.finetuned_model_name_or_path)
+    models = candidates.candidate_models(own, (run.get("result") or {}).get("num_steps"))
+    check_same_unet(plan.baseline_folder, plan.finetuned_model_name_or_path)
+    return plan._replace(
+        models=models,
+        prompts=candidates.candidate_prompts(plan.prompts),
+        num_images=min(plan.num_images, candidates.NUM_IMAGES),
+        num_drift_images=min(plan.num_drift_images, candidates.NUM_OTHER_IMAGES),
+        num_inference_steps=min(plan.num_inference_steps, candidates.NUM_INFERENCE_STEPS),
+    )
 
 
 def _check(args: argparse.Namespace) -> Notes:
@@ -126,6 +144,7 @@ def check_generate(args: argparse.Namespace) -> Notes:
     notes += foreign
     if args.strength != [1.0]:
         check_same_unet(args.pretrained_model_name_or_path, args.finetuned_model_name_or_path)
+    args.models = plan_models(args.checkpoint, args.strength)
     args.prompts = number_prompts(args.prompt, args.class_name, args.drift_prompt)
     set_image_size(args)
     check_steps(args)
@@ -138,16 +157,12 @@ def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
     "all" are those of the run that made the folder's result; if it has no run.json, all there are. Raises UserError if
     one is not there.
     """
-    record = read_json_or_none(folder / RUN_FILE) or {}
-    lineage = lineage_of(record) if record.get("run_id") else None
-    found = list_checkpoints(folder)
-    there = [checkpoint.path.name for checkpoint in found]
-    own = {checkpoint.path.name for checkpoint in found if lineage is None or lineage.holds(checkpoint)}
+    own, there = own_checkpoints(folder)
     wanted: set[str] = set()
     for name in names:
         name = f"checkpoint-{name}" if name.isdecimal() else name
         if name == "all":
-            wanted |= own
+            wanted |= set(own)
         elif name in there:
             wanted.add(name)
         else:
@@ -155,16 +170,20 @@ def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
             raise UserError(f"--checkpoint {name}: {folder} holds no whole {name} (it holds: {listed})")
     if names and not wanted:
         raise UserError(f"--checkpoint all: {folder} holds no checkpoint of its run: leave the flag out")
-    foreign = wanted - own
+    foreign = wanted.difference(own)
     notes = [
         ("note", f"{folder / name} is of another run than {folder / RUN_FILE} records") for name in sorted(foreign)
     ]
     return sorted(wanted, key=step_of), notes
 
 
-def step_of(checkpoint: str) -> int:
-    """N of checkpoint-N."""
-    return int(checkpoint.rpartition("-")[2])
+def own_checkpoints(folder: Path) -> tuple[list[str], list[str]]:
+    """(checkpoints of the run that made the folder's result, all checkpoints there are), by step."""
+    record = read_json_or_none(folder / RUN_FILE) or {}
+    lineage = lineage_of(record) if record.get("run_id") else None
+    found = list_checkpoints(folder)
+    own = [checkpoint for checkpoint in found if lineage is None or lineage.holds(checkpoint)]
+    return [checkpoint.path.name for checkpoint in own], [checkpoint.path.name for checkpoint in found]
 
 
 def fill_from_run_json(args: argparse.Namespace) -> Notes:
@@ -287,6 +306,5 @@ def check_output_dir(args: argparse.Namespace) -> None:
     names += [REPORT_FILE] if "report" in args.stages else []
     if "generate" in args.stages:
         counts = (args.num_images, args.num_drift_images, args.seed)
-        models = plan_models(args.checkpoint, args.strength)
-        names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args.prompts, models, *counts))]
+        names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args.prompts, args.models, *counts))]
     check_writable(output_dir, names)

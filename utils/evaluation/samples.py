@@ -20,7 +20,7 @@ BASELINE, FINETUNED = "baseline", "finetuned"
 FLAT_STEMS = {BASELINE: "baseline", FINETUNED: "output"}
 OWN_FILE_NAME = re.compile(
     r"(output|baseline)-[1-9]\d*\.png"
-    r"|images/(baseline|(finetuned|checkpoint-\d+)(@[0-9.e+-]+)?)/\d{3,}-[a-z0-9-]{1,40}/seed-\d+\.png|"
+    r"|(images|candidates)/(baseline|(finetuned|checkpoint-\d+)(@[0-9.e+-]+)?)/\d{3,}-[a-z0-9-]{1,40}/seed-\d+\.png|"
     + re.escape(COMPARISON_FILE)
 )
 OWN_MARKS = {  # what the first kilobyte of our other files holds
@@ -87,6 +87,11 @@ def plan_models(checkpoints: Sequence[str], strengths: Sequence[float]) -> list[
     return list(dict.fromkeys(models))
 
 
+def step_of(checkpoint: str) -> int:
+    """N of checkpoint-N."""
+    return int(checkpoint.rpartition("-")[2])
+
+
 def short(strength: float) -> str:
     """As people write it: 1 and 0.75."""
     return repr(strength).removesuffix(".0")
@@ -103,20 +108,25 @@ class Sample(NamedTuple):
 
 
 def plan_samples(
-    prompts: list[Prompt], models: list[Model], num_images: int, num_drift_images: int, first_seed: int
+    prompts: list[Prompt],
+    models: list[Model],
+    num_images: int,
+    num_drift_images: int,
+    first_seed: int,
+    root: str = "images",
 ) -> list[Sample]:
     """All images, in the order in which they are made: model by model, prompt by prompt, seed by seed.
 
     If the subject has one prompt, its images are the recipe's baseline-1.png, output-1.png and so on; all others
-    are images/<model>/<number>-<prompt>/seed-<seed>.png.
+    are images/<model>/<number>-<prompt>/seed-<seed>.png. With another root than images, all are there.
     """
-    flat = sum(prompt.role == SUBJECT for prompt in prompts) == 1
+    flat = root == "images" and sum(prompt.role == SUBJECT for prompt in prompts) == 1
     samples = []
     for model in (model.name for model in models):
         for prompt in prompts:
             for number in range(num_images if prompt.role == SUBJECT else num_drift_images):
                 seed = first_seed + number
-                file = f"images/{model}/{prompt.folder}/seed-{seed}.png"
+                file = f"{root}/{model}/{prompt.folder}/seed-{seed}.png"
                 if flat and prompt.role == SUBJECT and model in FLAT_STEMS:
                     file = f"{FLAT_STEMS[model]}-{number + 1}.png"
                 samples.append(Sample(file, model, prompt.role, prompt.text, seed))
@@ -166,10 +176,15 @@ def read_samples(output_dir: Path) -> dict:
     samples = json.loads(path.read_text(encoding="utf-8"))
     if not samples.get("complete") or "prompts" not in samples:
         raise UserError(f"{path} tells of an unfinished or older evaluation: run evaluate.py --only generate again")
-    missing = [entry["file"] for entry in samples["images"] if not (output_dir / entry["file"]).is_file()]
+    missing = [entry["file"] for entry in all_images(samples) if not (output_dir / entry["file"]).is_file()]
     if missing:
         raise UserError(f"{output_dir / missing[0]} is missing: run evaluate.py --only generate again")
     return samples
+
+
+def all_images(samples: dict) -> list[dict]:
+    """The entries of samples.json, the candidates' among them."""
+    return samples["images"] + (samples.get("candidates") or {}).get("images", [])
 
 
 def read_metrics(output_dir: Path, samples: dict) -> dict | None:

@@ -49,20 +49,22 @@ def export_folder(folder: Path, tuned: Path, base: Path, target: Path, strength:
     )
 
 
-def export_lora(tuned: Path, base: Path, path: Path, rank: int, strength: float, dtype: str | None) -> Lora:
+def export_lora(
+    folder: Path, tuned: Path, base: Path, path: Path, rank: int, strength: float, dtype: str | None
+) -> Lora:
     """Writes the change from `base` to `tuned` as a LoRA to the file `path`; returns what is in it.
 
     Args:
+        folder: the pipeline, whose run.json says what the file's header says of it.
         dtype: fp32 or fp16; None: fp16, as LoRA files usually are.
     """
     lora = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    run = run_of(tuned) or run_of(tuned.parent)  # beside the pipeline, and above a checkpoint
     metadata = file_metadata(
-        run,
+        run_of(folder),
         title=path.stem,
-        image_size=image_size(base),
-        prediction_type=prediction_type(base),
+        image_size=image_size(folder),
+        prediction_type=prediction_type(folder),
         architecture=f"{ARCHITECTURE}/lora",
         implementation=LORA_LAYOUT,
     )

@@ -190,7 +190,7 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
 
 
 def view(values: list[float], ends: list[float]) -> tuple[float, float]:
-    """The range that a chart shows: all values, and the ends of their intervals up to one such range beyond them."""
+    """The range that a chart shows: all values, and of their intervals' ends what lies within one such range of it."""
     low, high = min(values), max(values)
     span = (high - low) or abs(high) or 1.0
     return max(low - span, min([low, *ends])), min(high + span, max([high, *ends]))

@@ -1,0 +1,116 @@
+"""--choose: which models are compared, what is said of them, and the command that writes the chosen one."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import evaluate
+from tests.helpers.encoders import write_clip
+from tests.helpers.pipelines import write_pipeline
+from tests.helpers.script import UNET_FILE
+from utils import PROGRAM
+from utils.command_line import run_main
+from utils.evaluation.candidates import candidate_models, export_command, label
+from utils.export import main as export
+from utils.run.lineage import FORMAT, STATE_FILE
+
+
+def write_checkpoint(folder: Path, base: Path, step: int) -> None:
+    unet = folder / f"checkpoint-{step}" / "unet"
+    shutil.copytree(base / "unet", unet)
+    weights = load_file(base / UNET_FILE)
+    save_file({name: (1 + step / 50) * value for name, value in weights.items()}, unet / Path(UNET_FILE).name)
+    state = dict(program=PROGRAM, format=FORMAT, step=step, run_id="own", ancestors=[])
+    (unet.parent / STATE_FILE).write_text(json.dumps(state))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_pipeline_dir, photos_dir) -> Path:
+    """What training leaves, with checkpoints 5, 10 and 15; the last is the result. Never write into it."""
+    folder = write_pipeline(tmp_path_factory.mktemp("run") / "output", seed=1)
+    for step in (5, 10, 15):
+        write_checkpoint(folder, tiny_pipeline_dir, step)
+    arguments = dict(pretrained_model_name_or_path=str(tiny_pipeline_dir), instance_data_dir=str(photos_dir))
+    arguments |= dict(instance_prompt="a photo of sks cat")
+    run = dict(program=PROGRAM, run_id="own", ancestors=[], arguments=arguments, result=dict(num_steps=15))
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def run(trained: Path, result: Path, *more: str) -> int:
+    quick = ["--num_images", "2", "--num_inference_steps", "1", "--output_dir", str(result)]
+    return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
+
+
+def names(checkpoints: list[str], last: int | None) -> list[str]:
+    return [model.name for model in candidate_models(checkpoints, last)]
+
+
+def test_a_few_checkpoints_evenly_and_the_result_at_three_strengths():
+    result = ["baseline", "finetuned", "finetuned@0.5", "finetuned@0.75"]
+    assert names([], 20) == result
+    assert names(["checkpoint-5", "checkpoint-10", "checkpoint-15"], 15) == [*result, "checkpoint-5", "checkpoint-10"]
+    many = [f"checkpoint-{step}" for step in range(100, 1000, 100)]
+    assert names(many, None) == [*result, "checkpoint-200", "checkpoint-500", "checkpoint-800"]
+
+
+def test_the_choice_is_in_metrics_json_and_on_the_terminal(trained, tmp_path, capsys):
+    result = tmp_path / "result"
+    clip = ["--clip_model", str(write_clip(tmp_path / "clip"))]
+    assert run(trained, result, "--choose", *clip) == 0
+    said, metrics = capsys.readouterr().out, json.loads((result / "metrics.json").read_text())
+    assert list(metrics["models"]) == ["baseline", "finetuned"]
+    found = metrics["candidates"]
+    expected = ["checkpoint-5", "checkpoint-10", "finetuned@0.5", "finetuned@0.75", "finetuned"]
+    assert [entry["name"] for entry in found["entries"]] == expected
+    assert found["chosen"] in expected and found["sentence"] in said and found["why"] in said
+    assert found["y_limit"] == pytest.approx(found["y"]["baseline"] - 0.05)
+    for entry in found["entries"]:
+        assert entry["value"].keys() == entry["interval"].keys() == {"x", "y"}
+        assert len(entry["images"]) == 4 and all((result / image["file"]).is_file() for image in entry["images"])
+        prompts = 2 * ["a photo of sks cat"] + ["a photo of a dog", "a photo of a house"]
+        assert [image["prompt"] for image in entry["images"]] == prompts
+        assert [image["seed"] for image in entry["images"]] == [0, 1, 0, 0]
+    chosen = next(entry for entry in found["entries"] if entry["name"] == found["chosen"])
+    assert (chosen["command"] or f"It is what {trained} holds.") in said
+
+    before = {path: path.stat().st_mtime_ns for path in result.rglob("*.png") if path.name != "comparison.png"}
+    assert run(trained, result, "--choose", *clip) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    (result / found["entries"][0]["images"][0]["file"]).unlink()
+    assert run(trained, result, "--only", "score") == 2 and "is missing" in capsys.readouterr().err
+    assert run(trained, result, *clip) == 0
+    assert not (result / "candidates").exists() and "candidates" not in json.loads(
+        (result / "metrics.json").read_text()
+    )
+
+
+def test_without_a_clip_model_it_says_that_nothing_was_measured(trained, tmp_path, capsys):
+    assert run(trained, tmp_path / "result", "--choose") == 0
+    assert "likeness to your subject could not be measured" in capsys.readouterr().out
+
+
+def test_the_command_writes_the_candidate(trained, tiny_pipeline_dir, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "out put")
+    command = shlex.split(export_command(folder, tiny_pipeline_dir, "checkpoint-10@0.5"))
+    assert command[:3] == ["python", "-m", "utils.export"] and "--pretrained_model_name_or_path" not in command
+    assert run_main(export, command[3:]) == 0
+    base, tuned = (load_file(path / UNET_FILE) for path in (tiny_pipeline_dir, folder / "checkpoint-10"))
+    written = load_file(tmp_path / "out put-chosen" / UNET_FILE)
+    assert all((written[name] - (base[name] + tuned[name]) / 2).abs().max() < 1e-6 for name in written)
+    assert export_command(folder, tiny_pipeline_dir, "finetuned") is None
+    assert "--pretrained_model_name_or_path" in export_command(folder, tmp_path, "finetuned@0.5")
+    assert "--strength" not in export_command(folder, tmp_path, "checkpoint-10")
+
+
+def test_labels_are_for_people():
+    assert [label(name) for name in ("finetuned", "finetuned@0.75", "checkpoint-20", "checkpoint-20@2")] == [
+        "the result",
+        "the result, strength 0.75",
+        "step 20",
+        "step 20, strength 2",
+    ]

@@ -1,0 +1,98 @@
+"""Several subjects of one model: each with its own photos, prompt and folder, and means that count each once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import evaluate
+from tests.helpers.encoders import write_clip
+from tests.helpers.pipelines import write_photos
+from utils.command_line import run_main
+from utils.errors import UserError
+from utils.evaluation.arguments import parse_args
+from utils.evaluation.subjects import means, read_subjects, split_by_subject
+
+
+@pytest.fixture
+def concepts(tmp_path, photos_dir) -> Path:
+    """A list of two subjects, with fields that only training reads."""
+    path = tmp_path / "concepts.json"
+    dogs = write_photos(tmp_path / "dogs", 3, size=(64, 64))
+    subjects = [
+        ("a photo of sks cat", photos_dir, "a photo of a cat"),
+        ("a photo of rex dog", dogs, "a photo of a dog"),
+    ]
+    names = ("instance_prompt", "instance_data_dir", "class_prompt")
+    path.write_text(json.dumps([dict(zip(names, map(str, subject), strict=True)) for subject in subjects]))
+    return path
+
+
+@pytest.fixture
+def trained(tmp_path, tiny_pipeline_dir) -> Path:
+    return shutil.copytree(tiny_pipeline_dir, tmp_path / "output")
+
+
+def run(base: Path, trained: Path, result: Path, *more: str) -> int:
+    flags = ["--pretrained_model_name_or_path", str(base), "--finetuned_model_name_or_path", str(trained)]
+    flags += ["--num_images", "2", "--num_drift_images", "1", "--num_inference_steps", "1"]
+    return run_main(evaluate.main, [*flags, "--output_dir", str(result), *more])
+
+
+def test_each_subject_is_scored_with_its_own_photos(tiny_pipeline_dir, trained, concepts, tmp_path, capsys):
+    result, clip = tmp_path / "result", str(write_clip(tmp_path / "clip"))
+    assert run(tiny_pipeline_dir, trained, result, "--concepts_list", str(concepts), "--clip_model", clip) == 0
+    folders = [result / "01-a-photo-of-sks-cat", result / "02-a-photo-of-rex-dog"]
+    measured = {folder.name: json.loads((folder / "metrics.json").read_text()) for folder in folders}
+    assert [len(metrics["photos"]["files"]) for metrics in measured.values()] == [4, 3]
+    assert all((folder / "report.html").is_file() for folder in folders)
+    prompts = [json.loads((folder / "samples.json").read_text())["prompts"][0]["text"] for folder in folders]
+    assert prompts == ["a photo of sks cat", "a photo of rex dog"]
+    said, both = capsys.readouterr().out, json.loads((result / "subjects.json").read_text())["models"]["finetuned"]
+    values = [metrics["models"]["finetuned"]["clip_i"]["value"] for metrics in measured.values()]
+    assert [subject["clip_i"] for subject in both["subjects"].values()] == values
+    assert both["mean"]["clip_i"]["value"] == pytest.approx(sum(values) / 2)
+    assert f"mean of 2 subjects, finetuned: CLIP-I {sum(values) / 2:.3f}".replace("-0", "\u22120") in said
+
+
+def test_a_run_of_several_subjects_is_evaluated_so_without_being_told(trained, concepts):
+    (trained / "run.json").write_text(json.dumps(dict(arguments=dict(concepts_list=str(concepts)))))
+    flags = ["--finetuned_model_name_or_path", str(trained)]
+    assert [args.prompt for args in split_by_subject(parse_args(flags))] == [
+        ["a photo of sks cat"],
+        ["a photo of rex dog"],
+    ]
+    assert len(split_by_subject(parse_args([*flags, "--prompt", "a photo"]))) == 1
+
+
+@pytest.mark.parametrize("flag", [["--prompt", "x"], ["--instance_data_dir", "x"], ["--choose"]])
+def test_what_is_for_one_subject_is_refused_beside_several(concepts, flag):
+    with pytest.raises(UserError, match=f"--concepts_list names several subjects, and {flag[0]} is for one"):
+        split_by_subject(parse_args(["--concepts_list", str(concepts), *flag]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "cannot be read as JSON"),
+        ("{}", "concept 1: it is not an object with"),
+        ("[]", "names no subject"),
+        ('[{"instance_prompt": "x"}]', "concept 1"),
+        ('[{"instance_prompt": "x", "instance_data_dir": " "}]', "concept 1"),
+    ],
+)
+def test_a_malformed_list_is_named(tmp_path, text, message):
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_subjects(tmp_path / "list.json")
+
+
+def test_a_mean_over_subjects_needs_all_of_them():
+    def metrics(**values):
+        return dict(models=dict(finetuned={name: dict(value=value) for name, value in values.items()}))
+
+    found = means(dict(one=metrics(clip_i=0.8, clip_t=0.3), two=metrics(clip_i=0.6, clip_t=None)), "finetuned")
+    assert found.keys() == {"clip_i"} and found["clip_i"].value == pytest.approx(0.7)
+    assert found["clip_i"].num_subjects == 2
+    assert means(dict(one=metrics(clip_i=0.8)), "finetuned")["clip_i"].interval is None

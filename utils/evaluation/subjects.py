@@ -1,0 +1,114 @@
+"""Several subjects of one model: each is evaluated with its own photos and prompt, and then all are averaged."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.evaluation.metrics import mean_interval
+from utils.evaluation.prompts import slug
+from utils.evaluation.samples import BASELINE, FINETUNED
+from utils.evaluation.wording import LABELS, number
+from utils.files.json_files import read_json_or_none, write_json
+from utils.files.ownership import RUN_FILE
+
+SUBJECTS_FILE = "subjects.json"
+METRICS = ("dino", "clip_i", "clip_t", "clip_t_other")
+ONE_SUBJECT = ("prompt", "prompts_file", "dreambench", "instance_data_dir", "identifier", "class_name")
+
+
+class Subject(NamedTuple):
+    """One entry of a --concepts_list."""
+
+    instance_prompt: str
+    instance_data_dir: Path
+
+
+class Mean(NamedTuple):
+    """Of a metric over subjects, each subject's own mean counted once."""
+
+    value: float
+    interval: list[float] | None
+    num_subjects: int
+
+
+def read_subjects(path: Path) -> list[Subject]:
+    """The subjects of a --concepts_list file, the one that training takes. Raises UserError."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--concepts_list {path} cannot be read as JSON: {error}") from None
+    subjects = []
+    for place, entry in enumerate(entries if isinstance(entries, list) else [None], 1):
+        given = [entry.get(name) for name in Subject._fields] if isinstance(entry, dict) else []
+        texts = [text for text in given if isinstance(text, str) and text.strip()]
+        if len(texts) < len(Subject._fields):
+            wanted = " and ".join(Subject._fields)
+            raise UserError(f"--concepts_list {path}, concept {place}: it is not an object with {wanted}")
+        subjects.append(Subject(texts[0], Path(texts[1])))
+    if not subjects:
+        raise UserError(f"--concepts_list {path} names no subject")
+    return subjects
+
+
+def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments of one evaluation a subject, each in a folder of its own; `args` alone if there is no list.
+
+    The list is that of --concepts_list, or the one that the fine-tuned run.json names if no subject was given.
+    """
+    given = [flag for flag in ONE_SUBJECT if getattr(args, flag)]
+    path = args.concepts_list
+    if path is None and not given:
+        recorded = (read_json_or_none(args.finetuned_model_name_or_path / RUN_FILE) or {}).get("arguments") or {}
+        named = recorded.get("concepts_list")
+        path = Path(named) if named and Path(named).is_file() else None
+    if path is None:
+        return [args]
+    if given or args.choose:
+        flag = given[0] if given else "choose"
+        raise UserError(f"--concepts_list names several subjects, and --{flag} is for one: leave one of them out")
+    changes = [
+        dict(
+            prompt=[subject.instance_prompt],
+            instance_data_dir=subject.instance_data_dir,
+            output_dir=args.output_dir / f"{place:02d}-{slug(subject.instance_prompt)}",
+        )
+        for place, subject in enumerate(read_subjects(path), 1)
+    ]
+    return [argparse.Namespace(**vars(args) | change) for change in changes]
+
+
+def mean_over_subjects(values: list[float]) -> Mean:
+    """The mean of subjects' means, and its 95% interval for other subjects like these; None for one subject."""
+    return Mean(float(np.mean(values)), mean_interval(np.array(values)[None, :]), len(values))
+
+
+def means(measured: Mapping[str, dict], model: str) -> dict[str, Mean]:
+    """By metric: the mean of {subject: metrics.json} for a model; a metric that a subject lacks is left out."""
+    result = {}
+    for metric in METRICS:
+        values = [metrics["models"][model].get(metric, {}).get("value") for metrics in measured.values()]
+        if values and None not in values:
+            result[metric] = mean_over_subjects(values)
+    return result
+
+
+def write_subjects(output_dir: Path, measured: Mapping[str, dict]) -> list[str]:
+    """Writes subjects.json: every subject's means and those over subjects; returns lines for the terminal."""
+    lines, models = [], {}
+    for model in (BASELINE, FINETUNED):
+        per_subject = {name: means({name: metrics}, model) for name, metrics in measured.items()}
+        overall = means(measured, model)
+        for name, found in [*per_subject.items(), (f"mean of {len(measured)} subjects", overall)]:
+            cells = [f"{LABELS[metric]} {number(mean.value)}" for metric, mean in found.items()]
+            lines.append(f"{name}, {model}: {', '.join(cells) or 'nothing was measured'}")
+        models[model] = dict(
+            subjects={name: {key: mean.value for key, mean in found.items()} for name, found in per_subject.items()},
+            mean={key: mean._asdict() for key, mean in overall.items()},
+        )
+    write_json(output_dir / SUBJECTS_FILE, dict(written_by="evaluate.py", models=models))
+    return lines
