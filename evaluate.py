@@ -16,7 +16,8 @@ def main(argv: list[str] | None = None) -> None:
     plans = [make_plan(each) for each in subjects.split_by_subject(args)]
     measured = {plan.output_dir.name: evaluate(plan) for plan in plans}
     if len(plans) > 1 and "score" in plans[0].stages:
-        print("\n".join(subjects.write_subjects(args.output_dir, measured)))
+        scored = {name: metrics for name, metrics in measured.items() if metrics is not None}
+        print("\n".join(subjects.write_subjects(args.output_dir, scored)))
 
 
 def evaluate(plan: EvaluationPlan) -> dict | None:

@@ -48,7 +48,7 @@ def read_subjects(path: Path) -> list[Subject]:
         if not all(isinstance(text, str) and text.strip() for text in texts):
             wanted = " and ".join(Subject._fields)
             raise UserError(f"--concepts_list {path}, concept {place}: it is not an object with {wanted}")
-        subjects.append(Subject(texts[0], Path(texts[1])))
+        subjects.append(Subject(str(texts[0]), Path(str(texts[1]))))
     if not subjects:
         raise UserError(f"--concepts_list {path} names no subject")
     return subjects
