@@ -52,7 +52,7 @@ evaluation=(
   --output_dir="$RESULT_DIR"
   --prompt="${INSTANCE_PROMPT:-a photo of my cat.}"
   --num_images="${NUM_IMAGES:-4}"
-  --num_drift_images="${NUM_DRIFT_IMAGES:-2}"
+  --num_drift_images="${NUM_DRIFT_IMAGES:-4}"
   --choose
   ${CHECKPOINT:+--checkpoint="$CHECKPOINT"}
   --num_inference_steps="${NUM_INFERENCE_STEPS:-50}"

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Checks everything that can be checked without loading a model, then trains; returns the exit code."""
     timing.start()
-    args, argv = parse_command_line(argv)
-    plan, sources, exit_code = run_preflight(args)  # prints the table; the plan has every default filled in
+    args, argv, notes = parse_command_line(argv)
+    plan, sources, exit_code = run_preflight(args, notes)  # prints the table; the plan has every default filled in
     if plan is None or sources is None or args.dry_run:
         return exit_code
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from utils.evaluation.metrics import diversity, diversity_interval, mean_interval, pair_distances, unit_rows
 
-LAYOUTS = ((1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (3, 4), (4, 2), (5, 4), (8, 2), (25, 2), (25, 4))
+LAYOUTS = ((1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (3, 4), (4, 2), (5, 4), (8, 4), (25, 2), (25, 3), (25, 4))
 # Standard deviations of what the prompt, the seed and the image itself add.
 COMPONENTS = ((0.0, 0.0, 1.0), (0.3, 0.0, 1.0), (1.0, 0.0, 1.0), (2.0, 0.0, 1.0), (0.5, 0.5, 1.0), (1.0, 0.3, 1.0))
 OTHER_KIND, SHARE = 3.0, 0.25  # in standard deviations of an image, and of the images

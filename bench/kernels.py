@@ -131,7 +131,7 @@ def optimizer():
     say(f"copy of {n * 4 / 1e9:.1f} GB: {ms:.2f} ms, {n * 8 / ms / 1e6:.0f} GB/s")
     weight, grad = torch.randn(2, n, device="cuda", dtype=torch.float16)
     master, exp_avg, exp_avg_sq = source.normal_(), target.zero_(), torch.zeros(n, device="cuda")
-    scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0], device="cuda")
+    scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0, 1.0], device="cuda")
     buffers = weight, grad, master, exp_avg, exp_avg_sq, scalars
     ms = median_ms(lambda: updates.adamw_(*buffers))
     say(f"adamw_: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")

@@ -30,7 +30,7 @@ IN_THE_OPEN = {
     "evaluation": {"command_line", "dataset"},
     "data": {"dataset", "diffusion"},
     "dataset": {"photos"},
-    "arguments": {"command_line", "files", "models"},
+    "arguments": {"command_line", "files", "flags_of_others", "models"},
     "before_launch": {"arguments", "command_line", "evaluation", "preflight"},
     "command_line": {"files", "runtime"},
     "doctor": {"runtime"},

@@ -147,7 +147,7 @@ BAD_VALUES = [
     ("--lr_scheduler", "warm", "invalid choice: 'warm'"),
     ("--save_dtype", "bf16", "invalid choice: 'bf16'"),
     ("--save_format", "pth", "invalid choice: 'pth'"),
-    ("--report_to", "wandb", "invalid choice: 'wandb'"),
+    ("--report_to", "wandb", "wandb is not here"),
     ("--num_class_images", "0", "at least 1"),
     ("--sample_batch_size", "0", "at least 1"),
     ("--prior_loss_weight", "-1", "at least 0"),

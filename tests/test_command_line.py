@@ -77,7 +77,7 @@ def test_a_json_file_of_flags(tmp_path):
     [
         ("leraning_rate: 1", "there is no flag 'leraning_rate'; did you mean learning_rate?"),
         ("max-train-steps: 1", "did you mean max_train_steps?"),
-        ("plugin: gemini", "there is no flag 'plugin'; keys are the flags that --help lists, without dashes"),
+        ("plug: gemini", "there is no flag 'plug'; keys are the flags that --help lists, without dashes"),
         ("config: other.yaml", "there is no flag 'config'"),
         ("resolution: big", "argument --resolution: 'big' is not a whole number"),
         ("resolution: [1, 2]", "resolution holds a list or a table"),
@@ -146,7 +146,7 @@ def test_the_nearest_flag_is_suggested(unknown, near):
     assert said == f"unrecognized arguments: {unknown}; did you mean {near}?"
 
 
-@pytest.mark.parametrize("unknown", ["--push_to_hub", "stray", " ", "--plugin=gemini"])
+@pytest.mark.parametrize("unknown", ["--push_it", "stray", " ", "--socket=gemini"])
 def test_a_flag_like_no_other(unknown):
     assert complaint(unknown).endswith("; --help lists the flags")
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from utils.command_line import (
     Parser,
@@ -19,17 +20,22 @@ from utils.errors import UserError
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.lock import LOCK_FILE
 from utils.files.ownership import RUN_NAMES
+from utils.flags_of_others import add_not_needed, refuse, report_to, take_out_not_needed
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX
 
+HIDDEN: Any = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # another name of a flag
+OFFSET_NOISE = 0.1  # of diffusers' --offset_noise, which has no value
 LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 
 
-def training_parser() -> argparse.ArgumentParser:
+def training_parser() -> Parser:
     """The parser; flag names and meanings are those of diffusers' DreamBooth script wherever it has them."""
     parser = Parser(
         prog="train_dreambooth_colossalai.py",
         description="DreamBooth fine-tuning of Stable Diffusion v1.4 on ColossalAI: photos of one subject in, "
         "a complete pipeline that draws it out.",
+        epilog="(!): not the default, or not the meaning, of the flag of that name in diffusers' script.",
+        refuse=refuse,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="flags from a YAML file, or from a run's run.json")
     _add_files(parser.add_argument_group("files"))
@@ -39,6 +45,7 @@ def training_parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("output and logs")
     _add_output(output)
     _add_monitoring(output)
+    add_not_needed(parser)
     return parser
 
 
@@ -64,7 +71,9 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="folder with the photos of the subject; NAME.txt beside NAME.jpg replaces --instance_prompt for it",
     )
-    add("--output_dir", type=Path, default=Path("output"), metavar="DIR", help="the new pipeline (default: output)")
+    add(
+        "--output_dir", type=Path, default=Path("output"), metavar="DIR", help="the new pipeline (default: output) (!)"
+    )
     add("--instance_prompt", metavar="TEXT", help='what the photos show, as in "a photo of my cat."')
     add(
         "--concepts_list",
@@ -81,18 +90,23 @@ def _add_prior_preservation(group: argparse._ArgumentGroup) -> None:
     add("--class_data_dir", type=Path, metavar="DIR", help="the class images; missing ones are made there first")
     add("--class_prompt", metavar="TEXT", help='what the class images show, as in "a photo of a cat."')
     add("--prior_loss_weight", type=non_negative_float, default=1.0, help="of the class images' loss (default: 1.0)")
-    add("--num_class_images", type=positive_int, default=100, help="class images to use (default: 100)")
+    add(
+        "--num_class_images",
+        type=positive_int,
+        default=100,
+        help="class images to use (default: 100); own and made images are not mixed (!)",
+    )
     add("--sample_batch_size", type=positive_int, default=4, help="class images made at once per rank (default: 4)")
     add(
         "--prior_generation_precision",
         choices=["no", "fp32", "fp16", "bf16"],
-        help="dtype in which class images are made; no is fp32 (default: fp16 on a GPU, else fp32)",
+        help="dtype in which class images are made; no is fp32 (default: fp16 on a GPU, else fp32) (!)",
     )
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--seed", type=seed_int, default=0, help="fixes every random draw (default: 0)")
+    add("--seed", type=seed_int, default=0, help="fixes every random draw (default: 0) (!)")
     add("--resolution", type=positive_int, default=512, help="side of the training crops in pixels (default: 512)")
     add("--center_crop", action="store_true", help="crop the middle of a photo that is not square, not a random place")
     add(
@@ -101,7 +115,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="what is transparent in a photo does not count in the loss",
     )
     add("--train_batch_size", type=positive_int, default=4, help="photos per rank and forward pass (default: 4)")
-    add("--num_train_epochs", type=positive_int, default=1, help="passes over the photos (default: 1)")
+    add(
+        "--num_train_epochs",
+        type=positive_int,
+        default=1,
+        help="passes over the photos, not the class images (default: 1) (!)",
+    )
     add("--max_train_steps", type=positive_int, help="optimisation steps; overrides --num_train_epochs")
     add(
         "--gradient_accumulation_steps",
@@ -113,7 +132,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add(
         "--mixed_precision",
         choices=["fp16", "bf16", "no"],
-        help="dtype of VAE, text encoder and UNet; master weights are fp32 always (default: fp16 on a GPU, else no)",
+        help="dtype of VAE, text encoder and UNet; masters are fp32 always (default: fp16 on a GPU, else no) (!)",
     )
     add("--dry_run", action="store_true", help="check everything that can be checked without training, then stop")
     add(
@@ -155,15 +174,20 @@ def _add_optimization(group: argparse._ArgumentGroup) -> None:
         "--max_grad_norm",
         type=non_negative_float,
         default=1.0,
-        help="clip gradients to this norm; 0: off (default: 1)",
+        help="clip gradients to this norm; 0: off (default: 1) (!)",
     )
-    add("--snr_gamma", type=positive_float, help="min-SNR loss weights with this gamma; 5 is usual (default: off)")
+    add(
+        "--snr_gamma",
+        type=positive_float,
+        help="min-SNR loss weights with this gamma, of photos and class images apart; 5 is usual (default: off) (!)",
+    )
     add(
         "--noise_offset",
         type=non_negative_float,
         default=0.0,
         help="noise common to a channel; 0.1 at most (default: 0)",
     )
+    add("--offset_noise", dest="noise_offset", action="store_const", const=OFFSET_NOISE, **HIDDEN)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -185,8 +209,17 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="write the result as one checkpoint file too, for ComfyUI and A1111: a name ending in .safetensors",
     )
-    add("--logging_dir", type=Path, default=Path("logs"), help="TensorBoard's, inside --output_dir (default: logs)")
-    add("--checkpointing_steps", type=positive_int, default=500, metavar="N", help="a checkpoint every N steps")
+    add(
+        "--logging_dir", type=Path, default=Path("logs"), help="TensorBoard's, inside --output_dir (default: logs) (!)"
+    )
+    add(
+        "--checkpointing_steps",
+        type=positive_int,
+        default=500,
+        metavar="N",
+        help="a checkpoint every N steps (default: 500)",
+    )
+    add("--save_steps", dest="checkpointing_steps", type=positive_int, **HIDDEN)  # ColossalAI's name of it
     add("--checkpoints_total_limit", type=positive_int, metavar="K", help="keep the newest K of them (default: all)")
     add(
         "--resume_from_checkpoint",
@@ -203,7 +236,7 @@ def _add_monitoring(group: argparse._ArgumentGroup) -> None:
     add(
         "--validation_prompt",
         metavar="TEXT",
-        help="draw this with fixed seeds while training, into OUTPUT/validation/",
+        help="draw this with fixed seeds while training, into OUTPUT/validation/, before the first step too (!)",
     )
     add(
         "--validation_steps",
@@ -212,17 +245,26 @@ def _add_monitoring(group: argparse._ArgumentGroup) -> None:
         "(default: 100 with --validation_prompt, else none)",
     )
     add("--num_validation_images", type=positive_int, default=4, help="images a validation (default: 4)")
-    add("--report_to", choices=["none", "tensorboard"], default="none", help="besides metrics.jsonl (default: none)")
+    add(
+        "--report_to",
+        type=report_to,
+        metavar="{none,tensorboard,all}",
+        default="none",
+        help="besides metrics.jsonl; all is tensorboard (default: none) (!)",
+    )
 
 
-def parse_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Parsed and checked arguments, and the command line with the flags of its --config FILE in the file's place.
+def parse_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """Parsed and checked arguments, the command line with the flags of its --config FILE in the file's place, and
+    notes on flags that are not needed.
 
     Raises UserError with one line naming the flag.
     """
     parser = training_parser()
     argv = with_config(sys.argv[1:] if argv is None else argv, parser)
+    parser.refuse(argv)
     args = parser.parse_args(argv)
+    notes = take_out_not_needed(args)
     _check_concept_flags(args)
     args.gradient_checkpointing |= args.low_memory
     args.offload_optimizer = args.offload_optimizer or ("all" if args.low_memory else "none")
@@ -234,7 +276,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespac
         raise UserError(f"--logging_dir {args.logging_dir} is a part of the result; give it a name like 'logs'")
     if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
         raise UserError("--resume_from_checkpoint continues a run, --overwrite_output_dir starts over: give one")
-    return args, argv
+    return args, argv, notes
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

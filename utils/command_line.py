@@ -99,7 +99,8 @@ class Parser(argparse.ArgumentParser):
     one without a type as_text's.
     """
 
-    def __init__(self, **options: Any):
+    def __init__(self, refuse: Callable[[list[str]], None] = lambda words: None, **options: Any):
+        self.refuse = refuse  # raises UserError if a word is a flag that is not here on purpose
         super().__init__(
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=119),
@@ -111,13 +112,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ") if "unrecognized" in message else ""
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
+            shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+            flags = [flag for action in shown for flag in action.option_strings]
             near = difflib.get_close_matches(unknown.partition(" ")[0].partition("=")[0], flags, n=1, cutoff=0.7)
             message += f"; did you mean {near[0]}?" if near else "; --help lists the flags"
         raise UserError(message)
 
 
-def with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
+def with_config(argv: list[str], parser: Parser) -> list[str]:
     """`argv` with `--config FILE` replaced by the flags in FILE, put first: what the command line says wins.
 
     Keys are the flags without their dashes. true switches a flag without value on; false, null and nothing leave a key
@@ -128,11 +130,13 @@ def with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
     found, rest = finder.parse_known_args(argv)
     if found.config is None:
         return argv
-    flags = {action.dest: action for action in parser._actions if action.option_strings}
+    flags = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
     tokens = []
     for key, value in _read_config(found.config).items():
         if key not in flags or key in ("config", "help"):
-            near = difflib.get_close_matches(key, flags, n=1, cutoff=0.6)
+            parser.refuse([f"--{key}"])
+            shown = [name for name, action in flags.items() if action.help != argparse.SUPPRESS]
+            near = difflib.get_close_matches(key, shown, n=1, cutoff=0.6)
             advice = f"did you mean {near[0]}?" if near else "keys are the flags that --help lists, without dashes"
             raise UserError(f"{found.config}: there is no flag {key!r}; {advice}")
         tokens += _tokens(found.config, key, value, takes_value=flags[key].nargs != 0)

@@ -188,7 +188,7 @@ def fused_cases(images: tuple, tokens: tuple, place: dict) -> Iterator[Case]:
 def optimizer_cases(place: dict) -> Iterator[Case]:
     """AdamW and the gradient's norm, over one buffer and over gradients that lie anywhere."""
     count = sum(PARAMETERS)
-    scalars = [0.5, 1e-3, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.03, 1.0]
+    scalars = [0.5, 1e-3, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.03, 1.0, 1.0]
 
     def make(scattered: bool):
         grads = [torch.randn(numel, **place) for numel in PARAMETERS]

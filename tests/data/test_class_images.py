@@ -1,5 +1,6 @@
 """Class images: what is there is used, what is missing is made once, nothing foreign is mixed in."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,9 @@ import torch
 from PIL import Image
 
 from tests.helpers.pipelines import write_photos, write_pipeline
+from tests.helpers.script import as_argv, run
+from train_dreambooth_colossalai import main
+from utils.command_line import run_main
 from utils.data import class_generation, class_images
 from utils.data.class_generation import image_seed, make_batch
 from utils.data.class_images import (
@@ -120,6 +124,46 @@ def test_the_users_images_beside_ours_are_left_out_and_said_to_be(concept):
     plan = plan_of(concept, SETTINGS, 2)
     assert numbers_used(plan) == [file_name(0), file_name(1)] and plan.missing == [1]
     assert "left out: 3 images" in plan.summary(1, 4)
+
+
+def test_a_dry_run_finds_damaged_images_of_the_users_own(prior, tmp_path, capsys):
+    write_photos(tmp_path / "class", 5)
+    file = tmp_path / "class/photo-2.jpg"
+    file.write_bytes(file.read_bytes()[:600])
+    for dry in (True, None):
+        assert run_main(main, as_argv(prior | dict(dry_run=dry))) == 2
+        out, err = capsys.readouterr()
+        assert "photo-2.jpg" in (out if dry else err)
+    assert not prior["output_dir"].exists()
+
+
+def test_a_dry_run_says_how_many_are_there_and_how_many_are_made(prior, tmp_path, capsys):
+    assert main(as_argv(prior | dict(dry_run=True))) == 0
+    assert "'a photo of a cat.' in " in (out := capsys.readouterr().out) and "have 0, will make 5, will use 5" in out
+    run(prior)
+    (tmp_path / "class/class-00001.png").unlink()
+    capsys.readouterr()
+    assert main(as_argv(prior | dict(dry_run=True))) == 0
+    assert "have 4, will make 1, will use 5" in capsys.readouterr().out
+    assert main(as_argv(prior | dict(dry_run=True, class_prompt="a dog"))) == 2
+    assert "images made with another prompt" in capsys.readouterr().out
+
+
+def test_an_image_of_ours_whose_bytes_changed_is_found_by_its_checksum(prior, tmp_path, capsys):
+    run(prior)
+    file = tmp_path / "class/class-00003.png"
+    content = bytearray(file.read_bytes())
+    content[-40] ^= 1
+    file.write_bytes(content)
+    assert main(as_argv(prior | dict(dry_run=True, output_dir=tmp_path / "other"))) == 2
+    assert "class-00003.png is damaged" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_found_before_images_are_made(prior, capsys, monkeypatch):
+    usage = shutil.disk_usage
+    monkeypatch.setattr(class_images.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+    assert main(as_argv(prior | dict(dry_run=True))) == 2
+    assert "5 images take up to" in capsys.readouterr().out
 
 
 def test_an_image_cut_short_is_made_again(concept):

@@ -1,5 +1,6 @@
 """What the README and docs/ say can be done, done: commands are run, flags are the parser's, what is named exists."""
 
+import argparse
 import os
 import re
 import shutil
@@ -26,8 +27,9 @@ if [ "$1" = clone ]; then cp -R "$PIPELINE" "$3"; else echo "git $*" >> "$GIT_LO
 
 
 def parser_flags() -> set[str]:
-    """The training script's flags, but --help."""
-    strings = {string for action in training_parser()._actions for string in action.option_strings}
+    """The training script's flags that --help shows, but --help."""
+    shown = [action for action in training_parser()._actions if action.help != argparse.SUPPRESS]
+    strings = {string for action in shown for string in action.option_strings}
     return {string for string in strings if string.startswith("--")} - {"--help"}
 
 
@@ -41,6 +43,13 @@ def test_the_table_of_flags_is_the_parsers():
     named = table_flags((ROOT / "docs/flags.md").read_text(encoding="utf-8"))
     assert len(named) == len(set(named))
     assert set(named) == parser_flags()
+
+
+def test_what_differs_from_diffusers_is_marked_in_both_places():
+    marked = {a.option_strings[0] for a in training_parser()._actions if (a.help or "").endswith("(!)")}
+    page = (ROOT / "docs/flags.md").read_text(encoding="utf-8")
+    part = page[page.index("## What differs from diffusers") :]
+    assert {f"--{name}" for name in re.findall(r"^\| `(\w+)`", part, re.M)} == marked and len(marked) > 9
 
 
 def test_the_flags_that_matter_are_flags():

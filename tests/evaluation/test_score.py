@@ -64,7 +64,7 @@ def models(tmp_path_factory) -> list[str]:
 
 
 def run(trained: Path, result: Path, *more: str) -> int:
-    quick = ["--num_images", "2", "--num_inference_steps", "1", "--output_dir", str(result)]
+    quick = ["--num_images", "2", "--num_drift_images", "2", "--num_inference_steps", "1", "--output_dir", str(result)]
     return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
 
 
@@ -345,10 +345,29 @@ def test_changes_are_differences_to_the_baseline_image_by_image(whole):
         differences = np.array([ours - theirs for ours, theirs in pairs]).reshape(2, 2)
         found = record["changes"]["finetuned"][name]
         assert found["value"] == pytest.approx(differences.mean(), abs=1e-5)
-        assert found["interval"] == pytest.approx(metrics.mean_interval(differences), abs=1e-4)
+        interval = metrics.seeds_interval if role == "other" else metrics.mean_interval
+        assert found["interval"] == pytest.approx(interval(differences), abs=1e-4)
+    by_prompt = found["prompts"]
+    assert [entry["prompt"] for entry in by_prompt] == ["a photo of a dog", "a photo of a house"]
+    assert [entry["value"] for entry in by_prompt] == pytest.approx(differences.mean(axis=1), abs=1e-5)
+    assert by_prompt[0]["interval"] == pytest.approx(metrics.student_interval(differences[0], 2), abs=1e-3)
     for name in ("div_clip", "div_dino"):
         ours, theirs = (record["models"][model][name]["value"] for model in ("finetuned", "baseline"))
         assert record["changes"]["finetuned"][name] == dict(value=pytest.approx(ours - theirs), interval=None)
+
+
+def test_images_of_other_things_as_like_the_photos_as_a_drawn_subject_are_counted(whole):
+    record = read(whole, "metrics.json")
+    with (whole / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for column, real in (("clip_i", "real_clip"), ("dino", "real_dino")):
+        before = record["models"]["baseline"][column]["value"]
+        least = (before + record["photos"][real]["value"]) / 2
+        for model, values in record["models"].items():
+            others = [row for row in rows if (row["model"], row["role"]) == (model, "other")]
+            expected = [row["file"] for row in others if float(row[column]) >= least]
+            assert values[f"{column}_other"]["like_subject"] == expected
+            assert values[f"{column}_other"]["num_images"] == 4
 
 
 def test_the_table_has_a_line_an_image(whole):
@@ -424,7 +443,10 @@ def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):
     record = read(folder, "metrics.json")
     assert record["models"]["finetuned"]["blank_images"] == [black]
     assert record["models"]["baseline"]["blank_images"] == []
-    assert f"finetuned: Images of one colour. {black}: 1 images" in capsys.readouterr().out
+    assert (
+        f"finetuned: Images of one colour. 1 image is of one colour, and all numbers count them as images: {black}."
+        in capsys.readouterr().out
+    )
 
 
 def spoil(folder: Path, part: str) -> Path:
@@ -438,12 +460,21 @@ def spoil(folder: Path, part: str) -> Path:
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_model_that_draws_no_numbers_is_named(trained_dir, tmp_path, capsys, part):
+def test_a_model_with_a_nan_in_its_weights_is_named(trained_dir, tmp_path, capsys, part):
     folder = shutil.copytree(trained_dir, tmp_path / "output")
     spoil(folder, part)
     assert run(folder, tmp_path / "result", "--num_drift_images", "0") == 2
-    stderr = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stderr.startswith("error: finetuned: ") and f"its {part}'s weights" in stderr
+    assert f"error: {folder / part}: 1 of " in capsys.readouterr().err
+    assert not (tmp_path / "result/metrics.json").exists()
+
+
+def test_a_model_that_draws_no_numbers_is_named(trained_dir, tmp_path, capsys):
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
+    weights = load_file(folder / UNET_FILE)
+    weights["conv_out.bias"].fill_(3e38)  # finite, but what it gives is not
+    save_file(weights, folder / UNET_FILE, {"format": "pt"})
+    assert run(folder, tmp_path / "result", "--num_drift_images", "0") == 2
+    assert "error: finetuned: the images of" in capsys.readouterr().err
     assert not (tmp_path / "result/metrics.json").exists()
 
 

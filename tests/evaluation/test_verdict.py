@@ -42,7 +42,7 @@ def test_a_good_run_has_nothing_found_but_the_subject():
         (dict(div_clip=0.014), "collapse", ["0.014", "0.100", "0.450"]),
         (dict(clip_t_other=0.55), "drift", ["0.550", "0.669", "−0.119", "−0.139 to −0.099"]),
         (dict(clip_i_other=0.30), "spread", ["0.300", "0.050", "+0.250", "+0.230 to +0.270"]),
-        (dict(blank=["output-2.png"]), "blank", ["output-2.png", "1 images"]),
+        (dict(blank=["output-2.png"]), "blank", ["output-2.png", "1 image is"]),
         (dict(clip_t=0.42), "prompt", ["0.420", "0.640", "−0.220", "0.300"]),
         (dict(pres_clip=0.7), "class", ["0.700", "0.120", "+0.580"]),
         (dict(real=0.97), "photos", ["0.970"]),
@@ -138,6 +138,36 @@ def test_without_any_encoder_nothing_is_looked_for_but_blank_images():
     assert states(record, NOT_LOOKED_FOR) == [kind for kind in KINDS if kind != "blank"]
     judged = judge(record)
     assert (judged.state, judged.headline) == (UNKNOWN, "It is not known whether it draws your cat.")
+
+
+def test_one_thing_that_has_drifted_is_found_among_others_that_have_not():
+    """As measured on the embedded model: after 100 steps every dog is the cat, and seven other things are not."""
+    record = measured(clip_t_other=0.604, margin=0.09)
+    assert check(record, "drift").state == UNCERTAIN
+    dog = dict(prompt="a photo of a dog", value=-0.37, interval=[-0.6, -0.13])
+    house = dict(prompt="a photo of a house", value=-0.03, interval=[-0.11, 0.05])
+    record["changes"]["finetuned"]["clip_t_other"]["prompts"] = [house, dog]
+    found = check(record, "drift")
+    assert found.state == FOUND and "Most of all: “a photo of a dog” (−0.370" in found.text
+    assert "house" not in found.text and judge(record).state == SPOILT
+
+
+@pytest.mark.parametrize(
+    ("ours", "before", "state"),
+    [
+        (["a.png"], [], FOUND),
+        ([], [], NOT_FOUND),
+        (["a.png"], ["a.png"], NOT_FOUND),
+        (["a.png"] * 3, ["a.png"], FOUND),
+    ],
+)
+def test_pictures_of_other_things_that_look_like_the_subject_are_counted(ours, before, state):
+    record = measured(clip_i_other=0.2, margin=0.5)
+    for model, files in (("finetuned", ours), ("baseline", before)):
+        record["models"][model]["clip_i_other"].update(like_subject=files, num_images=8)
+    found = check(record, "spread")
+    assert found.state == state and f"{len(ours)} of 8 pictures" in found.text
+    assert found.files == (tuple(ours) if state == FOUND else ())
 
 
 def test_the_headline_joins_what_has_suffered():

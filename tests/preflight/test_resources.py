@@ -135,3 +135,12 @@ def test_a_gpu_that_torch_cannot_use_is_a_note(tmp_path, tiny_pipeline_dir, monk
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     finding, found = check_device(make_needs(7_000_000), low_memory=False)
     assert found == verdict and ("which takes hours: there is an NVIDIA GPU" in finding) == (verdict == "note")
+
+
+def test_a_checkpoint_needs_the_hosts_memory_too(monkeypatch):
+    """A GPU of 16 GB in a machine with 12.7 GB of memory: the copy of Stable Diffusion's state takes 10.3 GB."""
+    needs = make_needs(859_520_964)
+    for free, verdict in ((8e9, "note"), (10.2e9, "note"), (11e9, "ok")):
+        monkeypatch.setattr(resources, "free_host_memory", lambda free=free: free)
+        finding, found = resources._compare_memory(needs, False, "Tesla T4", 15.6e9)
+        assert found == verdict and ("a checkpoint's copy takes 10.3 GB" in finding) == (verdict == "note")

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tests.helpers.script import LATEST, UNET_FILE, as_argv, run
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
+from utils.run.lineage import list_checkpoints
 
 
 def test_diffusers_loads_a_checkpoint(flags, tmp_path):
@@ -38,6 +39,12 @@ def test_what_a_checkpoint_of_half_precision_holds(flags, tmp_path):
     assert "unet/config.json" in state["determines"]["base_model"] and state["arguments"]["seed"] == 0
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(2, [3, 4]), (5, [1, 2, 3, 4])])
+def test_the_newest_are_kept(flags, tmp_path, limit, kept):
+    run(flags, max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=limit)
+    assert [found.step for found in list_checkpoints(tmp_path / "output")] == kept
+
+
 def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, tmp_path, capsys):
     output = tmp_path / "output"
     run(flags, checkpointing_steps=1, checkpoints_total_limit=1)
@@ -60,28 +67,33 @@ def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):
         main(as_argv(flags | dict(resume_from_checkpoint="checkpoint-2")))
 
 
-@pytest.mark.parametrize(("precision", "scale"), [("no", 1.0), ("fp16", 2.0**-9)])
-def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeline_dir, precision, scale):
+def make_optimizer(folder, precision: str, memory_format):
     from utils.models import loading
-    from utils.run.checkpoint import Checkpointer, restore
-    from utils.run.lineage import Lineage, read_checkpoint
     from utils.training.flat_parameters import FlatParameters
     from utils.training.optimizer import MasterWeightsOptimizer
 
-    def optimizer(memory_format) -> MasterWeightsOptimizer:
-        flat = FlatParameters(
-            loading.load_unet(tiny_pipeline_dir), loading.WEIGHT_DTYPES[precision], "cpu", memory_format
-        )
-        return MasterWeightsOptimizer(flat, learning_rates=[1e-3])
+    flat = FlatParameters(loading.load_unet(folder), loading.WEIGHT_DTYPES[precision], "cpu", memory_format)
+    return MasterWeightsOptimizer(flat, learning_rates=[1e-3])
 
-    one, other = optimizer(torch.channels_last), optimizer(torch.contiguous_format)
-    one.flat.grad.copy_(torch.randn(one.flat.grad.shape, generator=torch.Generator().manual_seed(0)))
-    one.step()
+
+def updated(optimizer):
+    optimizer.flat.grad.copy_(torch.randn(optimizer.flat.grad.shape, generator=torch.Generator().manual_seed(0)))
+    optimizer.step()
+    return optimizer
+
+
+SAVING = dict(unet_config=b"{}", describe=dict, save_dtype="fp32", total_limit=None, say=print)
+
+
+@pytest.mark.parametrize(("precision", "scale"), [("no", 1.0), ("fp16", 2.0**-9)])
+def test_another_memory_layout_gives_the_same_state(tmp_path, tiny_pipeline_dir, precision, scale):
+    from utils.run.checkpoint import Checkpointer, restore
+    from utils.run.lineage import Lineage, read_checkpoint
+
+    one = updated(make_optimizer(tiny_pipeline_dir, precision, torch.channels_last))
+    other = make_optimizer(tiny_pipeline_dir, precision, torch.contiguous_format)
     one.loss_scale.fill_(scale)
-    options = dict(
-        unet_config=b"{}", describe=dict, save_dtype="fp32", lineage=Lineage("x", []), total_limit=None, say=print
-    )
-    Checkpointer(tmp_path, one, **options).save_and_wait(7)
+    Checkpointer(tmp_path, one, lineage=Lineage("x", []), **SAVING).save_and_wait(7)
     places = {name: getattr(other, name).data_ptr() for name in ("exp_avg", "loss_scale", "num_good")}
     restore(read_checkpoint(tmp_path / "checkpoint-7"), other)
     assert places == {name: getattr(other, name).data_ptr() for name in places}
@@ -92,3 +104,17 @@ def test_another_memory_layout_gives_the_same_state(flags, tmp_path, tiny_pipeli
         ours, theirs = (dict(each.flat.named(getattr(each.flat, name))) for each in (one, other))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert other.loss_scale == scale and other.num_applied == 1
+
+
+def test_bf16_weights_are_rounded_as_in_the_run(tmp_path, tiny_pipeline_dir):
+    """Which neighbour a weight becomes follows from the number of updates: a resumed run has the same bits."""
+    from utils.run.checkpoint import Checkpointer, restore
+    from utils.run.lineage import Lineage, read_checkpoint
+
+    one, other = (make_optimizer(tiny_pipeline_dir, "bf16", torch.contiguous_format) for _ in range(2))
+    first = one.flat.weight.clone()
+    updated(one)
+    Checkpointer(tmp_path, one, lineage=Lineage("x", []), **SAVING).save_and_wait(1)
+    assert (one.flat.weight != first).float().mean() > 0.2  # a new choice for all, not only a step for some
+    restore(read_checkpoint(tmp_path / "checkpoint-1"), other)
+    assert torch.equal(other.flat.weight, one.flat.weight)

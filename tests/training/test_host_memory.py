@@ -85,12 +85,10 @@ def test_what_changes_no_bit_may_change_on_resume(flags, tmp_path, changes):
     assert without_times(tmp_path / "output") == without_times(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("free", [0, 1e12])
-@pytest.mark.parametrize("eight_bit", [False, True])
-def test_a_snapshot_is_not_changed_by_later_steps(tmp_path, monkeypatch, free, eight_bit):
-    """Nor where there is no room for it: then it is not taken, and the steps wait for the disk."""
+def check_snapshot(tmp_path, monkeypatch, free: float, offload: str, device: str, eight_bit: bool) -> None:
+    """What is written is the state when it was asked for, whatever the steps after it did."""
     monkeypatch.setattr("utils.training.snapshot.free_host_memory", lambda: free)
-    optimizer, expected = make_optimizer("all", device="cpu", eight_bit=eight_bit), None
+    optimizer, expected = make_optimizer(offload, device=device, eight_bit=eight_bit), None
     checkpointer = Checkpointer(tmp_path, optimizer, say=print, **CHECKPOINT)
     for step in range(NUM_STEPS):
         set_gradients(optimizer, step)
@@ -101,15 +99,27 @@ def test_a_snapshot_is_not_changed_by_later_steps(tmp_path, monkeypatch, free, e
             assert (tmp_path / "checkpoint-1").exists() or free
             assert (checkpointer.snapshot.is_shared) == (free == 0)
     assert checkpointer.wait()
-    resumed = make_optimizer("all", device="cpu", eight_bit=eight_bit)
+    resumed = make_optimizer(offload, device=device, eight_bit=eight_bit)
     restore(read_checkpoint(tmp_path / "checkpoint-1"), resumed)
     assert all(torch.equal(*pair) for pair in zip(state_of(resumed), expected, strict=True))
     assert not equal(resumed, optimizer)
 
 
+@pytest.mark.parametrize("free", [0, 1e12])
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_a_snapshot_is_not_changed_by_later_steps(tmp_path, monkeypatch, free, eight_bit):
+    """Nor where there is no room for it: then it is not taken, and the steps wait for the disk."""
+    check_snapshot(tmp_path, monkeypatch, free, "all", "cpu", eight_bit)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 class TestOnAGpu:
+    @pytest.mark.parametrize("free", [0, 1e12])
+    @pytest.mark.parametrize("offload", ["none", "moments"])
+    def test_a_snapshot_if_the_host_has_no_room_for_it(self, tmp_path, monkeypatch, free, offload):
+        check_snapshot(tmp_path, monkeypatch, free, offload, "cuda", eight_bit=False)
+
     def test_kernels_reach_host_memory(self):
         x = host_memory.pinned_zeros(1000, torch.float32, torch.device("cuda"))
         assert x.is_pinned() and len(x) == 1000 and not x.any()

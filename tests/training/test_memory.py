@@ -11,6 +11,7 @@ from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.command_line import run_main
 from utils.run.plan import memory_needs
+from utils.training import memory
 from utils.training.memory import (
     MemoryNeeds,
     alternatives,
@@ -69,6 +70,41 @@ def test_host_memory():
     assert host_memory_needed(make_needs("--low_memory")) == 12 * SD
     assert host_memory_needed(make_needs("--low_memory", "--mixed_precision=no")) == 8 * SD
     assert host_memory_needed(make_needs("--low_memory", "--use_8bit_adam")) < 6.1 * SD
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "expected"),
+    [
+        ({}, "", 100 * GIB),  # no limit
+        ({"memory.max": "max", "memory.current": 5 * GIB}, "0::/", 100 * GIB),
+        ({"memory.max": 12 * GIB, "memory.current": 5 * GIB}, "0::/", 7 * GIB),
+        ({"memory.max": 12 * GIB, "memory.current": 5 * GIB, "memory.stat": f"inactive_file {GIB}"}, "0::/", 8 * GIB),
+        ({"a/b/memory.max": 3 * GIB, "a/b/memory.current": GIB, "memory.max": "max"}, "0::/a/b", 2 * GIB),
+        ({"a/memory.max": 3 * GIB, "a/memory.current": GIB}, "0::/a/b", 2 * GIB),  # the group above has the limit
+        (
+            {"memory/memory.limit_in_bytes": 12 * GIB, "memory/memory.usage_in_bytes": 4 * GIB},
+            "7:memory:/docker/x",
+            8 * GIB,
+        ),
+        ({"memory/memory.limit_in_bytes": 2**63 - 4096, "memory/memory.usage_in_bytes": 0}, "7:memory:/", 100 * GIB),
+    ],
+)
+def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch, files, own, expected):
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {100 * GIB // 1024} kB\n")
+    (tmp_path / "own").write_text(own)
+    for name, content in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+        if not path.with_name("memory.stat").exists():
+            path.with_name("memory.stat").write_text("anon 1\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    assert memory.free_host_memory() == expected
 
 
 def test_the_flags_that_are_advised_save_what_is_said():

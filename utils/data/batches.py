@@ -27,7 +27,7 @@ class MicroBatch(NamedTuple):
 
     def clone(self) -> "MicroBatch":
         """The same values in memory of their own."""
-        return MicroBatch(*(None if value is None else value.clone() for value in self))
+        return self._replace(**{name: each.clone() for name, each in self._asdict().items() if each is not None})
 
 
 class BatchSource:

@@ -75,7 +75,7 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
     add("--choose", action="store_true", help="say which to use: the checkpoints, or the result at lower strengths")
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
-    add("--num_drift_images", type=non_negative_int, default=2, help="the same for prompts without the subject (2)")
+    add("--num_drift_images", type=non_negative_int, default=4, help="the same for prompts without the subject (4)")
     add("--seed", type=seed_int, default=0, help="seed of image 1; image k has seed + k - 1 (0)")
     add("--num_inference_steps", type=positive_int, default=50, help="denoising steps (50)")
     add(

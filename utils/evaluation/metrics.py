@@ -3,9 +3,14 @@
 G [N,D]: generated images; R [M,D]: the photos; T [N,D]: the text of each image's prompt. Everything is float64.
 """
 
+import functools
+import math
+
 import numpy as np
 
 CONFIDENCE = 0.95
+MOST_PROMPTS_OF_TWO = 4  # with two images each: two seeds do not tell what a seed adds, and it weighs more
+LEAST_SEEDS_PART = 1.25  # of an image's own variance, for the seeds' part to be counted
 SAME_PHOTO = 0.995  # cosine: between one photo saved twice (0.9995 or more) and two photos of a subject (0.988)
 
 
@@ -94,50 +99,76 @@ def mean_interval(values: np.ndarray) -> list[float] | None:
     """95% interval of the mean of values [P,K]: prompts and seeds like these, or other seeds if there is one prompt.
 
     Student's t. Values are a sum of what a prompt adds, what a seed adds (all prompts have the same seeds), and what
-    is the image's own: a crossed two-way layout (Scheffe, The Analysis of Variance, 1959, chapter 7). The degrees of
-    freedom are Satterthwaite's (Biometrics Bulletin 2, 1946). With two prompts the seeds' part is left out: there it
-    makes the interval too wide. None for one image a prompt: nothing tells what its seed adds.
+    is the image's own: a crossed two-way layout (Scheffe, The Analysis of Variance, 1959, chapter 7), with
+    Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946). None if the seeds' part cannot be told: one image
+    a prompt, or two of many prompts. docs/evaluation.md has the coverage, on which the constants rest.
     """
     num_prompts, num_seeds = values.shape
-    if num_seeds < 2:
+    if num_seeds < 2 or (num_seeds == 2 and num_prompts > MOST_PROMPTS_OF_TWO):
         return None
-    mean, of_prompt, of_seed = values.mean(), values.mean(axis=1), values.mean(axis=0)
     if num_prompts == 1:
-        variance, degrees = values.var(ddof=1) / num_seeds, num_seeds - 1.0
+        return student_interval(values[0])
+    mean, of_prompt, of_seed = values.mean(), values.mean(axis=1), values.mean(axis=0)
+    freedoms = np.array([num_prompts - 1, num_seeds - 1, (num_prompts - 1) * (num_seeds - 1)])
+    own = values - of_prompt[:, None] - of_seed[None, :] + mean
+    squares = np.array(
+        [num_seeds * ((of_prompt - mean) ** 2).sum(), num_prompts * ((of_seed - mean) ** 2).sum(), (own**2).sum()]
+    )
+    squares /= freedoms
+    if num_prompts > 2 and squares[1] > LEAST_SEEDS_PART * squares[2]:
+        variance, parts = squares[0] + squares[1] - squares[2], squares**2 / freedoms
+        degrees = max(variance**2 / parts.sum(), min(num_prompts, num_seeds) - 1)
     else:
-        own = values - of_prompt[:, None] - of_seed[None, :] + mean
-        squares = np.array(
-            [
-                num_seeds * ((of_prompt - mean) ** 2).sum() / (num_prompts - 1),
-                num_prompts * ((of_seed - mean) ** 2).sum() / (num_seeds - 1),
-                (own**2).sum() / ((num_prompts - 1) * (num_seeds - 1)),
-            ]
-        )
-        freedoms = np.array([num_prompts - 1, num_seeds - 1, (num_prompts - 1) * (num_seeds - 1)])
-        signs = np.array([1, 1, -1]) if num_prompts > 2 and squares[1] > squares[2] else np.array([1, 0, 0])
-        variance = signs @ squares / values.size
-        uncertainty = (signs**2) @ (squares**2 / freedoms)
-        degrees = (signs @ squares) ** 2 / uncertainty if uncertainty > 0 else num_prompts - 1.0
-        degrees = max(degrees, min(num_prompts, num_seeds) - 1.0)
-    half = t_quantile(float(degrees)) * float(np.sqrt(variance))
+        variance, degrees = squares[0], num_prompts - 1
+    half = t_quantile(degrees) * math.sqrt(variance / values.size)
     return [float(mean) - half, float(mean) + half]
 
 
-def t_quantile(degrees: float) -> float:
-    """The 97.5% quantile of Student's t, to 0.05%; below 4 degrees of freedom that of the whole number below.
+def seeds_interval(values: np.ndarray) -> list[float] | None:
+    """95% interval of the mean of values [P,K] for other seeds of these very prompts; None for one image a prompt."""
+    return student_interval(values.mean(axis=0))
 
-    Above, the expansion in 1/degrees of Fisher and Cornish (Technometrics 2, 1960; Abramowitz and Stegun 26.7.5).
+
+def student_interval(values: np.ndarray, num_looks: int = 1) -> list[float] | None:
+    """Student's 95% interval of the mean of independent values [K]; None for one value.
+
+    Args:
+        num_looks: how many such intervals are looked at together, all of which shall hold (Bonferroni).
     """
-    if degrees < 4:
-        return (12.7062, 4.3027, 3.1824)[int(degrees) - 1]
-    z = 1.959964
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
+    if len(values) < 2:
+        return None
+    share = 1 - (1 - CONFIDENCE) / 2 / num_looks
+    half = t_quantile(len(values) - 1, share) * math.sqrt(values.var(ddof=1) / len(values))
+    return [float(values.mean()) - half, float(values.mean()) + half]
+
+
+def t_quantile(degrees: float, share: float = 1 - (1 - CONFIDENCE) / 2) -> float:
+    """The quantile of Student's t; between whole degrees of freedom on a straight line."""
+    lower = math.floor(degrees)
+    low = _whole_t_quantile(lower, share)
+    return low if degrees == lower else low + (degrees - lower) * (_whole_t_quantile(lower + 1, share) - low)
+
+
+@functools.cache
+def _whole_t_quantile(degrees: int, share: float) -> float:
+    low, high = 0.0, 1e6
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_share(middle, degrees) < share else (low, middle)
+    return (low + high) / 2
+
+
+def _t_share(t: float, degrees: int) -> float:
+    """How much of Student's t lies below `t`: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, is_odd = math.cos(angle), degrees % 2
+    term = cosine if is_odd else 1.0
+    total = term if degrees > 1 else 0.0
+    for number in range(3 if is_odd else 2, degrees - 1, 2):
+        term *= (number - 1) / number * cosine**2
+        total += term
+    total *= math.sin(angle)
+    return 0.5 + (angle + total) / math.pi if is_odd else 0.5 + total / 2
 
 
 def pseudo_values(distances: np.ndarray) -> np.ndarray | None:

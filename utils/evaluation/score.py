@@ -20,7 +20,7 @@ from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
 from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
-from utils.evaluation.verdict import judge
+from utils.evaluation.verdict import DRAWN_SHARE, judge
 from utils.files.atomic import replace_file
 from utils.files.hashing import sha256_of
 from utils.files.json_files import write_json
@@ -33,7 +33,10 @@ GET_CLIP = (
 GET_DINO = "git lfs install && git clone https://huggingface.co/facebook/dino-vits16 model/dino-vits16"
 A_CLIP = f"a CLIP model: {GET_CLIP}, then --clip_model model/clip-vit-base-patch32"
 NO_CLIP = f"needs {A_CLIP}"
-NO_TEXT = f"needs CLIP's text tower too, which the safety checker does not hold: {A_CLIP}"
+NO_TEXT = (
+    "needs CLIP's whole text tower: the pipeline's text encoder is one without the projection that makes texts and "
+    f"images comparable, and the safety checker holds the image tower only: {A_CLIP}"
+)
 NO_DINO = f"needs a DINO model: {GET_DINO}, then --dino_model model/dino-vits16"
 NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
 NO_PHOTOS = "needs your photos: --instance_data_dir"
@@ -96,6 +99,7 @@ def measure(table: "ImageTable", samples: dict) -> dict:
     for model in samples["models"]:
         models[model] = model_metrics(table, model)
         models[model]["blank_images"] = [entry["file"] for entry in table.blank if entry["model"] == model]
+    count_like_subject(table, models, photo_metrics(table))
     names = [model for model in models if model != BASELINE]
     likeness = table.values["dino"] if table.values["dino"] is not None else table.values["clip_i"]
     others = table.values["clip_t"] if table.values["clip_t"] is not None else likeness
@@ -214,9 +218,9 @@ def model_metrics(table: ImageTable, model: str) -> dict:
     result["pres_clip"] = _mean(table, "clip_i", of_class, NO_CLASS_IMAGES)
     result["pres_dino"] = _mean(table, "dino", of_class, NO_CLASS_IMAGES)
     result["clip_t_class"] = _mean(table, "clip_t", of_class, NO_CLASS_IMAGES)
-    result["clip_t_other"] = _mean(table, "clip_t", other, NO_OTHER_IMAGES)
-    result["clip_i_other"] = _mean(table, "clip_i", other, NO_OTHER_IMAGES)
-    result["dino_other"] = _mean(table, "dino", other, NO_OTHER_IMAGES)
+    result["clip_t_other"] = _mean(table, "clip_t", other, NO_OTHER_IMAGES, OTHER)
+    result["clip_i_other"] = _mean(table, "clip_i", other, NO_OTHER_IMAGES, OTHER)
+    result["dino_other"] = _mean(table, "dino", other, NO_OTHER_IMAGES, OTHER)
     return result
 
 
@@ -230,13 +234,45 @@ def changes(table: ImageTable, model: str) -> dict:
     for name, column, role in pairs:
         ours, theirs, values = table.rows(model, role), table.rows(BASELINE, role), table.values[column]
         if values is not None and ours.size and ours.shape == theirs.shape:
-            difference = values[ours] - values[theirs]
-            result[name] = dict(value=float(difference.mean()), interval=metrics.mean_interval(difference))
+            result[name] = _mean_value(values[ours] - values[theirs], role)
+            if role == OTHER:
+                result[name]["prompts"] = _prompt_changes(table, ours, values[ours] - values[theirs])
     for encoder in ("clip", "dino"):
         of_model, of_baseline = (_distances(table, encoder, table.rows(name, SUBJECT)) for name in (model, BASELINE))
         if of_model is not None and of_baseline is not None and of_model.shape == of_baseline.shape:
             result[f"div_{encoder}"] = _diversity_change(of_model, of_baseline)
     return result
+
+
+def _mean_value(values: np.ndarray, role: str) -> dict:
+    """Mean and interval of values [P,K]; of other things, which are a few examples only, for other seeds of these."""
+    interval = metrics.seeds_interval(values) if role == OTHER else metrics.mean_interval(values)
+    return dict(value=float(values.mean()), interval=interval)
+
+
+def _prompt_changes(table: ImageTable, rows: np.ndarray, differences: np.ndarray) -> list[dict]:
+    """Of each prompt by itself; the intervals hold all together."""
+    return [
+        dict(
+            prompt=table.entries[row[0]]["prompt"],
+            value=float(values.mean()),
+            interval=metrics.student_interval(values, len(rows)),
+        )
+        for row, values in zip(rows, differences, strict=True)
+    ]
+
+
+def count_like_subject(table: ImageTable, models: dict, photos: dict) -> None:
+    """Adds to each model which images of other things are as like the photos as a drawn subject is."""
+    for encoder, column in (("clip", "clip_i"), ("dino", "dino")):
+        real, before = photos[f"real_{encoder}"]["value"], models[BASELINE][column]["value"]
+        if real is None or before is None:
+            continue
+        for model in models:
+            rows = table.rows(model, OTHER).ravel()
+            like = rows[present(table.values[column])[rows] >= before + DRAWN_SHARE * (real - before)]
+            files = [table.entries[row]["file"] for row in like]
+            models[model][f"{column}_other"].update(like_subject=files, num_images=rows.size)
 
 
 def _distances(table: ImageTable, encoder: str, rows: np.ndarray) -> np.ndarray | None:
@@ -297,11 +333,10 @@ def as_csv(table: ImageTable) -> str:
     return text.getvalue()
 
 
-def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "") -> dict:
+def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "", role: str = "") -> dict:
     if reason := table.missing(column, rows, no_images):
         return _null(reason)
-    values = present(table.values[column])[rows]
-    return dict(value=float(values.mean()), interval=metrics.mean_interval(values))
+    return _mean_value(present(table.values[column])[rows], role)
 
 
 def _count_copies(table: ImageTable, copy: dict, encoder: str, rows: np.ndarray) -> None:

@@ -44,8 +44,9 @@ def read_subjects(path: Path) -> list[Subject]:
         raise UserError(f"--concepts_list {path} cannot be read as JSON: {error}") from None
     subjects = []
     for place, entry in enumerate(entries if isinstance(entries, list) else [None], 1):
-        texts = [entry.get(name) for name in Subject._fields] if isinstance(entry, dict) else [None]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
+        given = [entry.get(name) for name in Subject._fields] if isinstance(entry, dict) else []
+        texts = [text for text in given if isinstance(text, str) and text.strip()]
+        if len(texts) < len(Subject._fields):
             wanted = " and ".join(Subject._fields)
             raise UserError(f"--concepts_list {path}, concept {place}: it is not an object with {wanted}")
         subjects.append(Subject(str(texts[0]), Path(str(texts[1]))))

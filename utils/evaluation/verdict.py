@@ -5,6 +5,8 @@ leaves zero out); it is not found if the interval leaves no room for a visible s
 measurements on which the sizes rest.
 """
 
+from dataclasses import replace
+
 from utils.evaluation.findings import (
     AIM,
     FOUND,
@@ -187,8 +189,9 @@ def check_blank_images(metrics: dict, model: str) -> Check:
     files = tuple(metrics["models"][model]["blank_images"])
     if not files:
         return Check("blank", WARNING, NOT_FOUND, "No image is of one colour", "")
-    text = f"{listed(list(files[:3]))}{' and more' if len(files) > 3 else ''}: {len(files)} images of one colour, "
-    text += "which all numbers count as images."
+    images = "1 image is" if len(files) == 1 else f"{len(files)} images are"
+    text = f"{images} of one colour, and all numbers count them as images: {', '.join(files[:3])}"
+    text += ", ..." if len(files) > 3 else "."
     advice = "If the safety checker was on, it may have blacked them out; else try --mixed_precision no."
     return Check("blank", WARNING, FOUND, "Images of one colour", text, advice, files=files)
 
@@ -236,18 +239,31 @@ def check_collapse(metrics: dict, model: str, encoder: str) -> Check:
 
 
 def check_drift(metrics: dict, model: str) -> Check:
-    """Prompts without the subject are followed visibly less than by the baseline."""
+    """Prompts without the subject, or one of them, are followed visibly less than by the baseline."""
     comparison = compare(metrics, model, "clip_t_other")
     if comparison is None:
         return missing(metrics, model, "drift", WARNING, "clip_t_other")
-    state = effect(comparison, -1)
+    worst = strongest_prompts(metrics, model, comparison, -1)
+    state = FOUND if worst else effect(comparison, -1)
     if state == UNCERTAIN:
         return uncertain("drift", WARNING, comparison, MORE_OTHER_IMAGES)
     title, advice = "Other prompts are followed as before", ""
     if state == FOUND:
         title, advice = "Other things have drifted", f"{LESS_TRAINING[:-1]}, or with prior preservation."
-    text = f"Prompts about other things: {in_words(comparison)}; {comparison.visible:g} is visible."
+    text = f"Prompts about other things: {in_words(comparison)}; {comparison.visible:g} is visible. {worst}".strip()
     return Check("drift", WARNING, state, title, text, advice, (comparison,))
+
+
+def strongest_prompts(metrics: dict, model: str, comparison: Comparison, direction: int) -> str:
+    """The prompts whose own change is found, in a sentence; "" if there is none."""
+    entries = metrics["changes"][model][comparison.metric].get("prompts", [])
+    entries = sorted(entries, key=lambda entry: -direction * entry["value"])
+    found = []
+    for entry in entries:
+        own = replace(comparison, change=entry["value"], interval=entry["interval"])
+        if effect(own, direction) == FOUND:
+            found.append(f"“{entry['prompt']}” ({change_in_words(entry['value'], entry['interval'])})")
+    return f"Most of all: {listed(found[:3])}." if found else ""
 
 
 def check_spread(metrics: dict, model: str) -> Check:
@@ -256,14 +272,24 @@ def check_spread(metrics: dict, model: str) -> Check:
     comparison = compare(metrics, model, key)
     if comparison is None:
         return missing(metrics, model, "spread", WARNING, key)
-    state = effect(comparison, 1)
+    ours, before = (metrics["models"][name][key] for name in (model, BASELINE))
+    files = tuple(ours.get("like_subject", ()))
+    is_counted = len(files) >= max(1, COPIED_SHARE * ours.get("num_images", 1)) and len(files) > len(
+        before.get("like_subject", ())
+    )
+    state = FOUND if is_counted else effect(comparison, 1)
+    if state == UNCERTAIN and "like_subject" in ours:
+        state = NOT_FOUND
     if state == UNCERTAIN:
         return uncertain("spread", WARNING, comparison, MORE_OTHER_IMAGES)
     title, advice = "Your subject stays out of other pictures", ""
     if state == FOUND:
         title, advice = "Your subject appears in other pictures", f"{LESS_TRAINING[:-1]}, or with prior preservation."
     text = f"Likeness to your photos in pictures of other things: {in_words(comparison)}; "
-    return Check("spread", WARNING, state, title, f"{text}{comparison.visible:g} is visible.", advice, (comparison,))
+    text += f"{comparison.visible:g} is visible."
+    if "like_subject" in ours:
+        text = f"{len(files)} of {ours['num_images']} pictures of other things look like your subject. {text}"
+    return Check("spread", WARNING, state, title, text, advice, (comparison,), files if state == FOUND else ())
 
 
 def check_class(metrics: dict, model: str, encoder: str, subject: Check) -> Check:

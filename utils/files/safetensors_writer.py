@@ -43,6 +43,8 @@ def save_with_hash(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Ma
     with path.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         place = file.read(length).index(f'"{HASH_KEY}":"{NO_HASH}"'.encode()) + len(f'"{HASH_KEY}":"0x')
-        digest = hashlib.file_digest(file, "sha256")
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
         file.seek(8 + place)
         file.write(digest.hexdigest().encode())

@@ -5,9 +5,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from utils.kernels import rounding
+
 _ADAMW_BLOCK = 1024
 _NORM_PROGRAMS = 2048  # fixed, so that the order of summation does not depend on the GPU
 _NORM_BLOCK = 4096
+_STEP = tl.constexpr(rounding.STEP)
+_FACTOR, _OTHER_FACTOR = tl.constexpr(rounding.FACTORS[0]), tl.constexpr(rounding.FACTORS[1])
 
 
 @triton.jit
@@ -27,6 +31,21 @@ def adamw_update(grad, exp_avg, exp_avg_sq, master, scalars_ptr):
 
 
 @triton.jit
+def rounded(master, index, scalars_ptr, DTYPE: tl.constexpr):
+    """The masters of the parameters at `index` in the weights' dtype: kernels.rounding.round_."""
+    if DTYPE == tl.bfloat16:
+        number = tl.load(scalars_ptr + 9).to(tl.int32).to(tl.uint32)
+        hashed = index.to(tl.uint32) ^ (number * _STEP)
+        hashed = (hashed ^ (hashed >> 16)) * _FACTOR
+        hashed = (hashed ^ (hashed >> 15)) * _OTHER_FACTOR
+        hashed = (hashed ^ (hashed >> 16)) & 0xFFFF
+        bits = master.to(tl.uint32, bitcast=True) + hashed
+        return ((bits >> 16) << 16).to(tl.float32, bitcast=True).to(tl.bfloat16)
+    else:
+        return master.to(DTYPE)
+
+
+@triton.jit
 def apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr,
                 HAS_WEIGHT: tl.constexpr):
     """The update of the parameters at `index` of the flat buffers by `grad`."""
@@ -38,7 +57,8 @@ def apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_
     tl.store(exp_avg_sq_ptr + index, exp_avg_sq, mask=mask)
     tl.store(master_ptr + index, master, mask=mask)
     if HAS_WEIGHT:
-        tl.store(weight_ptr + index, master.to(weight_ptr.dtype.element_ty), mask=mask)
+        weight = rounded(master, index, scalars_ptr, weight_ptr.dtype.element_ty)
+        tl.store(weight_ptr + index, weight, mask=mask)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from utils.kernels.adamw import adamw_update
+from utils.kernels.adamw import adamw_update, rounded
 
 BLOCK = 256  # eight_bit.BLOCK
 _ROWS = 4  # blocks a program
@@ -61,7 +61,8 @@ def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_a
         )
         tl.store(master_ptr + index, master, mask=mask)
         if HAS_WEIGHT:
-            tl.store(weight_ptr + index, master.to(weight_ptr.dtype.element_ty), mask=mask)
+            weight = rounded(master, index, scalars_ptr, weight_ptr.dtype.element_ty)
+            tl.store(weight_ptr + index, weight, mask=mask)
         levels, scales = _levels(tl.abs(exp_avg), _SMALLEST_SIGNED, 127)
         levels = tl.where(exp_avg < 0.0, -levels, levels)
         root = tl.sqrt_rn(exp_avg_sq)

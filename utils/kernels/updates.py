@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.kernels.operations import HAS_TRITON, runs_triton
+from utils.kernels.rounding import round_
 
 if HAS_TRITON:
     from utils.kernels import adamw, adamw_8bit, adamw_scattered
@@ -28,11 +29,11 @@ def adamw_(
     """One AdamW step, as torch defines it, in place over flat [N] buffers: 28 bytes a parameter.
 
     Args:
-        weight: fp16 or bf16, receives the rounded master; None if the master is the weight.
+        weight: fp16 or bf16, receives the master as kernels.rounding defines it; None if the master is the weight.
         grad: in the weight's dtype or fp32, multiplied by grad_scale.
         master, exp_avg, exp_avg_sq: fp32; on a GPU also in pinned host memory, if reaches_host_memory says so.
-        scalars: fp32 [9]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply.
-            With apply 0 nothing changes, whatever the gradient holds.
+        scalars: fp32 [10]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply,
+            and how many updates there are after this one. With apply 0 nothing changes, whatever the gradient holds.
     """
     if runs_triton(grad):
         adamw.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
@@ -50,7 +51,7 @@ def adamw_8bit_(
     for piece in exp_avg.pieces():
         moments = exp_avg[piece].dequantize(), exp_avg_sq[piece].dequantize()
         weight_piece = None if weight is None else weight[piece]
-        adamw_reference_(weight_piece, grad[piece], master[piece], *moments, scalars)
+        adamw_reference_(weight_piece, grad[piece], master[piece], *moments, scalars, piece.start)
         for eight_bit, values in zip((exp_avg, exp_avg_sq), moments, strict=True):
             eight_bit[piece].quantize_(values)
 
@@ -65,10 +66,16 @@ def grad_norm_(grad: Tensor, out: Tensor) -> None:
 
 @torch.no_grad()
 def adamw_reference_(
-    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
+    weight: Tensor | None,
+    grad: Tensor,
+    master: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    scalars: Tensor,
+    first: int = 0,
 ) -> None:
-    """adamw_ in plain torch: same arguments, same result to rounding, no host sync."""
-    grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply = scalars.unbind()
+    """adamw_ in plain torch, same result to rounding, no host sync; the buffers' parts from element `first` on."""
+    grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply, number = scalars.unbind()
     # An update that must not happen is one with decay factors 1, and gradient and learning rate 0.
     applies = apply != 0
     lr, grad_scale = torch.where(applies, lr, 0), torch.where(applies, grad_scale, 0)
@@ -82,4 +89,5 @@ def adamw_reference_(
         denominator = exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
         master_.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg_).mul_(step_size))
         if weight is not None:
-            weight_.copy_(master_)
+            round_(weight_, master_, number, first)
+        first += master_.numel()

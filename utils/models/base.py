@@ -18,7 +18,7 @@ from utils.files.atomic import STAGING_PREFIX, sync_tree
 from utils.files.filesystems import move, set_mode
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json, read_json_or_none, write_json
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, check_file
 from utils.runtime.environment import is_main
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -57,6 +57,7 @@ def _is_single_file(path: Path) -> bool:
 
 def _converted(path: Path, flag: str, kind: str) -> Path:
     """The folder into which a single file was converted, now or earlier; `kind` is model or vae."""
+    check_file(path)
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(cache / ".lock"):

@@ -118,14 +118,10 @@ def sample(
 
 
 def why_not_a_number(pipeline: StableDiffusionPipeline) -> str:
-    """Which module's weights are to blame if a pipeline draws no numbers, and what to do."""
-    for part in ("text_encoder", "unet", "vae"):
-        for name, weight in getattr(pipeline, part).named_parameters():
-            if not bool(torch.isfinite(weight).all()):
-                return f"its {part}'s weights are not either ({name}): train again, or take an earlier checkpoint"
+    """What is wrong if a pipeline whose weights are all numbers draws none, and what to do."""
     if pipeline.unet.dtype == torch.float16:
         return "they are too large for fp16: try --mixed_precision no"
-    return "its weights are, so they have grown too large: train again, or take an earlier checkpoint"
+    return "its weights have grown too large: train again at a lower learning rate, or take an earlier checkpoint"
 
 
 def _calling(on_step: Callable[[], object]) -> Callable:

@@ -2,9 +2,12 @@
 
 import io
 import itertools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL.ImageCms import ImageCmsTransform
 
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}  # an ICC profile's colour space: Pillow's mode
 SAME_AS_SRGB = 2  # a profile that changes no value by more is sRGB, whatever it is called
@@ -37,10 +40,10 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> InSrgb:
     mode = MODES.get(space)
     if mode is None or not _fits(image.mode, mode):
         return InSrgb(image.convert("RGB"), "", f"its colour profile {name} is not for {image.mode}: taken as sRGB")
-    options = dict(inMode=mode, outMode="RGB", renderingIntent=ImageCms.Intent.PERCEPTUAL)
+    srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.PERCEPTUAL
     try:
         transform = ImageCms.buildTransform(
-            source, ImageCms.createProfile("sRGB"), flags=ImageCms.Flags.BLACKPOINTCOMPENSATION, **options
+            source, srgb, mode, "RGB", intent, flags=ImageCms.Flags.BLACKPOINTCOMPENSATION
         )
         if mode in ("RGB", "L") and _changes_nothing(transform, mode):
             return InSrgb(image.convert("RGB"), "", "")
@@ -58,12 +61,12 @@ def _fits(image_mode: str, profile_mode: str) -> bool:
     return image_mode == profile_mode or (profile_mode == "L" and image_mode == "1")
 
 
-def _changes_nothing(transform: object, mode: str) -> bool:
+def _changes_nothing(transform: "ImageCmsTransform", mode: str) -> bool:
     """Whether sRGB comes out as it went in, tried on a grid of colours or on all greys."""
     from PIL import ImageChops, ImageCms
 
     grid = bytes(itertools.chain.from_iterable(itertools.product(PROBE_LEVELS, repeat=3)))
     probe = Image.frombytes("RGB", (len(grid) // 3, 1), grid) if mode == "RGB" else Image.linear_gradient("L")
     converted = ImageCms.applyTransform(probe, transform)
-    extrema = ImageChops.difference(converted, probe.convert("RGB")).getextrema()
-    return max(high for _, high in extrema) <= SAME_AS_SRGB
+    assert converted is not None
+    return max(ImageChops.difference(converted, probe.convert("RGB")).tobytes()) <= SAME_AS_SRGB

@@ -68,14 +68,18 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     key = image.info.get("transparency")
     if image.mode.startswith("I;16") and key is not None:
         alpha = Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8))
-        return image, alpha if alpha.getextrema()[0] < 255 else None
+        return image, _unless_opaque(alpha)
     if image.mode not in WITH_ALPHA and key is None or image.mode in ("I", "F"):
         return image, None
     is_grey = image.mode in ("L", "LA", "La", "1")
     rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     alpha = rgba.getchannel("A")
     colour = rgba.getchannel("R") if is_grey else rgba.convert("RGB")
-    return colour, alpha if alpha.getextrema()[0] < 255 else None
+    return colour, _unless_opaque(alpha)
+
+
+def _unless_opaque(alpha: Image.Image) -> Image.Image | None:
+    return alpha if np.asarray(alpha).min(initial=255) < 255 else None
 
 
 def _as_8_bits(image: Image.Image) -> Image.Image:
@@ -104,5 +108,5 @@ def _colours_not_understood(image: Image.Image) -> list[str]:
     transfer, primaries = nclx.get("transfer_characteristics"), nclx.get("color_primaries")
     if transfer in HDR_TRANSFERS:
         return [f"HDR ({HDR_TRANSFERS[transfer]}) taken as sRGB, it will look flat: export it as JPEG"]
-    wide = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}.get(primaries)
+    wide = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}.get(primaries or 0)
     return [f"{wide} without an ICC profile, taken as sRGB: its colours will look dull"] if wide else []

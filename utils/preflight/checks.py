@@ -4,6 +4,7 @@ What needs neither a photo nor a plan comes first, and imports nothing that take
 """
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +14,7 @@ from utils.models.base import base_folder
 from utils.models.check import check_base_model
 from utils.models.folder import BaseModel, default_save_dtype, prediction_type
 from utils.preflight.output import check_output_dir, check_resolution
-from utils.preflight.table import PreflightTable
+from utils.preflight.table import NOTE, PreflightTable
 from utils.runtime import environment
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ class PreflightResult(NamedTuple):
     exit_code: int
 
 
-def run_preflight(args: Namespace, *, is_quick: bool = False) -> PreflightResult:
-    """Makes all the checks and prints the table on rank 0; `is_quick`: but those that need torch.
+def run_preflight(args: Namespace, notes: Sequence[str] = (), *, is_quick: bool = False) -> PreflightResult:
+    """Makes all the checks and prints the table, `notes` first, on rank 0; `is_quick`: but those that need torch.
 
     Raises UserError at the first problem, but with --dry_run lists all of them.
     """
     table = PreflightTable(collects=args.dry_run, is_quick=is_quick)
+    for note in notes:
+        table.add("flag", note, NOTE)
     base, save_dtype = _check_model_and_output(table, args)
 
     from utils.preflight.sources import check_sources  # photos: only now, so that what comes before is instant

@@ -9,7 +9,15 @@ from utils.files.ownership import nearest_existing
 from utils.models.folder import FROZEN_PARTS, BaseModel, num_parameters, part_files, weight_files
 from utils.runtime import environment
 from utils.runtime.gpu import no_gpu
-from utils.training.memory import GB, MemoryNeeds, alternatives, free_host_memory, host_memory_needed, memory_needed
+from utils.training.memory import (
+    GB,
+    MemoryNeeds,
+    alternatives,
+    checkpoint_memory_needed,
+    free_host_memory,
+    host_memory_needed,
+    memory_needed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -120,6 +128,11 @@ def _compare_memory(needs: MemoryNeeds, low_memory: bool, gpu: str, free: float)
         fitting = [f"{flags} (about {less / GB:.1f} GB)" for flags, less in alternatives(needs) if less <= free]
         advice = f"it fits with {', or with '.join(fitting)}" if fitting else "try a smaller --resolution"
         return f"{said}: it may not fit; {advice}", "note"
-    if on_host > free_host_memory():
+    on_host_free, copy = free_host_memory(), checkpoint_memory_needed(needs)
+    if on_host > on_host_free:
         return f"{said}: it may not fit; --use_8bit_adam or another --offload_optimizer takes less", "note"
+    if on_host + copy > on_host_free:
+        left = max(0.0, on_host_free - on_host)
+        said += f"; a checkpoint's copy takes {copy / GB:.1f} GB of the host's memory, {left / GB:.1f} GB free"
+        return f"{said}: training will wait while parts of it are written without one", "note"
     return said, "ok"

@@ -8,8 +8,9 @@ from utils.data.concepts import Concept, load_photos, read_concepts
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.files.json_files import read_json
-from utils.models.folder import BaseModel, num_parameters
+from utils.models.folder import BaseModel, num_parameters, prediction_type
 from utils.models.layout import DEFAULTS, with_defaults
+from utils.preflight.numbers import check_schedule, describe_launcher, describe_rounding
 from utils.preflight.photos import describe_captions, describe_duplicates, describe_photo
 from utils.preflight.prompt import check_tokens, describe_prompt, learned_tokens
 from utils.preflight.resources import check_device, check_disk
@@ -80,6 +81,16 @@ def _check_tokens(table: PreflightTable, args: Namespace, base: BaseModel, promp
             table.run("prompt", check_tokens, prompt, folder, vocab_size)
 
 
+def _check_numbers(table: PreflightTable, plan: Plan, base: BaseModel) -> None:
+    for check, finding in (
+        ("schedule", table.run("schedule", check_schedule, plan)),
+        ("save_dtype", describe_rounding(plan, base)),
+        ("precision", describe_launcher(plan)),
+    ):
+        if finding:
+            table.add(check, finding, NOTE)
+
+
 def _refuse_tokenizer(folder: Path) -> None:
     raise UserError(f"--tokenizer_name {folder} is not a tokenizer's folder: no tokenizer_config.json in it")
 
@@ -94,7 +105,10 @@ def _check_start(
 ) -> tuple[Plan, Sources | None]:
     count, num_ranks = num_parameters(base), environment.num_ranks()
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
-    table.add("base model", f"{base.folder}: Stable Diffusion v1, {size}")
+    kind = ", which predicts velocity" if prediction_type(base.folder) == "v_prediction" else ""
+    table.add("base model", f"{base.folder}: Stable Diffusion v1{kind}, {size}")
+    if ".non_ema" in base.unet_weights[0].name:
+        table.add("base model", f"{base.unet_weights[0].name} is trained on: the UNet has no other weights", NOTE)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not table.is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:
@@ -117,6 +131,7 @@ def _check_start(
     table.add("start", f"{origin}step {first_step} of {plan.num_steps}, into {plan.output_dir}")
     every = plan.checkpointing_steps
     planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - first_step // every)
+    _check_numbers(table, plan, base)
     table.add_run("disk", check_disk, base, plan.output_dir, **planned, export_single_file=plan.export_single_file)
     if gpu_is_possible() and not table.is_quick:
         table.add_run("device", check_device, plan.needs, args.low_memory)

@@ -28,23 +28,30 @@ def launch(seed: int) -> None:
     if environment.is_main():
         for line in libraries.notes_on_packages() + problems_of_gpu():
             print(line, file=sys.stderr, flush=True)
-    with environment.as_single_process(), libraries.quiet_imports(), _keys_of_this_attempt():
+    with _own_store(), environment.as_single_process(), libraries.quiet_imports():
         colossalai.launch_from_torch(seed=seed, verbose=False)
     mark("launched")
 
 
 @contextlib.contextmanager
-def _keys_of_this_attempt() -> Iterator[None]:
-    """After a restart torchrun's store still holds the addresses of the ranks that died: use keys of our own."""
-    attempt, initialize = environment.num_restarts(), dist.init_process_group
+def _own_store() -> Iterator[None]:
+    """Where the ranks tell each other their addresses, if it is not what torch would take.
 
-    def with_prefix(*, rank: int, world_size: int, backend: str, init_method: str) -> None:
-        store, *_ = next(dist.rendezvous(init_method, rank, world_size))
-        store.set_timeout(dist.default_pg_timeout)
-        prefixed = dist.PrefixStore(f"attempt-{attempt}", store)
-        initialize(rank=rank, world_size=world_size, backend=backend, store=prefixed)
+    A process of its own needs no port, which another could take just then. After a restart torchrun's store still
+    holds the addresses of the ranks that died: keys of this attempt.
+    """
+    attempt, alone, initialize = environment.num_restarts(), not environment.has_launcher(), dist.init_process_group
 
-    with libraries.replaced(dist, "init_process_group", with_prefix) if attempt else contextlib.nullcontext():
+    def with_store(*, rank: int, world_size: int, backend: str, init_method: str) -> None:
+        store: dist.Store = dist.HashStore()
+        if not alone:
+            store, *_ = next(dist.rendezvous(init_method, rank, world_size))
+            store.set_timeout(dist.default_pg_timeout)
+            store = dist.PrefixStore(f"attempt-{attempt}", store)
+        initialize(rank=rank, world_size=world_size, backend=backend, store=store)
+
+    replaced = libraries.replaced(dist, "init_process_group", with_store)
+    with replaced if alone or attempt else contextlib.nullcontext():
         yield
 
 

@@ -5,10 +5,9 @@ No other module reads torchrun's variables.
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator
 
-SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def rank() -> int:
@@ -46,6 +45,11 @@ def restarted() -> bool:
     return num_restarts() > 0
 
 
+def has_launcher() -> bool:
+    """Whether torchrun, or another launcher that sets its variables, started this process."""
+    return "RANK" in os.environ
+
+
 def under_torchrun() -> bool:
     """Whether torchrun started this process, and passes signals on to it."""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -54,23 +58,15 @@ def under_torchrun() -> bool:
 @contextlib.contextmanager
 def as_single_process() -> Iterator[None]:
     """A context in which a process that was started without torchrun looks like torchrun's only one."""
-    if "RANK" in os.environ:
+    if has_launcher():
         yield
         return
-    added = dict(SINGLE_PROCESS, MASTER_PORT=_free_port())
-    os.environ.update(added)
+    os.environ.update(SINGLE_PROCESS)
     try:
         yield
     finally:
-        for name in added:
+        for name in SINGLE_PROCESS:
             del os.environ[name]
-
-
-def _free_port() -> str:
-    """A port that was free a moment ago: torch 2.5 does not take 0 for one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def _number(name: str, default: int) -> int:

@@ -47,7 +47,7 @@ class CapturedStep:
                 return self.train_step(micro_batches)
         for static, fresh in zip(self._inputs, micro_batches, strict=True):
             for target, source in zip(static, fresh, strict=True):
-                if target is not None:
+                if target is not None and source is not None:
                     target.copy_(source, non_blocking=True)
         assert self._graph is not None and self._metrics is not None
         self._graph.replay()

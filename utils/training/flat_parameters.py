@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from utils.kernels import updates
+from utils.kernels.rounding import round_
 from utils.runtime.timing import mark
 from utils.training import host_memory
 
@@ -44,7 +45,10 @@ class FlatParameters:
         self.master = host_memory.zeros(num_elements, torch.float32, self.device, on_host)
         for (_, parameter), view in zip(self.parameters, self.views(self.master), strict=True):
             view.copy_(parameter.detach())
-        self.weight = self.master if weight_dtype == torch.float32 else self.master.to(self.device, weight_dtype)
+        self.weight = self.master
+        if weight_dtype != torch.float32:
+            self.weight = torch.empty(num_elements, dtype=weight_dtype, device=self.device)
+            self.round_weights(0)
         for (_, parameter), weight in zip(self.parameters, self.views(self.weight), strict=True):
             parameter.data = weight
         mark("weights placed")
@@ -56,6 +60,11 @@ class FlatParameters:
         self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)
         for (_, parameter), grad in zip(self.parameters, self.views(self.grad), strict=True):
             parameter.grad = grad
+
+    def round_weights(self, num_updates: Tensor | int) -> None:
+        """The weights become the masters as they are rounded after so many updates; nothing for float32."""
+        if self.weight is not self.master:
+            round_(self.weight, self.master, num_updates)
 
     def clear_grads(self) -> None:
         """No gradient: zeros in the buffer, or none at all where autograd makes them anew."""

@@ -18,6 +18,7 @@ ACTIVATIONS = 0.77e9
 ACTIVATIONS_CHECKPOINTED = 0.25e9
 REST = 0.3e9
 EIGHT_BIT = 1 + 4 / 256  # bytes of a moment in 8 bits, with its share of the scale
+MEMINFO, OWN_GROUPS, GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # What saves memory, that first which costs the least time; the last is --low_memory.
 SAVERS: tuple[dict[str, Any], ...] = (
     dict(gradient_checkpointing=True),
@@ -81,13 +82,54 @@ def host_memory_needed(needs: MemoryNeeds) -> float:
     return (masters + 2 * (EIGHT_BIT if needs.use_8bit_adam else 4)) * needs.num_parameters
 
 
+def checkpoint_memory_needed(needs: MemoryNeeds) -> float:
+    """Bytes of host memory for the copy of the state that is written as a checkpoint while a GPU trains on.
+
+    Parts that are offloaded lie in the host's memory already, and moments in 8 bits are written in fp32.
+    """
+    masters = 0 if needs.offload_optimizer == "all" and not needs.fp32 else 4
+    moments = 8 if needs.offload_optimizer == "none" or needs.use_8bit_adam else 0
+    return (masters + moments) * needs.num_parameters
+
+
 def free_host_memory() -> float:
-    """Bytes that programs may still take, by /proc/meminfo; infinite if there is none."""
+    """Bytes that this process may still take, by /proc/meminfo and its control group; infinite if neither is there."""
+    return min(_available(), *map(_left_in_group, _groups()))
+
+
+def _available() -> float:
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        lines = MEMINFO.read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return math.inf
+
+
+def _groups() -> list[Path]:
+    """Folders of the control groups whose limits count, of version 2 and 1; one that is missing limits nothing."""
+    try:
+        lines = [line.split(":", 2) for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        lines = []
+    named = {kinds: Path(name.strip("/")) for _, kinds, name in lines}
+    own, old = named.get("", Path()), named.get("memory", Path())
+    return [*(GROUPS / each for each in (own, *own.parents)), *(GROUPS / "memory" / each for each in (old, Path()))]
+
+
+def _left_in_group(folder: Path) -> float:
+    """Bytes below the limit of a control group, with what the kernel would take back from the page cache."""
+    for limit_file, used_file in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            limit, used = ((folder / name).read_text(encoding="utf-8").strip() for name in (limit_file, used_file))
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            cached = int(statistics.get("inactive_file", 0))
+            return math.inf if limit == "max" else max(0, int(limit) - int(used) + cached)
+        except (OSError, ValueError):
+            continue
+    return math.inf
 
 
 def alternatives(needs: MemoryNeeds) -> list[tuple[str, float]]:

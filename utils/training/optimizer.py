@@ -133,7 +133,8 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         grad_scale = 1 / loss_scale
         if self.max_grad_norm > 0:
             grad_scale = grad_scale * (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
-        parts = [grad_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite]
+        number = self.num_applied + (finite != 0)
+        parts = [grad_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite, number]
         return torch.cat([part.double().reshape(-1) for part in parts]).float()
 
     def _count(self, finite: Tensor) -> None:

@@ -50,7 +50,7 @@ class Snapshot:
             self._host[name] = torch.empty(source.numel, dtype=torch.float32, pin_memory=on_gpu)
             return self._host[name]
         arrives_later = on_gpu and source.is_cuda
-        no_room = not arrives_later and 2 * source.nbytes > free_host_memory()
+        no_room = 2 * source.nbytes > free_host_memory()
         copy = None if no_room else torch.empty(source.shape, dtype=source.dtype, pin_memory=arrives_later)
         self._host[name] = source if copy is None else copy
         return self._host[name]
@@ -93,7 +93,6 @@ def restore(
         read(part, flat.named(values))
         if values is not moment:
             moment.write_from(values, flat.device)
-    if flat.weight is not flat.master:
-        flat.weight.copy_(flat.master)
     for name in COUNTERS:
         getattr(optimizer, name).fill_(counters[name])
+    flat.round_weights(optimizer.num_applied)

@@ -263,6 +263,7 @@ def page_file(tmp_path_factory, photos_dir) -> Path:
 def open_page(browser, file: Path, **options):
     """The opened page, its console messages and errors, and the requests that it made."""
     page, messages, requests = browser.new_page(**options), [], []
+    page.set_default_timeout(60_000)
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("dialog", lambda dialog: messages.append("dialog"))
@@ -317,4 +318,98 @@ def test_the_keyboard_reaches_links_frames_and_settings(browser, page_file):
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     names = "[...document.querySelectorAll('[tabindex=\"0\"]')].every(element => element.getAttribute('aria-label'))"
     assert page.evaluate(names)
+    page.close()
+
+
+def shown_alone(page) -> str | None:
+    """What the open image says of itself, if one is open."""
+    return page.evaluate("document.querySelector('.cell:target .bar strong')?.textContent ?? null")
+
+
+@pytest.mark.parametrize("with_scripts", [True, False])
+def test_an_image_is_shown_alone_at_its_own_size(browser, page_file, with_scripts):
+    options = dict(viewport=dict(width=1280, height=900), java_script_enabled=with_scripts)
+    page, messages, _ = open_page(browser, page_file, **options)
+    page.focus("#place-5")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#image-5 .bar", state="visible")
+    box = page.locator("#image-5 .open").bounding_box()
+    assert box["width"] == box["height"] == 384  # of 64 pixels: shown larger
+    page.click("#image-5 [data-key=ArrowRight]")
+    page.wait_for_selector("#image-6 .bar", state="visible")
+    page.click("#image-6 [data-key=Escape]")
+    page.wait_for_selector("#image-6 .bar", state="hidden")
+    assert messages == []
+    page.close()
+
+
+def test_arrow_keys_go_through_all_images_and_escape_leaves(browser, page_file):
+    page, _, _ = open_page(browser, page_file)
+    page.click("#place-1")
+    names = [shown_alone(page)]
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+        names.append(shown_alone(page))
+    assert names[:4] == ["Your photo"] * 4 and names[4:] == ["baseline, seed 0", "baseline, seed 1"]
+    page.keyboard.press("ArrowDown")
+    assert shown_alone(page) == "checkpoint-250, seed 1"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    assert shown_alone(page) == "baseline, seed 0"
+    page.keyboard.press("Escape")
+    assert shown_alone(page) is None
+    assert page.evaluate("document.activeElement.id") == "place-5"  # one may go on from there
+    page.close()
+
+
+def test_the_file_beside_the_page_lies_over_its_preview_and_need_not_be_there(browser, tmp_path, photos_dir):
+    result = write_result(tmp_path, photos_dir, prompt="a cat", side=640, grain=64)
+    report(result)
+    first = json.loads((result / "samples.json").read_text())["images"][0]["file"]
+    Image.new("RGB", (640, 640), (255, 0, 0)).save(result / first)
+    alone = tmp_path / "mail" / "report.html"
+    alone.parent.mkdir()
+    alone.write_bytes((result / "report.html").read_bytes())
+    for file, is_there in ((result / "report.html", True), (alone, False)):
+        page, _, _ = open_page(browser, file, viewport=dict(width=1280, height=900))
+        with page.expect_event("requestfinished" if is_there else "requestfailed"):
+            page.click("#place-5")
+        with Image.open(io.BytesIO(page.locator("#image-5 .open").screenshot())) as shot:
+            assert (shot.convert("RGB").getpixel((300, 300)) == (255, 0, 0)) == is_there
+            assert shot.size == (640, 640)
+        page.close()
+
+
+def test_a_link_unfolds_the_images_of_its_prompt(browser, tmp_path, photos_dir):
+    result = write_result(tmp_path, photos_dir, prompt="a cat", num_prompts=9)
+    report(result)
+    page, _, _ = open_page(browser, result / "report.html")
+    assert page.evaluate("document.querySelectorAll('.group[open]').length") == 1
+    page.click("a[href='#prompt-7']")
+    page.wait_for_selector("#prompt-7 .cell", state="visible")
+    assert page.evaluate("document.querySelectorAll('.group[open]').length") == 2
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("place", ["", "#image-9"])
+def test_axe_finds_nothing(browser, page_file, width, scheme, place):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme, bypass_csp=True)
+    page.goto(page_file.as_uri() + place)
+    found = axe.Axe().run(page).response["violations"]
+    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found] == []
+    page.close()
+
+
+def test_printed_nothing_is_cut_or_folded(browser, page_file):
+    page, _, _ = open_page(browser, page_file, viewport=dict(width=794, height=1123))
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 794
+    folded = "[...document.querySelectorAll('details:not([open]) > :not(summary)')]"
+    assert page.evaluate(f"{folded}.length > 0 && {folded}.every(part => part.checkVisibility())")
+    assert page.evaluate("[...document.querySelectorAll('pre')].every(pre => pre.scrollWidth <= pre.clientWidth)")
+    assert page.evaluate("getComputedStyle(document.querySelector('h2')).breakAfter") == "avoid"
+    assert page.evaluate("getComputedStyle(document.querySelector('.chart')).breakInside") == "avoid"
     page.close()

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from utils.evaluation.wording import MINUS
+
 MAX_POINTS = 400  # a longer curve is thinned: more points than pixels show nothing
 MAX_DOTS = 20  # a curve of no more points than these shows each as a dot
 
@@ -53,8 +55,7 @@ def line_chart(title: str, series: list[Series], note: str = "", x_label: str = 
     points = [point for s in series for point in s.points]
     if not points:
         return None
-    bounds = [y for s in series for _, low, high in s.intervals for y in (low, high)]
-    ys = ticks(min([y for _, y in points] + bounds), max([y for _, y in points] + bounds))
+    ys = ticks(*view([y for _, y in points], [y for s in series for _, low, high in s.intervals for y in (low, high)]))
     x_range = (min(x for x, _ in points), max(x for x, _ in points))
     place = Place(x_range, (ys[0], ys[-1]))
     last = series[-1].points
@@ -63,7 +64,7 @@ def line_chart(title: str, series: list[Series], note: str = "", x_label: str = 
         note=note,
         label=f"{title}: from {last[0][1]:.3g} at {x_label} {last[0][0]:g} to {last[-1][1]:.3g} at {last[-1][0]:g}",
         x_ticks=x_ticks(place, x_label),
-        y_ticks=[(place.y(y), f"{y:.4g}") for y in ys],
+        y_ticks=[(place.y(y), f"{y:.4g}".replace("-", MINUS)) for y in ys],
         curves=[curve(place, s) for s in series],
     )
 
@@ -109,17 +110,17 @@ def scatter_chart(
     points: list[ScatterPoint], lines: list[tuple[float, str, str]], x_label: str, y_label: str
 ) -> Scatter:
     """The points, and a line across the chart at every (y, text, CSS class)."""
-    xs = [value for point in points for value in (point.x, *(point.x_interval or ()))]
-    ys = [value for point in points for value in (point.y, *(point.y_interval or ()))] + [y for y, *_ in lines]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    x_ticks = ticks(*view([point.x for point in points], [x for point in points for x in point.x_interval or ()]))
+    ys = [*(point.y for point in points), *(y for y, *_ in lines)]
+    y_ticks = ticks(*view(ys, [y for point in points for y in point.y_interval or ()]))
     place = Place((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), SCATTER_FRAME)
     listed = ", ".join(f"{point.text} at {point.x:.3g} and {point.y:.3g}" for point in points)
     return Scatter(
         label=f"{x_label} and {y_label}: {listed}",
         x_label=x_label,
         y_label=y_label,
-        x_ticks=[(place.x(x), f"{x:.4g}") for x in x_ticks],
-        y_ticks=[(place.y(y), f"{y:.4g}") for y in y_ticks],
+        x_ticks=[(place.x(x), f"{x:.4g}".replace("-", MINUS)) for x in x_ticks],
+        y_ticks=[(place.y(y), f"{y:.4g}".replace("-", MINUS)) for y in y_ticks],
         dots=[dot(place, point) for point in sorted(points, key=lambda point: point.is_chosen)],
         lines=[(place.y(y), text, style) for y, text, style in lines],
         frame=SCATTER_FRAME,
@@ -142,11 +143,13 @@ class Place(NamedTuple):
 
     def x(self, value: float) -> str:
         low, high = self.x_range
+        value = min(max(value, low), high)  # an interval may reach beyond
         width = self.frame.right - self.frame.left
         return f"{self.frame.left + (value - low) / ((high - low) or 1) * width:.1f}"
 
     def y(self, value: float) -> str:
         low, high = self.y_range
+        value = min(max(value, low), high)
         height = self.frame.bottom - self.frame.top
         return f"{self.frame.bottom - (value - low) / ((high - low) or 1) * height:.1f}"
 
@@ -184,6 +187,13 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
         step = max(1.0, float(round(step)))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+
+
+def view(values: list[float], ends: list[float]) -> tuple[float, float]:
+    """The range that a chart shows: all values, and of their intervals' ends what lies within one such range of it."""
+    low, high = min(values), max(values)
+    span = (high - low) or abs(high) or 1.0
+    return max(low - span, min([low, *ends])), min(high + span, max([high, *ends]))
 
 
 def finite(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

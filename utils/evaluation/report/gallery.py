@@ -129,9 +129,9 @@ def make_rows(
     places = {place: number for number, place in enumerate(((m, e["seed"]) for m in models for e in by_model[m]), 1)}
 
     def neighbour(row: int, seed: int) -> tuple[int, str] | None:
-        model = models[row] if 0 <= row < len(models) else None
-        number = places.get((model, seed))
-        return (first_number + number - 1, label(model)) if model is not None and number is not None else None
+        if not 0 <= row < len(models) or (models[row], seed) not in places:
+            return None
+        return first_number + places[models[row], seed] - 1, label(models[row])
 
     def cell(row: int, entry: dict) -> Cell:
         seed, file = entry["seed"], entry["file"]

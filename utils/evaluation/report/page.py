@@ -194,6 +194,7 @@ def verdict_values(metrics: dict) -> dict:
     """State and sentence of the first screen, the choice among several models, the checks, the numbers that matter."""
     verdict = judge(metrics, FINETUNED)
     icon, word = VERDICT_STATES[verdict.state]
+    word += ", as far as is known" if verdict.state == GOOD and verdict.gaps else ""
     aim, *others = [finding(check) for check in verdict.checks]
     if verdict.state == MISSED:
         aim = aim._replace(icon="missed", word="not yet")
