@@ -90,15 +90,9 @@ def test_the_choice_is_in_metrics_json_and_on_the_terminal(trained, tmp_path, ca
     )
 
 
-def test_other_prompts_are_four_and_the_bare_class_is_none_of_them():
-    def texts(*others: str) -> list[str]:
-        prompts = number_prompts(["a sks dog", "a sks dog asleep", "a sks dog on a bed"], "dog", list(others))
-        return [prompt.text for prompt in candidate_prompts(prompts, "dog")]
-
-    subject = ["a sks dog", "a sks dog asleep"]
-    things = [f"a photo of a {thing}" for thing in ("house", "car", "tree", "boat")]
-    assert texts("a photo of a house") == subject + things
-    assert texts("x", "y", "z", "u", "v") == subject + ["x", "y", "z", "u", "v"]
+def test_only_the_first_prompts_of_the_subject_are_drawn_and_the_bare_class_is_not():
+    prompts = number_prompts(["a sks dog", "a sks dog asleep", "a sks dog on a bed"], "dog", ["x", "y"])
+    assert [prompt.text for prompt in candidate_prompts(prompts)] == ["a sks dog", "a sks dog asleep", "x", "y"]
 
 
 def test_without_a_clip_model_it_says_that_nothing_was_measured(trained, tmp_path, capsys):

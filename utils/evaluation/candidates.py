@@ -9,7 +9,7 @@ from pathlib import Path
 from utils.evaluation import choice
 from utils.evaluation.choice import Standing, standings_of
 from utils.evaluation.findings import Comparison
-from utils.evaluation.prompts import CLASS, SUBJECT, Prompt, number_prompts, other_prompts
+from utils.evaluation.prompts import CLASS, SUBJECT, Prompt
 from utils.evaluation.samples import BASELINE, FINETUNED, Model, plan_models, step_of
 from utils.evaluation.wording import LABELS, MINUS
 from utils.files.json_files import read_json_or_none
@@ -18,8 +18,7 @@ from utils.files.ownership import RUN_FILE
 STRENGTHS = (0.5, 0.75, 1.0)  # of the result; a checkpoint as it is lies near one of them (docs/strength.md)
 NUM_CHECKPOINTS = 3
 NUM_INFERENCE_STEPS = 12
-NUM_IMAGES, NUM_OTHER_IMAGES = 3, 2
-NUM_OTHER_PROMPTS = 4  # the choice rests on them: two would leave nearly any loss possible
+NUM_IMAGES, NUM_OTHER_IMAGES = 3, 4  # the choice rests on the others: two seeds would leave nearly any loss possible
 SHOWN_PROMPTS = 2  # of each role, on the strip
 FOLDER = "candidates"  # their images', in the output folder
 
@@ -37,12 +36,10 @@ def candidate_models(checkpoints: list[str], last_step: int | None) -> list[Mode
     return list(dict.fromkeys(models))
 
 
-def candidate_prompts(prompts: list[Prompt], class_name: str | None) -> list[Prompt]:
-    """The subject's first prompts, and those of other things, filled up to four; the bare class is not drawn."""
-    subject = [prompt.text for prompt in prompts if prompt.role == SUBJECT][:SHOWN_PROMPTS]
-    others = [prompt.text for prompt in prompts if prompt.role not in (SUBJECT, CLASS)]
-    more = [text for text in other_prompts(class_name, NUM_OTHER_PROMPTS) if text not in others] if class_name else []
-    return number_prompts(subject, None, others + more[: max(0, NUM_OTHER_PROMPTS - len(others))])
+def candidate_prompts(prompts: list[Prompt]) -> list[Prompt]:
+    """The subject's first prompts and those of other things; the bare class says nothing that the choice asks."""
+    subject = [prompt for prompt in prompts if prompt.role == SUBJECT][:SHOWN_PROMPTS]
+    return subject + [prompt for prompt in prompts if prompt.role not in (SUBJECT, CLASS)]
 
 
 def describe(metrics: dict, samples: dict, folder: Path) -> dict | None:

@@ -106,7 +106,7 @@ def plan_candidates(plan: EvaluationPlan) -> EvaluationPlan:
     check_same_unet(plan.baseline_folder, plan.finetuned_model_name_or_path)
     return plan._replace(
         models=models,
-        prompts=candidates.candidate_prompts(plan.prompts, plan.class_name),
+        prompts=candidates.candidate_prompts(plan.prompts),
         num_images=min(plan.num_images, candidates.NUM_IMAGES),
         num_drift_images=min(plan.num_drift_images, candidates.NUM_OTHER_IMAGES),
         num_inference_steps=min(plan.num_inference_steps, candidates.NUM_INFERENCE_STEPS),

@@ -9,13 +9,7 @@ from utils.errors import UserError
 from utils.evaluation.subject import ARTICLES, PREPOSITIONS, same_kind
 
 SUBJECT, CLASS, OTHER = "subject", "class", "other"
-OTHER_THINGS = (
-    "dog",
-    "house",
-    "car",
-    "tree",
-    "boat",
-)  # what "other" prompts show, less what is of the subject's own kind
+OTHER_THINGS = ("dog", "house", "car")  # what "other" prompts show, less what is of the subject's own kind
 
 # The prompt list of the DreamBooth data set (Google, github.com/google/dreambooth, CC BY 4.0); only the placeholders
 # are written differently.
@@ -86,10 +80,10 @@ def class_prompt(class_name: str) -> str:
     return f"a photo of {article(class_name)} {class_name}"
 
 
-def other_prompts(class_name: str, count: int = 2) -> list[str]:
-    """Prompts of things that the subject is not."""
+def other_prompts(class_name: str) -> list[str]:
+    """Two prompts of things that the subject is not."""
     things = [thing for thing in OTHER_THINGS if not same_kind(thing, class_name)]
-    return [class_prompt(thing) for thing in things[:count]]
+    return [class_prompt(thing) for thing in things[:2]]
 
 
 def slug(text: str) -> str:
