@@ -1,5 +1,7 @@
 """Kernels compiled ahead of their first run."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -45,6 +47,39 @@ def test_a_failed_rehearsal_is_a_line_and_leaves_launches_as_they_were():
     out = torch.zeros(1, device="cuda")
     updates.grad_norm_(torch.ones(4096, device="cuda"), out)
     assert out.item() == 64.0
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_after_a_rehearsal_a_launch_is_only_a_launch(monkeypatch):
+    from triton.runtime import driver
+
+    grad, out = torch.full((1 << 12,), 0.5, device="cuda", dtype=torch.bfloat16), torch.zeros(1, device="cuda")
+    assert compile_ahead(lambda: updates.grad_norm_(grad, out)) is None
+    monkeypatch.setattr(driver.active, "launcher_cls", lambda *args: pytest.fail("a launcher is made"))
+    updates.grad_norm_(grad, out)
+    assert out.item() == 32.0
+
+
+def test_kernels_are_made_ready_in_threads_and_a_failure_waits_for_the_launch():
+    class Kernel:
+        readied = 0
+
+        @property
+        def run(self):
+            Kernel.readied += 1
+            raise RuntimeError("out of shared memory")
+
+    with ThreadPoolExecutor(1) as threads:
+        kernel = Kernel()
+        assert ahead_of_time.Launchable(threads).submit(lambda: kernel).result() is kernel
+        with pytest.raises(RuntimeError, match="does not compile"):
+            ahead_of_time.Launchable(threads).submit(_does_not_compile).result()
+    assert Kernel.readied == 1
+
+
+def _does_not_compile():
+    raise RuntimeError("does not compile")
 
 
 def test_without_triton_nothing_is_rehearsed(monkeypatch):

@@ -3,8 +3,10 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
+
+import torch
 
 try:
     from triton.runtime._async_compile import AsyncCompileMode, active_mode
@@ -35,7 +37,7 @@ def compile_ahead(function: Callable[[], object]) -> str | None:
 def _compile_only() -> Iterator[None]:
     """Triton's own mode for compiling in threads, switched on for launches of the autograd threads too."""
     run = JITFunction.run
-    with ThreadPoolExecutor(os.cpu_count()) as executor, AsyncCompileMode(executor) as mode:
+    with _threads_of_this_device() as executor, AsyncCompileMode(Launchable(executor)) as mode:
 
         def compile_only(kernel: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
             token = active_mode.set(mode)
@@ -49,3 +51,33 @@ def _compile_only() -> Iterator[None]:
             yield
         finally:
             JITFunction.run = run
+
+
+class Launchable(Executor):
+    """Compiles in the threads of `executor`, and makes each kernel ready to be launched there.
+
+    Otherwise that happens at a kernel's first launch: up to Triton 3.6 a launcher in C, compiled by the system's
+    compiler for each signature; and the kernel is loaded onto the GPU.
+    """
+
+    def __init__(self, executor: Executor):
+        self.executor = executor
+
+    def submit(self, compile_kernel: Callable[[], Any], /) -> Future:  # type: ignore[override]
+        """What `compile_kernel()` returns, in the future."""
+
+        def prepare() -> Any:
+            kernel = compile_kernel()
+            with contextlib.suppress(Exception):  # it fails again, with its message, when the kernel is launched
+                _ = kernel.run
+            return kernel
+
+        return self.executor.submit(prepare)
+
+
+def _threads_of_this_device() -> ThreadPoolExecutor:
+    """As many threads as cores, in which the current GPU is the current one."""
+    if not torch.cuda.is_available():
+        return ThreadPoolExecutor(os.cpu_count())
+    current = torch.cuda.current_device()
+    return ThreadPoolExecutor(os.cpu_count(), initializer=torch.cuda.set_device, initargs=(current,))
