@@ -5,6 +5,7 @@ import torch
 
 from tests.helpers.kernels import DEVICES, INTERPRETED, TRITON_ONLY, adamw_scalars, make_eight_bit
 from utils.kernels import operations, updates
+from utils.kernels.rounding import round_
 
 
 def steps(device: str, numel: int, weight_dtype, num_steps: int, update) -> list[torch.Tensor]:
