@@ -80,8 +80,8 @@ def test_a_json_file_of_flags(tmp_path):
         ("plug: gemini", "there is no flag 'plug'; keys are the flags that --help lists, without dashes"),
         ("config: other.yaml", "there is no flag 'config'"),
         ("resolution: big", "argument --resolution: 'big' is not a whole number"),
-        ("resolution: [1, 2]", "resolution holds a list or a table"),
-        ('{"resolution": [1]}', "resolution holds a list or a table"),
+        ("resolution: [1, 2]", "resolution holds a list"),
+        ('{"resolution": [1]}', "resolution holds a list"),
         ("seed: 1\nseed: 2", "line 2: 'seed' is there twice"),
         ("center_crop: maybe", "center_crop is 'maybe', but it can only be true or false"),
         ("- resolution", "does not hold lines of the form 'flag: value'"),
@@ -208,6 +208,15 @@ def test_nothing_that_is_printed_can_fail(variables, tmp_path, tiny_pipeline_dir
     ]
     assert [(end.returncode, b"Traceback" in end.stderr) for end in ends] == [(0, False), (2, False)], ends
     assert b"ready to train" in ends[0].stdout and b"prompt" in ends[0].stdout
+
+
+def test_a_flag_that_may_be_repeated_is_a_list_in_a_file(tmp_path):
+    text = "validation_prompt:\n  - a cat\n  - 'a dog: sitting'\n"
+    config = f"--config={write(tmp_path, text)}"
+    assert parse_args([*REQUIRED, config]).validation_prompt == ["a cat", "a dog: sitting"]
+    assert parse_args([*REQUIRED, config, "--validation_prompt=a fox"]).validation_prompt == ["a fox"]
+    with pytest.raises(UserError, match="seed holds a list; the flag takes one value"):
+        parse_args([*REQUIRED, f"--config={write(tmp_path, 'seed: [1, 2]')}"])
 
 
 class TestPaths:

@@ -391,6 +391,13 @@ def saves_fp16(run: Seen) -> bool:
     return {value.dtype for value in saved.values()} == {torch.float16}
 
 
+DRAWS = dict(validation_prompt="a photo of sks cat", num_validation_images=1, validation_inference_steps=2)
+
+
+def validation_pictures(run: Seen) -> list[bytes]:
+    return [pixels(path) for path in sorted(run.output.glob("validation/*.png"))]
+
+
 def checkpoints(run: Seen) -> list[str]:
     return sorted(path.name for path in run.output.glob("checkpoint-*"))
 
@@ -466,6 +473,9 @@ TRAINING = {
     "allow_changes": allow_changes,
     "overwrite_output_dir": overwrite_output_dir,
     "validation_prompt": shows(has("validation/*.png"), **WRITES),
+    "validation_negative_prompt": changes(validation_pictures, without=DRAWS, validation_negative_prompt="blurry"),
+    "validation_inference_steps": changes(validation_pictures, without=DRAWS, validation_inference_steps=3),
+    "validation_guidance_scale": changes(validation_pictures, without=DRAWS, validation_guidance_scale=3),
     "validation_steps": shows(lambda run: validated_steps(run) == [0, 2], **WRITES),
     "num_validation_images": shows(has("validation/step-*2-*.png", 3), **WRITES),
 }

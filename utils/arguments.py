@@ -235,8 +235,18 @@ def _add_monitoring(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--validation_prompt",
+        action="append",
         metavar="TEXT",
-        help="draw this with fixed seeds while training, into OUTPUT/validation/, before the first step too (!)",
+        help="draw this with fixed seeds while training, before the first step too, into OUTPUT/validation/; "
+        "repeatable (!)",
+    )
+    add("--validation_negative_prompt", metavar="TEXT", help="what these images steer away from")
+    add("--validation_inference_steps", type=positive_int, default=50, help="their denoising steps (default: 50)")
+    add(
+        "--validation_guidance_scale",
+        type=non_negative_float,
+        default=7.5,
+        help="their strength of the prompt; 1 switches guidance off (default: 7.5)",
     )
     add(
         "--validation_steps",
@@ -244,7 +254,7 @@ def _add_monitoring(group: argparse._ArgumentGroup) -> None:
         help="steps between validations: the loss on the photos with fixed noise, and --validation_prompt's images "
         "(default: 100 with --validation_prompt, else none)",
     )
-    add("--num_validation_images", type=positive_int, default=4, help="images a validation (default: 4)")
+    add("--num_validation_images", type=positive_int, default=4, help="images a validation and prompt (default: 4)")
     add(
         "--report_to",
         type=report_to,

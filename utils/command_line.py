@@ -23,6 +23,9 @@ SECONDS_FOR_RANK_0 = 0.5  # torchrun ends all ranks as soon as one has failed: r
 # Of an earlier run's arguments, those that a new one does not take over.
 PER_RUN = ("config", "debug", "dry_run", "resume_from_checkpoint", "allow_changes", "overwrite_output_dir")
 
+REPEATABLE = argparse._AppendAction  # flags that may be given several times, and are lists in a file
+
+Value = str | None | list[str]
 Number = TypeVar("Number", int, float)
 
 
@@ -133,7 +136,7 @@ def with_config(argv: list[str], parser: Parser) -> list[str]:
     if found.config is None:
         return argv
     flags = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
-    tokens = []
+    tokens, given = [], {word.partition("=")[0] for word in rest}
     for key, value in _read_config(found.config).items():
         if key not in flags or key in ("config", "help"):
             parser.refuse([f"--{key}"])
@@ -141,7 +144,13 @@ def with_config(argv: list[str], parser: Parser) -> list[str]:
             near = difflib.get_close_matches(key, shown, n=1, cutoff=0.6)
             advice = f"did you mean {near[0]}?" if near else "keys are the flags that --help lists, without dashes"
             raise UserError(f"{found.config}: there is no flag {key!r}; {advice}")
-        tokens += _tokens(found.config, key, value, takes_value=flags[key].nargs != 0)
+        is_repeatable = isinstance(flags[key], REPEATABLE)
+        if isinstance(value, list) and not is_repeatable:
+            raise UserError(f"--config {found.config}: {key} holds a list; the flag takes one value")
+        if is_repeatable and f"--{key}" in given:
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            tokens += _tokens(found.config, key, each, takes_value=flags[key].nargs != 0)
     return tokens + rest
 
 
@@ -155,7 +164,7 @@ def _tokens(path: Path, key: str, value: str | None, takes_value: bool) -> list[
     return [f"--{key}"] if value.lower() == "true" else []
 
 
-def _read_config(path: Path) -> dict[str, str | None]:
+def _read_config(path: Path) -> dict[str, Value]:
     """Keys and values of the file as they are spelled there; None for null."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -164,19 +173,25 @@ def _read_config(path: Path) -> dict[str, str | None]:
     return _read_json(path, text) if text.lstrip().startswith("{") else _read_yaml(path, text)
 
 
-def _read_json(path: Path, text: str) -> dict[str, str | None]:
+def _read_json(path: Path, text: str) -> dict[str, Value]:
     try:
         values = json.loads(text)
     except ValueError as error:
         raise UserError(f"--config {path} is not valid JSON: {error}") from None
     if "program" in values and isinstance(values.get("arguments"), dict):
         values = {key: value for key, value in values["arguments"].items() if key not in PER_RUN}
-    _refuse_nested(path, {key: value for key, value in values.items() if isinstance(value, dict | list)})
-    spelled = {key: json.dumps(value) if isinstance(value, bool) else value for key, value in values.items()}
-    return {key: None if value is None else str(value) for key, value in spelled.items()}
+    return {key: _spelled(path, key, value) for key, value in values.items()}
 
 
-def _read_yaml(path: Path, text: str) -> dict[str, str | None]:
+def _spelled(path: Path, key: str, value: object) -> Value:
+    """A JSON value as it would stand on a command line."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return value
+    _refuse_nested(path, {key: value} if isinstance(value, dict | list) else {})
+    return None if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def _read_yaml(path: Path, text: str) -> dict[str, Value]:
     """Scalars as they are spelled: by YAML's own rules `no` would be false, and 1e-6 no number."""
     import yaml
 
@@ -188,10 +203,13 @@ def _read_yaml(path: Path, text: str) -> dict[str, str | None]:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"--config {path} does not hold lines of the form 'flag: value'")
-    values: dict[str, str | None] = {}
+    values: dict[str, Value] = {}
     for key, value in root.value:
         if not isinstance(key, yaml.ScalarNode) or key.value in values:
             raise UserError(f"--config {path}, line {key.start_mark.line + 1}: {key.value!r} is there twice")
+        if isinstance(value, yaml.SequenceNode) and all(isinstance(each, yaml.ScalarNode) for each in value.value):
+            values[key.value] = [each.value for each in value.value]
+            continue
         _refuse_nested(path, {} if isinstance(value, yaml.ScalarNode) else {key.value: value})
         is_null = value.style is None and value.value.lower() in ("", "null", "~")
         values[key.value] = None if is_null else value.value

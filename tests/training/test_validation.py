@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.helpers.pipelines import write_photos
 from train_dreambooth_colossalai import main
+from utils.arguments import parse_args
 
 PROMPT = "a photo of my cat."
 
@@ -48,6 +49,23 @@ def test_samples_are_what_the_saved_pipeline_draws(tiny_pipeline_dir, photos_dir
     assert np.abs(np.asarray(drawn, int) - np.asarray(expected, int)).max() <= 1
     untrained = Image.open(tmp_path / "out" / "validation" / names[1])
     assert np.abs(np.asarray(untrained, int) - np.asarray(expected, int)).max() > 1
+
+
+def test_several_prompts_are_drawn_as_they_are_asked_for(tiny_pipeline_dir, photos_dir, tmp_path):
+    flags = [f"--validation_prompt={PROMPT}", "--validation_prompt=a red boat", "--num_validation_images=1"]
+    flags += ["--validation_negative_prompt=blurry", "--validation_inference_steps=3", "--validation_guidance_scale=3"]
+    train(tiny_pipeline_dir, photos_dir, tmp_path / "out", *flags, "--validation_steps=4", "--report_to=tensorboard")
+    folder = tmp_path / "out/validation"
+    names = [f"step-{step:06d}{which}-seed-0.png" for step in (0, 4) for which in ("-prompt-2", "")]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
+    settings = dict(negative_prompt="blurry", num_inference_steps=3, guidance_scale=3)
+    for prompt, name in ((PROMPT, names[3]), ("a red boat", names[2])):
+        expected = pipeline(prompt, generator=torch.Generator().manual_seed(0), **settings).images[0]
+        assert np.abs(np.asarray(Image.open(folder / name), int) - np.asarray(expected, int)).max() <= 1
+    recorded = json.loads((tmp_path / "out/run.json").read_text())["arguments"]["validation_prompt"]
+    assert recorded == [PROMPT, "a red boat"]
+    assert parse_args(["--config", str(tmp_path / "out/run.json")]).validation_prompt == recorded
 
 
 def test_a_resumed_run_goes_on_with_the_curve(tiny_pipeline_dir, tmp_path):

@@ -1,6 +1,6 @@
 """What training reads and never changes: prompts and images after the frozen text encoder and VAE."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,7 +129,9 @@ def encode_inputs(
     *,
     tokenizer_name: Path | None,
     snr_gamma: float | None,
-    validation_prompt: str | None,
+    validation_prompts: list[str],
+    validation_negative_prompt: str | None,
+    drawing: Mapping[str, Any],
     seed: int,
     num_samples: int,
 ) -> TrainingInputs:
@@ -138,6 +140,7 @@ def encode_inputs(
     Args:
         folder: the base pipeline's.
         tokenizer_name: folder of another tokenizer than the base's.
+        validation_prompts, validation_negative_prompt, drawing: what models.drawing.Sampler draws, and how.
         snr_gamma: of min-SNR loss weights; None: all weights are 1.
         seed, num_samples: the run's, and the samples of all its steps: class images that it never draws stay unread.
     """
@@ -149,7 +152,7 @@ def encode_inputs(
         drawn = drawn_class_images(seed, num_samples, len(class_dataset))
         class_latents = InstanceLatents(class_dataset, vae, rows, drawn)
     latents = InstanceLatents(dataset, vae, rows)
-    shown = [validation_prompt, ""] if validation_prompt else []
+    shown = [*validation_prompts, validation_negative_prompt or ""] if validation_prompts else []
     table = encode_prompts(folder, tokenizer_name, prompts + shown, weight_dtype, device)
     return TrainingInputs(
         encoder_hidden_states=table[: len(prompts)].clone(),
@@ -158,7 +161,7 @@ def encode_inputs(
         noise_scheduler=noise_scheduler,
         scaling_factor=vae.config.scaling_factor,
         timestep_weights=min_snr_weights(noise_scheduler, snr_gamma).to(device) if snr_gamma else None,
-        sampler=Sampler(folder, vae, *table[len(prompts) :].split(1)) if shown else None,
+        sampler=Sampler(folder, vae, table[len(prompts) : -1], table[-1:], **drawing) if shown else None,
     )
 
 

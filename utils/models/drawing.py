@@ -209,24 +209,36 @@ def is_blank(image: Image.Image | np.ndarray) -> bool:
 
 
 class Sampler:
-    """Draws the validation prompt with the modules that are loaded already.
+    """Draws the validation prompts with the modules that are loaded already.
 
     Args:
         folder: the base pipeline's, for its scheduler.
         vae: on the device.
-        prompt_embeds, negative_prompt_embeds: the validation prompt's and the empty prompt's, [1,77,C].
+        prompt_embeds, negative_prompt_embeds: the validation prompts', [P,77,C], and the negative one's, [1,77,C].
     """
 
     def __init__(
-        self, folder: Path, vae: torch.nn.Module, prompt_embeds: torch.Tensor, negative_prompt_embeds: torch.Tensor
+        self,
+        folder: Path,
+        vae: torch.nn.Module,
+        prompt_embeds: torch.Tensor,
+        negative_prompt_embeds: torch.Tensor,
+        *,
+        num_inference_steps: int = NUM_INFERENCE_STEPS,
+        guidance_scale: float = GUIDANCE_SCALE,
     ):
         self.vae = vae
         self.scheduler = loading.load_sampling_scheduler(folder)
-        self.embeds = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
+        self.prompt_embeds = prompt_embeds
+        self.settings: dict[str, Any] = dict(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )
 
     @torch.no_grad()
     def __call__(self, unet: torch.nn.Module, num_images: int, seed: int) -> list[Image.Image]:
-        """Number k is drawn with a CPU generator seeded with seed + k, whatever the number of images."""
+        """The images of the first prompt, then of the second: number k with a CPU generator seeded with seed + k."""
         parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
         with quiet_libraries():
             pipeline = StableDiffusionPipeline(
@@ -234,10 +246,9 @@ class Sampler:
             )
         pipeline.set_progress_bar_config(disable=True)
         height, width = image_size(pipeline)
-        settings: dict[str, Any] = dict(
-            num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE, **self.embeds
-        )
         images: list[Image.Image] = []
-        for number in range(num_images):
-            images += to_pil(draw(pipeline, [seed + number], height=height, width=width, **settings))
+        for prompt_embeds in self.prompt_embeds.split(1):
+            for number in range(num_images):
+                size = dict(height=height, width=width, prompt_embeds=prompt_embeds)
+                images += to_pil(draw(pipeline, [seed + number], **size, **self.settings))
         return images

@@ -77,7 +77,8 @@ def _check_tokens(table: PreflightTable, args: Namespace, base: BaseModel, promp
     vocab_size = with_defaults("text_encoder", config)["vocab_size"]
     other = learned_tokens(folder) or args.tokenizer_name or vocab_size < DEFAULTS["text_encoder"]["vocab_size"]
     if other and (folder / "tokenizer_config.json").is_file():
-        for prompt in dict.fromkeys(prompt for prompt in (*prompts, args.validation_prompt) if prompt):
+        drawn = [*(args.validation_prompt or []), args.validation_negative_prompt]
+        for prompt in dict.fromkeys(prompt for prompt in (*prompts, *drawn) if prompt):
             table.run("prompt", check_tokens, prompt, folder, vocab_size)
 
 

@@ -44,6 +44,7 @@ class TrainingLog:
         with_prior_preservation: bool = False,
         validates: bool = False,
         validation_seed: int = 0,
+        num_validation_images: int = 1,
         tensorboard_dir: Path | None = None,
         samples_per_step: int = 1,
         settings: Mapping[str, Any] | None = None,
@@ -52,7 +53,7 @@ class TrainingLog:
         self.device = device
         self.is_main = is_main
         self.with_prior_preservation = with_prior_preservation
-        self.validation_seed = validation_seed
+        self.validation_seed, self.num_validation_images = validation_seed, num_validation_images
         self.samples_per_step = samples_per_step
         self.smoothed_loss: float | None = None
         self.num_skipped = 0
@@ -165,18 +166,21 @@ class TrainingLog:
         return shown
 
     def validation(self, step: int, loss: float, images: list[Image.Image]) -> None:
-        """A validation's loss and images, with the seeds validation_seed, validation_seed + 1, ...; rank 0 only."""
+        """A validation's loss, and each prompt's images with the seeds validation_seed, ... + 1, ...; rank 0 only."""
         with (self.output_dir / VALIDATION_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "validation_loss": loss}) + "\n")
-        for number, image in enumerate(images):
-            name = f"step-{step:06d}-seed-{self.validation_seed + number}.png"
+        for place, image in enumerate(images):
+            prompt, number = divmod(place, self.num_validation_images)
+            of_prompt = f"-prompt-{prompt + 1}" if prompt else ""
+            name = f"step-{step:06d}{of_prompt}-seed-{self.validation_seed + number}.png"
             (self.output_dir / VALIDATION_FOLDER).mkdir(exist_ok=True)
             save_png(self.output_dir / VALIDATION_FOLDER / name, image)
+            if self._tensorboard is not None:
+                tag = f"validation{of_prompt}/{number}"
+                self._tensorboard.add_image(tag, np.asarray(image), step, dataformats="HWC")
         self.say(f"step {step}: validation loss {loss:.4f}")
         if self._tensorboard is not None:
             self._tensorboard.add_scalar("validation/loss", loss, step)
-            for number, image in enumerate(images):
-                self._tensorboard.add_image(f"validation/{number}", np.asarray(image), step, dataformats="HWC")
 
     def say(self, line: str) -> None:
         """A line that does not break the progress bar, also when that is closed; rank 0 only."""

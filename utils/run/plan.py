@@ -84,7 +84,11 @@ def make_plan(args: Namespace, *, num_parameters: int, num_ranks: int) -> Plan:
         encoding=dict(
             tokenizer_name=args.tokenizer_name,
             snr_gamma=args.snr_gamma,
-            validation_prompt=args.validation_prompt,
+            validation_prompts=args.validation_prompt or [],
+            validation_negative_prompt=args.validation_negative_prompt,
+            drawing=dict(
+                num_inference_steps=args.validation_inference_steps, guidance_scale=args.validation_guidance_scale
+            ),
             seed=args.seed,
             num_samples=args.max_train_steps * samples_per_step,
         ),
@@ -148,6 +152,7 @@ def _output(args: Namespace) -> dict[str, Any]:
             with_prior_preservation=args.with_prior_preservation,
             validates=bool(args.validation_steps or args.validation_prompt),
             validation_seed=args.seed,
+            num_validation_images=args.num_validation_images,
             tensorboard_dir=args.output_dir / args.logging_dir if args.report_to == "tensorboard" else None,
         ),
         checkpoints=dict(save_dtype=args.save_dtype, total_limit=args.checkpoints_total_limit),
