@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from bench import coverage, loss_curves, start, train_step
 from bench import evaluate as bench
-from bench import loss_curves, train_step
 from bench.timing import median_ms
 from tests.helpers.script import ROOT
 
@@ -98,8 +98,6 @@ def test_the_median_of_several_calls_is_taken():
 
 
 def test_coverage_has_a_row_for_each_layout(capsys):
-    from bench import coverage
-
     coverage.main(["--trials", "12"])
     rows = capsys.readouterr().out.splitlines()
     several = [layout for layout in coverage.LAYOUTS if layout[0] > 1]
@@ -108,3 +106,27 @@ def test_coverage_has_a_row_for_each_layout(capsys):
     assert row.count("none") == len(coverage.COMPONENTS) + 1
     held = [float(cell.split()[0]) for cell in rows[2].split("|")[2:-1]]
     assert all(0.5 <= share <= 1 for share in held)
+
+
+PEER = """
+import sys, time
+for step in (0, 1, 2):
+    print(f"{step}/2", flush=True)
+    time.sleep(0.2)
+"""
+
+
+@pytest.mark.slow
+def test_the_whole_wait_is_measured_part_by_part(tmp_path, capsys):
+    (tmp_path / "peer.py").write_text(PEER)
+    file = tmp_path / "start.json"
+    flags = ["--steps=2", f"--peer={tmp_path / 'peer.py'}", f"--json={file}"]
+    start.main([*flags, "--parts", "warm", "evaluate"])
+    results = start.main([*flags, "--parts", "peer"])
+    assert json.loads(file.read_text()) == results
+    warm, evaluated, peer = (results[part] for part in ("warm", "evaluate", "peer"))
+    assert 0 < warm["start_of_worker"] < warm["first_step"] < warm["prompt_back"]
+    assert warm["from_the_last_step"] > 0 and "saved" in warm["seconds_after_start"]
+    assert evaluated["num_images"] == 4 and evaluated["seconds_after_start"]["sampled"] < evaluated["prompt_back"]
+    assert 0.2 <= peer["first_step"] < peer["prompt_back"]
+    assert "first_step, warm: " in capsys.readouterr().out
