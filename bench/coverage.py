@@ -9,13 +9,13 @@ is the mean over all prompts and seeds; with one prompt, over all seeds of that 
 around their prompt's, in 32 dimensions. In brackets: half an interval's width, the median. "none": no interval.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
+from bench.command_line import make_parser
 from utils.evaluation.metrics import diversity, diversity_interval, mean_interval, pair_distances, unit_rows
 
 LAYOUTS = ((1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (3, 4), (4, 2), (5, 4), (8, 4), (25, 2), (25, 3), (25, 4))
@@ -95,7 +95,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Prints both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(str(__doc__), "bench.coverage")
     parser.add_argument("--trials", type=int, default=20000, help="intervals a cell (20000)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation (0)")
     args = parser.parse_args(argv)

@@ -75,8 +75,9 @@ def test_below_the_threshold_nothing_is_found(numbers):
 
 def test_a_recipe_that_has_hardly_trained_is_not_accused():
     """20 steps at a learning rate of 1e-6, measured on the embedded model."""
-    record = measured(clip_i=0.037, pres_clip=0.14)
-    assert states(record, FOUND) == []
+    record = measured(clip_i=0.037, pres_clip=0.163)
+    record["changes"]["finetuned"]["pres_clip"]["interval"] = [-0.038, 0.118]
+    assert states(record, FOUND) == states(record, UNCERTAIN) == []
     judged = judge(record)
     assert judged.state == MISSED
     assert judged.headline == "It looks no more like your cat than before."

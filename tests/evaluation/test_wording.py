@@ -8,6 +8,7 @@ def test_there_is_one_kind_of_minus():
     assert texts[:4] == [f"{MINUS}0.123", f"{MINUS}0.123", f"{MINUS}1.235e+06", f"{MINUS}1e{MINUS}07"]
     assert not any("-" in text for text in texts)
     assert (number(None), number(0.5), signed(0.5), short(0.25)) == ("", "0.500", "+0.500", "0.25")
+    assert (number(-0.0001), signed(-0.0001), signed(-0.0)) == ("0.000", "+0.000", "+0.000")
     assert change_in_words(0.1, None) == "+0.100"
 
 

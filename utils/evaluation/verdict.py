@@ -303,7 +303,7 @@ def check_class(metrics: dict, model: str, encoder: str, subject: Check) -> Chec
     if comparison is None:
         return missing(metrics, model, "class", NOTE, key)
     state = effect(comparison, 1)
-    if state == UNCERTAIN:
+    if state == UNCERTAIN and subject.state != NOT_FOUND:  # what it does not draw has not taken the class over
         return uncertain("class", NOTE, comparison, MORE_OTHER_IMAGES)
     gain = subject.comparisons[0].change if subject.state == FOUND else None
     text = f"The prompt that names only the class: {in_words(comparison)}; {comparison.visible:g} is visible."

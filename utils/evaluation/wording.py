@@ -19,7 +19,7 @@ LABELS = {
 
 def number(value: float | None) -> str:
     """0.123 or \u22120.123, with a real minus sign; nothing for None."""
-    return "" if value is None else f"{value:.3f}".replace("-", MINUS)
+    return "" if value is None else f"{round(value, 3) + 0.0:.3f}".replace("-", MINUS)
 
 
 def short(value: float, digits: int = 4) -> str:
@@ -28,8 +28,8 @@ def short(value: float, digits: int = 4) -> str:
 
 
 def signed(value: float) -> str:
-    """+0.123 or \u22120.123, with a real minus sign."""
-    return f"{value:+.3f}".replace("-", MINUS)
+    """+0.123 or \u22120.123, with a real minus sign; zero is never negative."""
+    return f"{round(value, 3) + 0.0:+.3f}".replace("-", MINUS)
 
 
 def change_in_words(change: float, interval: tuple[float, float] | None) -> str:
