@@ -132,13 +132,14 @@ def from_models(samples: dict, metrics: dict) -> dict | None:
         )
 
     names = [*(name for name in metrics["changes"] if name != FINETUNED), FINETUNED]
-    weights = {samples["models"][name].get("sha256", {}).get("unet", name): name for name in names}
+    unets = {name: samples["models"][name].get("sha256", {}).get("unet", name) for name in names}
+    weights = {unet: name for name, unet in unets.items()}
     names = [name for name in names if name in weights.values()]  # the last checkpoint often is the result itself
     return dict(
         x=axis(x),
         y=axis(y),
         y_limit=axis(y)["baseline"] - VISIBLE[y.removesuffix("_other")],
-        chosen=choice.model,
+        chosen=weights[unets[choice.model]],
         is_good=choice.is_good,
         sentence=choice.sentence,
         why=choice.why,
