@@ -51,7 +51,7 @@ def train(base: Path, photos: Path, prompt: str, folder: Path, **changes) -> Pat
 
 def likeness(clip: Clip, model: Path, photos: dict[str, Path]) -> list[float]:
     """CLIP-I of each subject's prompt against its own photos, 4 images each."""
-    rows = sample(model, list(photos), 4, 15)
+    rows = list(sample(model, list(photos), 4, 15))
     own = [clip.images([decode(path) for path in sorted(photos[prompt].glob("*.[jp][pn]g"))]) for prompt, _ in rows]
     return [float((clip.images(images) @ rows_of.T).mean()) for (_, images), rows_of in zip(rows, own, strict=True)]
 
