@@ -267,6 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args = parser.parse_args(argv)
+    os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels are not compiled
     if find_spec("triton") is None:  # again, with Triton on the path
         assert TRITON_FOLDER.exists(), "bash setup.sh --dev installs Triton for this"
         environment = os.environ | dict(PYTHONPATH=str(TRITON_FOLDER))

@@ -532,15 +532,15 @@ MUTATIONS = [
     Mutation(
         "intervals of few images are those of many",
         "utils/evaluation/metrics.py",
-        "half = t_quantile(float(degrees)) * float(np.sqrt(variance))",
-        "half = 1.96 * float(np.sqrt(variance))",
+        "half = t_quantile(degrees) * math.sqrt(variance / values.size)",
+        "half = 1.96 * math.sqrt(variance / values.size)",
         "tests/evaluation/test_metrics.py",
     ),
     Mutation(
         "changes are the baseline's less ours",
         "utils/evaluation/score.py",
-        "difference = values[ours] - values[theirs]",
-        "difference = values[theirs] - values[ours]",
+        "result[name] = _mean_value(values[ours] - values[theirs], role)",
+        "result[name] = _mean_value(values[theirs] - values[ours], role)",
         "tests/evaluation/test_score.py",
     ),
     Mutation(

@@ -280,8 +280,10 @@ def test_ctrl_c_says_what_was_interrupted(script, said, capsys):
 
 def test_leaving_loses_nothing(tmp_path):
     code = f"""
-import atexit, pathlib, sys, threading
+import atexit, concurrent.futures, pathlib, sys, threading
 from utils.command_line import leave
+idle_pool = concurrent.futures.ThreadPoolExecutor(1)
+idle_pool.submit(print, end="").result()
 folder, may_go_on = pathlib.Path({str(tmp_path)!r}), threading.Event()
 def write():
     may_go_on.wait()

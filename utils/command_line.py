@@ -234,9 +234,7 @@ def leave(exit_code: int) -> NoReturn:
 
     If what was printed cannot be flushed, sys.exit says so as it always does.
     """
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined]  # the interpreter's own: it also ends idle pools of threads
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()

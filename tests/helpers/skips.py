@@ -20,7 +20,7 @@ SKIPS = [
     Skip("says something about Triton only|statistics of channels_last", "bash test.sh --interpreted", in_ci=True),
     Skip("needs Triton", "bash setup.sh --dev, on Linux x86-64"),
     Skip("is not installed .Debian: apt-get install chromium", "apt-get install chromium"),
-    Skip("playwright is not installed", "bash setup.sh --dev"),
+    Skip("playwright is not installed|playwright-python is not installed", "bash setup.sh --dev"),
     Skip("needs the font DejaVu Sans", "apt-get install fonts-dejavu-core"),
     Skip("scikit-image is only needed by tools/", ".venv/bin/python -m pip install -r requirements-tools.txt"),
     Skip("root may write anywhere", "another user than root", in_ci=True),

@@ -1,6 +1,7 @@
 """Kernels compiled ahead of their first run."""
 
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_after_a_rehearsal_a_launch_is_only_a_launch(monkeypatch):
     assert out.item() == 32.0
 
 
-def test_kernels_are_made_ready_in_threads_and_a_failure_waits_for_the_launch():
+def test_a_kernel_is_compiled_in_a_child_and_made_ready_here(monkeypatch, tmp_path):
     class Kernel:
         readied = 0
 
@@ -70,16 +71,23 @@ def test_kernels_are_made_ready_in_threads_and_a_failure_waits_for_the_launch():
             Kernel.readied += 1
             raise RuntimeError("out of shared memory")
 
-    with ThreadPoolExecutor(1) as threads:
-        kernel = Kernel()
-        assert ahead_of_time.Launchable(threads).submit(lambda: kernel).result() is kernel
-        with pytest.raises(RuntimeError, match="does not compile"):
-            ahead_of_time.Launchable(threads).submit(_does_not_compile).result()
-    assert Kernel.readied == 1
+    def compile_kernel():
+        with (tmp_path / "pids").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return Kernel()
+
+    monkeypatch.setattr(ahead_of_time, "_is_cached", lambda key: key == "cached")
+    assert isinstance(ahead_of_time._make_ready("new", compile_kernel), Kernel) and Kernel.readied == 1
+    child, parent = map(int, (tmp_path / "pids").read_text().split())
+    assert parent == os.getpid() != child
+    ahead_of_time._make_ready("cached", compile_kernel)
+    assert (tmp_path / "pids").read_text().split()[2:] == [str(parent)]
 
 
-def _does_not_compile():
-    raise RuntimeError("does not compile")
+def test_a_child_that_fails_or_waits_for_ever_is_over(tmp_path):
+    assert ahead_of_time.in_child(lambda: (tmp_path / "there").touch()) and (tmp_path / "there").exists()
+    assert ahead_of_time.in_child(lambda: 1 / 0) is False
+    assert ahead_of_time.in_child(threading.Event().wait, seconds=0.05) is False
 
 
 def test_without_triton_nothing_is_rehearsed(monkeypatch):
