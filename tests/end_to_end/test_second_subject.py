@@ -51,7 +51,7 @@ def train(base: Path, photos: Path, prompt: str, folder: Path, **changes) -> Pat
 
 def likeness(clip: Clip, model: Path, photos: dict[str, Path]) -> list[float]:
     """CLIP-I of each subject's prompt against its own photos, 4 images each."""
-    rows = sample(model, list(photos), 4, 15)
+    rows = list(sample(model, list(photos), 4, 15))
     own = [clip.images([decode(path) for path in sorted(photos[prompt].glob("*.[jp][pn]g"))]) for prompt, _ in rows]
     return [float((clip.images(images) @ rows_of.T).mean()) for (_, images), rows_of in zip(rows, own, strict=True)]
 
@@ -66,7 +66,7 @@ def test_the_first_subject_is_kept_by_its_own_prompt_as_class_prompt(tmp_path, m
     found = {"base": likeness(clip, EMBEDDED, photos), "first": likeness(clip, cat, photos)}
     found["without"] = likeness(clip, train(cat, photos[JAR], JAR, tmp_path / "without"), photos)
     found["with"] = likeness(clip, train(cat, photos[JAR], JAR, tmp_path / "with", **kept), photos)
-    print({name: [round(value, 3) for value in values] for name, values in found.items()})
+    # cat and jar when this was written: 0.205 0.126, 0.804 0.393, without 0.214 0.709, with 0.544 0.734
     assert found["first"][0] > found["base"][0] + 0.3
     assert found["with"][0] > found["without"][0] + 0.2
     assert min(found["with"][1], found["without"][1]) > found["base"][1] + 0.2
