@@ -2,12 +2,13 @@
 
 import sys
 
-from utils.command_line import run_main
+from utils.command_line import leave, run_main
 from utils.evaluation import candidates, subjects
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.card import update_card
 from utils.evaluation.plan import EvaluationPlan, make_plan
 from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples
+from utils.runtime import timing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(plan: EvaluationPlan) -> dict | None:
     """The stages that the plan has; returns metrics.json if images were scored."""
+    timing.start()
     for level, note in plan.notes:
         line, stream = (f"warning: {note}", sys.stderr) if level == "warning" else (note, sys.stdout)
         print(line, file=stream, flush=True)
@@ -58,4 +60,4 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, interrupted="interrupted: the images so far are kept, the same command continues"))
+    leave(run_main(main, interrupted="interrupted: the images so far are kept, the same command continues"))

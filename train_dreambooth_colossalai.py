@@ -6,11 +6,10 @@ torchrun --nproc_per_node 1 train_dreambooth_colossalai.py --pretrained_model_na
 """
 
 import functools
-import sys
 from typing import TYPE_CHECKING
 
 from utils.arguments import parse_command_line
-from utils.command_line import run_main
+from utils.command_line import leave, run_main
 from utils.preflight.checks import run_preflight
 from utils.runtime import timing
 from utils.runtime.environment import rank
@@ -76,4 +75,4 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, interrupted="interrupted before the training began"))
+    leave(run_main(main, interrupted="interrupted before the training began"))

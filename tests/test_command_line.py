@@ -276,3 +276,25 @@ def test_ctrl_c_says_what_was_interrupted(script, said, capsys):
 
     assert eval(ast.unparse(call), dict(run_main=run_main, main=main)) == 130
     assert said in capsys.readouterr().err
+
+
+def test_leaving_loses_nothing(tmp_path):
+    code = f"""
+import atexit, concurrent.futures, pathlib, sys, threading
+from utils.command_line import leave
+idle_pool = concurrent.futures.ThreadPoolExecutor(1)
+idle_pool.submit(print, end="").result()
+folder, may_go_on = pathlib.Path({str(tmp_path)!r}), threading.Event()
+def write():
+    may_go_on.wait()
+    (folder / "thread").write_text("written")
+threading.Thread(target=write).start()
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+atexit.register(lambda: (folder / "exit").write_text("written"))
+sys.stdout.write("no newline, not flushed")
+threading.Timer(0.05, may_go_on.set).start()
+leave(7)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (7, "no newline, not flushed", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"thread", "exit"}

@@ -120,6 +120,11 @@ def test_tensorboard_shows_validation_and_no_step_twice_after_a_resume(inputs, t
     found = [(scalar.step, scalar.value) for scalar in events.Scalars("validation/loss")]
     assert found == [(row["step"], pytest.approx(row["validation_loss"], rel=1e-6)) for row in rows]
     assert [step for step, _ in found] == [0, 2]
+    speeds = [scalar.value for scalar in events.Scalars("train/samples_per_second")]
+    times = [1 / scalar.value for scalar in events.Scalars("train/step_time")]
+    assert speeds == pytest.approx(times, rel=1e-5)  # one sample a step
+    (_, settings) = events.Tensors("settings/text_summary")
+    assert b"| learning_rate | " in settings.tensor_proto.string_val[0]
 
 
 class MeanDifference(torch.nn.Module):

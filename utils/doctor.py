@@ -1,12 +1,13 @@
 """What this machine has, what is wrong with it, and the command that fixes it: python -m utils.doctor"""
 
 import argparse
+import importlib
 import platform
 import sys
 from importlib import metadata
 
+from utils.errors import first_line
 from utils.runtime.gpu import REINSTALL, Finding, examine_gpu, version_numbers
-from utils.runtime.stand_ins import IMPORTED_NAMES, import_error
 
 # The oldest and the newest version of tests/matrix.sh's legs (docs/compatibility.md).
 TESTED = {
@@ -46,15 +47,13 @@ def package_findings(installed: dict[str, str | None]) -> list[Finding]:
     return found
 
 
-def optional_findings() -> list[Finding]:
-    """The packages that only ColossalAI imports: training goes on without them."""
-    found = []
-    for package in IMPORTED_NAMES:
-        reason = import_error(package)
-        command = f"python -m pip install --force-reinstall --no-deps {package}"
-        what = f"{package} cannot be imported ({reason}); training goes on without it"
-        found.append(Finding("note", what, command) if reason else Finding("ok", f"{package} (optional)"))
-    return found
+def import_error(module: str) -> str | None:
+    """Why a module cannot be imported, in one line; None if it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken CUDA library raises whatever it likes
+        return first_line(error)
+    return None
 
 
 def examine() -> list[Finding]:
@@ -70,7 +69,6 @@ def examine() -> list[Finding]:
     if version("torch"):
         reason = import_error("torch")
         found += [Finding("problem", f"torch cannot be imported ({reason})", REINSTALL)] if reason else examine_gpu()
-        found += optional_findings()
     if not any(finding.level == "problem" for finding in found):
         reason = import_error("utils.runtime.colossal")
         found += [Finding("problem", f"colossalai cannot be imported ({reason})", REINSTALL)] if reason else []

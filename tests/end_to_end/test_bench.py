@@ -9,7 +9,7 @@ import time
 import pytest
 
 from bench import evaluate as bench
-from bench import loss_curves, train_step
+from bench import loss_curves, start, train_step
 from bench.timing import median_ms
 from tests.helpers.script import ROOT
 
@@ -95,3 +95,27 @@ def test_the_median_of_several_calls_is_taken():
     pauses = iter([0.4, 0.0, 0.4, 0.0])  # the first is the warm-up
     assert median_ms(lambda: time.sleep(next(pauses)), repeats=3, on_gpu=False) < 300
     assert next(pauses, None) is None
+
+
+PEER = """
+import sys, time
+for step in (0, 1, 2):
+    print(f"{step}/2", flush=True)
+    time.sleep(0.2)
+"""
+
+
+@pytest.mark.slow
+def test_the_whole_wait_is_measured_part_by_part(tmp_path, capsys):
+    (tmp_path / "peer.py").write_text(PEER)
+    file = tmp_path / "start.json"
+    flags = ["--steps=2", f"--peer={tmp_path / 'peer.py'}", f"--json={file}"]
+    start.main([*flags, "--parts", "warm", "evaluate"])
+    results = start.main([*flags, "--parts", "peer"])
+    assert json.loads(file.read_text()) == results
+    warm, evaluated, peer = (results[part] for part in ("warm", "evaluate", "peer"))
+    assert 0 < warm["start_of_worker"] < warm["first_step"] < warm["prompt_back"]
+    assert warm["from_the_last_step"] > 0 and "saved" in warm["seconds_after_start"]
+    assert evaluated["num_images"] == 4 and evaluated["seconds_after_start"]["sampled"] < evaluated["prompt_back"]
+    assert 0.2 <= peer["first_step"] < peer["prompt_back"]
+    assert "first_step, warm: " in capsys.readouterr().out

@@ -14,6 +14,7 @@ def test_the_flags_are_these():
         "-h",
         "--help",
         "--pretrained_model_name_or_path",
+        "--pretrained_vae_name_or_path",
         "--finetuned_model_name_or_path",
         "--output_dir",
         "--instance_data_dir",

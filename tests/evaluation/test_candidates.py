@@ -14,7 +14,8 @@ from tests.helpers.pipelines import write_pipeline
 from tests.helpers.script import UNET_FILE
 from utils import PROGRAM
 from utils.command_line import run_main
-from utils.evaluation.candidates import candidate_models, export_command, label
+from utils.evaluation.candidates import candidate_models, candidate_prompts, export_command, label
+from utils.evaluation.prompts import number_prompts
 from utils.export import main as export
 from utils.run.lineage import FORMAT, STATE_FILE
 
@@ -72,7 +73,7 @@ def test_the_choice_is_in_metrics_json_and_on_the_terminal(trained, tmp_path, ca
     for entry in found["entries"]:
         assert entry["value"].keys() == entry["interval"].keys() == {"x", "y"}
         assert len(entry["images"]) == 4 and all((result / image["file"]).is_file() for image in entry["images"])
-        prompts = 2 * ["a photo of sks cat"] + ["a photo of a dog", "a photo of a house"]
+        prompts = [*2 * ["a photo of sks cat"], "a photo of a dog", "a photo of a house"]
         assert [image["prompt"] for image in entry["images"]] == prompts
         assert [image["seed"] for image in entry["images"]] == [0, 1, 0, 0]
     chosen = next(entry for entry in found["entries"] if entry["name"] == found["chosen"])
@@ -87,6 +88,11 @@ def test_the_choice_is_in_metrics_json_and_on_the_terminal(trained, tmp_path, ca
     assert not (result / "candidates").exists() and "candidates" not in json.loads(
         (result / "metrics.json").read_text()
     )
+
+
+def test_only_the_first_prompts_of_the_subject_are_drawn_and_the_bare_class_is_not():
+    prompts = number_prompts(["a sks dog", "a sks dog asleep", "a sks dog on a bed"], "dog", ["x", "y"])
+    assert [prompt.text for prompt in candidate_prompts(prompts)] == ["a sks dog", "a sks dog asleep", "x", "y"]
 
 
 def test_without_a_clip_model_it_says_that_nothing_was_measured(trained, tmp_path, capsys):

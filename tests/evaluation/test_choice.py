@@ -78,7 +78,7 @@ def test_a_difference_within_the_uncertainty_is_called_that():
     record["image_values"] = {name: dict(likeness=values) for name, values in zip(names, likeness, strict=True)}
     assert "As near, as far as these images can tell, is checkpoint-1." in choose(record).why
     drifted = of(*(measured(clip_t_other=value) for value in (0.55, 0.54, 0.3)))
-    others = [[[0.5, 0.6], [0.5, 0.6]], [[0.6, 0.5], [0.45, 0.55]], [[0.3, 0.3], [0.28, 0.32]]]
+    others = [2 * [[0.5, 0.6, 0.5, 0.6]], 2 * [[0.6, 0.5, 0.55, 0.55]], 2 * [[0.3, 0.3, 0.3, 0.3]]]
     drifted["image_values"] = {name: dict(others=values) for name, values in zip(names, others, strict=True)}
     assert "As good a compromise, as far as these images can tell, is checkpoint-1." in choose(drifted).why
     wide = of(measured(clip_t_other=0.66, margin=0.2), measured(clip_i=0.5))

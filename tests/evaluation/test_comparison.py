@@ -212,6 +212,7 @@ def test_a_system_font_writes_it_where_there_is_one(text):
 @pytest.mark.skipif(not HAS_DEJAVU, reason="needs the font DejaVu Sans")
 def test_the_rest_is_spelled_out_beside_what_a_system_font_has(monkeypatch):
     monkeypatch.setattr(comparison, "SYSTEM_FONTS", ("no-such-font.ttf", "DejaVuSans.ttf"))
+    monkeypatch.setattr(comparison, "_files_with", lambda letters: [])
     assert displayable("кот 猫", font_for("кот 猫", 20)) == r"кот \u732b"
 
 
@@ -222,6 +223,29 @@ def test_a_script_from_right_to_left_needs_a_layout_engine(monkeypatch, has_raqm
     font = comparison._system_font("DejaVuSans.ttf", 20)
     assert has_letter(font, "\u0642") == has_raqm
     assert displayable("\u0642", font) == ("\u0642" if has_raqm else r"\u0642")
+
+
+@pytest.mark.skipif(not HAS_DEJAVU, reason="needs the font DejaVu Sans")
+def test_a_mark_that_the_font_lacks_is_no_box():
+    font = comparison._system_font("DejaVuSans.ttf", 20)
+    assert displayable("\u0e09\u0e31\u0e19", font) == r"\u0e09\u0e31\u0e19"
+
+
+@pytest.mark.parametrize(
+    ("text", "lang"), [("บิลลี", "th"), ("बिल्ली", "hi"), ("猫", "ja"), ("고양이", "ko"), ("አማርኛ", "am")]
+)
+def test_any_installed_font_that_has_all_letters_is_found(text, lang):
+    if not comparison._files_with("".join(sorted(set(text)))):
+        pytest.skip(f"fontconfig knows no font for {lang}")
+    font = font_for(text, 20)
+    assert displayable(text, font) == text
+
+
+def test_without_fontconfig_the_rest_is_spelled_out(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    comparison._files_with.cache_clear()
+    assert displayable("\u1780", font_for("\u1780", 20)) == r"\u1780"
+    comparison._files_with.cache_clear()
 
 
 def test_long_text_is_wrapped_at_spaces_then_cut_with_an_ellipsis():

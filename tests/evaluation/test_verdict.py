@@ -131,7 +131,7 @@ def test_one_photo_has_no_measure_of_memorising_or_variety(photo_metric):
 def test_without_any_encoder_nothing_is_looked_for_but_blank_images():
     record = measured()
     record["encoders"]["clip"] = None
-    for name in list(record["models"]["baseline"]):
+    for name in [name for name in record["models"]["baseline"] if name != "blank_images"]:
         without(record, name, "needs a CLIP model")
     for name in record["photos"]:
         record["photos"][name] = dict(value=None, reason="needs a CLIP model")
@@ -167,7 +167,15 @@ def test_pictures_of_other_things_that_look_like_the_subject_are_counted(ours, b
         record["models"][model]["clip_i_other"].update(like_subject=files, num_images=8)
     found = check(record, "spread")
     assert found.state == state and f"{len(ours)} of 8 pictures" in found.text
-    assert found.files == (tuple(ours) if state == FOUND else ())
+    assert found.files == tuple(ours) and ("stays out" in found.title) == (not ours)
+
+
+def test_images_of_one_colour_among_the_baselines_spoil_the_comparison():
+    record = measured()
+    record["models"]["baseline"]["blank_images"] = ["baseline-1.png"]
+    found = check(record, "blank")
+    assert found.state == FOUND and found.files == ("baseline-1.png",)
+    assert judge(record).headline == "It draws your cat. It is compared with images of one colour."
 
 
 def test_the_headline_joins_what_has_suffered():

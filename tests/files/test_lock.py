@@ -50,8 +50,8 @@ def test_both_started_at_once(flags, tmp_path):
 
         run_preflight = script.run_preflight
 
-        def run_and_wait(args):
-            ready = run_preflight(args)
+        def run_and_wait(*args):
+            ready = run_preflight(*args)
             (tmp_path / f"{os.getpid()}.checked").touch()
             wait_for(lambda: len(list(tmp_path.glob("*.checked"))) == 2)
             return ready

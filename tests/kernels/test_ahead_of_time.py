@@ -1,5 +1,8 @@
 """Kernels compiled ahead of their first run."""
 
+import os
+import threading
+
 import pytest
 import torch
 
@@ -45,6 +48,46 @@ def test_a_failed_rehearsal_is_a_line_and_leaves_launches_as_they_were():
     out = torch.zeros(1, device="cuda")
     updates.grad_norm_(torch.ones(4096, device="cuda"), out)
     assert out.item() == 64.0
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_after_a_rehearsal_a_launch_is_only_a_launch(monkeypatch):
+    from triton.runtime import driver
+
+    grad, out = torch.full((1 << 12,), 0.5, device="cuda", dtype=torch.bfloat16), torch.zeros(1, device="cuda")
+    assert compile_ahead(lambda: updates.grad_norm_(grad, out)) is None
+    monkeypatch.setattr(driver.active, "launcher_cls", lambda *args: pytest.fail("a launcher is made"))
+    updates.grad_norm_(grad, out)
+    assert out.item() == 32.0
+
+
+def test_a_kernel_is_compiled_in_a_child_and_made_ready_here(monkeypatch, tmp_path):
+    class Kernel:
+        readied = 0
+
+        @property
+        def run(self):
+            Kernel.readied += 1
+            raise RuntimeError("out of shared memory")
+
+    def compile_kernel():
+        with (tmp_path / "pids").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return Kernel()
+
+    monkeypatch.setattr(ahead_of_time, "_is_cached", lambda key: key == "cached")
+    assert isinstance(ahead_of_time._make_ready("new", compile_kernel), Kernel) and Kernel.readied == 1
+    child, parent = map(int, (tmp_path / "pids").read_text().split())
+    assert parent == os.getpid() != child
+    ahead_of_time._make_ready("cached", compile_kernel)
+    assert (tmp_path / "pids").read_text().split()[2:] == [str(parent)]
+
+
+def test_a_child_that_fails_or_waits_for_ever_is_over(tmp_path):
+    assert ahead_of_time.in_child(lambda: (tmp_path / "there").touch()) and (tmp_path / "there").exists()
+    assert ahead_of_time.in_child(lambda: 1 / 0) is False
+    assert ahead_of_time.in_child(threading.Event().wait, seconds=0.05) is False
 
 
 def test_without_triton_nothing_is_rehearsed(monkeypatch):

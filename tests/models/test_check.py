@@ -129,6 +129,10 @@ SPOILT = {
         lambda b: write_shards(b, keep=(1,)),
         r"unet/diffusion_pytorch_model-00002-of-00002\.safetensors is missing",
     ),
+    "shards that diffusers does not load": (
+        lambda b: write_shards(b, suffix=".bin"),
+        r"00001-of-00002\.bin is one of 2 shards, which diffusers loads as safetensors alone; convert them",
+    ),
     "an index alone": (
         lambda b: (write_index(b), (b / UNET_FILE).unlink()),
         r"unet/diffusion_pytorch_model-00001-of-00002\.safetensors is missing",
@@ -249,3 +253,12 @@ def test_stable_diffusion_1_5_as_it_is_published(base):
 def test_a_stale_index_beside_the_whole_file_is_passed_over(base):
     write_index(base)
     assert check_base_model(base).unet_weights == [base / UNET_FILE]
+
+
+def test_a_folder_with_a_single_file_names_it(tmp_path):
+    (tmp_path / "v1-4.ckpt").touch()
+    (tmp_path / "README.md").touch()
+    with pytest.raises(
+        UserError, match=r"has no model_index\.json: it holds a single file: name that one, .*v1-4\.ckpt"
+    ):
+        check_base_model(tmp_path)

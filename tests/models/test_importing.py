@@ -15,9 +15,10 @@ from utils.errors import UserError
 from utils.import_file import main
 from utils.models.check import check_base_model
 from utils.models.folder import prediction_type
-from utils.models.importing import import_single_file
-from utils.models.layout import today_name
+from utils.models.importing import _original_name, import_single_file
+from utils.models.layout import SHAPES, today_name
 from utils.models.single_file import export_single_file, read_weights
+from utils.models.v1_config import CONFIGS
 
 UNET, EMA = "model.diffusion_model.", "model_ema."
 
@@ -213,3 +214,18 @@ def test_the_command_line(tmp_path, exported, capsys):
     assert run_main(main, [str(tmp_path / "no.safetensors"), str(tmp_path / "other")]) == 2
     assert "no.safetensors is missing" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_the_configurations_of_stable_diffusion_v1_follow_from_its_tensors():
+    unet = dict(in_channels=4, out_channels=4, layers_per_block=2, cross_attention_dim=768, attention_head_dim=8)
+    unet |= dict(block_out_channels=[320, 640, 1280, 1280], sample_size=64)
+    unet |= dict(down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
+    unet |= dict(up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+    vae = dict(block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4, scaling_factor=0.18215)
+    vae |= dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
+    text = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, eos_token_id=2)
+    text |= dict(num_attention_heads=12, max_position_embeddings=77, projection_dim=768, hidden_act="quick_gelu")
+    for part, config, count in (("unet", unet, 686), ("vae", vae, 248), ("text_encoder", text, 196)):
+        shapes = {_original_name(part, name, config): shape for name, shape in SHAPES[part](config).items()}
+        assert len(shapes) == count
+        assert CONFIGS[part](shapes).items() >= config.items()

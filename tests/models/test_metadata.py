@@ -1,10 +1,14 @@
 """What an exported file says of itself, and what it keeps to itself."""
 
+import base64
 import hashlib
+import io
 import json
 import struct
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from safetensors import safe_open
 
 from tests.helpers.script import run, run_json
@@ -66,3 +70,17 @@ def test_a_damaged_run_json_does_not_keep_a_file_from_being_written():
     for made in (dict(arguments=3, photos=[4], class_images=None), dict(program="x"), dict(photos="no")):
         found = file_metadata(made, title="x", image_size=(64, 64))
         assert all(isinstance(value, str) for value in found.values())
+
+
+def test_the_last_validation_picture_is_the_thumbnail(flags, tmp_path):
+    file = tmp_path / "one.safetensors"
+    run(flags, validation_prompt="a cat", validation_steps=3, num_validation_images=2, export_single_file=file)
+    kind, _, content = header(file)["modelspec.thumbnail"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as found:
+        assert found.size == (32, 32)
+        with Image.open(tmp_path / "output/validation/step-000003-seed-0.png") as drawn:
+            assert np.abs(np.asarray(found, int) - np.asarray(drawn, int)).mean() < 30  # JPEG of noise
+    (tmp_path / "output/validation/step-000003-seed-0.png").write_bytes(b"no picture")
+    export_single_file(tmp_path / "output", file)
+    assert "modelspec.thumbnail" not in header(file)

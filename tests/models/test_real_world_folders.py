@@ -92,9 +92,8 @@ def shards_without_an_index(base: Path) -> None:
         write_shards(base, part)
 
 
-def bin_shards(base: Path) -> None:
-    for part in PARTS:
-        write_shards(base, part, ".bin")
+def bin_shards_of_the_text_encoder(base: Path) -> None:
+    write_shards(base, "text_encoder", ".bin")
 
 
 def a_stale_index(base: Path) -> None:
@@ -113,7 +112,8 @@ def image_to_image(base: Path) -> None:
 
 def half_precision_in_the_configurations(base: Path) -> None:
     for part in PARTS:
-        edit_json(base / part / "config.json", torch_dtype="float16", dtype="float16")
+        edit_json(base / part / "config.json", torch_dtype="float16")
+    edit_json(base / "text_encoder/config.json", dtype="float16")  # as transformers 5 calls it
 
 
 def a_tokenizer_without_a_length(base: Path) -> None:
@@ -122,7 +122,7 @@ def a_tokenizer_without_a_length(base: Path) -> None:
 
 KINDS = [
     shards_without_an_index,
-    bin_shards,
+    bin_shards_of_the_text_encoder,
     a_stale_index,
     non_ema_alone,
     image_to_image,

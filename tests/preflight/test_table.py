@@ -36,3 +36,22 @@ def test_a_table_cannot_be_written_into_by_a_name():
     table = PreflightTable(collects=True)
     table.add("photo", "a\nSTOP\x1b[31m 🐈")
     assert str(table).count("\n") == 2 and "\x1b" not in str(table) and "🐈" in str(table)
+
+
+def test_a_terminal_gets_no_line_that_is_too_long():
+    table = PreflightTable(collects=True)
+    table.add("base model", "words " * 40 + "x" * 120)
+    table.add("disk", "short")
+    lines = table.text(100).splitlines()
+    assert all(len(line) <= 100 for line in lines) and len(lines) > 5
+    assert lines[2].startswith(" " * 18 + "words") and lines[-2] == "ok    disk        short"
+    assert "".join("".join(lines[1:-2]).split()) == "ok" + "basemodel" + "words" * 40 + "x" * 120
+    assert len(str(table).splitlines()) == 4
+
+
+def test_the_folders_are_said_in_full(tmp_path, tiny_pipeline_dir, photos_dir, capsys, monkeypatch):
+    monkeypatch.chdir(photos_dir.parent)
+    dry_run(tiny_pipeline_dir, photos_dir.relative_to(photos_dir.parent), tmp_path, capsys)
+    out = dry_run(tiny_pipeline_dir, photos_dir.name, tmp_path, capsys)[1]
+    assert f"photos from {photos_dir.resolve()}, into {(tmp_path / 'output').resolve()}" in out
+    assert f"{tiny_pipeline_dir.resolve()}: Stable Diffusion v1" in out

@@ -1,6 +1,7 @@
-"""Packages that only ColossalAI wants: broken or missing, they do not stop a run."""
+"""Packages that nothing here uses: broken or missing, they do not stop a run."""
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,12 +16,15 @@ BROKEN = {
     "bitsandbytes": 'raise RuntimeError("CUDA Setup failed\\nmany more lines")',
     "peft": 'raise ModuleNotFoundError("No module named \'peft\'", name="peft")',
     "galore_torch": "import no_such_module",
+    "xformers": 'raise ImportError("undefined symbol")',
+    "sklearn": 'raise ImportError("numpy.core.multiarray failed to import")',
+    "torchvision": 'raise RuntimeError("operator torchvision::nms does not exist")',
 }
 
 
 @pytest.fixture
 def broken_packages(tmp_path) -> dict[str, str]:
-    """An environment in which all three packages fail to import."""
+    """An environment in which all of these packages fail to import."""
     for name, source in BROKEN.items():
         (tmp_path / "broken" / name).mkdir(parents=True)
         (tmp_path / "broken" / name / "__init__.py").write_text(source)
@@ -39,31 +43,33 @@ def test_training_goes_on_without_them(broken_packages, tmp_path, tiny_pipeline_
     result = subprocess.run(command, cwd=ROOT, env=broken_packages, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "output/model_index.json").is_file()
-    notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
-    assert [note.split()[1] for note in notes] == list(BROKEN)
-    assert "(CUDA Setup failed);" in notes[0] and "Traceback" not in result.stderr
+    assert not set(BROKEN) & set(result.stderr.split()) and "Traceback" not in result.stderr
 
 
-def test_packages_that_work_are_left_alone():
-    import peft
-
-    with stand_ins.stand_ins() as broken:
-        assert broken == {}
-        assert sys.modules["peft"] is peft
-    assert sys.modules["peft"] is peft
+def test_hidden_packages_are_found_again_afterwards(tmp_path, monkeypatch):
+    (tmp_path / "hideable.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with stand_ins.hidden("no_such_pkg", "hideable", "json"):
+        assert importlib.util.find_spec("hideable") is None
+        assert importlib.util.find_spec("json") is not None  # imported before
+    assert importlib.util.find_spec("hideable") is not None and "no_such_pkg" not in sys.modules
 
 
 def test_stand_ins_are_gone_afterwards(monkeypatch):
-    import importlib.util
-
-    monkeypatch.setattr(stand_ins, "IMPORTED_NAMES", {"no_such_pkg": {"no_such_pkg.part": ["Thing"]}})
-    with stand_ins.stand_ins() as broken:
-        assert broken == {"no_such_pkg": "No module named 'no_such_pkg'"}
+    monkeypatch.setattr(stand_ins, "IMPORTED_NAMES", {"no_such_pkg": [], "no_such_pkg.part": ["Thing"]})
+    with stand_ins.stand_ins():
         from no_such_pkg.part import Thing
 
         assert isinstance(Thing, type)
     assert importlib.util.find_spec("no_such_pkg") is None and "no_such_pkg.part" not in sys.modules
-    del sys.modules["no_such_pkg"]
+
+
+def test_what_has_been_imported_is_no_stand_in(monkeypatch):
+    import json
+
+    monkeypatch.setattr(stand_ins, "IMPORTED_NAMES", {"json": ["loads"], "json.part": ["Thing"]})
+    with stand_ins.stand_ins():
+        assert sys.modules["json"] is json and "json.part" not in sys.modules
 
 
 def test_a_missing_package_is_one_line(capsys):

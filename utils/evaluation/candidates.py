@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils.evaluation import choice
 from utils.evaluation.choice import Standing, standings_of
+from utils.evaluation.findings import Comparison
 from utils.evaluation.prompts import CLASS, SUBJECT, Prompt
 from utils.evaluation.samples import BASELINE, FINETUNED, Model, plan_models, step_of
 from utils.evaluation.wording import LABELS, MINUS
@@ -16,8 +17,8 @@ from utils.files.ownership import RUN_FILE
 
 STRENGTHS = (0.5, 0.75, 1.0)  # of the result; a checkpoint as it is lies near one of them (docs/strength.md)
 NUM_CHECKPOINTS = 3
-NUM_INFERENCE_STEPS = 15
-NUM_IMAGES, NUM_OTHER_IMAGES = 4, 2
+NUM_INFERENCE_STEPS = 16  # with 12, pictures at lower strengths fall apart that hold with 15
+NUM_IMAGES, NUM_OTHER_IMAGES = 3, 3  # of two seeds the interval would leave any loss possible
 SHOWN_PROMPTS = 2  # of each role, on the strip
 FOLDER = "candidates"  # their images', in the output folder
 
@@ -36,7 +37,7 @@ def candidate_models(checkpoints: list[str], last_step: int | None) -> list[Mode
 
 
 def candidate_prompts(prompts: list[Prompt]) -> list[Prompt]:
-    """The first prompts of the subject and those of other things; the bare class says nothing that the choice asks."""
+    """The subject's first prompts and those of other things; the bare class says nothing that the choice asks."""
     subject = [prompt for prompt in prompts if prompt.role == SUBJECT][:SHOWN_PROMPTS]
     return subject + [prompt for prompt in prompts if prompt.role not in (SUBJECT, CLASS)]
 
@@ -77,7 +78,7 @@ def _entry(metrics: dict, samples: dict, folder: Path, standing: Standing, y: st
         label=label(standing.name),
         command=export_command(folder, Path(samples["models"][BASELINE]["path"]), standing.name),
         value=dict(x=standing.likeness.value, y=_value(values, y)),
-        interval=dict(x=values[standing.likeness.metric].get("interval"), y=_interval(values, y)),
+        interval=dict(x=_around_baseline(standing.likeness), y=_around_baseline(standing.faithfulness)),
         images=_shown(samples, standing.name),
         note=note(standing),
     )
@@ -140,9 +141,13 @@ def _value(values: dict, metric: str) -> float | None:
     return value if value is None or metric == "clip_t_other" else 1 - value
 
 
-def _interval(values: dict, metric: str) -> list[float] | None:
-    interval = values.get(metric, {}).get("interval")
-    return interval if interval is None or metric == "clip_t_other" else [1 - interval[1], 1 - interval[0]]
+def _around_baseline(comparison: Comparison | None) -> list[float] | None:
+    """The interval of the change, image by image, from the baseline on: prompts differ more, but for all alike."""
+    if comparison is None or comparison.interval is None or comparison.baseline is None:
+        return None
+    low, high = (comparison.baseline + bound for bound in comparison.interval)
+    is_inverted = comparison.metric.endswith("_other") and comparison.metric != "clip_t_other"
+    return [1 - high, 1 - low] if is_inverted else [low, high]
 
 
 def _shown(samples: dict, name: str) -> list[dict]:

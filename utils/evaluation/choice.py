@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.evaluation.findings import FOUND, Choice, Comparison
-from utils.evaluation.metrics import mean_interval
+from utils.evaluation.metrics import mean_interval, seeds_interval
 from utils.evaluation.samples import FINETUNED
 from utils.evaluation.verdict import check_memorisation, compare, fidelity_metric, is_drawn, main_encoder
 from utils.evaluation.wording import listed, number, signed
@@ -148,7 +148,8 @@ def is_apart(metrics: dict, part: str, one: str, other: str) -> bool:
     ours, theirs = (metrics.get("image_values", {}).get(name, {}).get(part) for name in (one, other))
     if not ours or not theirs:
         return True
-    interval = mean_interval(np.asarray(ours) - np.asarray(theirs))
+    difference = np.asarray(ours) - np.asarray(theirs)
+    interval = mean_interval(difference) if part == "likeness" else seeds_interval(difference)
     return interval is not None and not interval[0] <= 0 <= interval[1]
 
 

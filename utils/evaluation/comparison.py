@@ -1,6 +1,7 @@
 """The comparison sheet: photos on top, then one row of images a model, one column a seed."""
 
 import functools
+import subprocess
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,8 +23,10 @@ LABEL_SIZE, SMALL_SIZE = 20, 15
 SUBTITLE_LINE = 26
 MIN_WIDTH = 640
 LARGEST_PHOTO = 1024  # pixels; a sheet shows no more
-# Pillow's own font is Latin. These have Greek, Cyrillic and Arabic, then Chinese, Japanese and Korean, if installed.
+# Pillow's own font is Latin. These have Greek, Cyrillic and Arabic, then Chinese, Japanese and Korean, if installed;
+# for what they lack, fontconfig is asked, if there is one.
 SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf")
+MOST_FONTS = 4  # of fontconfig's are tried
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -145,9 +148,29 @@ def one_line(text: str) -> str:
 def font_for(text: str, size: int) -> Font:
     """Pillow's font, or the system's that has more letters of `text`."""
     letters = set(one_line(text))
-    system_fonts = (_system_font(name, size) for name in SYSTEM_FONTS)
-    fonts: list[Font] = [ImageFont.load_default(size), *(font for font in system_fonts if font is not None)]
-    return max(fonts, key=lambda font: sum(has_letter(font, letter) for letter in letters))
+    own = ImageFont.load_default(size)
+    system_fonts = [font for name in SYSTEM_FONTS if (font := _system_font(name, size)) is not None]
+
+    def num_letters(font: Font) -> int:
+        return sum(has_letter(font, letter) for letter in letters)
+
+    best = max([own, *system_fonts], key=num_letters)
+    if SYSTEM_FONTS and num_letters(best) < len(letters):
+        others = (_system_font(file, size) for file in _files_with("".join(sorted(letters)))[:MOST_FONTS])
+        best = max([best, *(font for font in others if font is not None)], key=num_letters)
+    return best
+
+
+@functools.cache
+def _files_with(letters: str) -> list[str]:
+    """Files of installed fonts that have all of these, plain upright ones first; none without fontconfig."""
+    pattern = ":charset=" + " ".join(f"{ord(letter):x}" for letter in letters)
+    try:
+        listed = subprocess.run(["fc-list", pattern, "file"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    files = sorted(line.rstrip(": ") for line in listed.stdout.splitlines())
+    return sorted(files, key=lambda file: ("Regular" not in file, "Sans" not in file))
 
 
 @functools.cache
@@ -162,7 +185,16 @@ def has_letter(font: Font, letter: str) -> bool:
     """Whether the font draws this letter as itself, and in its script's direction."""
     if unicodedata.bidirectional(letter) in ("R", "AL") and not features.check("raqm"):
         return False  # would be written from left to right
-    return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+    plain = _without_shaping(font)
+    return bytes(plain.getmask(letter)) != bytes(plain.getmask("\uffff"))
+
+
+@functools.cache
+def _without_shaping(font: Font) -> Font:
+    """The font drawing each letter by itself: a layout engine puts a circle under a mark that stands alone."""
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        return font
+    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
 
 
 def displayable(text: str, font: Font) -> str:

@@ -42,13 +42,15 @@ from utils.models import blending, drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
-from utils.runtime import gpu
+from utils.runtime import gpu, timing
+from utils.runtime.timing import mark
 
 NUM_WRITERS = 4  # threads that write images
 
 
 def generate(plan: EvaluationPlan) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
+    mark("imported")
     device = gpu.pick_device()
     mixed_precision = plan.mixed_precision or ("fp16" if device.type == "cuda" else "no")
     if mixed_precision == "bf16" and (old_gpu := gpu.gpu_without_bf16()):
@@ -62,6 +64,7 @@ def generate(plan: EvaluationPlan) -> None:
         warn(f"--instance_data_dir {plan.instance_data_dir} holds no photo: {COMPARISON_FILE} shows none")
     hashing = in_background(hash_models, plan)  # gigabytes, while they are loaded
     pipelines = load_pipelines(plan, settings, device)
+    mark("models loaded")
     prompts = plan.prompts
     for prompt in prompts:
         if unseen := drawing.truncated_text(pipelines[BASELINE], prompt.text):
@@ -72,6 +75,7 @@ def generate(plan: EvaluationPlan) -> None:
     quick_samples = plan_samples(quick.prompts, quick.models, *quick.counts, root=CANDIDATES) if quick else []
     turns = WeightsInTurn(plan, pipelines)
     models = describe_models(plan, pipelines, hashing.result())
+    mark("models hashed")
     try:
         claim(plan.output_dir, [sample.file for sample in samples + quick_samples])
         entries = sample_all(plan, settings, samples, turns, models)
@@ -81,7 +85,8 @@ def generate(plan: EvaluationPlan) -> None:
             quick_settings = settings._replace(num_inference_steps=quick.num_inference_steps)
             quick_entries = sample_all(quick, quick_settings, quick_samples, turns, models)
             add_candidates(record, describe(quick, quick_settings, quick_entries, models, device))
-        finish(plan.output_dir, record)
+        mark("sampled")
+        finish(plan.output_dir, record | dict(seconds_after_start=timing.clock.marks))
     except OSError as error:
         advice = "make room there, or name another folder"
         raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: {advice}") from error

@@ -49,7 +49,7 @@ def read_subjects(path: Path) -> list[Subject]:
         if len(texts) < len(Subject._fields):
             wanted = " and ".join(Subject._fields)
             raise UserError(f"--concepts_list {path}, concept {place}: it is not an object with {wanted}")
-        subjects.append(Subject(texts[0], Path(texts[1])))
+        subjects.append(Subject(str(texts[0]), Path(str(texts[1]))))
     if not subjects:
         raise UserError(f"--concepts_list {path} names no subject")
     return subjects

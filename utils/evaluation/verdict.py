@@ -34,6 +34,7 @@ ALIKE_PHOTOS = 0.95  # REAL above which the photos are all but one photo
 TAKEN_OVER_SHARE = 0.5  # of the subject's gain, gone into the bare class too
 COPIED_SHARE = 0.1  # of the images
 
+BLANK_BASELINE = "Images of one colour among the baseline's"
 LESS_TRAINING = "Train for fewer steps or at a lower learning rate."
 MORE_IMAGES = "More images tell: --num_images."
 MORE_OTHER_IMAGES = "More images tell: --num_drift_images, --drift_prompt."
@@ -185,15 +186,17 @@ def check_prompt(metrics: dict, model: str) -> Check:
 
 
 def check_blank_images(metrics: dict, model: str) -> Check:
-    """Images of one colour, which every metric counts as images."""
-    files = tuple(metrics["models"][model]["blank_images"])
+    """Images of one colour, which every metric counts as images: the model's, or the baseline's."""
+    own, before = (tuple(metrics["models"][name]["blank_images"]) for name in (model, BASELINE))
+    files = own + before
     if not files:
         return Check("blank", WARNING, NOT_FOUND, "No image is of one colour", "")
     images = "1 image is" if len(files) == 1 else f"{len(files)} images are"
     text = f"{images} of one colour, and all numbers count them as images: {', '.join(files[:3])}"
     text += ", ..." if len(files) > 3 else "."
     advice = "If the safety checker was on, it may have blacked them out; else try --mixed_precision no."
-    return Check("blank", WARNING, FOUND, "Images of one colour", text, advice, files=files)
+    title = "Images of one colour" if own else BLANK_BASELINE
+    return Check("blank", WARNING, FOUND, title, text, advice, files=files)
 
 
 def check_memorisation(metrics: dict, model: str, encoder: str) -> Check:
@@ -282,14 +285,15 @@ def check_spread(metrics: dict, model: str) -> Check:
         state = NOT_FOUND
     if state == UNCERTAIN:
         return uncertain("spread", WARNING, comparison, MORE_OTHER_IMAGES)
-    title, advice = "Your subject stays out of other pictures", ""
+    title = "Your subject appears in few other pictures" if files else "Your subject stays out of other pictures"
+    advice = ""
     if state == FOUND:
         title, advice = "Your subject appears in other pictures", f"{LESS_TRAINING[:-1]}, or with prior preservation."
     text = f"Likeness to your photos in pictures of other things: {in_words(comparison)}; "
     text += f"{comparison.visible:g} is visible."
     if "like_subject" in ours:
-        text = f"{len(files)} of {ours['num_images']} pictures of other things look like your subject. {text}"
-    return Check("spread", WARNING, state, title, text, advice, (comparison,), files if state == FOUND else ())
+        text = f"Like your subject: {len(files)} of {ours['num_images']} pictures of other things. {text}"
+    return Check("spread", WARNING, state, title, text, advice, (comparison,), files)
 
 
 def check_class(metrics: dict, model: str, encoder: str, subject: Check) -> Check:
@@ -326,13 +330,14 @@ def check_photos(metrics: dict, encoder: str) -> Check:
 def summarise(checks: tuple[Check, ...], subject: str) -> tuple[str, str]:
     """(state, headline) of a verdict."""
     aim, *_ = checks
-    found = {check.kind for check in checks if check.state == FOUND and check.level == WARNING}
+    found = {check.kind: check.title for check in checks if check.state == FOUND and check.level == WARNING}
+    is_beside_blank = found.get("blank") == BLANK_BASELINE
     harm = {
         "memorisation": "copies your photos",
         "collapse": "gives the same image for every seed",
         "drift": "follows other prompts less",
         "spread": f"draws your {subject} into other pictures",
-        "blank": "gives images of one colour",
+        "blank": "is compared with images of one colour" if is_beside_blank else "gives images of one colour",
     }
     clauses = [clause for kind, clause in harm.items() if kind in found]
     if aim.state in (UNCERTAIN, NOT_LOOKED_FOR):

@@ -22,6 +22,11 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}".replace("-", MINUS)
 
 
+def short(value: float, digits: int = 4) -> str:
+    """As few digits as say it, at most `digits`, with a real minus sign."""
+    return f"{value:.{digits}g}".replace("-", MINUS)
+
+
 def signed(value: float) -> str:
     """+0.123 or \u22120.123, with a real minus sign."""
     return f"{value:+.3f}".replace("-", MINUS)

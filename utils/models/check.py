@@ -190,6 +190,9 @@ def _what_it_looks_like(folder: Path) -> str:
         return "it is empty: let training finish, or name another folder"
     if {RUN_FILE, "metrics.jsonl"} & names or any(name.startswith((".assembling-", "checkpoint-")) for name in names):
         return "it looks like an unfinished training output: let train_dreambooth_colossalai.py finish first"
+    singles = sorted(name for name in names if name.endswith((".safetensors", ".ckpt")))
+    if singles and "config.json" not in names:
+        return f"it holds a single file: name that one, {folder / singles[0]}"
     if "config.json" in names:
         return "it looks like one model (a UNet, say), not a pipeline: name the folder above it"
     if "unet" in names:

@@ -92,6 +92,10 @@ def weight_files(folder: Path, part: str) -> list[Path]:
     for _, variant, is_bin in kinds:
         of_kind = [file for file in files if (file.variant, file.path.suffix == ".bin") == (variant, is_bin)]
         paths = [file.path for file in of_kind if file.shard is None] or _all_shards(of_kind)
+        if is_bin and len(paths) > 1 and WEIGHT_STEMS[part] == UNET_STEM:
+            raise UserError(
+                f"{paths[0]} is one of {len(paths)} shards, which diffusers loads as safetensors alone; convert them"
+            )
         for path in paths:
             check_file(path)
             if path.suffix == ".safetensors":

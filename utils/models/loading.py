@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.runtime.libraries import quiet_libraries
+from utils.runtime.libraries import quiet_libraries, replaced
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -35,10 +35,13 @@ SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feat
 
 
 def _load(cls: Any, folder: Path, part: str = "", **options: Any) -> Any:
-    """`cls` from the folder `part` of a pipeline's, or from `folder` itself. Raises UserError if that fails."""
+    """`cls` from the folder `part` of a pipeline's, or from `folder` itself. Raises UserError if that fails.
+
+    Weights come from files, so none are drawn first: on the meta device that would import torch's compiler.
+    """
     if part:
         options["subfolder"] = part
-    with quiet_libraries():
+    with quiet_libraries(), replaced(torch.nn.init, "normal_", lambda tensor, *args, **kwargs: tensor):
         try:
             return cls.from_pretrained(folder, local_files_only=True, **options)
         except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder

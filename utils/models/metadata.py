@@ -3,18 +3,23 @@
 Both are read from a run.json alone. No local path, no name of a photo and no command line gets into a file.
 """
 
+import base64
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from PIL import Image
+
 from utils import PROGRAM
 from utils.files.json_files import read_json_or_none
-from utils.files.ownership import EXPORT_METADATA, RUN_FILE
+from utils.files.ownership import EXPORT_METADATA, RUN_FILE, VALIDATION_FOLDER
 
 ARCHITECTURE = "stable-diffusion-v1"
 ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
+THUMBNAIL_SIDE = 256  # pixels at most
 LORA_LAYOUT = "https://github.com/kohya-ss/sd-scripts"
 # ss_ key: the argument of run.json that it says.
 SS_ARGUMENTS = {
@@ -40,6 +45,21 @@ def run_of(folder: Path) -> dict:
     return read_json_or_none(folder / RUN_FILE) or {}
 
 
+def thumbnail_of(folder: Path) -> str | None:
+    """The last picture that a run drew of --validation_prompt, as ModelSpec wants it: a small JPEG in a data URL."""
+    pictures = sorted((folder / VALIDATION_FOLDER).glob("step-*.png"))
+    last = [path for path in pictures if path.name[:11] == pictures[-1].name[:11]]  # of one step, a seed each
+    try:
+        with Image.open(last[0]) as image:
+            small = image.convert("RGB")
+            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    except (IndexError, OSError, ValueError):
+        return None
+    content = io.BytesIO()
+    small.save(content, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
 def prompts_of(run: Mapping[str, Any]) -> dict[str, int]:
     """{prompt: number of photos} of a run, in the photos' order."""
     said = _arguments(run).get("instance_prompt")
@@ -56,6 +76,7 @@ def file_metadata(
     prediction_type: str = "epsilon",
     architecture: str = ARCHITECTURE,
     implementation: str = ORIGINAL_LAYOUT,
+    thumbnail: str | None = None,
 ) -> dict[str, str]:
     """The header's metadata for a file of weights, every value a string; save_with_hash adds the tensors' hash.
 
@@ -64,6 +85,7 @@ def file_metadata(
         title: what UIs show as the model's name.
         image_size: (height, width) in pixels that the model was made for.
         prediction_type: the scheduler's: epsilon or v_prediction.
+        thumbnail: thumbnail_of's.
         architecture: ModelSpec's; "stable-diffusion-v1/lora" for a LoRA.
     """
     height, width = image_size
@@ -77,6 +99,7 @@ def file_metadata(
         "prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
         "date": run.get("started_at"),
         "trigger_phrase": ", ".join(prompts),
+        "thumbnail": thumbnail,
         "description": f"DreamBooth fine-tuning of Stable Diffusion v1 with {PROGRAM}" if run else None,
     }
     modelspec = {f"modelspec.{key}": str(value) for key, value in found.items() if value}

@@ -17,7 +17,7 @@ from utils.files.json_files import read_json
 from utils.files.safetensors_writer import save_with_hash
 from utils.models.folder import image_size, prediction_type, weight_files
 from utils.models.layout import with_defaults
-from utils.models.metadata import file_metadata, run_of
+from utils.models.metadata import file_metadata, run_of, thumbnail_of
 from utils.models.original_config import write_config
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
@@ -171,7 +171,11 @@ def export_single_file(
         wanted = DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
         state_dict[name] = value.to(wanted).contiguous()
     metadata = file_metadata(
-        run_of(folder), title=path.stem, image_size=image_size(folder), prediction_type=prediction_type(folder)
+        run_of(folder),
+        title=path.stem,
+        image_size=image_size(folder),
+        prediction_type=prediction_type(folder),
+        thumbnail=thumbnail_of(folder),
     )
     metadata[CONFIG_KEY] = json.dumps(configurations(folder))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The one decoder: whatever a photo's file holds becomes an upright 8-bit picture in sRGB."""
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,8 +103,9 @@ def _on_white(rgb: Image.Image, alpha: Image.Image | None) -> Image.Image:
 
 def _colours_not_understood(image: Image.Image) -> list[str]:
     """What a photo without an ICC profile says of its colours: an HEIF in numbers of ITU-T H.273, others in EXIF."""
-    if image.getexif().get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex) == "R03":
-        return ["Adobe RGB without an ICC profile, taken as sRGB: its colours will look dull"]
+    with contextlib.suppress(KeyError):  # Pillow before 12 raises it for a photo without that folder of tags
+        if image.getexif().get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex) == "R03":
+            return ["Adobe RGB without an ICC profile, taken as sRGB: its colours will look dull"]
     nclx = image.info.get("nclx_profile") or {}
     transfer, primaries = nclx.get("transfer_characteristics"), nclx.get("color_primaries")
     if transfer in HDR_TRANSFERS:

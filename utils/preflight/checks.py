@@ -47,7 +47,7 @@ def run_preflight(args: Namespace, notes: Sequence[str] = (), *, is_quick: bool 
 
     plan, sources = check_sources(table, args, base, save_dtype)
     if environment.is_main():
-        print(table, flush=True)
+        table.show()
     return PreflightResult(plan, sources, EXIT_USER_ERROR if table.num_problems else 0)
 
 

@@ -106,7 +106,7 @@ def _check_start(
     count, num_ranks = num_parameters(base), environment.num_ranks()
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
     kind = ", which predicts velocity" if prediction_type(base.folder) == "v_prediction" else ""
-    table.add("base model", f"{base.folder}: Stable Diffusion v1{kind}, {size}")
+    table.add("base model", f"{base.folder.resolve()}: Stable Diffusion v1{kind}, {size}")
     if ".non_ema" in base.unet_weights[0].name:
         table.add("base model", f"{base.unet_weights[0].name} is trained on: the UNet has no other weights", NOTE)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not table.is_quick
@@ -128,7 +128,9 @@ def _check_start(
         return plan, None
     first_step = start.checkpoint.step if start.checkpoint else 0
     origin = f"{start.checkpoint.path}, " if start.checkpoint else ""
-    table.add("start", f"{origin}step {first_step} of {plan.num_steps}, into {plan.output_dir}")
+    photos = ", ".join(str(concept.instance_data_dir.resolve()) for concept in concepts)
+    into = plan.output_dir.resolve()
+    table.add("start", f"{origin}step {first_step} of {plan.num_steps}, photos from {photos}, into {into}")
     every = plan.checkpointing_steps
     planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - first_step // every)
     _check_numbers(table, plan, base)

@@ -1,11 +1,15 @@
 """The table of what is checked before a model is loaded: rows, and one verdict."""
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import TypeVar
 
 from utils.errors import UserError
 
 OK, NOTE, STOP = "ok", "note", "STOP"
+COLUMNS = 100  # of a terminal, at most
 T = TypeVar("T")
 
 
@@ -46,9 +50,23 @@ class PreflightTable:
         return sum(verdict == STOP for *_, verdict in self.rows)
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, columns: int | None = None) -> str:
+        """The table; findings that are too long for `columns` go on below themselves."""
         width = max(len(check) for check, *_ in self.rows)
-        lines = [f"{verdict:<4}  {check:<{width}}  {finding}" for check, finding, verdict in self.rows]
+        lines = ["preflight"]
+        for check, finding, verdict in self.rows:
+            start = f"{verdict:<4}  {check:<{width}}  "
+            room = max(20, columns - len(start)) if columns else len(finding) + 1
+            parts = textwrap.wrap(finding, room, break_on_hyphens=False) if len(finding) > room else [finding]
+            lines += [start + parts[0], *(" " * len(start) + part for part in parts[1:])]
         notes = sum(verdict == NOTE for *_, verdict in self.rows)
         counted = f"{len(self.rows)} checks, {notes} notes"
         verdict = f"NOT READY: {self.num_problems} to fix" if self.num_problems else "ready to train"
-        return "\n".join(["preflight", *lines, f"{verdict} ({counted})"])
+        return "\n".join([*lines, f"{verdict} ({counted})"])
+
+    def show(self) -> None:
+        """Prints the table, on a terminal in as many columns as it has; a log gets whole lines."""
+        columns = min(COLUMNS, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
+        print(self.text(columns), flush=True)

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,15 @@ class TrainingLog:
         validates: bool = False,
         validation_seed: int = 0,
         tensorboard_dir: Path | None = None,
+        samples_per_step: int = 1,
+        settings: Mapping[str, Any] | None = None,
     ):
         self.output_dir = output_dir
         self.device = device
         self.is_main = is_main
         self.with_prior_preservation = with_prior_preservation
         self.validation_seed = validation_seed
+        self.samples_per_step = samples_per_step
         self.smoothed_loss: float | None = None
         self.num_skipped = 0
         self.nonfinite_streak = 0  # steps in a row that were not applied, as far as results have arrived
@@ -58,9 +62,16 @@ class TrainingLog:
         self._tensorboard: Any = None
         self._has_gaps = False
         if is_main:
-            self._open(num_steps, first_step, validates, tensorboard_dir)
+            self._open(num_steps, first_step, validates, tensorboard_dir, settings or {})
 
-    def _open(self, num_steps: int, first_step: int, validates: bool, tensorboard_dir: Path | None) -> None:
+    def _open(
+        self,
+        num_steps: int,
+        first_step: int,
+        validates: bool,
+        tensorboard_dir: Path | None,
+        settings: Mapping[str, Any],
+    ) -> None:
         if validates:
             keep_rows(self.output_dir / VALIDATION_FILE, first_step, frozenset({"validation_loss"}))
         path = self.output_dir / METRICS_FILE
@@ -80,6 +91,8 @@ class TrainingLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(tensorboard_dir), purge_step=first_step + 1)
+            rows = [f"| {name} | {value} |" for name, value in settings.items()]
+            self._tensorboard.add_text("settings", "\n".join(["| flag | value |", "|---|---|", *rows]), first_step)
 
     def step(self, global_step: int, metrics: torch.Tensor) -> None:
         """Takes the metrics (train_step.METRICS) of step `global_step`, counted from 1."""
@@ -116,7 +129,7 @@ class TrainingLog:
         try:
             self._file.write(json.dumps({"step": global_step, **plain}) + "\n")
             if self._tensorboard is not None:
-                for name, value in row.items():
+                for name, value in (row | self._speed_and_memory(row)).items():
                     self._tensorboard.add_scalar(f"train/{name}", value, global_step)
         except OSError as error:  # a full disk does not end the training: only its record has gaps
             if not self._has_gaps:
@@ -124,6 +137,13 @@ class TrainingLog:
             self._has_gaps = True
         self._bar.set_postfix(self._postfix(row), refresh=False)
         self._bar.update(1)
+
+    def _speed_and_memory(self, row: dict) -> dict[str, float]:
+        """What TensorBoard shows beside the metrics: samples a second, and the GPU's memory at its peak."""
+        found = {"samples_per_second": self.samples_per_step / max(row["step_time"], 1e-9)}
+        if self.device.type == "cuda":
+            found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        return found
 
     def _count(self, loss: float, skipped: bool) -> None:
         self.num_skipped += skipped

@@ -68,6 +68,8 @@ class TrainingRun:
             first_step=self.first_step,
             is_main=self.is_main,
             device=device,
+            samples_per_step=plan.samples_per_step,
+            settings=plan.arguments,
             **plan.log,
         )
 

@@ -6,18 +6,21 @@ from collections.abc import Iterator
 
 import utils.runtime.libraries as libraries
 
-import colossalai
 import torch
 import torch.distributed as dist
-from colossalai.accelerator import get_accelerator
-from colossalai.booster import Booster
-from colossalai.booster.plugin import TorchDDPPlugin
-from colossalai.interface import OptimizerWrapper
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.runtime import environment
 from utils.runtime.gpu import problems_of_gpu
+from utils.runtime.stand_ins import stand_ins
 from utils.runtime.timing import mark
+
+with libraries.quiet_imports(), libraries.lean_imports(), stand_ins():
+    import colossalai
+    from colossalai.accelerator import get_accelerator
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import TorchDDPPlugin
+    from colossalai.interface import OptimizerWrapper
 
 __all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch"]
 
@@ -26,7 +29,7 @@ def launch(seed: int) -> None:
     """colossalai.launch_from_torch; started without torchrun, it is one process of its own."""
     mark("imported")
     if environment.is_main():
-        for line in libraries.notes_on_packages() + problems_of_gpu():
+        for line in problems_of_gpu():
             print(line, file=sys.stderr, flush=True)
     with _own_store(), environment.as_single_process(), libraries.quiet_imports():
         colossalai.launch_from_torch(seed=seed, verbose=False)

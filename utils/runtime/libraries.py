@@ -1,4 +1,4 @@
-"""torch, ColossalAI, diffusers and transformers: imported once, in the order that works, quietly and without detours.
+"""torch, diffusers and transformers: imported once, quietly, and without what nothing here uses.
 
 Importing this module imports them, so a module that needs one of them at its top names this one first (the import
 sorter's settings in pyproject.toml put it there):
@@ -7,10 +7,13 @@ sorter's settings in pyproject.toml put it there):
 
     import torch
     from diffusers import UNet2DConditionModel
+
+ColossalAI, which training alone needs, is imported by colossal.py.
 """
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import logging
 import os
@@ -18,38 +21,32 @@ import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
-from utils.runtime.stand_ins import stand_ins
+from utils.runtime.aside import set_aside, set_compiler_aside
+from utils.runtime.stand_ins import UNUSED, hidden
+from utils.runtime.timing import mark
 
 # What is used of each: diffusers imports its parts only when they are asked for, and it is then that it warns.
-COLOSSALAI = ("colossalai", "colossalai.accelerator", "colossalai.booster.plugin", "colossalai.interface")
 DIFFUSERS = ("AutoencoderKL", "DDPMScheduler", "PNDMScheduler", "StableDiffusionPipeline", "UNet2DConditionModel")
 TRANSFORMERS = ("CLIPTextModel", "CLIPTokenizer")
 
 
-def import_libraries() -> dict[str, str]:
-    """Imports them; returns each package that only ColossalAI wants and that cannot be imported, with the reason.
-
-    ColossalAI goes first: while it is imported, stand-ins take the place of those packages, and diffusers and
-    transformers note when they are imported which packages there are.
-    """
+def import_libraries() -> None:
+    """Imports them; transformers without scipy, diffusers with it, since some of its schedulers need it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded when it runs
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+
+    mark("torch imported")
     with quiet_imports(), lean_imports():
-        with stand_ins() as broken:
-            for name in COLOSSALAI:
-                importlib.import_module(name)
-        for library, names in (("diffusers", DIFFUSERS), ("transformers", TRANSFORMERS)):
-            for name in names:
-                getattr(importlib.import_module(library), name)
-    return broken
-
-
-def notes_on_packages() -> list[str]:
-    """What a run says when it starts: one line for each package that ColossalAI had to do without."""
-    return [
-        f"note: {package} cannot be imported ({reason}); training does not need it (python -m utils.doctor)"
-        for package, reason in broken_packages.items()
-    ]
+        importlib.import_module("accelerate.utils")  # before torch.distributed seems to be absent
+        with hidden(*UNUSED, "scipy"), replaced(torch.distributed, "is_available", lambda: False):
+            for name in TRANSFORMERS:
+                getattr(importlib.import_module("transformers"), name)
+        for name in ("scipy", "scipy.integrate", "scipy.stats"):
+            set_aside(name)
+        with hidden(*UNUSED):
+            for name in DIFFUSERS:
+                getattr(importlib.import_module("diffusers"), name)
 
 
 @contextlib.contextmanager
@@ -89,14 +86,15 @@ def quiet_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lean_imports() -> Iterator[None]:
-    """Takes two costs out of the imports (docs/decisions.md, 2026-11-24).
+    """Takes three costs out of the imports (docs/decisions.md, 2026-11-24 and 2026-11-25).
 
-    torch.compile as a decorator imports torch's inductor, and ColossalAI and bitsandbytes decorate functions that are
-    never called here: it does nothing meanwhile. transformers and diffusers both list the files of every installed
-    package at import: the list is made once.
+    torch.compile as a decorator imports torch's inductor, and ColossalAI decorates functions that are never called
+    here: it does nothing meanwhile, and the compiler stands aside. transformers and diffusers both list the files of
+    every installed package at import: the list is made once.
     """
     import torch
 
+    set_compiler_aside()
     listing = functools.cache(importlib.metadata.packages_distributions)
     with (
         replaced(torch, "compile", lambda model=None, **options: model or (lambda function: function)),
@@ -116,4 +114,4 @@ def replaced(module: ModuleType, name: str, value: Callable) -> Iterator[None]:
         setattr(module, name, before)
 
 
-broken_packages = import_libraries()
+import_libraries()

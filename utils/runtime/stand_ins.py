@@ -1,73 +1,69 @@
-"""ColossalAI imports peft, bitsandbytes and galore_torch when it starts. If one is broken or missing: a stand-in.
+"""Packages that the libraries import only because they are there, or because ColossalAI names them.
 
-The stand-ins last for ColossalAI's import only. Afterwards the package counts as absent, so that diffusers and
-transformers, which use it if they find it, leave it alone. Packages that work are left as they are.
+Nothing here uses them; together they take as long to import as torch, and one that is broken would stop a run. While
+the libraries are imported they are hidden, so diffusers and transformers note that they are absent; ColossalAI, which
+asks for three of them by name, gets stand-ins. Afterwards all of them can be imported as usual.
 """
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import cast
 
-from utils.errors import first_line
+UNUSED = (
+    "bitsandbytes",
+    "flash_attn",
+    "galore_torch",
+    "jax",
+    "pandas",
+    "peft",
+    "sklearn",
+    "tensorflow",
+    "torchvision",
+    "xformers",
+)
 
-# What ColossalAI 0.5.0 takes from each. In this order: peft uses bitsandbytes if it finds it.
+# What ColossalAI 0.5.0 imports at its start whatever part of it is used, and what it takes from there.
 IMPORTED_NAMES = {
-    "bitsandbytes": {"bitsandbytes.optim": [], "bitsandbytes.optim.optimizer": ["Optimizer2State"]},
-    "peft": {
-        "peft.utils": [],
-        "peft.utils.other": ["EMBEDDING_LAYER_NAMES", "check_file_exists_on_hf_hub"],
-        "peft.utils.save_and_load": ["get_embedding_layer_name", "has_valid_embedding_base_layer"],
-        "peft": ["PeftModel", "PeftType"],
-    },
-    "galore_torch": {"galore_torch": ["GaLoreAdafactor", "GaLoreAdamW"]},
+    "bitsandbytes": [],
+    "bitsandbytes.optim": [],
+    "bitsandbytes.optim.optimizer": ["Optimizer2State"],
+    "colossalai.booster.plugin.torch_fsdp_plugin": ["TorchFSDPPlugin"],  # brings torch's distributed tensors
+    "galore_torch": ["GaLoreAdafactor", "GaLoreAdamW"],
+    "peft": ["PeftModel", "PeftType"],
+    "peft.utils": [],
+    "peft.utils.other": ["EMBEDDING_LAYER_NAMES", "check_file_exists_on_hf_hub"],
+    "peft.utils.save_and_load": ["get_embedding_layer_name", "has_valid_embedding_base_layer"],
 }
-
-ASKING = ("transformers.utils", "diffusers.utils", "accelerate.utils")
-
-
-def import_error(package: str) -> str | None:
-    """Why a package cannot be imported, in one line; None if it can."""
-    try:
-        for name in IMPORTED_NAMES.get(package, {package: []}):
-            importlib.import_module(name)
-    except Exception as error:  # a broken CUDA library raises whatever it likes
-        return first_line(error)
-    return None
 
 
 @contextlib.contextmanager
-def stand_ins() -> Iterator[dict[str, str]]:
-    """Stands in for the packages that cannot be imported; yields each of them with the reason."""
-    broken = {}
-    for package in IMPORTED_NAMES:
-        reason = import_error(package)
-        if reason is not None:
-            broken[package] = reason
-            _mark_absent(package)
-    # Before the stand-ins are there: these note at import, or at the first question, which packages they find.
-    for library in ASKING if broken else ():
-        importlib.import_module(library)
-    for package in broken:
-        sys.modules[package] = ModuleType(package)
-        for name, attributes in IMPORTED_NAMES[package].items():
-            module = sys.modules.setdefault(name, ModuleType(name))
-            module.__path__, module.__spec__ = [], ModuleSpec(name, None)
-            for attribute in attributes:
-                setattr(module, attribute, type(attribute, (), {}))
-    try:
-        yield broken
-    finally:
-        for package in broken:
-            _mark_absent(package)
-
-
-def _mark_absent(package: str) -> None:
-    """Forgets what was imported of a package; None is how sys.modules says that there is no such package."""
+def hidden(*packages: str) -> Iterator[None]:
+    """A context in which none of the packages is found, but for those that have been imported before."""
     modules = cast(dict[str, ModuleType | None], sys.modules)
-    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-        del modules[name]
-    modules[package] = None
+    hides = [name for name in packages if name not in modules]
+    modules.update(dict.fromkeys(hides))  # None is how sys.modules says that there is no such package
+    try:
+        yield
+    finally:
+        for name in hides:
+            modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """A context in which what ColossalAI names is empty classes; packages that have been imported before are left."""
+    imported = {name for name in IMPORTED_NAMES if name in sys.modules}
+    names = [name for name in IMPORTED_NAMES if not imported & {name, name.partition(".")[0]}]
+    for name in names:
+        module = sys.modules[name] = ModuleType(name)
+        module.__path__, module.__spec__ = [], ModuleSpec(name, None)
+        for attribute in IMPORTED_NAMES[name]:
+            setattr(module, attribute, type(attribute, (), {}))
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from utils.evaluation.wording import MINUS
+from utils.evaluation.wording import short
 
 MAX_POINTS = 400  # a longer curve is thinned: more points than pixels show nothing
 MAX_DOTS = 20  # a curve of no more points than these shows each as a dot
@@ -62,9 +62,10 @@ def line_chart(title: str, series: list[Series], note: str = "", x_label: str = 
     return Chart(
         title=title,
         note=note,
-        label=f"{title}: from {last[0][1]:.3g} at {x_label} {last[0][0]:g} to {last[-1][1]:.3g} at {last[-1][0]:g}",
+        label=f"{title}: from {short(last[0][1], 3)} at {x_label} {last[0][0]:g} "
+        f"to {short(last[-1][1], 3)} at {last[-1][0]:g}",
         x_ticks=x_ticks(place, x_label),
-        y_ticks=[(place.y(y), f"{y:.4g}".replace("-", MINUS)) for y in ys],
+        y_ticks=[(place.y(y), short(y)) for y in ys],
         curves=[curve(place, s) for s in series],
     )
 
@@ -114,13 +115,13 @@ def scatter_chart(
     ys = [*(point.y for point in points), *(y for y, *_ in lines)]
     y_ticks = ticks(*view(ys, [y for point in points for y in point.y_interval or ()]))
     place = Place((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), SCATTER_FRAME)
-    listed = ", ".join(f"{point.text} at {point.x:.3g} and {point.y:.3g}" for point in points)
+    listed = ", ".join(f"{point.text} at {short(point.x, 3)} and {short(point.y, 3)}" for point in points)
     return Scatter(
         label=f"{x_label} and {y_label}: {listed}",
         x_label=x_label,
         y_label=y_label,
-        x_ticks=[(place.x(x), f"{x:.4g}".replace("-", MINUS)) for x in x_ticks],
-        y_ticks=[(place.y(y), f"{y:.4g}".replace("-", MINUS)) for y in y_ticks],
+        x_ticks=[(place.x(x), short(x)) for x in x_ticks],
+        y_ticks=[(place.y(y), short(y)) for y in y_ticks],
         dots=[dot(place, point) for point in sorted(points, key=lambda point: point.is_chosen)],
         lines=[(place.y(y), text, style) for y, text, style in lines],
         frame=SCATTER_FRAME,

@@ -1,0 +1,66 @@
+"""Where the images are on the page, what stands below them, and which are beside them."""
+
+import json
+
+from PIL import Image
+
+from tests.helpers.results import write_result
+from utils.evaluation.photos import load_photos
+from utils.evaluation.report.gallery import Gallery, Score, make_gallery
+
+
+def gallery(result, photos, is_scored=True) -> Gallery:
+    samples = json.loads((result / "samples.json").read_text())
+    return make_gallery(result, samples, load_photos(photos), is_scored)
+
+
+def test_every_image_has_a_number_and_knows_the_same_seed_of_the_rows_around_it(tmp_path, photos_dir):
+    shown = gallery(write_result(tmp_path, photos_dir, prompt="a cat"), photos_dir)
+    cells = [cell for group in shown.groups for row in group.rows for cell in row.cells]
+    assert [cell.number for cell in [*shown.photos, *cells]] == list(range(1, shown.last + 1))
+    by_number = {cell.number: cell for cell in cells}
+    baseline, checkpoint, finetuned = (row.cells[2] for row in shown.groups[0].rows)
+    assert baseline.above is None and finetuned.below is None
+    assert baseline.below == (checkpoint.number, "checkpoint-250") and checkpoint.below == (
+        finetuned.number,
+        "fine-tuned",
+    )
+    assert by_number[finetuned.above[0]] is checkpoint
+    assert {cell.caption for cell in (baseline, checkpoint, finetuned)} == {"seed 2"}
+
+
+def test_the_first_screen_has_photo_baseline_and_fine_tuned_of_one_seed(tmp_path, photos_dir):
+    shown = gallery(write_result(tmp_path, photos_dir, prompt="a cat"), photos_dir)
+    assert [name for name, *_ in shown.first] == ["your photo", "baseline", "fine-tuned"]
+    alts = [picture.alt for _, picture, _ in shown.first[1:]]
+    assert alts == ["baseline, seed 0: a cat", "fine-tuned, seed 0: a cat"]
+    assert [name for name, *_ in gallery(tmp_path / "result", None).first] == ["baseline", "fine-tuned"]
+
+
+def test_a_prompts_scores_are_means_and_a_visible_fall_is_marked(tmp_path, photos_dir):
+    result = write_result(tmp_path, photos_dir, prompt="a cat")
+    rows = (result / "metrics.csv").read_text().splitlines()
+    values = {"baseline": ("0.1", "0.3"), "finetuned": ("0.5", "0.24"), "checkpoint-250": ("0.9", "0.9")}
+    lines = [rows[0]]
+    for row in rows[1:]:
+        *start, clip_i, _, _ = row.split(",")
+        lines.append(",".join([*start, clip_i, *values[start[1]]]))
+    (result / "metrics.csv").write_text("\n".join(lines))
+    scores = gallery(result, photos_dir).groups[0].scores
+    assert scores == [Score("DINO", "0.10", "0.50", False), Score("CLIP-T", "0.30", "0.24", True)]
+    assert gallery(result, photos_dir, is_scored=False).groups[0].scores == []
+
+
+def test_many_images_are_folded_and_have_an_index(tmp_path, photos_dir):
+    few = gallery(write_result(tmp_path / "few", photos_dir, prompt="a cat"), photos_dir)
+    assert all(group.is_open for group in few.groups) and not few.has_index
+    many = gallery(write_result(tmp_path / "many", photos_dir, prompt="a cat", num_prompts=8), photos_dir)
+    assert [group.is_open for group in many.groups] == [True] + [False] * 8 and many.has_index
+
+
+def test_a_photo_is_shown_as_it_is_scored(tmp_path, photos_dir):
+    wide = tmp_path / "photos"
+    wide.mkdir()
+    Image.new("RGB", (300, 100)).save(wide / "wide.png")
+    (photo,) = gallery(write_result(tmp_path, wide, prompt="a cat"), wide).photos
+    assert (photo.picture.width, photo.picture.height) == (100, 100) and photo.url == ""
