@@ -22,6 +22,8 @@ SKIPS = [
     Skip("is not installed .Debian: apt-get install chromium", "apt-get install chromium"),
     Skip("playwright is not installed|playwright-python is not installed", "bash setup.sh --dev"),
     Skip("needs the font DejaVu Sans", "apt-get install fonts-dejavu-core"),
+    Skip("fontconfig knows no font for", "apt-get install fontconfig fonts-noto-core fonts-noto-cjk"),
+    Skip("older libraries import more", "the transformers and diffusers of requirements.txt"),
     Skip("scikit-image is only needed by tools/", ".venv/bin/python -m pip install -r requirements-tools.txt"),
     Skip("root may write anywhere", "another user than root", in_ci=True),
     # Only where tests/processors.py lowers what torch uses of a processor with AVX-512.

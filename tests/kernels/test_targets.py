@@ -1,6 +1,7 @@
 """Every kernel compiles for every architecture of GPU that the documentation names, and fits it; no GPU is needed."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -48,3 +49,8 @@ def test_what_does_not_fit_is_named():
     assert "100000 bytes of shared memory, 65536 there" in problems(75, [fits._replace(shared=100_000)])[0]
     assert problems(90, [fits._replace(shared=100_000)]) == []
     assert "255 registers in 16 warps" in problems(90, [fits._replace(num_warps=16, registers=255)])[0]
+
+
+def test_every_target_has_a_row_in_the_documentation():
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    assert {int(found) for found in re.findall(r"^\| sm_(\d+) \|", text, re.MULTILINE)} == SHARED_MEMORY.keys()
