@@ -1,8 +1,5 @@
 """Kernels compiled ahead of their first run."""
 
-import os
-import threading
-
 import pytest
 import torch
 
@@ -62,7 +59,7 @@ def test_after_a_rehearsal_a_launch_is_only_a_launch(monkeypatch):
     assert out.item() == 32.0
 
 
-def test_a_kernel_is_compiled_in_a_child_and_made_ready_here(monkeypatch, tmp_path):
+def test_a_compiled_kernel_is_made_ready_and_what_fails_there_waits_for_the_launch():
     class Kernel:
         readied = 0
 
@@ -71,23 +68,7 @@ def test_a_kernel_is_compiled_in_a_child_and_made_ready_here(monkeypatch, tmp_pa
             Kernel.readied += 1
             raise RuntimeError("out of shared memory")
 
-    def compile_kernel():
-        with (tmp_path / "pids").open("a") as file:
-            file.write(f"{os.getpid()}\n")
-        return Kernel()
-
-    monkeypatch.setattr(ahead_of_time, "_is_cached", lambda key: key == "cached")
-    assert isinstance(ahead_of_time._make_ready("new", compile_kernel), Kernel) and Kernel.readied == 1
-    child, parent = map(int, (tmp_path / "pids").read_text().split())
-    assert parent == os.getpid() != child
-    ahead_of_time._make_ready("cached", compile_kernel)
-    assert (tmp_path / "pids").read_text().split()[2:] == [str(parent)]
-
-
-def test_a_child_that_fails_or_waits_for_ever_is_over(tmp_path):
-    assert ahead_of_time.in_child(lambda: (tmp_path / "there").touch()) and (tmp_path / "there").exists()
-    assert ahead_of_time.in_child(lambda: 1 / 0) is False
-    assert ahead_of_time.in_child(threading.Event().wait, seconds=0.05) is False
+    assert isinstance(ahead_of_time._make_ready(Kernel), Kernel) and Kernel.readied == 1
 
 
 def test_without_triton_nothing_is_rehearsed(monkeypatch):
