@@ -63,8 +63,8 @@ def _compile_only() -> Iterator[None]:
 def _make_ready(compile_kernel: Callable[[], Any]) -> Any:
     """The compiled kernel, ready to be launched.
 
-    What is otherwise done at its first launch is done here: Triton 3.6 builds a launcher in C for each signature by the
-    system's compiler, and the kernel is loaded onto the GPU.
+    What is otherwise done at its first launch is done here: Triton 3.6 builds a launcher in C for each signature, by
+    the system's compiler, and the kernel is loaded onto the GPU.
     """
     kernel = compile_kernel()
     with contextlib.suppress(Exception):  # it fails again, with its message, when the kernel is launched
