@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import contextlib
 import difflib
 import io
 import json
@@ -266,7 +267,8 @@ def make_printable() -> None:
     """Whatever is printed from now on can be: what a terminal's encoding lacks is spelled out, as \\u732b."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # a stream whose file was exchanged beneath it
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _say(line: str) -> None:
