@@ -8,7 +8,6 @@ change against that of fp32: cosine, ratio of norms, and the largest difference 
 with "only" compute in fp32 and round one kind of value to bf16's 8 bits, so that its share in the loss can be seen.
 """
 
-import argparse
 import copy
 import json
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench.command_line import make_parser
 from utils.data.batches import BatchSource
 from utils.data.inputs import TrainingInputs, encode_inputs
 from utils.dataset import InstanceDataset
@@ -181,16 +181,16 @@ def compare(change: torch.Tensor, losses: list[float], expected: torch.Tensor, e
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "model/tiny-stable-diffusion")
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
-    parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50])
-    parser.add_argument("--learning_rate", type=float, default=1e-6)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path)
+    parser = make_parser(__doc__, "bench.precision")
+    parser.add_argument("--model", type=Path, default=ROOT / "model/tiny-stable-diffusion", help="a pipeline folder")
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="what it is trained on")
+    parser.add_argument("--resolution", type=int, default=64, help="of the photos, in pixels")
+    parser.add_argument("--batch_size", type=int, default=1, help="photos a step")
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50], help="after which to compare")
+    parser.add_argument("--learning_rate", type=float, default=1e-6, help="of every step")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="these alone")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--json", type=Path, help="also write the numbers there")
     args = parser.parse_args(argv)
     device, steps = torch.device(args.device), sorted(args.steps)
     unet = loading.load_unet(args.model).to(device)

@@ -198,12 +198,12 @@ def machine() -> dict[str, Any]:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, "bench.start")
     parser.add_argument("--model", type=Path, help="a pipeline folder; kept between calls it saves writing one")
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance")
+    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="what is trained on")
     parser.add_argument("--peer", type=Path, help="diffusers' train_dreambooth.py")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="these alone")
+    parser.add_argument("--steps", type=int, default=400, help="of a run")
     parser.add_argument("--repeats", type=int, default=1, help="runs of warm and of the peer")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="adds the numbers to this file")
     return parser.parse_args(argv)
 
 

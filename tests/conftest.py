@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.helpers import processes, skips
-from tests.helpers.numbers import LIMITS
 from tests.helpers.pipelines import write_photos, write_pipeline
+from tests.helpers.tolerances import LIMITS
 from utils.data import class_images
 
 os.environ["HF_HUB_OFFLINE"] = "1"

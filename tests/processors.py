@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 
-from tests.helpers.numbers import LIMITS, processor_flags
 from tests.helpers.script import ROOT
+from tests.helpers.tolerances import LIMITS, processor_flags
 
 # What /proc/cpuinfo must name, and the environment. Threads: OMP_NUM_THREADS, which tests/conftest.py passes on; those
 # that wait sleep, since there may be more of them than cores.

@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 
 import evaluate
 import train_dreambooth_colossalai
-from tests.helpers.numbers import ANOTHER_ORDER
 from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import write_photos, write_pipeline
+from tests.helpers.tolerances import ANOTHER_ORDER
 from utils.arguments import training_parser
 from utils.evaluation.arguments import build_parser
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.numbers import ANOTHER_ORDER, what_decides_last_bits
 from tests.helpers.pipelines import write_512_pixel_pipeline, write_photos, write_pipeline
 from tests.helpers.script import ROOT, SPREAD, UNET_FILE, as_argv, launch, losses, rows, run, run_json, weight_change
+from tests.helpers.tolerances import ANOTHER_ORDER, what_decides_last_bits
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.command_line import run_main
@@ -24,6 +24,7 @@ def test_a_run_from_end_to_end(flags, tmp_path, tiny_pipeline_dir, photos_dir, c
     found = run(flags, seed=5)
     captured = capsys.readouterr()
     assert {path.name for path in output.iterdir()} == {
+        "README.md",
         "metrics.jsonl",
         "model_index.json",
         "run.json",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.helpers.numbers import ANOTHER_ORDER
 from tests.helpers.script import as_argv, losses, rows, run, run_json
+from tests.helpers.tolerances import ANOTHER_ORDER
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.data import class_images

@@ -10,10 +10,10 @@ import psutil
 import pytest
 import torch
 
-from tests.helpers.numbers import ANOTHER_ORDER
 from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import finish, start_ranks
 from tests.helpers.script import ROOT, SPREAD, TRAIN, as_argv, launch, losses, rows, run, start, weight_change
+from tests.helpers.tolerances import ANOTHER_ORDER
 from utils.data.class_generation import image_seed
 from utils.data.class_images import file_name, read_metadata
 
