@@ -12,4 +12,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/python -m mypy
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile  # everything by default: on two cores at once, a file on one of them
 exec .venv/bin/python -m pytest "$@"

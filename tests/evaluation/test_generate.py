@@ -260,7 +260,7 @@ def test_a_run_cut_off_while_writing_can_be_repeated(trained_dir, result, monkey
         (["--width", "3"], "--width is 3: give a multiple of 8, such as 8"),
         (["--mixed_precision", "fp8"], "--mixed_precision"),
         (["--num_image", "4"], "--num_image"),
-        (["--prompt", "\udcff"], "--prompt holds characters"),
+        (["--prompt", "\udcff"], "argument --prompt: holds characters"),
         (["--pretrained_model_name_or_path", ""], "--pretrained_model_name_or_path: is empty"),
         (
             ["--pretrained_model_name_or_path", "CompVis/stable-diffusion-v1-4"],

@@ -371,6 +371,7 @@ def turns_red(page, most_frames: int = 20) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_file_beside_the_page_lies_over_its_preview_and_need_not_be_there(browser, tmp_path, photos_dir):
     result = write_result(tmp_path, photos_dir, prompt="a cat", side=640, grain=64)
     report(result)
@@ -402,7 +403,7 @@ def test_a_link_unfolds_the_images_of_its_prompt(browser, tmp_path, photos_dir):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("place", ["", "#image-9"])
+@pytest.mark.parametrize("place", ["", pytest.param("#image-9", marks=pytest.mark.slow)])
 def test_axe_finds_nothing(browser, page_file, width, scheme, place):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme, bypass_csp=True)
