@@ -145,6 +145,17 @@ def test_what_is_quick_does_not_import_torch():
     assert result.returncode == 0, result.stderr
 
 
+def test_the_libraries_are_imported_by_one_module_first():
+    """Elsewhere they would come with what they import because it is there, and with their warnings."""
+    later = {"training.learning_rates"}  # only training/build.py imports it, after models/
+    for name in set(modules()) - later:
+        imports = [node for node in modules()[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [found for node in imports for found in imported(node)]
+        roots = [found if found.startswith("utils.runtime.libraries") else found.split(".")[0] for found in names]
+        for library in {"diffusers", "transformers"} & set(roots):
+            assert "utils.runtime.libraries" in roots[: roots.index(library)], (name, library)
+
+
 def test_nothing_is_exempt_from_the_linter():
     assert [str(path) for path in UTILS.rglob("*.py") if "noqa" in path.read_text()] == []
 

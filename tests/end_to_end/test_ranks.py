@@ -140,7 +140,7 @@ def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):
     seeds = {name: read_metadata(folder / name)["seed"] for name in after}
     expected = {file_name(number): image_seed(0, number, 0) for number in range(count)}
     assert seeds == expected, "as one rank would have made them"
-    assert text.count("will make") == 1, "one plan is said"
+    assert text.count("will make 6 (2 ranks") == 1, "one plan is said"
     assert text.count("0/3 [") == 1, "one progress bar is shown"
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
@@ -44,6 +44,9 @@ from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
 from utils.runtime import gpu, timing
 from utils.runtime.timing import mark
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 NUM_WRITERS = 4  # threads that write images
 
@@ -159,7 +162,7 @@ class WeightsInTurn:
         self.pipelines = pipelines
         self.held = {id(pipelines[name].unet): name for name in (FINETUNED, BASELINE)}  # whose weights a UNet holds
 
-    def pipeline(self, name: str) -> StableDiffusionPipeline:
+    def pipeline(self, name: str) -> "StableDiffusionPipeline":
         """Of the model `name`, until the next call."""
         pipeline = self.pipelines[BASELINE if name == BASELINE else FINETUNED]
         if self.held[id(pipeline.unet)] != name:
