@@ -2,11 +2,15 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.files.filesystems import copy_file, move, set_mode, sync
+
+STAGING_PREFIX = ".assembling-"
 
 
 def replace_path(path: Path, write: Callable[[Path], object], *, is_shared: bool = False) -> None:
@@ -56,4 +60,12 @@ def copy_into(source: Path, target: Path) -> None:
     copy_file(source.resolve(), target)
 
 
-STAGING_PREFIX = ".assembling-"
+@contextlib.contextmanager
+def staging_folder(parent: Path) -> Iterator[Path]:
+    """A hidden folder in `parent` to assemble something in and to move it from; what is left there is removed."""
+    folder = parent / f"{STAGING_PREFIX}{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,16 +6,14 @@ Single files are converted once, into a cache folder under a name made of their 
 import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils import PROGRAM
 from utils.errors import UserError
-from utils.files.atomic import STAGING_PREFIX, sync_tree
-from utils.files.filesystems import move, set_mode
+from utils.files.atomic import staging_folder, sync_tree
+from utils.files.filesystems import move
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json, read_json_or_none, write_json
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, check_file
@@ -109,23 +107,13 @@ def write_converted(path: Path, folder: Path, kind: str = "model") -> None:
         kind
     ]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder.parent))
-    try:
+    with staging_folder(folder.parent) as staging:
         notes = write(path, staging)
-        set_mode(staging, 0o777 & ~_umask())
         sync_tree(staging)
         move(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     if is_main():
         for note in notes:
             print(f"note: {path}: {note}", flush=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
@@ -152,18 +140,16 @@ def _with_vae(folder: Path, vae: Path) -> Path:
     if (made / MODEL_INDEX).is_file():
         return made
     made.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=made.parent))
     try:
-        for part, target in links.items():
-            (staging / part).symlink_to(target)
-        write_json(staging / MODEL_INDEX, index)
-        if not made.exists():
-            move(staging, made)
+        with staging_folder(made.parent) as staging:
+            for part, target in links.items():
+                (staging / part).symlink_to(target)
+            write_json(staging / MODEL_INDEX, index)
+            if not made.exists():
+                move(staging, made)
     except OSError:
         if not (made / MODEL_INDEX).is_file():  # another rank was quicker
             raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return made
 
 

@@ -2,15 +2,13 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from utils.errors import first_line
-from utils.files.atomic import STAGING_PREFIX, copy_into, sync_tree
+from utils.files.atomic import copy_into, staging_folder, sync_tree
 from utils.files.filesystems import move, sync
 from utils.files.json_files import write_json
 from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
@@ -62,15 +60,12 @@ def commit_pipeline(output_dir: Path, base: Path, write_unet: Callable[[Path], o
     away first and put back last: a half-moved pipeline is never taken for a whole one. Where a move fails, those
     before it are undone, so that an earlier pipeline in output_dir is whole again.
     """
-    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=output_dir))
-    try:
+    with staging_folder(output_dir) as staging:
         assemble(staging, base)
         write_unet(staging / "unet")
         sync_tree(staging)
         _swap(staging, output_dir)
         sync(output_dir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _swap(staging: Path, output_dir: Path) -> None:
