@@ -23,7 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Samples a fine-tuned Stable Diffusion v1 pipeline beside its baseline with the same seeds, "
         "scores the images with the DreamBooth paper's metrics, and writes report.html (docs/evaluation.md).",
     )
-    _add_generate_flags(parser.add_argument)
+    _add_subject_flags(parser.add_argument)
+    _add_sampling_flags(parser.add_argument)
     add = parser.add_argument
     add(
         "--only",
@@ -37,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_generate_flags(add: Callable[..., object]) -> None:
+def _add_subject_flags(add: Callable[..., object]) -> None:
+    """Which models and prompts."""
     add(BASELINE_FLAG, type=Path, metavar="PATH", help="the baseline (default: what the fine-tuned run.json names)")
     add(VAE_FLAG, type=Path, metavar="PATH", help="another VAE for the baseline (default: what run.json names)")
     add(FINETUNED_FLAG, type=Path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
@@ -73,6 +75,10 @@ def _add_generate_flags(add: Callable[..., object]) -> None:
         help="also the weights baseline + S x (fine-tuned - baseline), of the checkpoints too (1: as they are)",
     )
     add("--choose", action="store_true", help="say which to use: the checkpoints, or the result at lower strengths")
+
+
+def _add_sampling_flags(add: Callable[..., object]) -> None:
+    """How each image is drawn."""
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
     add("--num_drift_images", type=non_negative_int, default=4, help="the same for prompts without the subject (4)")

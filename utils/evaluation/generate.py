@@ -55,13 +55,8 @@ def generate(plan: EvaluationPlan) -> None:
     """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
     mark("imported")
     device = gpu.pick_device()
-    mixed_precision = plan.mixed_precision or ("fp16" if device.type == "cuda" else "no")
-    if mixed_precision == "bf16" and (old_gpu := gpu.gpu_without_bf16()):
-        warn(f"{old_gpu} has no bf16 arithmetic: fp16 in its place")
-        mixed_precision = "fp16"
+    mixed_precision = pick_precision(plan.mixed_precision, device)
     settings = SamplingSettings.read({**plan._asdict(), "mixed_precision": mixed_precision})
-    if device.type == "cpu" and mixed_precision == "fp16":
-        warn("--mixed_precision fp16 on a CPU is many times slower than `no`")
     photos = load_photos(plan.instance_data_dir)
     if plan.instance_data_dir is not None and not photos:
         warn(f"--instance_data_dir {plan.instance_data_dir} holds no photo: {COMPARISON_FILE} shows none")
@@ -93,6 +88,17 @@ def generate(plan: EvaluationPlan) -> None:
     except OSError as error:
         advice = "make room there, or name another folder"
         raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: {advice}") from error
+
+
+def pick_precision(asked: str | None, device: torch.device) -> str:
+    """The precision that was asked for, or the device's usual one; what the device is bad at is warned of."""
+    mixed_precision = asked or ("fp16" if device.type == "cuda" else "no")
+    if mixed_precision == "bf16" and (old_gpu := gpu.gpu_without_bf16()):
+        warn(f"{old_gpu} has no bf16 arithmetic: fp16 in its place")
+        mixed_precision = "fp16"
+    if device.type == "cpu" and mixed_precision == "fp16":
+        warn("--mixed_precision fp16 on a CPU is many times slower than `no`")
+    return mixed_precision
 
 
 def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: torch.device) -> dict:

@@ -96,6 +96,15 @@ def _refuse_tokenizer(folder: Path) -> None:
     raise UserError(f"--tokenizer_name {folder} is not a tokenizer's folder: no tokenizer_config.json in it")
 
 
+def _describe_base(table: PreflightTable, base: BaseModel, count: int, save_dtype: str) -> None:
+    """`count` are the UNet's parameters."""
+    size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
+    kind = ", which predicts velocity" if prediction_type(base.folder) == "v_prediction" else ""
+    table.add("base model", f"{base.folder.resolve()}: Stable Diffusion v1{kind}, {size}")
+    if ".non_ema" in base.unet_weights[0].name:
+        table.add("base model", f"{base.unet_weights[0].name} is trained on: the UNet has no other weights", NOTE)
+
+
 def _check_start(
     table: PreflightTable,
     args: Namespace,
@@ -105,11 +114,7 @@ def _check_start(
     dataset: InstanceDataset,
 ) -> tuple[Plan, Sources | None]:
     count, num_ranks = num_parameters(base), environment.num_ranks()
-    size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
-    kind = ", which predicts velocity" if prediction_type(base.folder) == "v_prediction" else ""
-    table.add("base model", f"{base.folder.resolve()}: Stable Diffusion v1{kind}, {size}")
-    if ".non_ema" in base.unet_weights[0].name:
-        table.add("base model", f"{base.unet_weights[0].name} is trained on: the UNet has no other weights", NOTE)
+    _describe_base(table, base, count, save_dtype)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not table.is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:
