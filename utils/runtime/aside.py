@@ -6,6 +6,8 @@ leave alone. So with torch's symbolic shapes, which are asked about shapes of pl
 answers as they do if nothing is compiled. Whatever else is asked imports them, and from then on they answer
 themselves. scipy, which diffusers imports for a few schedulers, has no answers: it is imported when one of them uses
 it.
+
+Other packages stay closed: each of diffusers' folders of models imports all models in it when one is imported.
 """
 
 import importlib
@@ -50,6 +52,18 @@ class Finder:
         return None if found is None else importlib.util.spec_from_loader(name, Present(found))
 
 
+class Closed(ModuleType):
+    """A package whose submodules can be imported, while its own code runs only when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        spec = self.__spec__
+        if name.startswith("__") or spec is None or spec.loader is None:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        self.__class__ = ModuleType
+        spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
 class Present(importlib.abc.Loader):
     """A loader of a module that is there."""
 
@@ -91,6 +105,17 @@ def set_aside(name: str, **answers: Any) -> None:
         setattr(parent, name.rpartition(".")[2], sys.modules[name])
     if Finder not in sys.meta_path:
         sys.meta_path.insert(0, Finder)
+
+
+def keep_closed(name: str) -> None:
+    """Puts a package there without running its code, unless it has been imported already or is not there."""
+    parent = importlib.import_module(name.rpartition(".")[0])
+    spec = None if name in sys.modules else importlib.machinery.PathFinder.find_spec(name, parent.__path__)
+    if spec is None:
+        return
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module.__class__ = Closed
+    setattr(parent, name.rpartition(".")[2], module)
 
 
 def set_compiler_aside() -> None:
