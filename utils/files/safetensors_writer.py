@@ -48,15 +48,15 @@ class _Flushes:
         self.num_bytes = 0
         self.flushed: Future | None = None
 
-    def write(self, block: memoryview) -> None:
-        self.file.write(block)
-        self.num_bytes += len(block)
+    def write(self, block: memoryview) -> int:
+        self.num_bytes += self.file.write(block)
         if self.num_bytes >= BYTES_TO_FLUSH and (self.flushed is None or self.flushed.done()):
             self.wait()
             self.num_bytes, self.flushed = 0, self.flusher.submit(flush, self.file.fileno())
+        return len(block)
 
     def wait(self) -> None:
-        """For the flush that is under way: a disk that fails says so once, to who asks first."""
+        """Raises what the flush under way has met: a disk that fails says so once, and the sync at the end may not hear it."""
         if self.flushed is not None:
             self.flushed.result()
 

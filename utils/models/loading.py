@@ -19,13 +19,11 @@ from utils.errors import UserError
 from utils.files.json_files import read_json, write_json
 from utils.models.folder import (
     MODEL_INDEX,
-    WEIGHT_STEMS,
-    WEIGHT_SUFFIXES,
     WeightFile,
     index_name,
     is_index,
+    loaded_files,
     plain_names,
-    weight_files,
 )
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
@@ -92,9 +90,11 @@ def check_finite(module: torch.nn.Module, place: Path) -> None:
 
     A sum is read at the memory's speed and is finite if all values are, as good as always.
     """
-    for name, value in module.named_parameters():
-        if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
-            count = int((~value.isfinite()).sum())
+    named = list(module.named_parameters())
+    sums = torch.stack([value.detach().sum(dtype=torch.float32) for _, value in named])
+    for index in (~sums.isfinite()).nonzero().flatten().tolist():
+        name, value = named[index]
+        if count := int((~value.isfinite()).sum()):
             raise UserError(
                 f"{place}: {count} of {value.numel()} values of {name} are NaN or infinite (a merge that failed, or a "
                 f"file damaged); use another copy of the {place.name}"
@@ -247,12 +247,3 @@ def same_component(folder: Path, other_folder: Path, name: str) -> bool:
 
 def _component_class(folder: Path, name: str) -> list | None:
     return read_json(folder / MODEL_INDEX).get(name)
-
-
-def loaded_files(folder: Path) -> list[str]:
-    """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
-    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    if folder.name in WEIGHT_STEMS:
-        others = [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not is_index(path)]
-        files = others + weight_files(folder.parent, folder.name)
-    return sorted(path.name for path in files)

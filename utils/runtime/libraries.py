@@ -13,7 +13,6 @@ ColossalAI, which training alone needs, is imported by colossal.py.
 
 import contextlib
 import functools
-import gc
 import importlib
 import importlib.metadata
 import logging
@@ -22,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
-from utils.runtime.aside import keep_closed, set_aside, set_compiler_aside
+from utils.runtime.aside import keep_closed, nothing_collected, set_aside, set_compiler_aside
 from utils.runtime.stand_ins import UNUSED, hidden
 from utils.runtime.timing import mark
 
@@ -41,6 +40,8 @@ def import_libraries() -> None:
         import torch
 
     mark("torch imported")
+    warm_up = importlib.import_module("utils.runtime.warm_up")  # only now: it needs torch
+    warm_up.warm_up_gpu()
     with quiet_imports(), lean_imports():
         importlib.import_module("accelerate.utils")  # before torch.distributed seems to be absent
         with hidden(*UNUSED, "scipy"), replaced(torch.distributed, "is_available", lambda: False):
@@ -88,22 +89,6 @@ def quiet_imports() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-@contextlib.contextmanager
-def nothing_collected() -> Iterator[None]:
-    """Imports make a million objects and hardly any garbage: looking for it takes a seventh of their time.
-
-    What is there at the end is not looked at again.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager
