@@ -62,7 +62,7 @@ class PreflightTable:
             parts = textwrap.wrap(finding, room, break_on_hyphens=False) if len(finding) > room else [finding]
             lines += [start + parts[0], *(" " * len(start) + part for part in parts[1:])]
         notes = sum(verdict == NOTE for *_, verdict in self.rows)
-        counted = f"{len(self.rows)} checks, {notes} notes"
+        counted = f"{len(self.rows)} checks, {notes} note{'' if notes == 1 else 's'}"
         verdict = f"NOT READY: {self.num_problems} to fix" if self.num_problems else "ready to train"
         return "\n".join([*lines, f"{verdict} ({counted})"])
 
