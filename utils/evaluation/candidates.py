@@ -123,7 +123,7 @@ def summary(candidates: dict | None, folder: str) -> list[str]:
     lines = [f"Which one to use: {candidates['sentence']} {candidates['why']}"]
     if chosen["command"] is None:
         return [*lines, f"It is what {folder} holds."]
-    return [*lines, f"This writes it (as one file if the name ends in .safetensors): {chosen['command']}"]
+    return [*lines, "This writes it (as one file if the name ends in .safetensors):", f"  {chosen['command']}"]
 
 
 def _order(name: str) -> tuple:

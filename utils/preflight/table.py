@@ -1,15 +1,13 @@
 """The table of what is checked before a model is loaded: rows, and one verdict."""
 
-import shutil
-import sys
 import textwrap
 from collections.abc import Callable
 from typing import TypeVar
 
 from utils.errors import UserError
+from utils.runtime import terminal
 
 OK, NOTE, STOP = "ok", "note", "STOP"
-COLUMNS = 100  # of a terminal, at most
 T = TypeVar("T")
 
 
@@ -68,5 +66,4 @@ class PreflightTable:
 
     def show(self) -> None:
         """Prints the table, on a terminal in as many columns as it has; a log gets whole lines."""
-        columns = min(COLUMNS, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
-        print(self.text(columns), flush=True)
+        print(self.text(terminal.columns()), flush=True)

@@ -142,7 +142,8 @@ class RunRecord:
         skipped = f", {log.num_skipped} skipped for overflow" if log.num_skipped else ""
         return (
             f"{self.plan.num_steps} steps in {seconds:.1f} s{skipped}; the pipeline is in {self.plan.output_dir} "
-            f"(DiffusionPipeline.from_pretrained loads it). Beside the base, with scores:\n{self._next_command()}"
+            f"(DiffusionPipeline.from_pretrained loads it).\nTo draw it beside the base, with scores:\n"
+            f"  {self._next_command()}"
         )
 
     def _next_command(self) -> str:
