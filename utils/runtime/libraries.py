@@ -71,6 +71,14 @@ def quiet_libraries() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def without_drawing() -> contextlib.AbstractContextManager[None]:
+    """Inside, modules whose weights come from files draw none first: on the meta device that would import torch's
+    compiler."""
+    import torch
+
+    return replaced(torch.nn.init, "normal_", lambda tensor, *args, **kwargs: tensor)
+
+
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
     """Holds back Python warnings and log lines below ERROR: about apex, tensornvme and quantisation kernels."""
