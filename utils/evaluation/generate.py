@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -28,7 +27,6 @@ from utils.evaluation.samples import (
     SAMPLES_FILE,
     SETTINGS_KEY,
     WRITTEN_BY,
-    Model,
     Sample,
     SamplingSettings,
     own_files,
@@ -36,18 +34,16 @@ from utils.evaluation.samples import (
     samples_id,
     settings_sha256,
 )
+from utils.evaluation.turns import WeightsInTurn, model_folders
 from utils.files import png
 from utils.files.hashing import in_background, sha256_of_all
 from utils.files.json_files import write_json
-from utils.models import blending, drawing, loading
+from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
 from utils.runtime import gpu, timing
 from utils.runtime.timing import mark
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
 NUM_WRITERS = 4  # threads that write images
 
@@ -90,7 +86,7 @@ def generate(plan: EvaluationPlan) -> None:
 
 
 def draw_candidates(
-    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], turns: "WeightsInTurn", models: dict
+    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], turns: WeightsInTurn, models: dict
 ) -> dict:
     """The candidates' images, in fewer steps of a solver that needs fewer; returns their samples.json."""
     settings = settings._replace(num_inference_steps=plan.num_inference_steps, batch_size=plan.batch_size)
@@ -130,13 +126,6 @@ def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: tor
     return {BASELINE: baseline, FINETUNED: finetuned}
 
 
-def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
-    """(pipeline's folder, folder with the UNet's unet/) of every model."""
-    baseline, finetuned = plan.baseline_folder, plan.finetuned_model_name_or_path
-    folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.all_models}
-    return {model: (baseline, baseline) if model.name == BASELINE else pair for model, pair in folders.items()}
-
-
 def describe_models(plan: EvaluationPlan, pipelines: dict, hashes: dict) -> dict[str, dict]:
     """Path, scheduler and SHA-256 of the files of every model."""
     models = {}
@@ -169,29 +158,6 @@ def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
             ends = dict(base=hashes[BASELINE]["unet"], tuned=hashes[model.name]["unet"])
             hashes[model.name]["unet"] = settings_sha256(ends | dict(strength=model.strength))
     return hashes
-
-
-class WeightsInTurn:
-    """A pipeline for every model: its own, or the fine-tuned one with the model's weights put into its UNet.
-
-    The weights change in place, so that the graphs that read them stay good, and no module is loaded twice.
-    """
-
-    def __init__(self, plan: EvaluationPlan, pipelines: dict):
-        self.folders = model_folders(plan)
-        self.models = {model.name: model for model in self.folders}
-        self.pipelines = pipelines
-        self.held = {id(pipelines[name].unet): name for name in (FINETUNED, BASELINE)}  # whose weights a UNet holds
-
-    def pipeline(self, name: str) -> "StableDiffusionPipeline":
-        """Of the model `name`, until the next call."""
-        pipeline = self.pipelines[BASELINE if name == BASELINE else FINETUNED]
-        if self.held[id(pipeline.unet)] != name:
-            tuned = self.folders[self.models[name]][1]
-            baseline = self.folders[self.models[BASELINE]][1]
-            blending.load_weights(pipeline.unet, blending.blended_weights(baseline, tuned, self.models[name].strength))
-            self.held[id(pipeline.unet)] = name
-        return pipeline
 
 
 def image_settings(settings: SamplingSettings, sample: Sample, model: dict, device_type: str) -> dict:
@@ -261,10 +227,10 @@ def sample_groups(
     with tqdm(
         total=num_steps, unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups
     ) as progress_bar:
-        for group in groups:
+        for number, group in enumerate(groups):
             name, seeds, prompts = group[0].model, [s.seed for s in group], [s.prompt for s in group]
             progress_bar.set_description(name.replace(FINETUNED, "fine-tuned"))
-            pipeline = turns.pipeline(name)
+            pipeline = turns.pipeline(name, [later[0].model for later in groups[number + 1 :]])
             try:
                 images = drawing.sample(pipeline, prompts, seeds, on_step=progress_bar.update, **options)
             except drawing.NotANumber as error:

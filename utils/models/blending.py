@@ -13,7 +13,7 @@ def blend(base: torch.Tensor, tuned: torch.Tensor, strength: float) -> torch.Ten
     """base + strength x (tuned - base), computed in float32, in the dtype of `tuned`.
 
     At 1 it is `tuned` and at 0 `base`, bit for bit if their dtypes are equal; above 1 it goes beyond `tuned`. Every
-    operation rounds by itself, so that a GPU and a CPU give the same bits; those of torch.lerp depend on the device.
+    operation rounds by itself, so that every processor gives the same bits; those of torch.lerp depend on it.
     """
     if strength in (0, 1):
         return (tuned if strength else base).to(tuned.dtype)
@@ -21,23 +21,19 @@ def blend(base: torch.Tensor, tuned: torch.Tensor, strength: float) -> torch.Ten
     return (tuned.float() - base).mul_(strength).add_(base).to(tuned.dtype)
 
 
-def blended_weights(
-    base: Path, tuned: Path, strength: float, device: torch.device | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
+def blended_weights(base: Path, tuned: Path, strength: float) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the UNet in `tuned` at `strength`, one at a time, in the dtypes of its file.
 
     Args:
         base, tuned: folders with a unet/ in them, of one architecture: else UserError. At strength 1 the base is not
             read.
-        device: where it is computed: one tensor at a time is there (None: the CPU).
     """
     ours = read_weights(tuned, "unet")
     theirs = read_weights(base, "unet") if strength != 1 else ours
     if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
         raise UserError(f"the UNets in {base} and {tuned} are not of one architecture, so nothing lies between them")
     for name, value in ours.items():
-        value = value.to(device)
-        yield name, blend(theirs[name].to(device), value, strength) if strength != 1 else value
+        yield name, blend(theirs[name], value, strength)
 
 
 @torch.no_grad()
