@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bench import coverage, loss_curves, start, train_step
+from bench import choose, coverage, loss_curves, start, train_step
 from bench import evaluate as bench
 from bench.timing import median_ms
 from tests.helpers.script import ROOT
@@ -130,3 +130,15 @@ def test_the_whole_wait_is_measured_part_by_part(tmp_path, capsys):
     assert evaluated["num_images"] == 4 and evaluated["seconds_after_start"]["sampled"] < evaluated["prompt_back"]
     assert 0.2 <= peer["first_step"] < peer["prompt_back"]
     assert "first_step, warm: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_the_choice_costs_is_measured(tmp_path, capsys):
+    file = tmp_path / "choose.json"
+    model = ["--model", str(choose.EMBEDDED)]
+    results = choose.main([*model, "--steps=1", "--num_images=2", "--checkpoints=1", f"--json={file}"])
+    assert json.loads(file.read_text()) == json.loads(json.dumps(results))
+    assert results["without"]["drawn"][0][0] == results["with"]["drawn"][0][0] == 16
+    assert results["with"]["drawn"][1][0] == 30  # of five models; two of each of three prompts
+    assert 0 < results["drawing"] < results["with"]["seconds"]
+    assert "the choice: " in capsys.readouterr().out

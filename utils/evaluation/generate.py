@@ -79,6 +79,7 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
         claim(plan.output_dir, [sample.file for sample in samples + quick_samples])
         entries = sample_all(plan, settings, samples, turns, models)
         write_comparison(plan, settings, samples, photos)
+        mark("final images drawn")
         record = describe(plan, settings, entries, models, device)
         if quick:
             add_candidates(record, draw_candidates(quick, settings, quick_samples, turns, models))
