@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.script import ROOT, TRAIN, complaint, run_python
+from train_dreambooth_colossalai import main
 from utils.arguments import as_plain, parse_args, parse_command_line, training_parser
 from utils.command_line import Parser, run_main
 from utils.data.concepts import Concept, read_concepts
@@ -114,8 +115,6 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 
 def test_a_run_from_a_config_and_again_from_its_run_json(tmp_path, tiny_pipeline_dir, photos_dir):
-    from train_dreambooth_colossalai import main
-
     text = f"pretrained_model_name_or_path: {tiny_pipeline_dir}\ninstance_data_dir: {photos_dir}\n"
     text += "instance_prompt: a cat\nresolution: 32\nmax_train_steps: 1\ntrain_batch_size: 1\nlr_warmup_steps: 0\n"
     config = write(tmp_path, text)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.pipelines import write_photos
-from tests.helpers.script import ROOT
+from tests.helpers.pipelines import write_512_pixel_pipeline, write_photos
+from tests.helpers.script import LAUNCHER_VARIABLES, ROOT
 from utils.arguments import training_parser
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -112,9 +112,6 @@ def test_the_map_is_of_this_tree():
 @pytest.fixture
 def newcomer(tmp_path) -> tuple[Path, dict[str, str]]:
     """A copy of the repository as it was downloaded, and an environment with this Python's programs first."""
-    from tests.helpers.pipelines import write_512_pixel_pipeline
-    from tests.helpers.script import LAUNCHER_VARIABLES
-
     tree, programs = tmp_path / "repository", tmp_path / "bin"
     ignored = shutil.ignore_patterns(".git", ".venv", ".legs", ".*_cache", "__pycache__", "stable-diffusion-v1-4")
     shutil.copytree(ROOT, tree, ignore=ignored)

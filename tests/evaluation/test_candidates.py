@@ -44,7 +44,7 @@ def trained(tmp_path_factory, tiny_pipeline_dir, photos_dir) -> Path:
 
 
 def run(trained: Path, result: Path, *more: str) -> int:
-    quick = ["--num_images", "2", "--num_inference_steps", "1", "--output_dir", str(result)]
+    quick = ["--num_images", "2", "--num_drift_images", "1", "--num_inference_steps", "1", "--output_dir", str(result)]
     return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
 
 

@@ -3,12 +3,11 @@
 import torch
 
 from tests.helpers.script import ROOT, as_argv, dry_run, rows_of, run
+from train_dreambooth_colossalai import main
 from utils.preflight.table import PreflightTable
 
 
 def test_a_dry_run_checks_and_trains_nothing(flags, tmp_path, capsys):
-    from train_dreambooth_colossalai import main
-
     assert main(as_argv(flags | dict(dry_run=True))) == 0
     out = capsys.readouterr().out
     assert out.startswith("preflight\n") and out.splitlines()[-1].startswith("ready to train (")

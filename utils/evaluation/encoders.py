@@ -9,7 +9,9 @@ from utils.runtime.libraries import quiet_libraries
 
 import numpy as np
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection, ViTModel
 
 from utils.errors import UserError
 from utils.evaluation.metrics import unit_rows
@@ -102,8 +104,6 @@ class Encoder(NamedTuple):
 
 def load_clip(folder: Path, device: torch.device) -> Encoder:
     """A CLIPModel folder (openai/clip-vit-base-patch32, say): both towers with their projections."""
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
-
     _check_kind(folder, "--clip_model", "clip", "a CLIP model such as openai/clip-vit-base-patch32")
     vision = _load(CLIPVisionModelWithProjection, folder, device)
     text = _load(CLIPTextModelWithProjection, folder, device)
@@ -127,9 +127,8 @@ def load_clip(folder: Path, device: torch.device) -> Encoder:
 
 def load_safety_checker(pipeline_folder: Path, device: torch.device) -> Encoder:
     """The image tower in a pipeline's safety_checker/: CLIP ViT-L/14's in Stable Diffusion v1.4. It knows no text."""
-    module = importlib.import_module("diffusers.pipelines.stable_diffusion.safety_checker")
     folder = pipeline_folder / "safety_checker"
-    checker = _load(module.StableDiffusionSafetyChecker, folder, device)
+    checker = _load(StableDiffusionSafetyChecker, folder, device)
     size = checker.config.vision_config.image_size
     processor = pipeline_folder / "feature_extractor" / "preprocessor_config.json"
     resize = _processor_size(read_json(processor)) if processor.is_file() else None
@@ -148,8 +147,6 @@ def load_safety_checker(pipeline_folder: Path, device: torch.device) -> Encoder:
 
 def load_dino(folder: Path, device: torch.device) -> Encoder:
     """A ViTModel folder (facebook/dino-vits16): the class token after the last layer norm."""
-    from transformers import ViTModel
-
     _check_kind(folder, "--dino_model", "vit", "a DINO model such as facebook/dino-vits16")
     model = _load(ViTModel, folder, device, add_pooling_layer=False)
     crop = model.config.image_size

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from PIL import Image
 from utils.errors import UserError
 from utils.evaluation import comparison
 from utils.evaluation.candidates import FOLDER as CANDIDATES
+from utils.evaluation.hashes import model_folders
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import SUBJECT
@@ -26,7 +27,6 @@ from utils.evaluation.samples import (
     SAMPLES_FILE,
     SETTINGS_KEY,
     WRITTEN_BY,
-    Model,
     Sample,
     SamplingSettings,
     own_files,
@@ -35,7 +35,6 @@ from utils.evaluation.samples import (
     settings_sha256,
 )
 from utils.files import png
-from utils.files.hashing import in_background, sha256_of_all
 from utils.files.json_files import write_json
 from utils.models import blending, drawing, loading
 from utils.models.captured_unet import CapturedUNet
@@ -51,16 +50,20 @@ if TYPE_CHECKING:
 NUM_WRITERS = 4  # threads that write images
 
 
-def generate(plan: EvaluationPlan) -> None:
-    """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
+def generate(plan: EvaluationPlan, hashing: Future) -> None:
+    """Makes the images that are not there yet, model by model; writes samples.json and comparison.png.
+
+    `hashing` will be what hash_models returns.
+    """
     mark("imported")
+    for line in gpu.problems_of_gpu():
+        print(line, file=sys.stderr, flush=True)
     device = gpu.pick_device()
     mixed_precision = pick_precision(plan.mixed_precision, device)
     settings = SamplingSettings.read({**plan._asdict(), "mixed_precision": mixed_precision})
     photos = load_photos(plan.instance_data_dir)
     if plan.instance_data_dir is not None and not photos:
         warn(f"--instance_data_dir {plan.instance_data_dir} holds no photo: {COMPARISON_FILE} shows none")
-    hashing = in_background(hash_models, plan)  # gigabytes, while they are loaded
     pipelines = load_pipelines(plan, settings, device)
     mark("models loaded")
     prompts = plan.prompts
@@ -115,13 +118,6 @@ def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: tor
     return {BASELINE: baseline, FINETUNED: finetuned}
 
 
-def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
-    """(pipeline's folder, folder with the UNet's unet/) of every model."""
-    baseline, finetuned = plan.baseline_folder, plan.finetuned_model_name_or_path
-    folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.all_models}
-    return {model: (baseline, baseline) if model.name == BASELINE else pair for model, pair in folders.items()}
-
-
 def describe_models(plan: EvaluationPlan, pipelines: dict, hashes: dict) -> dict[str, dict]:
     """Path, scheduler and SHA-256 of the files of every model."""
     models = {}
@@ -133,27 +129,6 @@ def describe_models(plan: EvaluationPlan, pipelines: dict, hashes: dict) -> dict
             models[model.name] |= dict(strength=model.strength)
     models[FINETUNED]["shared_with_baseline"] = loading.shared_components(pipelines[FINETUNED], pipelines[BASELINE])
     return models
-
-
-def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
-    """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded.
-
-    A blended UNet's is over its strength and those of both ends.
-    """
-    files = {}
-    for model, (folder, unet) in model_folders(plan).items():
-        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-            directory = (unet if part == "unet" else folder) / part
-            files[model.name, part] = [directory / file for file in loading.loaded_files(directory)]
-    digests = sha256_of_all(path for paths in files.values() for path in paths)
-    hashes: dict = {}
-    for (name, part), paths in files.items():
-        hashes.setdefault(name, {})[part] = settings_sha256({path.name: digests[path] for path in paths})
-    for model in plan.all_models:
-        if model.strength != 1:
-            ends = dict(base=hashes[BASELINE]["unet"], tuned=hashes[model.name]["unet"])
-            hashes[model.name]["unet"] = settings_sha256(ends | dict(strength=model.strength))
-    return hashes
 
 
 class WeightsInTurn:
