@@ -150,7 +150,7 @@ def run_page(page: str, tree: Path, environment: dict[str, str], **replaced: str
         assert old in script, old
         script = script.replace(old, new)
     command = ["bash", "-euo", "pipefail", "-c", script]
-    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=1200)
+    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=3000)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     return result.stdout
 
