@@ -11,6 +11,7 @@ from utils.evaluation.plan import EvaluationPlan, make_plan
 from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples
 from utils.files.hashing import in_background
 from utils.runtime import timing
+from utils.runtime.terminal import wrapped
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +47,7 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
         lines = summary(metrics)
         if "candidates" in metrics:
             lines += candidates.summary(metrics["candidates"], samples["models"][FINETUNED]["path"])
-        print("\n".join(lines))
+        print("\n".join(map(wrapped, lines)))
 
     if "report" in plan.stages:  # report.html
         from utils.evaluation.report.page import write_report

@@ -18,6 +18,7 @@ from utils.evaluation.candidates import candidate_models, candidate_prompts, exp
 from utils.evaluation.prompts import number_prompts
 from utils.export import main as export
 from utils.run.lineage import FORMAT, STATE_FILE
+from utils.runtime.programs import typed
 
 
 def write_checkpoint(folder: Path, base: Path, step: int) -> None:
@@ -103,7 +104,7 @@ def test_without_a_clip_model_it_says_that_nothing_was_measured(trained, tmp_pat
 def test_the_command_writes_the_candidate(trained, tiny_pipeline_dir, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "out put")
     command = shlex.split(export_command(folder, tiny_pipeline_dir, "checkpoint-10@0.5"))
-    assert command[:3] == ["python", "-m", "utils.export"] and "--pretrained_model_name_or_path" not in command
+    assert command[:3] == [typed("python"), "-m", "utils.export"] and "--pretrained_model_name_or_path" not in command
     assert run_main(export, command[3:]) == 0
     base, tuned = (load_file(path / UNET_FILE) for path in (tiny_pipeline_dir, folder / "checkpoint-10"))
     written = load_file(tmp_path / "out put-chosen" / UNET_FILE)

@@ -214,3 +214,14 @@ def test_lpips_says_what_is_missing(monkeypatch, tmp_path):
     distance, reason = encoders.load_lpips()
     black, white = (Image.new("RGB", (4, 4), colour) for colour in ("black", "white"))
     assert (distance(black, white), distance(black, black), reason) == (2.0, 0.0, "")
+
+
+def test_many_images_are_encoded_behind_a_progress_bar(tmp_path, capfd):
+    dino = encoders.load_dino(write_dino(tmp_path), CPU)
+    capfd.readouterr()
+    few = dino.images([noise_image(32, 32, seed) for seed in range(encoders.BATCH_SIZE)])
+    assert capfd.readouterr().err == ""
+    many = dino.images([noise_image(32, 32, seed) for seed in range(encoders.BATCH_SIZE + 4)])
+    said = capfd.readouterr().err
+    assert f"scoring, {dino.name}" in said and "20/20 [" in said and "image/s]" in said
+    assert many.shape == (20, 16) and many[:16] == pytest.approx(few, abs=1e-6)

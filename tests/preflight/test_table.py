@@ -52,5 +52,5 @@ def test_the_folders_are_said_in_full(tmp_path, tiny_pipeline_dir, photos_dir, c
     monkeypatch.chdir(photos_dir.parent)
     dry_run(tiny_pipeline_dir, photos_dir.relative_to(photos_dir.parent), tmp_path, capsys)
     out = dry_run(tiny_pipeline_dir, photos_dir.name, tmp_path, capsys)[1]
-    assert f"photos from {photos_dir.resolve()}, into {(tmp_path / 'output').resolve()}" in out
-    assert f"{tiny_pipeline_dir.resolve()}: Stable Diffusion v1" in out
+    for path in (f"4 in {photos_dir.resolve()}", tiny_pipeline_dir.resolve(), (tmp_path / "output").resolve()):
+        assert rows_of(out)[str(path)] == "ok"

@@ -101,7 +101,7 @@ def test_a_closed_package_opens_when_something_of_it_is_asked_for(imported):
     closed = sys.modules["standing.closed"]
     assert closed.value == "one" and imported[1:] == ["standing.closed", "standing.closed.other"]
     with pytest.raises(AttributeError):
-        closed.something_else
+        _ = closed.something_else
     aside.keep_closed("standing.closed")
     aside.keep_closed("standing.no_such_package")
     assert sys.modules["standing.closed"] is closed and "standing.no_such_package" not in sys.modules

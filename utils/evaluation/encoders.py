@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.evaluation.metrics import unit_rows
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json
+from utils.runtime.progress import progress_bar
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,9 +76,11 @@ class Encoder(NamedTuple):
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Unit vectors [N,D] of RGB images."""
         rows = []
-        for start in range(0, len(images), BATCH_SIZE):
-            pixels = [self.transform(image) for image in images[start : start + BATCH_SIZE]]
-            rows.append(self.image_features(torch.from_numpy(np.stack(pixels))).double().cpu().numpy())
+        with progress_bar(f"scoring, {self.name}", len(images), "image", shown=len(images) > BATCH_SIZE) as bar:
+            for start in range(0, len(images), BATCH_SIZE):
+                pixels = [self.transform(image) for image in images[start : start + BATCH_SIZE]]
+                rows.append(self.image_features(torch.from_numpy(np.stack(pixels))).double().cpu().numpy())
+                bar.update(len(pixels))
         return self._unit_rows(np.concatenate(rows), "images")
 
     @torch.inference_mode()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.evaluation import comparison
@@ -42,6 +41,7 @@ from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
 from utils.runtime import gpu, timing
+from utils.runtime.progress import progress_bar
 from utils.runtime.timing import mark
 
 if TYPE_CHECKING:
@@ -207,16 +207,13 @@ def sample_groups(
     options["embeddings"] = drawing.PromptEmbeddings(settings.negative_prompt, settings.guidance_scale)
     if pipelines[BASELINE].device.type == "cuda":
         options["captured"] = CapturedUNet(warn)
-    interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
-    with tqdm(
-        total=num_steps, unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups
-    ) as progress_bar:
+    with progress_bar("drawing", num_steps, "step", shown=bool(groups)) as bar:
         for group in groups:
             name, seeds = group[0].model, [sample.seed for sample in group]
-            progress_bar.set_description(name.replace(FINETUNED, "fine-tuned"))
+            bar.set_description(name.replace(FINETUNED, "fine-tuned"))
             pipeline = turns.pipeline(name)
             try:
-                images = drawing.sample(pipeline, group[0].prompt, seeds, on_step=progress_bar.update, **options)
+                images = drawing.sample(pipeline, group[0].prompt, seeds, on_step=bar.update, **options)
             except drawing.NotANumber as error:
                 raise UserError(f"{name}: {error}") from error
             yield group, images

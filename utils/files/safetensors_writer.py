@@ -56,7 +56,7 @@ class _Flushes:
         return len(block)
 
     def wait(self) -> None:
-        """Raises what the flush under way has met: a disk that fails says so once, and the sync at the end may not hear it."""
+        """Raises what the flush under way has met: a failing disk says so once, perhaps not to the sync at the end."""
         if self.flushed is not None:
             self.flushed.result()
 

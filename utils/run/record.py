@@ -24,6 +24,7 @@ from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.resume import Sources
 from utils.runtime import timing
+from utils.runtime.programs import typed
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 
@@ -141,14 +142,17 @@ class RunRecord:
         skipped = f", {log.num_skipped} skipped for overflow" if log.num_skipped else ""
         return (
             f"{self.plan.num_steps} steps in {seconds:.1f} s{skipped}; the pipeline is in {self.plan.output_dir} "
-            f"(DiffusionPipeline.from_pretrained loads it). Beside the base, with scores:\n{self._next_command()}"
+            f"(DiffusionPipeline.from_pretrained loads it).\nTo draw it beside the base, with scores:\n"
+            f"  {self._next_command()}"
         )
 
     def _next_command(self) -> str:
         """The command line that evaluates the result, from the folder that the training was started in."""
         script = Path(sys.argv[0])
         evaluate = script.with_name("evaluate.py") if script.name.startswith("train_dream") else Path("evaluate.py")
-        return shlex.join(["python", str(evaluate), "--finetuned_model_name_or_path", str(self.plan.output_dir)])
+        return shlex.join(
+            [typed("python"), str(evaluate), "--finetuned_model_name_or_path", str(self.plan.output_dir)]
+        )
 
     def _remove_earlier_runs(self) -> None:
         """What was kept of an earlier run in this folder until its result was replaced."""

@@ -17,6 +17,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -44,16 +45,21 @@ def import_libraries() -> None:
     warm_up.warm_up_gpu()
     with quiet_imports(), lean_imports():
         importlib.import_module("accelerate.utils")  # before torch.distributed seems to be absent
-        with hidden(*UNUSED, "scipy"), replaced(torch.distributed, "is_available", lambda: False):
+        with hidden(*_unused_by("transformers"), "scipy"), replaced(torch.distributed, "is_available", lambda: False):
             for name in TRANSFORMERS:
                 getattr(importlib.import_module("transformers"), name)
         for name in ("scipy", "scipy.integrate", "scipy.stats"):
             set_aside(name)
-        with hidden(*UNUSED):
+        with hidden(*_unused_by("diffusers")):
             for name in CLOSED:
                 keep_closed(name)
             for name in DIFFUSERS:
                 getattr(importlib.import_module("diffusers"), name)
+
+
+def _unused_by(library: str) -> tuple[str, ...]:
+    """What to hide from a library; nothing if it has been imported before, and has looked for what is there."""
+    return () if library in sys.modules else UNUSED
 
 
 @contextlib.contextmanager
