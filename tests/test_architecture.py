@@ -60,7 +60,8 @@ LATE_IMPORTS = {
     "runtime.gpu": {"torch": TORCH},
     "runtime.libraries": dict.fromkeys(
         ["accelerate.utils", "diffusers", "diffusers.utils", "torch", "transformers", "transformers.utils"], KNOWS_HOW
-    ),
+    )
+    | {"utils.runtime.warm_up": KNOWS_HOW},
 }
 
 # Imported before torch, whose import takes longer than all that these do.

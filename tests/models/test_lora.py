@@ -72,10 +72,12 @@ def test_the_share_is_of_the_whole_change(ends):
         extract_lora(ends[0], ends[0], 2, dtype=torch.float32)
 
 
-# peft is imported first: utils.runtime.libraries hides it from diffusers otherwise.
+# peft is imported first, without what it finds: utils.runtime.libraries hides it from diffusers otherwise.
 DRAWS_WITH_LORAS = """
 import pathlib, sys
-import peft
+from utils.runtime.stand_ins import UNUSED, hidden
+with hidden(*(name for name in UNUSED if name != "peft")):
+    import peft
 import numpy as np, torch
 from utils.models.drawing import sample
 from utils.models.loading import load_pipeline
