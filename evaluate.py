@@ -6,9 +6,12 @@ from utils.command_line import leave, run_main
 from utils.evaluation import candidates, subjects
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.card import update_card
+from utils.evaluation.hashes import hash_models
 from utils.evaluation.plan import EvaluationPlan, make_plan
 from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples
+from utils.files.hashing import in_background
 from utils.runtime import timing
+from utils.runtime.terminal import wrapped
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,9 +33,10 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
 
     # The stages are imported here: torch takes seconds, and neither --help nor a mistake needs to wait for it.
     if "generate" in plan.stages:  # images of every model, prompt and seed; samples.json; comparison.png
+        hashing = in_background(hash_models, plan)  # gigabytes, while the libraries and then the models are loaded
         from utils.evaluation.generate import generate
 
-        generate(plan)
+        generate(plan, hashing)
     samples, metrics = read_samples(plan.output_dir), None
 
     if "score" in plan.stages:  # metrics.json, metrics.csv
@@ -43,7 +47,7 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
         lines = summary(metrics)
         if "candidates" in metrics:
             lines += candidates.summary(metrics["candidates"], samples["models"][FINETUNED]["path"])
-        print("\n".join(lines))
+        print("\n".join(map(wrapped, lines)))
 
     if "report" in plan.stages:  # report.html
         from utils.evaluation.report.page import write_report

@@ -19,7 +19,8 @@ export RESULT_DIR="${RESULT_DIR:-${root}result}"
 recipe_model="${root}model/stable-diffusion-v1-4"
 embedded_model="${root}model/tiny-stable-diffusion"
 if [ -z "${MODEL_NAME:-}" ] && [ ! -d "$recipe_model" ]; then
-  echo "$recipe_model is not there (README.md says how to get it): running the embedded 64-pixel model $embedded_model"
+  echo "$recipe_model is not there (README.md says how to get it):"
+  echo "running the embedded 64-pixel model $embedded_model"
   export MODEL_NAME="$embedded_model"
 fi
 export MODEL_NAME="${MODEL_NAME:-$recipe_model}"
@@ -65,4 +66,5 @@ check='import sys; sys.path[0] = sys.argv.pop(1); from utils.before_launch impor
 
 "$python" "$(dirname "$python")/torchrun" --nproc_per_node "${NPROC:-1}" \
   "${root}train_dreambooth_colossalai.py" "${training[@]}"
+echo "run.sh does that now, and compares checkpoints and strengths too"
 "$python" "${root}evaluate.py" "${evaluation[@]}"

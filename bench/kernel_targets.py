@@ -7,7 +7,7 @@ backward pass, the updates and the sampling run on the meta device, and each lau
 Diffusion v1's UNet at 512 pixels: training with batches of 1, 2, 8 and 16 (class images double 1 and 8), plain and
 with gradient checkpointing, updates of scattered and of flat gradients, in 8 bits and not; sampling 1, 4 and 8 images
 with guidance. Accumulated gradients and offloaded updates launch the same kernels. --small: a small UNet, training
-with a batch of 1.
+with a batch of 1, and each kernel as it is launched first.
 
 For each architecture and dtype: how many variants, the most registers a thread, bytes of spilled registers, and bytes
 of shared memory, against what the architecture has. 1 if one of them does not compile or does not fit.
@@ -219,7 +219,8 @@ def launches_of(dtype: str, is_small: bool) -> list[Launch]:
     """Every launch of the program, noted on the meta device: they are the same for every target."""
     with recording() as launches:
         launch_everything(DTYPES[dtype], is_small)
-    return launches
+    first_of_each = {id(launch[0]): launch for launch in reversed(launches)}
+    return list(first_of_each.values()) if is_small else launches
 
 
 def compile_for(target: int, dtype: str, launches: dict[str, list[Launch]]) -> dict[str, Any]:
@@ -263,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     targets = dict(type=int, nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="CAPABILITY")
     parser.add_argument("--targets", **targets, help="compute capabilities: 75 80 86 89 90 100 120 (all)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="the UNet's dtypes (all)")
-    parser.add_argument("--small", action="store_true", help="a small UNet, one training step")
+    parser.add_argument("--small", action="store_true", help="a small UNet, one training step, each kernel once")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args = parser.parse_args(argv)

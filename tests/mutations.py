@@ -642,9 +642,6 @@ def outcome(mutation: Mutation) -> str:
 
 def import_libraries() -> None:
     """What takes long to import, for all forks: utils.runtime.libraries knows the order."""
-    import diffusers  # noqa: F401
-    import transformers  # noqa: F401
-
     import utils.runtime.colossal  # noqa: F401
 
 

@@ -1,5 +1,6 @@
 """The command line: its flags are frozen, its complaints are one line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from tests.helpers.script import REQUIRED, complaint, run
 from utils.arguments import LR_SCHEDULERS, as_plain, parse_args, training_parser
 from utils.errors import UserError
+from utils.training.learning_rates import learning_rate_table
 
 # Flags and their defaults are a promise to users: a new flag is added here and in the README; none is taken away.
 DEFAULTS = dict(
@@ -177,8 +179,6 @@ def test_the_bounds_themselves_are_good(flag, value):
 
 @pytest.mark.parametrize("name", LR_SCHEDULERS)
 def test_every_schedule_that_is_offered_exists(name):
-    from utils.training.learning_rates import learning_rate_table
-
     assert parse_args([*REQUIRED, "--lr_scheduler", name]).lr_scheduler == name
     table = learning_rate_table(1.0, name, num_warmup_steps=0, num_training_steps=3, num_cycles=1, power=1.0)
     assert len(table) == 3
@@ -232,8 +232,6 @@ def test_every_flag_has_its_line_of_help():
 
 
 def test_arguments_as_plain_values():
-    import json
-
     plain = as_plain(parse_args(REQUIRED))
     assert plain["output_dir"] == "output" and plain["max_train_steps"] is None
     assert json.loads(json.dumps(plain)) == plain
@@ -241,8 +239,8 @@ def test_arguments_as_plain_values():
 
 def test_every_name_that_a_run_writes_is_reserved(flags, tmp_path):
     """Not a list by hand: what a run with everything in it leaves in its output folder."""
-    more = dict(validation_prompt="a cat", validation_steps=2, num_validation_images=1, checkpointing_steps=2)
-    run(flags, max_train_steps=2, report_to="tensorboard", **more)
+    more = dict(validation_prompt="a cat", validation_inference_steps=1, validation_steps=2, num_validation_images=1)
+    run(flags, max_train_steps=2, checkpointing_steps=2, report_to="tensorboard", **more)
     names = {path.name for path in Path(flags["output_dir"]).iterdir()} - {"logs"}
     assert {"validation.jsonl", "validation", "metrics.jsonl", "run.json", "checkpoint-2", "unet"} <= names
     for name in (*names, "run.json.previous", ".assembling-x"):

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.script import ROOT, TRAIN, complaint, run_python
+from train_dreambooth_colossalai import main
 from utils.arguments import as_plain, parse_args, parse_command_line, training_parser
 from utils.command_line import Parser, run_main
 from utils.data.concepts import Concept, read_concepts
@@ -113,8 +115,6 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 
 def test_a_run_from_a_config_and_again_from_its_run_json(tmp_path, tiny_pipeline_dir, photos_dir):
-    from train_dreambooth_colossalai import main
-
     text = f"pretrained_model_name_or_path: {tiny_pipeline_dir}\ninstance_data_dir: {photos_dir}\n"
     text += "instance_prompt: a cat\nresolution: 32\nmax_train_steps: 1\ntrain_batch_size: 1\nlr_warmup_steps: 0\n"
     config = write(tmp_path, text)
@@ -176,11 +176,22 @@ def test_debug_raises(monkeypatch):
         run_main(parse_args, ["--resolution", "x", "--debug"])
 
 
+@pytest.mark.parametrize("parser", [training_parser, build_parser])
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits_the_terminal(parser, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = parser().format_help().splitlines()
+    too_long = [line for line in lines if len(line) >= columns]
+    assert [line for line in too_long if not re.fullmatch(r" +--\w+ \{\S+\}", line)] == []  # choices are one word
+    assert [line for line in lines if re.search(r"--(\w+) \1", line, re.IGNORECASE)] == []  # as in --seed SEED
+    assert lines[0].startswith("usage: ") and len(lines) > 40
+
+
 def test_help_goes_to_stdout_with_exit_code_0(capsys):
     with pytest.raises(SystemExit) as exit_:
         parse_args(["--help"])
     assert exit_.value.code == 0
-    assert "usage: train_dreambooth_colossalai.py" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("usage: torchrun --nproc_per_node 1 train_dreambooth_colossalai.py")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from tests.helpers.pipelines import SCHEDULER_CONFIG
+from utils.dataset import InstanceDataset
 from utils.diffusion import denoising_loss, encode_images, encode_prompt, sample_latents, training_target
 from utils.models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae, tokenize
 
@@ -35,8 +36,6 @@ def test_latents_are_drawn_from_the_distribution_then_scaled():
 
 
 def test_latents_agree_with_diffusers_own_sample(tiny_pipeline_dir, photos_dir):
-    from utils.dataset import InstanceDataset
-
     vae = load_vae(tiny_pipeline_dir, torch.float32, "cpu")
     pixel_values = InstanceDataset(photos_dir, 32).pixel_values(0, 0, 0)[None]
     mean, std = encode_images(vae, pixel_values)

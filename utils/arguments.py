@@ -32,6 +32,9 @@ def training_parser() -> Parser:
     """The parser; flag names and meanings are those of diffusers' DreamBooth script wherever it has them."""
     parser = Parser(
         prog="train_dreambooth_colossalai.py",
+        usage="torchrun --nproc_per_node 1 %(prog)s \\\n"
+        "         --pretrained_model_name_or_path PATH --instance_data_dir DIR \\\n"
+        "         --instance_prompt TEXT [any of the flags below]",
         description="DreamBooth fine-tuning of Stable Diffusion v1.4 on ColossalAI: photos of one subject in, "
         "a complete pipeline that draws it out.",
         epilog="(!): not the default, or not the meaning, of the flag of that name in diffusers' script.",

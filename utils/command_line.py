@@ -8,7 +8,9 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -100,6 +102,21 @@ def as_text(text: str) -> str:
         raise argparse.ArgumentTypeError("holds characters that are not valid UTF-8: type it again") from None
 
 
+class Help(argparse.HelpFormatter):
+    """As wide as the terminal, up to 119 columns; a number is N or X, not the flag's own name once more."""
+
+    def __init__(self, prog: str):
+        columns = shutil.get_terminal_size().columns
+        super().__init__(prog, max_help_position=36 if columns > 100 else 24, width=min(119, columns - 1))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        kind = getattr(action.type, "__name__", "text")
+        return "N" if "int" in kind else "X" if "float" in kind else "TEXT"
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose complaints are UserErrors that name the nearest flag; a flag of type Path is as_path's,
     one without a type as_text's.
@@ -107,11 +124,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, refuse: Callable[[list[str]], None] = lambda words: None, **options: Any):
         self.refuse = refuse  # raises UserError if a word is a flag that is not here on purpose
-        super().__init__(
-            allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=119),
-            **options,
-        )
+        super().__init__(allow_abbrev=False, formatter_class=Help, **options)
         self.register("type", Path, as_path)
         self.register("type", None, as_text)
 

@@ -23,6 +23,8 @@ from utils.data.class_images import (
     write_class_image,
 )
 from utils.data.concepts import Concept
+from utils.data.inputs import MAX_CACHED_BYTES, drawn_class_images
+from utils.data.randomness import CLASS, draw_sample
 from utils.dataset import ClassDataset, InstanceDataset
 from utils.errors import UserError
 from utils.models import loading
@@ -208,8 +210,6 @@ def test_an_image_appears_under_its_name_when_it_is_whole(tmp_path, monkeypatch)
 
 
 def test_the_model_hash_is_of_the_weights_not_of_the_place(tmp_path, tiny_pipeline_dir):
-    import shutil
-
     def hash_of(folder) -> str:
         return model_hash(hash_files(check_base_model(folder))["sha256"])
 
@@ -322,15 +322,10 @@ class TestClassDataset:
         assert decoded == [plan.folder / "photo-1.jpg"]
 
     def test_a_thousand_latents_of_512_pixels_fit_into_the_cache(self):
-        from utils.data.inputs import MAX_CACHED_BYTES
-
         assert 1000 * torch.empty(2, 4, 64, 64).nbytes < MAX_CACHED_BYTES / 4
 
 
 def test_only_images_that_a_run_draws_are_encoded():
-    from utils.data.inputs import drawn_class_images
-    from utils.data.randomness import CLASS, draw_sample
-
     drawn = drawn_class_images(3, 10, 50)
     sizes = dict(num_photos=50, latent_shape=(1, 1, 1), num_train_timesteps=9, stream=CLASS)
     assert drawn == {draw_sample(3, index, **sizes).photo for index in range(10)} and len(drawn) == 10

@@ -26,7 +26,7 @@ def test_a_benchmark_starts_and_says_what_it_does(name, capsys, monkeypatch):
             module.main(["--help"])
         said = capsys.readouterr().out
         assert end.value.code == 0 and said.startswith(f"usage: python -m {name} ")
-        assert module.__doc__.splitlines()[0] in said and "default: SUPPRESS" not in said
+        assert module.__doc__.splitlines()[0] in " ".join(said.split()) and "default: SUPPRESS" not in said
         assert [action.dest for action in parsers[0]._actions if not action.help] == []
 
 

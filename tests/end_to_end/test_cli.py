@@ -1,8 +1,10 @@
 """The training script from its arguments to its files: in this process, and as its users start it."""
 
+import hashlib
 import math
 import re
 import shlex
+from importlib import metadata
 from pathlib import Path
 
 import diffusers
@@ -49,9 +51,6 @@ def test_a_run_from_end_to_end(flags, tmp_path, tiny_pipeline_dir, photos_dir, c
 
 
 def test_run_json_says_what_was_run(flags, tmp_path, tiny_pipeline_dir, photos_dir):
-    import hashlib
-    from importlib import metadata
-
     photos = write_photos(tmp_path / "my photos", 2)
     (photos / "notes.txt").write_text("no photo")
     flags |= dict(instance_data_dir=photos, instance_prompt='it\'s "my" cat 🐈', seed=7)
@@ -255,15 +254,15 @@ def test_the_recipes_command(tmp_path):
         "--learning_rate=1.0e-6",
         "--lr_scheduler=constant",
         "--lr_warmup_steps=0",
-        "--max_train_steps=20",
+        "--max_train_steps=5",
     ]
     result = launch(1, argv, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for word in ("warning", "deprecat", "apex", "tensornvme", "bitsandbytes", "gemm", "traceback", "error"):
         assert word not in (result.stderr + result.stdout).lower(), result.stderr
     found = rows(tmp_path / "output")
-    assert len(found) == 20 and all(math.isfinite(loss) for loss in losses(found))
-    assert sum(row["skipped"] for row in found) <= 3
+    assert len(found) == 5 and all(math.isfinite(loss) for loss in losses(found))
+    assert not any(row["skipped"] for row in found)
 
 
 def test_two_ranks_are_one_batch(flags, tmp_path, tiny_pipeline_dir):

@@ -1,8 +1,11 @@
 """Several processes: the same run however it is spread, one decision for all, and an end for all when one dies."""
 
+import functools
+import hashlib
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -14,8 +17,11 @@ from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import finish, start_ranks
 from tests.helpers.script import ROOT, SPREAD, TRAIN, as_argv, launch, losses, rows, run, start, weight_change
 from tests.helpers.tolerances import ANOTHER_ORDER
+from utils.data import class_images
 from utils.data.class_generation import image_seed
 from utils.data.class_images import file_name, read_metadata
+from utils.training import train_step
+from utils.training.optimizer import MasterWeightsOptimizer
 
 PROGRAM = ROOT / "tests/helpers/rank_program.py"
 
@@ -56,8 +62,8 @@ def one_process(spread_flags, tmp_path):
 def test_a_run_does_not_depend_on_how_it_is_spread(spread_flags, one_process, tmp_path, num_ranks, batch, micro):
     expected, expected_change = one_process
     spread = dict(train_batch_size=batch, gradient_accumulation_steps=micro, output_dir=tmp_path / "ranks")
-    result = launch(num_ranks, [*as_argv(spread_flags | spread)])
-    assert result.returncode == 0, result.stderr
+    ranks = start_ranks(num_ranks, as_argv(spread_flags | spread), tmp_path / "said")
+    assert finish(ranks) == [0] * num_ranks, ranks[0].text()
     found = rows(tmp_path / "ranks")
     assert len(found) == 4
     for name in ("loss", "instance_loss", "class_loss", "grad_norm"):
@@ -70,19 +76,46 @@ def test_a_run_does_not_depend_on_how_it_is_spread(spread_flags, one_process, tm
     torch.testing.assert_close(change, expected_change, rtol=0, atol=1e-6)
 
 
-def reports(folder: Path, num_ranks: int = 2) -> list[dict]:
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(num_ranks)]
+def overflow_on_rank_1_at_step_2(reports: Path) -> None:
+    """A `prepare`: an infinite loss there, and what each rank does in {reports}/{rank}.json."""
+    own_rank, num_calls = int(os.environ["RANK"]), 0
+    report: dict = dict(synchronised=[], applied=[])
+    call, forward_backward = train_step.TrainStep.__call__, train_step.TrainStep._forward_backward
+    loss, step = train_step.denoising_loss, MasterWeightsOptimizer.step
+
+    def counted_call(self, micro_batches):
+        nonlocal num_calls
+        num_calls += 1
+        return call(self, micro_batches)
+
+    def watched_forward_backward(self, batch, num_micro_batches):
+        report["synchronised"].append(bool(self.unet.module.require_backward_grad_sync))
+        return forward_backward(self, batch, num_micro_batches)
+
+    def infinite_loss(*arguments):
+        return loss(*arguments) * (torch.inf if (own_rank, num_calls) == (1, 2) else 1)
+
+    def watched_step(self):
+        metrics = step(self)
+        report["applied"].append(int(self.num_applied))
+        report["master"] = hashlib.sha256(self.flat.master.numpy().tobytes()).hexdigest()
+        (reports / f"{own_rank}.json").write_text(json.dumps(report))
+        return metrics
+
+    train_step.TrainStep.__call__, train_step.TrainStep._forward_backward = counted_call, watched_forward_backward
+    train_step.denoising_loss, MasterWeightsOptimizer.step = infinite_loss, watched_step
 
 
 def test_an_overflow_on_one_rank_skips_the_step_on_all(flags, tmp_path):
     flags |= dict(mixed_precision="fp16", max_train_steps=4, lr_scheduler="linear", gradient_accumulation_steps=2)
-    result = launch(2, ["overflow", tmp_path, *as_argv(flags)], PROGRAM)
-    assert result.returncode == 0, result.stderr
+    prepare = functools.partial(overflow_on_rank_1_at_step_2, tmp_path)
+    ranks = start_ranks(2, as_argv(flags), tmp_path / "said", prepare)
+    assert finish(ranks) == [0, 0], ranks[0].text()
     found = rows(tmp_path / "output")
     assert [row["skipped"] for row in found] == [False, True, False, False]
     assert [row["loss_scale"] for row in found] == [65536, 65536, 32768, 32768]
     assert found[1]["lr"] == found[2]["lr"] > found[3]["lr"], "a skipped step does not advance the schedule"
-    first, second = reports(tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["applied"] == second["applied"] == [1, 1, 2, 3]
     assert first["master"] == second["master"]
     # Two micro-batches a step: gradients travel with the second alone.
@@ -92,7 +125,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(flags, tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_all(flags, tmp_path):
     started = time.monotonic()
-    result = launch(2, ["die", tmp_path, *as_argv(flags | dict(max_train_steps=50))], PROGRAM)
+    result = launch(2, as_argv(flags | dict(max_train_steps=50)), PROGRAM)
     assert result.returncode != 0 and time.monotonic() - started < 90
     assert "exitcode: -9" in result.stderr or "exitcode  : -9" in result.stderr
     said = ("error: another rank has died", "error: rank 0: another process of this run has ended", "Signal 15")
@@ -119,7 +152,8 @@ def die_before_the_third_image_has_its_name() -> None:
     os.replace = replace_or_die
 
 
-def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path):
+def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(class_images, "NUM_INFERENCE_STEPS", 2)  # of the forked ranks, too
     count = 10
     argv = as_argv(class_flags(flags, tmp_path, count))
     folder = tmp_path / "class"
@@ -155,8 +189,6 @@ def test_a_mistake_that_rank_0_finds_is_one_line_and_ends_all(flags, tmp_path):
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

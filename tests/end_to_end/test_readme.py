@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.pipelines import write_photos
-from tests.helpers.script import ROOT
+from tests.helpers.pipelines import write_512_pixel_pipeline, write_photos
+from tests.helpers.script import LAUNCHER_VARIABLES, ROOT
 from utils.arguments import training_parser
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+WALKTHROUGH = (ROOT / "docs/walkthrough.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAP = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 MAX_COLUMNS = 120
+PICTURES = {".jpg", ".png", ".svg"}
+DEPENDS_ON_THE_MACHINE = ("/", "GB", "GPU", "step 0 of")  # what a line of a shown table may hold that differs here
 
 # `git clone` brings a pipeline of the test's; everything else git is asked for, it does not do.
 GIT = """#!/bin/sh
@@ -83,10 +85,15 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_line_is_too_long(page):
-    """Tables, pictures and lines that a link makes long may be."""
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        without_links = re.sub(r"\]\([^)]*\)", "]", line)
-        assert len(without_links) <= MAX_COLUMNS or line.startswith("|"), f"{page.name}:{number}"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [f"{page.name}:{number}" for number, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS] == []
+
+
+def test_pictures_are_small():
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "docs").iterdir() if path.suffix in PICTURES}
+    assert max(sizes.values()) <= 200_000 and sum(sizes.values()) <= 900_000, sizes
+    named = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [name for name in sizes if f"{name})" not in named] == []
 
 
 def test_the_map_is_of_this_tree():
@@ -105,9 +112,6 @@ def test_the_map_is_of_this_tree():
 @pytest.fixture
 def newcomer(tmp_path) -> tuple[Path, dict[str, str]]:
     """A copy of the repository as it was downloaded, and an environment with this Python's programs first."""
-    from tests.helpers.pipelines import write_512_pixel_pipeline
-    from tests.helpers.script import LAUNCHER_VARIABLES
-
     tree, programs = tmp_path / "repository", tmp_path / "bin"
     ignored = shutil.ignore_patterns(".git", ".venv", ".legs", ".*_cache", "__pycache__", "stable-diffusion-v1-4")
     shutil.copytree(ROOT, tree, ignore=ignored)
@@ -115,6 +119,7 @@ def newcomer(tmp_path) -> tuple[Path, dict[str, str]]:
         shutil.rmtree(tree / name, ignore_errors=True)
     (tree / "test.sh").write_text("exit 0\n")  # it is what runs this test
     write_photos(tree / "my-photos", 3)
+    (tree / ".venv").symlink_to(sys.prefix)
     programs.mkdir()
     (programs / "git").write_text(GIT)
     (programs / "git").chmod(0o755)
@@ -130,27 +135,52 @@ def newcomer(tmp_path) -> tuple[Path, dict[str, str]]:
     return tree, environment
 
 
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """(language, text) of a page's fenced blocks in a language."""
+    return re.findall(r"^```(bash|python|text)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def run_page(page: str, tree: Path, environment: dict[str, str], **replaced: str) -> str:
+    """Runs a page's commands from top to bottom in one shell, with `replaced` patterns; returns what they print."""
+    script = ""
+    for language, text in blocks_of(page):
+        if language != "text":
+            script += text if language == "bash" else f"python - <<'END_OF_PYTHON'\n{text}END_OF_PYTHON\n"
+    for old, new in replaced.items():
+        assert old in script, old
+        script = script.replace(old, new)
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=3000)
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(newcomer):
     tree, environment = newcomer
-    for language, block in BLOCKS:
-        script = re.sub(r"MAX_TRAIN_STEPS=\d+", "MAX_TRAIN_STEPS=30", block)  # its 400 steps take minutes on a CPU
-        steps = {} if "MAX_TRAIN_STEPS" in script else dict(MAX_TRAIN_STEPS="20")
-        program = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else ["python", "-c"]
-        result = subprocess.run(
-            [*program, script],
-            cwd=tree,
-            env=environment | steps,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+    few = {"MAX_TRAIN_STEPS=400": "MAX_TRAIN_STEPS=30", "--class_data_dir": "--num_class_images 4 --class_data_dir"}
+    run_page(README, tree, environment | dict(MAX_TRAIN_STEPS="20"), **few)
     assert (tree / "result/comparison.png").stat().st_size > 1000
     assert (tree / "my-cat.safetensors").is_file() and (tree / "output-2/run.json").is_file()
-    assert (tree / "my-cat.png").stat().st_size > 1000
-    assert len(BLOCKS) >= 8
+    assert len(list((tree / "class_images").glob("*.png"))) == 4
+    assert (tree / "my-cat.png").stat().st_size > 1000 and (tree / "my-cat/model_index.json").is_file()
+    assert sum(language != "text" for language, _ in blocks_of(README)) >= 10
+
+
+@pytest.mark.slow
+def test_every_command_of_the_walkthrough_runs(newcomer):
+    tree, environment = newcomer
+    few = dict(MAX_TRAIN_STEPS="20", CHECKPOINTING_STEPS="10")
+    said = run_page(WALKTHROUGH, tree, environment | few, **{"checkpoint-100": "checkpoint-10"})
+    (table,) = [text for language, text in blocks_of(WALKTHROUGH) if language == "text"]
+    same = [line for line in table.splitlines() if not any(part in line for part in DEPENDS_ON_THE_MACHINE)]
+    assert [line for line in same if line not in said.splitlines()] == [] and len(same) > 10
+    assert "To draw it beside the base" in said and "Which one to use: " in said
+    assert (tree / "lora-4.png").stat().st_size > 1000
+    shared = {path.name for path in (tree / "whiskers-to-share").iterdir()}
+    assert {"README.md", "run.json", "model_index.json", "unet"} <= shared
+    assert str(tree) not in (tree / "whiskers-to-share/run.json").read_text(encoding="utf-8")
 
 
 def test_the_recipes_command_is_in_it():
-    assert any("--learning_rate=1e-6" in block and "--max_train_steps=20" in block for _, block in BLOCKS)
+    assert any("--learning_rate=1e-6" in text and "--max_train_steps=20" in text for _, text in blocks_of(README))

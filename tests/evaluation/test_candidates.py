@@ -20,6 +20,7 @@ from utils.evaluation.prompts import number_prompts
 from utils.export import main as export
 from utils.models import drawing
 from utils.run.lineage import FORMAT, STATE_FILE
+from utils.runtime.programs import typed
 
 QUICK = "DPMSolverMultistepScheduler"
 
@@ -47,7 +48,7 @@ def trained(tmp_path_factory, tiny_pipeline_dir, photos_dir) -> Path:
 
 
 def run(trained: Path, result: Path, *more: str) -> int:
-    quick = ["--num_images", "2", "--num_inference_steps", "1", "--output_dir", str(result)]
+    quick = ["--num_images", "2", "--num_drift_images", "1", "--num_inference_steps", "1", "--output_dir", str(result)]
     return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
 
 
@@ -107,9 +108,9 @@ def test_candidates_are_drawn_by_the_quick_solver_and_final_images_by_the_models
 
     monkeypatch.setattr(drawing, "sample", note)
     assert run(trained, tmp_path / "result", "--choose", "--num_inference_steps", "30", "--only", "generate") == 0
-    prompts, models = 4, 6  # subject, class and two other things; the baseline and five candidates
+    prompts, models = 4, 6  # subject (2 images), class and two other things (1); the baseline and five candidates
     assert [call[:3] for call in drawn[: 2 * prompts]] == [("PNDMScheduler", 30, 1)] * 2 * prompts
-    assert drawn[2 * prompts :] == [(QUICK, candidates.NUM_INFERENCE_STEPS, prompts - 1, 8)] * models
+    assert drawn[2 * prompts :] == [(QUICK, candidates.NUM_INFERENCE_STEPS, prompts - 1, 4)] * models
 
 
 def test_only_the_first_prompts_of_the_subject_are_drawn_and_the_bare_class_is_not():
@@ -125,7 +126,7 @@ def test_without_a_clip_model_it_says_that_nothing_was_measured(trained, tmp_pat
 def test_the_command_writes_the_candidate(trained, tiny_pipeline_dir, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "out put")
     command = shlex.split(export_command(folder, tiny_pipeline_dir, "checkpoint-10@0.5"))
-    assert command[:3] == ["python", "-m", "utils.export"] and "--pretrained_model_name_or_path" not in command
+    assert command[:3] == [typed("python"), "-m", "utils.export"] and "--pretrained_model_name_or_path" not in command
     assert run_main(export, command[3:]) == 0
     base, tuned = (load_file(path / UNET_FILE) for path in (tiny_pipeline_dir, folder / "checkpoint-10"))
     written = load_file(tmp_path / "out put-chosen" / UNET_FILE)

@@ -3,13 +3,17 @@
 import hashlib
 import json
 import math
+import shutil
 import sys
 import types
 
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.script import ROOT
@@ -118,8 +122,6 @@ IMAGES = [noise_image(40, 32, seed) for seed in range(20)]  # more than one batc
 
 @torch.inference_mode()
 def test_clip_is_both_towers_with_their_projections(folders):
-    from transformers import CLIPModel, CLIPTokenizer
-
     encoder = encoders.load_clip(folders["clip"], CPU)
     assert encoder.transform == Transform(32, 32, CLIP_MEAN, CLIP_STD)
     model, pixels = CLIPModel.from_pretrained(folders["clip"]).eval(), np.stack([*map(encoder.transform, IMAGES)])
@@ -134,8 +136,6 @@ def test_clip_is_both_towers_with_their_projections(folders):
 
 @torch.inference_mode()
 def test_dino_is_the_class_token(folders):
-    from transformers import ViTModel
-
     encoder = encoders.load_dino(folders["dino"], CPU)
     assert encoder.transform == Transform(37, 32, IMAGENET_MEAN, IMAGENET_STD)  # 256 / 224 of 32
     model = ViTModel.from_pretrained(folders["dino"], add_pooling_layer=False).eval()
@@ -151,8 +151,6 @@ def test_dino_at_its_own_size_has_the_papers_transform():
 
 @torch.inference_mode()
 def test_the_safety_checkers_image_tower(folders):
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-
     encoder = encoders.load_safety_checker(folders["pipeline"], CPU)
     assert encoder.transform == Transform(32, 32, CLIP_MEAN, CLIP_STD)
     checker = StableDiffusionSafetyChecker.from_pretrained(folders["pipeline"] / "safety_checker").eval()
@@ -188,10 +186,6 @@ def test_an_unfit_folder_is_named(folders, tmp_path):
 
 
 def test_lacking_weights_are_not_filled_in_at_random(folders, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     folder = shutil.copytree(folders["dino"], tmp_path / "dino")
     weights = load_file(folder / "model.safetensors")
     weights.pop("layernorm.weight")
@@ -220,3 +214,14 @@ def test_lpips_says_what_is_missing(monkeypatch, tmp_path):
     distance, reason = encoders.load_lpips()
     black, white = (Image.new("RGB", (4, 4), colour) for colour in ("black", "white"))
     assert (distance(black, white), distance(black, black), reason) == (2.0, 0.0, "")
+
+
+def test_many_images_are_encoded_behind_a_progress_bar(tmp_path, capfd):
+    dino = encoders.load_dino(write_dino(tmp_path), CPU)
+    capfd.readouterr()
+    few = dino.images([noise_image(32, 32, seed) for seed in range(encoders.BATCH_SIZE)])
+    assert capfd.readouterr().err == ""
+    many = dino.images([noise_image(32, 32, seed) for seed in range(encoders.BATCH_SIZE + 4)])
+    said = capfd.readouterr().err
+    assert f"scoring, {dino.name}" in said and "20/20 [" in said and "image/s]" in said
+    assert many.shape == (20, 16) and many[:16] == pytest.approx(few, abs=1e-6)

@@ -52,7 +52,7 @@ def result(tmp_path) -> Path:
 
 
 def arguments(finetuned: Path, result: Path, *more: str) -> list[str]:
-    quick = ["--num_images", "2", "--num_inference_steps", "2"]
+    quick = ["--num_images", "2", "--num_drift_images", "0", "--num_inference_steps", "2"]
     return ["--finetuned_model_name_or_path", str(finetuned), "--output_dir", str(result), *quick, *more]
 
 
@@ -86,8 +86,10 @@ def assert_refused(capsys, monkeypatch, finetuned: Path, result: Path, *more: st
 
 @pytest.fixture(scope="module")
 def first_result(trained_dir, tmp_path_factory) -> Path:
+    """With what the flags are by default, num_drift_images among them."""
     folder = tmp_path_factory.mktemp("evaluate") / "result"
-    assert run(trained_dir, folder) == 0
+    flags = [each for each in arguments(trained_dir, folder) if each not in ("--num_drift_images", "0")]
+    assert run_main(evaluate.main, flags) == 0
     return folder
 
 
@@ -190,9 +192,10 @@ def test_a_second_run_replaces_its_own_files_and_keeps_the_others(trained_dir, r
     result.mkdir()
     (result / "notes.txt").write_text("mine")
     (result / "output-3.png").write_text("foreign, and in nobody's way")
-    assert run(trained_dir, result) == 0
+    with_drift = ["--num_drift_images", "1"]
+    assert run(trained_dir, result, *with_drift) == 0
     first = pixels(result / "output-1.png")
-    assert run(trained_dir, result, "--num_images", "1", "--seed", "9") == 0
+    assert run(trained_dir, result, *with_drift, "--num_images", "1", "--seed", "9") == 0
     assert not np.array_equal(first, pixels(result / "output-1.png"))
     kept = ["notes.txt", "output-3.png"]
     written = ["baseline-1.png", "comparison.png", "output-1.png", "images", *OTHER_FILES]

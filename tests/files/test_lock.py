@@ -8,16 +8,16 @@ import socket
 
 import pytest
 
+import train_dreambooth_colossalai as script
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
+from utils.files import lock
 from utils.files.lock import LOCK_FILE, SECONDS_FOR_A_DYING_RUN, check_not_in_use, hold_output
 
 
 def wait_less() -> None:
-    from utils.files import lock
-
     lock.SECONDS_FOR_A_DYING_RUN = 0.2
 
 
@@ -40,14 +40,12 @@ def test_a_second_run_is_refused_and_the_first_goes_on(flags, tmp_path, num_rank
 
 def test_both_started_at_once(flags, tmp_path):
     """Both pass the checks before either holds the lock: one of them trains."""
-    output, argv = tmp_path / "output", as_argv(flags | dict(max_train_steps=60))
+    output, argv = tmp_path / "output", as_argv(flags | dict(max_train_steps=12))
 
     def texts_of_both() -> str:
         return "".join((tmp_path / name).read_text() for name in "ab")
 
     def meet_after_the_preflight() -> None:
-        import train_dreambooth_colossalai as script
-
         run_preflight = script.run_preflight
 
         def run_and_wait(*args):
@@ -57,19 +55,19 @@ def test_both_started_at_once(flags, tmp_path):
             return ready
 
         script.run_preflight = run_and_wait
-        pause_after(30, lambda: "is in use" in texts_of_both())()
+        pause_after(6, lambda: "is in use" in texts_of_both())()
 
     both = [Process(argv, tmp_path / name, meet_after_the_preflight) for name in "ab"]
     assert sorted(finish(both)) == [0, 2]
     texts = [process.text() for process in both]
     assert sum("is in use by another run" in text for text in texts) == 1
-    assert len(rows(output)) == 60 and not list(output.glob(".*"))
+    assert len(rows(output)) == 12 and not list(output.glob(".*"))
 
 
 def test_a_killed_run_leaves_no_lock(flags, tmp_path):
     output = tmp_path / "output"
-    run(flags, output_dir=tmp_path / "whole", max_train_steps=40)
-    argv = as_argv(flags | dict(max_train_steps=40, checkpointing_steps=5))
+    run(flags, output_dir=tmp_path / "whole", max_train_steps=12)
+    argv = as_argv(flags | dict(max_train_steps=12, checkpointing_steps=5))
     process = Process(argv, tmp_path / "text", pause_after(8, lambda: False))
     wait_for(lambda: (output / "checkpoint-5").exists())
     process.kill()

@@ -4,9 +4,18 @@ import contextlib
 import os
 import signal
 import socket
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from tqdm import tqdm
+
+from train_dreambooth_colossalai import main
+from utils.command_line import run_main
+from utils.run.logs import TrainingLog
 
 
 class Process:
@@ -19,27 +28,19 @@ class Process:
             try:
                 self._run(argv, prepare, environment)
             except BaseException:
-                import traceback
-
                 traceback.print_exc()
-            os._exit(99)
+            finally:
+                os._exit(99)  # even if there is nowhere left to print to: one process of pytest is enough
 
     def _run(self, argv: list[str], prepare, environment: dict) -> None:
-        from train_dreambooth_colossalai import main
-        from utils.command_line import run_main
-
         descriptor = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1), os.dup2(descriptor, 2)
-        import sys
-        import threading
-
-        from tqdm import tqdm
-
         tqdm.set_lock(threading.RLock())  # its own one is shared with this process's parent, kill or no kill
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)
         os.environ.update(environment)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, of which the script takes note
         if prepare:
             prepare()
         code = run_main(main, argv)
@@ -94,8 +95,6 @@ def after_step(step: int, action: Callable[[], None]) -> Callable[[], None]:
     """
 
     def prepare() -> None:
-        from utils.run.logs import TrainingLog
-
         log_step, called = TrainingLog.step, []
 
         def step_and_act(self, global_step, metrics):

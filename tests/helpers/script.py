@@ -67,7 +67,7 @@ def complaint(*argv: str) -> str:
 
 def run_python(code: str, *argv) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code, *(str(value) for value in argv)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
 def rows_of(table: str) -> dict[str, str]:

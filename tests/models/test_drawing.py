@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig
 
 from tests.helpers.pipelines import largest_difference
 from utils.errors import UserError
@@ -65,8 +68,6 @@ def test_an_image_is_the_one_that_the_pipeline_makes_with_the_same_seed(pipeline
 
 
 def test_a_stochastic_scheduler_is_independent_of_the_batch_size_too(base):
-    from diffusers import DDPMScheduler
-
     pipeline = load_pipeline(base, torch.float32, CPU)
     pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     one_by_one, at_once = (
@@ -146,9 +147,6 @@ def test_the_prompt_of_no_words_is_sampled(pipeline):
 
 def add_safety_checker(folder: Path, threshold: float) -> None:
     """Adds a feature extractor and a safety checker that objects to every similarity above `threshold`."""
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig
-
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     vision = sizes | dict(image_size=32, patch_size=16)
     checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=sizes, vision_config=vision, projection_dim=8))

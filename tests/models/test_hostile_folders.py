@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -101,8 +102,6 @@ MODELS = {
 
 @pytest.mark.parametrize("case", MODELS)
 def test_model_folders(tmp_path, base, photos_dir, capsys, case):
-    import re
-
     spoil, message = MODELS[case]
     spoil(base)
     modules = set(sys.modules)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -149,9 +151,6 @@ def test_a_checkpoint_that_runs_code_runs_none(tmp_path, exported):
 
 def test_the_first_checkpoints_name_a_class_of_their_framework(tmp_path, exported, monkeypatch):
     """CompVis's own sd-v1-4.ckpt has pytorch_lightning's ModelCheckpoint as a key beside the weights."""
-    import sys
-    import types
-
     module = types.ModuleType("pytorch_lightning.callbacks")
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks"})
     with monkeypatch.context() as patch:

@@ -8,15 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import edit_json, largest_difference, write_pipeline
 from tests.helpers.script import UNET_FILE, run
 from utils.errors import UserError
+from utils.models import loading
 from utils.models.check import check_base_model
 from utils.models.drawing import is_blank, sample
 from utils.models.folder import default_save_dtype, num_parameters
-from utils.models.loading import check_finite, load_pipeline, load_text_encoder, same_component, shared_components
+from utils.models.loading import (
+    check_finite,
+    load_pipeline,
+    load_text_encoder,
+    load_tokenizer,
+    load_unet,
+    same_component,
+    shared_components,
+)
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of my cat."
@@ -25,8 +35,6 @@ STEPS = 4
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_weights_that_lack_a_tensor_are_refused_when_loaded(tmp_path, base, part):
-    from utils.models import loading
-
     path = next((base / part).glob("*.safetensors"))
     tensors = load_file(path)
     lost = sorted(tensors)[0]
@@ -40,8 +48,6 @@ def test_weights_that_lack_a_tensor_are_refused_when_loaded(tmp_path, base, part
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_weights_of_another_shape_are_refused_when_loaded(base, part):
-    from utils.models import loading
-
     path = next((base / part).glob("*.safetensors"))
     tensors = load_file(path)
     tensors[sorted(tensors)[0]] = torch.zeros(1, 1)
@@ -53,8 +59,6 @@ def test_weights_of_another_shape_are_refused_when_loaded(base, part):
 
 
 def test_another_tokenizer_is_a_tokenizers_folder(tmp_path, tiny_pipeline_dir):
-    from utils.models.loading import load_tokenizer
-
     assert load_tokenizer(tiny_pipeline_dir, tiny_pipeline_dir / "tokenizer").model_max_length == 77
     for name in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match="--tokenizer_name .* no tokenizer_config.json in it"):
@@ -62,8 +66,6 @@ def test_another_tokenizer_is_a_tokenizers_folder(tmp_path, tiny_pipeline_dir):
 
 
 def test_an_fp16_pipeline_is_loaded_in_fp32_for_the_masters(tmp_path):
-    from utils.models.loading import load_unet
-
     folder = write_pipeline(tmp_path / "half", dtype=torch.float16)
     assert default_save_dtype(check_base_model(folder).unet_weights) == "fp16"
     assert {p.dtype for p in load_unet(folder).parameters()} == {torch.float32}
@@ -211,8 +213,6 @@ def test_a_scheduler_configuration_that_does_not_name_its_class(base, prior):
 
 
 def test_a_sharded_unet_is_counted_and_checked_whole(base):
-    from diffusers import UNet2DConditionModel
-
     whole = num_parameters(check_base_model(base))
     unet = UNet2DConditionModel.from_pretrained(base / "unet")
     (base / UNET_FILE).unlink()

@@ -1,6 +1,7 @@
 """A LoRA of the change: the nearest of its rank; diffusers draws with it what the whole model draws."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,44 +72,59 @@ def test_the_share_is_of_the_whole_change(ends):
         extract_lora(ends[0], ends[0], 2, dtype=torch.float32)
 
 
-# peft is imported first: utils.runtime.libraries hides it from diffusers otherwise.
-DRAWS_WITH_A_LORA = """
+# peft is imported first, without what it finds: utils.runtime.libraries hides it from diffusers otherwise.
+DRAWS_WITH_LORAS = """
 import pathlib, sys
-import peft
+from utils.runtime.stand_ins import UNUSED, hidden
+with hidden(*(name for name in UNUSED if name != "peft")):
+    import peft
 import numpy as np, torch
 from utils.models.drawing import sample
 from utils.models.loading import load_pipeline
 
-base, lora, result = map(pathlib.Path, sys.argv[1:])
+base, result, *files = map(pathlib.Path, sys.argv[1:])
 pipeline = load_pipeline(base, torch.float32, torch.device("cpu"))
-pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="cat")
 pictures = {}
-for name, weight in (("with", 1.0), ("without", 0.0)):
-    pipeline.set_adapters(["cat"], [weight])
-    images = sample(pipeline, "a photo of my cat.", [0, 1], num_inference_steps=3)
-    pictures[name] = np.stack([np.asarray(image) for image in images])
+for file in files:
+    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="cat")
+    for name, weight in (("with", 1.0), ("without", 0.0)):
+        pipeline.set_adapters(["cat"], [weight])
+        images = sample(pipeline, "a photo of my cat.", [0, 1], num_inference_steps=3)
+        pictures[f"{name} {file.stem}"] = np.stack([np.asarray(image) for image in images])
+    pipeline.unload_lora_weights()
 np.savez(result, **pictures)
 """
+STRENGTHS = (1, 0.5)
 
 
-def pictures(pipeline) -> np.ndarray:
+def pictures(folder: Path) -> np.ndarray:
+    pipeline = load_pipeline(folder, torch.float32, CPU)
     images = sample(pipeline, "a photo of my cat.", [0, 1], num_inference_steps=3)
     return np.stack([np.asarray(image, int) for image in images])
 
 
-@pytest.mark.parametrize("strength", [1, 0.5])
-def test_diffusers_draws_with_it_what_the_whole_model_draws(ends, tmp_path, strength):
-    base, tuned = ends
-    path, folder = tmp_path / "my-cat-lora.safetensors", tmp_path / "blended"
-    flags = ["--dtype", "fp32", "--strength", str(strength)]
-    assert run_main(main, [str(tuned), str(path), "--lora_rank", str(FULL), *flags]) == 0
-    assert run_main(main, [str(tuned), str(folder), *flags]) == 0
-    drawn = run_python(DRAWS_WITH_A_LORA, base, path, tmp_path / "drawn.npz")
+def export(ends, target: Path, strength: float, *more: str) -> Path:
+    """What export makes of the change at `strength`."""
+    assert run_main(main, [str(ends[1]), str(target), "--dtype", "fp32", "--strength", str(strength), *more]) == 0
+    return target
+
+
+@pytest.fixture(scope="module")
+def drawn_with_loras(ends, tmp_path_factory) -> dict[str, np.ndarray]:
+    """Pictures "with S" and "without S" of the LoRA at each strength S, by diffusers and peft in one other process."""
+    folder = tmp_path_factory.mktemp("loras")
+    files = [export(ends, folder / f"{each}.safetensors", each, "--lora_rank", str(FULL)) for each in STRENGTHS]
+    drawn = run_python(DRAWS_WITH_LORAS, ends[0], folder / "drawn.npz", *files)
     assert drawn.returncode == 0, drawn.stderr
-    found = {name: image.astype(int) for name, image in np.load(tmp_path / "drawn.npz").items()}
-    before, expected = (pictures(load_pipeline(each, torch.float32, CPU)) for each in (base, folder))
-    assert np.abs(found["with"] - expected).max() <= 1 < np.abs(before - expected).max()
-    assert np.abs(found["without"] - before).max() <= 1
+    return {name: images.astype(int) for name, images in np.load(folder / "drawn.npz").items()}
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_diffusers_draws_with_it_what_the_whole_model_draws(ends, drawn_with_loras, tmp_path, strength):
+    before, expected = pictures(ends[0]), pictures(export(ends, tmp_path / "blended", strength))
+    found = drawn_with_loras[f"with {strength}"]
+    assert np.abs(found - expected).max() <= 1 < np.abs(before - expected).max()
+    assert np.abs(drawn_with_loras[f"without {strength}"] - before).max() <= 1
 
 
 def test_the_file_is_small_and_says_what_it_is(ends, tmp_path, capsys):

@@ -74,7 +74,8 @@ def test_a_damaged_run_json_does_not_keep_a_file_from_being_written():
 
 def test_the_last_validation_picture_is_the_thumbnail(flags, tmp_path):
     file = tmp_path / "one.safetensors"
-    run(flags, validation_prompt="a cat", validation_steps=3, num_validation_images=2, export_single_file=file)
+    pictures = dict(validation_prompt="a cat", validation_inference_steps=2, num_validation_images=2)
+    run(flags, **pictures, validation_steps=3, export_single_file=file)
     kind, _, content = header(file)["modelspec.thumbnail"].partition(",")
     assert kind == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(content))) as found:

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.pipelines import PARTS, rename_vae_attention, write_index, write_pipeline, write_shards
+from tests.helpers.pipelines import PARTS, rename_vae_attention, write_index, write_shards
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.models.loading import load_pipeline
@@ -161,25 +161,24 @@ def expected(tmp_path_factory, tiny_pipeline_dir, photos_dir) -> tuple[float, di
 
 
 @pytest.mark.parametrize("change", KINDS, ids=lambda change: change.__name__)
-def test_it_trains_as_the_plain_folder_does(tmp_path, photos_dir, expected, change):
-    change(base := write_pipeline(tmp_path / "base"))
+def test_it_trains_as_the_plain_folder_does(base, tmp_path, photos_dir, expected, change):
+    change(base)
     loss, unet = loss_and_result(base, photos_dir, tmp_path / "output")
     assert loss == expected[0]
     assert all(torch.equal(unet[name], value) for name, value in expected[1].items())
 
 
-def test_fp16_variants_alone(tmp_path, photos_dir, expected):
-    fp16_variants_only(base := write_pipeline(tmp_path / "base"))
+def test_fp16_variants_alone(base, tmp_path, photos_dir, expected):
+    fp16_variants_only(base)
     loss, unet = loss_and_result(base, photos_dir, tmp_path / "output")
     assert loss == pytest.approx(expected[0], rel=1e-3) and loss != expected[0]
     assert unet.keys() == expected[1].keys()
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_git_lfs_pointer_is_named(tmp_path, photos_dir, capsys, part):
-    file = weight_file(write_pipeline(tmp_path / "base"), part)
+def test_a_git_lfs_pointer_is_named(base, tmp_path, photos_dir, capsys, part):
+    file = weight_file(base, part)
     file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 3438354725\n")
-    capsys.readouterr()
-    assert run_main(main, argv(tmp_path / "base", photos_dir, tmp_path / "output")) == 2
+    assert run_main(main, argv(base, photos_dir, tmp_path / "output")) == 2
     said = capsys.readouterr().err
     assert f"{file} is a git-lfs pointer" in said and "git lfs pull" in said and said.count("\n") == 1

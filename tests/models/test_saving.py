@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_pipeline
@@ -17,6 +18,9 @@ from utils import PROGRAM
 from utils.models import loading, saving
 from utils.run import record
 from utils.runtime import libraries
+from utils.runtime.colossal import boost, launch
+from utils.training.flat_parameters import FlatParameters
+from utils.training.optimizer import MasterWeightsOptimizer
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
@@ -24,10 +28,6 @@ DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 @pytest.fixture(scope="module")
 def trained(tiny_pipeline_dir):
     """A function of the weight dtype's name: a boosted UNet whose master weights moved, its optimizer, its booster."""
-    from utils.runtime.colossal import boost, launch
-    from utils.training.flat_parameters import FlatParameters
-    from utils.training.optimizer import MasterWeightsOptimizer
-
     launch(0)
 
     def train(name: str) -> tuple:
@@ -59,8 +59,6 @@ def commit(output: Path, base: Path, content: bytes = b"new weights", **run) -> 
 
 
 def load(folder: Path):
-    from diffusers import DiffusionPipeline
-
     with libraries.quiet_libraries():
         return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
 

@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import StableDiffusionPipeline, __version__
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import PARTS, edit_json, rename_vae_attention, write_pipeline
 from tests.helpers.script import EMBEDDED, as_argv
+from train_dreambooth_colossalai import main as train
 from utils.command_line import run_main
 from utils.export import main
+from utils.models.drawing import sample
+from utils.models.loading import load_pipeline
 from utils.models.original_config import original_config
 from utils.models.single_file import export_single_file, original_unet_name, original_vae_name
 
 
 def read_back(file: Path, config: Path):
     """The pipeline as diffusers' from_single_file makes it, with the configurations of a local folder."""
-    from diffusers import StableDiffusionPipeline, __version__
-
     if __version__.startswith("0.27."):
         pytest.skip("from_single_file of diffusers 0.27 takes no local configuration")
     with quiet_libraries():
@@ -35,8 +37,6 @@ def read_back(file: Path, config: Path):
 
 
 def load_folder(folder: Path):
-    from utils.models.loading import load_pipeline
-
     return load_pipeline(folder, torch.float32, torch.device("cpu"))
 
 
@@ -52,8 +52,6 @@ def assert_same_weights(pipeline, expected) -> None:
 
 
 def test_the_embedded_model_read_back_draws_the_same_images(tmp_path):
-    from utils.models.drawing import sample
-
     export_single_file(EMBEDDED, tmp_path / "one.safetensors")
     pipeline, expected = read_back(tmp_path / "one.safetensors", EMBEDDED), load_folder(EMBEDDED)
     pipeline.safety_checker = None
@@ -85,8 +83,6 @@ def test_every_name_is_the_original_checkpoints(tmp_path):
 
 
 def test_training_writes_it_too(tmp_path, tiny_pipeline_dir, photos_dir):
-    from train_dreambooth_colossalai import main as train
-
     argv = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--instance_data_dir={photos_dir}"]
     argv += [
         f"--output_dir={tmp_path / 'output'}",
@@ -227,8 +223,6 @@ def test_the_yaml_of_stable_diffusion_v1_has_the_numbers_of_the_original(tmp_pat
 
 
 def test_a_dry_run_finds_a_yaml_of_someone_elses(flags, base, tmp_path, capsys):
-    from train_dreambooth_colossalai import main as train
-
     edit_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction")
     (tmp_path / "one.yaml").write_text("mine")
     given = flags | dict(pretrained_model_name_or_path=base, export_single_file=tmp_path / "one.safetensors")

@@ -12,6 +12,7 @@ from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.preflight.numbers import check_schedule, describe_launcher, describe_rounding, farthest, share_that_moves
 from utils.run.plan import fill_in_defaults, make_plan
+from utils.training.learning_rates import learning_rate_table
 
 
 def plan_of(tmp_path, **values):
@@ -36,7 +37,6 @@ def test_a_warm_up_longer_than_the_run(tmp_path, scheduler, warmup, steps, reach
     assert (said is None) == (reached is None)
     if reached:
         assert f"reaches {reached} of 0.0001" in said
-        from utils.training.learning_rates import learning_rate_table
 
         assert float(reached) == pytest.approx(max(learning_rate_table(**plan_of(tmp_path, **values).learning_rates)))
 

@@ -197,7 +197,7 @@ def test_what_is_said_of_photos(tmp_path, tiny_pipeline_dir, capsys):
     assert rows["see-through.png: PNG 50x40, transparency on white, each crop shows 80%"] == "ok"
     assert rows["small.jpg: JPEG 16x16, CMYK made RGB, enlarged 2.0 times, it will look soft"] == "note"
     assert rows["the same file twice: again.jpg, photo-0.jpg: keep one of them"] == "note"
-    assert rows["nearly the same: again.jpg, nearly.png: other views and backgrounds would teach more"] == "note"
+    assert rows["nearly alike: again.jpg, nearly.png; other views and places teach more"] == "note"
     assert rows["notes.txt: not an image"] == "note" and rows[".DS_Store: hidden"] == "ok"
     assert not any("turned" in row and "nearly" in row for row in rows)
 

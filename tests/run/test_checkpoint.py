@@ -4,17 +4,20 @@ import json
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from tests.helpers.script import LATEST, UNET_FILE, as_argv, run
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
-from utils.run.lineage import list_checkpoints
+from utils.models import loading
+from utils.run.checkpoint import Checkpointer, restore
+from utils.run.lineage import Lineage, list_checkpoints, read_checkpoint
+from utils.training.flat_parameters import FlatParameters
+from utils.training.optimizer import MasterWeightsOptimizer
 
 
 def test_diffusers_loads_a_checkpoint(flags, tmp_path):
-    from diffusers import UNet2DConditionModel
-
     run(flags, max_train_steps=4, checkpointing_steps=2)
     output = tmp_path / "output"
     unet, info = UNet2DConditionModel.from_pretrained(
@@ -68,10 +71,6 @@ def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path, file):
 
 
 def make_optimizer(folder, precision: str, memory_format):
-    from utils.models import loading
-    from utils.training.flat_parameters import FlatParameters
-    from utils.training.optimizer import MasterWeightsOptimizer
-
     flat = FlatParameters(loading.load_unet(folder), loading.WEIGHT_DTYPES[precision], "cpu", memory_format)
     return MasterWeightsOptimizer(flat, learning_rates=[1e-3])
 
@@ -87,9 +86,6 @@ SAVING = dict(unet_config=b"{}", describe=dict, save_dtype="fp32", total_limit=N
 
 @pytest.mark.parametrize(("precision", "scale"), [("no", 1.0), ("fp16", 2.0**-9)])
 def test_another_memory_layout_gives_the_same_state(tmp_path, tiny_pipeline_dir, precision, scale):
-    from utils.run.checkpoint import Checkpointer, restore
-    from utils.run.lineage import Lineage, read_checkpoint
-
     one = updated(make_optimizer(tiny_pipeline_dir, precision, torch.channels_last))
     other = make_optimizer(tiny_pipeline_dir, precision, torch.contiguous_format)
     one.loss_scale.fill_(scale)
@@ -108,9 +104,6 @@ def test_another_memory_layout_gives_the_same_state(tmp_path, tiny_pipeline_dir,
 
 def test_bf16_weights_are_rounded_as_in_the_run(tmp_path, tiny_pipeline_dir):
     """Which neighbour a weight becomes follows from the number of updates: a resumed run has the same bits."""
-    from utils.run.checkpoint import Checkpointer, restore
-    from utils.run.lineage import Lineage, read_checkpoint
-
     one, other = (make_optimizer(tiny_pipeline_dir, "bf16", torch.contiguous_format) for _ in range(2))
     first = one.flat.weight.clone()
     updated(one)

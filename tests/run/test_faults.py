@@ -16,7 +16,9 @@ from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, ROOT, UNET_FILE, as_argv, bits, rows, run, run_json
 from utils.run.lineage import list_checkpoints
+from utils.run.loop import TrainingRun
 from utils.runtime.ranks import EXIT_LOST_RANK
+from utils.training import train_step
 
 
 def limit_files_to(num_bytes: int):
@@ -43,8 +45,6 @@ def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):
     output = tmp_path / "output"
 
     def full_at_last() -> None:
-        from utils.run.loop import TrainingRun
-
         commit = TrainingRun._write_pipeline
 
         def limited(self) -> None:
@@ -78,7 +78,7 @@ def test_no_space_for_the_checkpoint_of_a_signal(flags, tmp_path):
 def test_the_output_folder_vanishes(flags, tmp_path):
     output = tmp_path / "output"
     done = tmp_path / "done"
-    process = Process(as_argv(flags | dict(max_train_steps=60)), tmp_path / "text", pause_after(3, done.exists))
+    process = Process(as_argv(flags | dict(max_train_steps=12)), tmp_path / "text", pause_after(3, done.exists))
     wait_for(lambda: len(rows(output)) > 2)
     output.rename(tmp_path / "moved")
     done.touch()
@@ -88,7 +88,7 @@ def test_the_output_folder_vanishes(flags, tmp_path):
 
 def test_the_output_folder_becomes_unwritable(flags, tmp_path):
     output = tmp_path / "output"
-    argv, done = as_argv(flags | dict(max_train_steps=60, checkpointing_steps=50)), tmp_path / "done"
+    argv, done = as_argv(flags | dict(max_train_steps=12, checkpointing_steps=10)), tmp_path / "done"
     process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
     wait_for(lambda: len(rows(output)) > 2)
     output.rename(tmp_path / "moved")
@@ -96,20 +96,20 @@ def test_the_output_folder_becomes_unwritable(flags, tmp_path):
     done.touch()
     assert process.wait() == 1
     text = process.text()
-    assert "error: the pipeline could not be written" in text and "checkpoint-50 could not be written" in text
+    assert "error: the pipeline could not be written" in text and "checkpoint-10 could not be written" in text
     assert "Traceback" not in text and output.read_text() == "in the way"
 
 
 def test_a_photo_deleted_after_the_start_is_not_missed(flags, tmp_path):
     photos = write_photos(tmp_path / "photos", 3)
-    argv = as_argv(flags | dict(max_train_steps=40, instance_data_dir=photos, checkpointing_steps=20))
+    argv = as_argv(flags | dict(max_train_steps=12, instance_data_dir=photos, checkpointing_steps=6))
     done = tmp_path / "done"
     process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
     wait_for(lambda: len(rows(tmp_path / "output")) > 2)
     (photos / "photo-1.jpg").unlink()
     done.touch()
     assert process.wait() == 0
-    again = Process([*argv, "--resume_from_checkpoint=checkpoint-20"], tmp_path / "again")
+    again = Process([*argv, "--resume_from_checkpoint=checkpoint-6"], tmp_path / "again")
     assert again.wait() == 2 and "photos: 'photo-1.jpg' has gone" in again.text()
 
 
@@ -118,7 +118,7 @@ def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change)
     base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
     config, output = base / "vae/config.json", tmp_path / "output"
     content = config.read_text()
-    argv = as_argv(flags | dict(max_train_steps=40, pretrained_model_name_or_path=base))
+    argv = as_argv(flags | dict(max_train_steps=12, pretrained_model_name_or_path=base))
     done = tmp_path / "done"
     process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
     wait_for(lambda: len(rows(output)) > 2)
@@ -128,7 +128,7 @@ def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change)
     assert "vae/config.json has changed since the start" in process.text() and "Traceback" not in process.text()
     assert not (output / "model_index.json").exists() and no_debris(output)
     config.write_text(content)
-    assert list_checkpoints(output)[-1].step == 40
+    assert list_checkpoints(output)[-1].step == 12
     assert Process([*argv, "--resume_from_checkpoint=latest"], tmp_path / "again").wait() == 0
     assert (output / "model_index.json").exists()
 
@@ -146,8 +146,6 @@ def test_a_rank_that_dies_ends_the_others(flags, tmp_path):
 
 
 def nan_after_step_5() -> None:
-    from utils.training import train_step
-
     loss, calls = train_step.denoising_loss, []
 
     def spoilt(*args):

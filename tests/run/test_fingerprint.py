@@ -3,12 +3,11 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+from utils.run.fingerprint import photo_hashes
 from utils.run.resume import differences
 
 
 def test_captions_and_folders_are_part_of_what_a_resumed_run_compares(tmp_path):
-    from utils.run.fingerprint import photo_hashes
-
     def photo(path: str, prompt: str) -> SimpleNamespace:
         return SimpleNamespace(path=Path(path), sha256="abc", prompt=prompt)
 

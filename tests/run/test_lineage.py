@@ -10,6 +10,7 @@ from tests.helpers.processes import Process
 from tests.helpers.script import LATEST, as_argv, bits, rows, run
 from train_dreambooth_colossalai import main
 from utils.run.lineage import Lineage, lineage_of, list_checkpoints
+from utils.run.loop import TrainingRun
 
 
 class TestBranches:
@@ -30,8 +31,6 @@ class TestBranches:
     @staticmethod
     def stop_at(step: int):
         def prepare() -> None:
-            from utils.run.loop import TrainingRun
-
             after_step = TrainingRun._checkpoint_if_due
 
             def dying(self, number):

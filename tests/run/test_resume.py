@@ -18,13 +18,13 @@ from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json, wit
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.run.lineage import list_checkpoints
+from utils.run.logs import TrainingLog
 from utils.run.resume import resume_command
+from utils.training.optimizer import MasterWeightsOptimizer
 
 
 def change_scale_often() -> None:
     """fp16's loss scale doubles after every second applied update, so it overflows again and again."""
-    from utils.training.optimizer import MasterWeightsOptimizer
-
     MasterWeightsOptimizer.__init__.__kwdefaults__.update(growth_interval=1, initial_scale=2.0**17)
 
 
@@ -43,8 +43,8 @@ def die_at(rank: int, step: int, seconds: float) -> Callable[[], None]:
 
 
 KINDS = dict(
-    fp32=(1, dict(max_train_steps=24)),
-    fp16=(1, dict(max_train_steps=24, mixed_precision="fp16", gradient_accumulation_steps=2)),
+    fp32=(1, dict(max_train_steps=12)),
+    fp16=(1, dict(max_train_steps=12, mixed_precision="fp16", gradient_accumulation_steps=2)),
     ranks=(2, dict(max_train_steps=12, mixed_precision="fp16", save_dtype="fp16")),
 )
 
@@ -245,8 +245,6 @@ def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):
     shutil.rmtree(output)
 
     def die_at_step_5() -> None:
-        from utils.run.logs import TrainingLog
-
         step = TrainingLog.step
 
         def dying(self, global_step, metrics):

@@ -1,8 +1,10 @@
 """Packages that are imported when something uses them."""
 
+import gc
 import importlib
 import inspect
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,8 +32,8 @@ def imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     yield count
-    for name in ("standing", "standing.part"):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "standing"]:
+        del sys.modules[name]
 
 
 def test_what_is_asked_is_answered_and_nothing_is_imported(imported):
@@ -82,6 +84,37 @@ def test_what_is_imported_is_left_alone(imported):
 
     aside.set_aside("standing", value=5)
     assert sys.modules["standing"] is standing and standing.value == 1
+
+
+def test_a_closed_package_opens_when_something_of_it_is_asked_for(imported):
+    (Path(sys.path[0]) / "standing/__init__.py").write_text("")
+    importlib.import_module("standing")
+    folder = Path(sys.path[0]) / "standing/closed"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("COUNT.append(__name__)\nfrom .one import value\nfrom . import other\n")
+    for name in ("one", "other"):
+        (folder / f"{name}.py").write_text(f"COUNT.append(__name__)\nvalue = {name!r}\n")
+    aside.keep_closed("standing.closed")
+    from standing.closed.one import value
+
+    assert value == "one" and imported == ["standing.closed.one"]
+    closed = sys.modules["standing.closed"]
+    assert closed.value == "one" and imported[1:] == ["standing.closed", "standing.closed.other"]
+    with pytest.raises(AttributeError):
+        _ = closed.something_else
+    aside.keep_closed("standing.closed")
+    aside.keep_closed("standing.no_such_package")
+    assert sys.modules["standing.closed"] is closed and "standing.no_such_package" not in sys.modules
+
+
+def test_nothing_is_collected_only_inside():
+    assert gc.isenabled()
+    with aside.nothing_collected():
+        assert not gc.isenabled()
+        with aside.nothing_collected():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_shapes_of_plain_numbers_need_no_symbols():

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from bench import determinism
 from bench.studies.determinism_operations import differ, differing
 from tests.helpers.script import EMBEDDED, ROOT, as_argv, bits, run, without_times
 from utils.errors import RunFailed
+from utils.runtime.colossal import launch
 from utils.runtime.determinism import CUBLAS_VARIABLE, deterministic_kernels
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -79,10 +81,6 @@ def test_the_benchmark_on_a_cpu(tmp_path, capsys):
 
 
 def test_the_benchmark_finds_a_graph_that_is_not_the_eager_step(monkeypatch):
-    import torch.distributed as dist
-
-    from utils.runtime.colossal import launch
-
     class NotQuite:
         def __init__(self, step, say):
             self.step, self.error = step, 0.0

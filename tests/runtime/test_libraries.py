@@ -1,61 +1,66 @@
 """What the imports of the libraries change and change back, and what they leave out."""
 
-import subprocess
-import sys
+import json
 
 import pytest
 import torch
 
-from tests.helpers.script import ROOT
+from tests.helpers.script import run_python
 
 LATER_STACK = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 
 
-def run(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+# One process that answers for evaluation first, which must do without ColossalAI, and then for training.
+QUESTIONS = """
+import importlib.metadata, json, sys, torch
+before = torch.compile, importlib.metadata.packages_distributions, torch.distributed.is_available
+import utils.evaluation.generate, utils.evaluation.score
+answers = dict(evaluation=[name for name in sys.modules if name.partition(".")[0] == "colossalai"])
+import utils.runtime.colossal
+from utils.runtime.aside import Aside
+answers["training"] = "colossalai" in sys.modules
+answers["as it was"] = before == (
+    torch.compile, importlib.metadata.packages_distributions, torch.distributed.is_available
+)
+answers["absent"] = [name for name, module in sys.modules.items() if module is None and "." not in name]
+answers["modules"] = list(sys.modules)
+answers["aside"] = [name for name in ("torch._dynamo", "scipy") if type(sys.modules.get(name)) is Aside]
+answers["imported"] = [name for name in ("torch._dynamo", "scipy") if name in sys.modules]
 
-
-def test_imports_leave_nothing_behind():
-    code = """
-import importlib.metadata, torch
-compile_, listing = torch.compile, importlib.metadata.packages_distributions
-is_available = torch.distributed.is_available
-import utils.runtime.colossal, sys
-assert torch.compile is compile_ and importlib.metadata.packages_distributions is listing
-assert torch.distributed.is_available is is_available
-assert not [name for name, module in sys.modules.items() if module is None and "." not in name]
-assert not [name for name in sys.modules if "torch_fsdp_plugin" in name or name.partition(".")[0] == "galore_torch"]
+import torch._dynamo.utils
+answers["found"] = torch._dynamo.utils is sys.modules["torch._dynamo.utils"], type(torch._dynamo).__name__
+compiled = torch.compile(lambda x: (x * 2).relu(), backend="eager")
+answers["compiled"] = compiled(torch.tensor([-1.0, 3.0])).tolist()
+answers["mode"] = torch._dynamo.utils.get_optimize_ddp_mode()
+print(json.dumps(answers))
 """
-    run(code)
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict:
+    result = run_python(QUESTIONS)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_imports_leave_nothing_behind(answers):
+    assert answers["as it was"] and answers["absent"] == []
+    stand_ins = [name for name in answers["modules"] if "torch_fsdp_plugin" in name or name.startswith("galore_torch")]
+    assert stand_ins == []
 
 
 @pytest.mark.skipif(not LATER_STACK, reason="older libraries import more")
-def test_what_nothing_uses_is_not_imported():
-    code = """
-import sys
-import utils.runtime.colossal
-from utils.runtime.aside import Aside
-found_only = ("peft", "bitsandbytes", "sklearn", "pandas", "torchvision")
-print([name for name in ("sympy", "torch._inductor", "torch.distributed.tensor", *found_only) if name in sys.modules])
-print(type(sys.modules["torch._dynamo"]).__name__, type(sys.modules.get("scipy")) in (Aside, type(None)))
-"""
-    assert run(code).splitlines() == ["[]", "Aside True"]
+def test_what_nothing_uses_is_not_imported(answers):
+    unused = {"sympy", "torch._inductor", "torch.distributed.tensor"}
+    unused |= {"peft", "bitsandbytes", "sklearn", "pandas", "torchvision", "diffusers.models.unets.unet_1d"}
+    assert unused.isdisjoint(answers["modules"])
+    assert answers["aside"] == answers["imported"] and "torch._dynamo" in answers["aside"]
 
 
-def test_evaluation_does_without_colossalai():
-    code = "import sys; import utils.evaluation.generate, utils.evaluation.score; print('colossalai' in sys.modules)"
-    assert run(code) == "False\n"
+def test_evaluation_does_without_colossalai(answers):
+    assert answers["evaluation"] == [] and answers["training"]
 
 
-def test_the_compiler_works_after_all():
-    code = """
-import utils.runtime.colossal
-import torch
-import torch._dynamo.utils
-print(torch._dynamo.utils is __import__("sys").modules["torch._dynamo.utils"], type(torch._dynamo).__name__)
-compiled = torch.compile(lambda x: (x * 2).relu(), backend="eager")
-print(compiled(torch.tensor([-1.0, 3.0])).tolist(), torch._dynamo.utils.get_optimize_ddp_mode())
-"""
-    assert run(code).splitlines() == ["True module", "[0.0, 6.0] ddp_optimizer"]
+def test_the_compiler_works_after_all(answers):
+    assert answers["found"] == [True, "module"]
+    assert answers["compiled"] == [0.0, 6.0] and answers["mode"] == "ddp_optimizer"

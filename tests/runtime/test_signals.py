@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, rows, run_json
+from utils.run.checkpoint import Checkpointer
 from utils.run.lineage import list_checkpoints
 from utils.runtime import signals
 
@@ -40,7 +41,7 @@ class TestSignals:
         assert not list(output.glob(".*"))
 
     def test_nohup(self, flags, tmp_path):
-        argv = as_argv(flags | dict(max_train_steps=40))
+        argv = as_argv(flags | dict(max_train_steps=10))
         sent = tmp_path / "sent"
 
         def under_nohup() -> None:
@@ -77,8 +78,6 @@ class TestSignals:
         output = tmp_path / "output"
 
         def never_finish_writing() -> None:
-            from utils.run.checkpoint import Checkpointer
-
             signals.SECONDS_OF_ONE_SIGNAL = 0
             fill = Checkpointer._fill
 
@@ -105,8 +104,6 @@ class TestSignals:
     )
     def test_a_slow_checkpoint_under_torchrun_is_warned_of(self, flags, tmp_path, seconds, run_id, warns):
         def slow_disk() -> None:
-            from utils.run.checkpoint import Checkpointer
-
             write = Checkpointer._write
 
             def slow(self, step, arrived):

@@ -46,6 +46,18 @@ def test_training_goes_on_without_them(broken_packages, tmp_path, tiny_pipeline_
     assert not set(BROKEN) & set(result.stderr.split()) and "Traceback" not in result.stderr
 
 
+def test_a_package_that_diffusers_has_found_before_is_not_hidden_from_it(tmp_path):
+    """diffusers looks for it when it is imported, and imports it later."""
+    (tmp_path / "bitsandbytes").mkdir()
+    (tmp_path / "bitsandbytes/__init__.py").write_text("")
+    (tmp_path / "bitsandbytes-0.45.0.dist-info").mkdir()
+    (tmp_path / "bitsandbytes-0.45.0.dist-info/METADATA").write_text("Name: bitsandbytes\nVersion: 0.45.0\n")
+    code = "import diffusers.utils as u; assert u.is_bitsandbytes_available(); import utils.runtime.libraries"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-500:]
+
+
 def test_hidden_packages_are_found_again_afterwards(tmp_path, monkeypatch):
     (tmp_path / "hideable.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)

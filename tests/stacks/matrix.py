@@ -47,7 +47,7 @@ def sample(legs_dir: Path, leg: str, *makers: str) -> int:
 
 def table(legs_dir: Path, *legs: str) -> int:
     """Prints a Markdown table; 1 where two legs sample a pipeline differently."""
-    columns = ["leg", *VERSIONED, "loss", "grad norm", "change", "samples"]
+    columns = ["leg", *VERSIONED, "loss", "norm", "change", "samples"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     expected, code = json.loads(golden.GOLDEN_FILE.read_text()), 0
     for leg in legs:

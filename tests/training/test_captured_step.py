@@ -10,6 +10,7 @@ from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import write_photos
 from train_dreambooth_colossalai import main
 from utils.training.captured_step import WARM_UP_STEPS
+from utils.training.optimizer import MasterWeightsOptimizer
 
 NUM_STEPS = WARM_UP_STEPS + 9
 
@@ -85,7 +86,6 @@ def test_the_alpha_mask_in_the_graph(tiny_pipeline_dir, tmp_path, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_an_overflow_inside_the_graph_is_skipped(tiny_pipeline_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.training.optimizer.GROWTH_INTERVAL", 1)
-    from utils.training.optimizer import MasterWeightsOptimizer
 
     monkeypatch.setitem(MasterWeightsOptimizer.__init__.__kwdefaults__, "growth_interval", 1)
     photos = write_photos(tmp_path / "photos")

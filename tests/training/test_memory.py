@@ -6,10 +6,13 @@ import os
 import pytest
 import torch
 
-from tests.helpers.script import as_argv
+from bench.memory import main as measure
+from bench.memory import smallest_card
+from tests.helpers.script import ROOT, as_argv
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.command_line import run_main
+from utils.errors import RunFailed
 from utils.run.plan import memory_needs
 from utils.training import memory
 from utils.training.memory import (
@@ -18,6 +21,7 @@ from utils.training.memory import (
     host_memory_needed,
     memory_needed,
     memory_parts,
+    out_of_memory_in_one_line,
     out_of_memory_line,
 )
 
@@ -170,9 +174,6 @@ def test_other_errors_stay_what_they_are(flags, monkeypatch):
 
 
 def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
-    from utils.errors import RunFailed
-    from utils.training.memory import out_of_memory_in_one_line
-
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(RunFailed), out_of_memory_in_one_line(make_needs()):
         full()
@@ -184,8 +185,6 @@ def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
 @pytest.mark.parametrize("fraction", [1e-6, 1e-3])
 def test_a_gpu_that_is_too_small(tmp_path, photos_dir, capsys, fraction):
     """The embedded model, on a card of which it may have next to nothing."""
-    from tests.helpers.script import ROOT
-
     argv = [f"--pretrained_model_name_or_path={ROOT / 'model/tiny-stable-diffusion'}", "--resolution=64"]
     argv += [f"--instance_data_dir={photos_dir}", "--instance_prompt=a photo", f"--output_dir={tmp_path / 'output'}"]
     torch.cuda.empty_cache()
@@ -200,9 +199,6 @@ def test_a_gpu_that_is_too_small(tmp_path, photos_dir, capsys, fraction):
 
 def test_the_table_of_measurements(tmp_path, tiny_pipeline_dir, photos_dir, capsys):
     """On a CPU there is no GPU memory to measure: the command, its flags and its table."""
-    from bench.memory import main as measure
-    from bench.memory import smallest_card
-
     arguments = [f"--model={tiny_pipeline_dir}", f"--photos={photos_dir}", f"--json={tmp_path / 'a.json'}"]
     rows = measure([*arguments, "--only", "low_memory", "--steps=2", "--use_8bit_adam"])["rows"]
     assert [row["flags"] for row in rows] == ["--low_memory --use_8bit_adam"]

@@ -22,7 +22,7 @@ UNET = dict(
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
 )
-LEARNING_RATE, NUM_STEPS, BATCH = 1e-6, 50, 2
+LEARNING_RATE, NUM_STEPS, BATCH = 1e-6, 20, 2
 SCHEDULER = DDPMScheduler(**{key: SCHEDULER_CONFIG[key] for key in ("beta_start", "beta_end", "beta_schedule")})
 
 
@@ -52,7 +52,7 @@ def pretrained() -> UNet2DConditionModel:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**UNET)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
-    for step in range(200):
+    for step in range(60):
         optimizer.zero_grad()
         loss_of(unet, 1000 + step, torch.float32).backward()
         optimizer.step()

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from utils.data.class_images import (
     ClassPlan,
@@ -32,6 +31,7 @@ from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import load_pipeline
+from utils.runtime.progress import progress_bar
 from utils.runtime.ranks import on_all_ranks
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -105,7 +105,7 @@ def make_missing(
     # Without the safety checker: a black image would be trained on.
     pipeline = load_pipeline(base_folder, dtype, device)
     total = sum(len(numbers) for _, numbers in shares)
-    bar = tqdm(total=total, desc="class images", unit="image", disable=rank != 0, file=sys.stderr)
+    bar = progress_bar("class images", total, "image", shown=rank == 0)
     say = functools.partial(print, "warning:", file=sys.stderr, flush=True)
     captures = device.type == "cuda" and settings.uses_cuda_graph
     captured = CapturedUNet(say).serving(pipeline) if captures else contextlib.nullcontext()

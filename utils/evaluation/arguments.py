@@ -20,8 +20,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of evaluate.py, with their defaults."""
     parser = Parser(
         prog="evaluate.py",
+        usage="python %(prog)s [any of the flags below]",
         description="Samples a fine-tuned Stable Diffusion v1 pipeline beside its baseline with the same seeds, "
-        "scores the images with the DreamBooth paper's metrics, and writes report.html (docs/evaluation.md).",
+        "scores the images with the DreamBooth paper's metrics, and writes report.html (docs/evaluation.md). "
+        "In brackets: what holds without the flag.",
     )
     _add_subject_flags(parser.add_argument)
     _add_sampling_flags(parser.add_argument)

@@ -9,12 +9,15 @@ from utils.runtime.libraries import quiet_libraries, without_drawing
 
 import numpy as np
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection, ViTModel
 
 from utils.errors import UserError
 from utils.evaluation.metrics import unit_rows
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json
+from utils.runtime.progress import progress_bar
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -73,9 +76,11 @@ class Encoder(NamedTuple):
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Unit vectors [N,D] of RGB images."""
         rows = []
-        for start in range(0, len(images), BATCH_SIZE):
-            pixels = [self.transform(image) for image in images[start : start + BATCH_SIZE]]
-            rows.append(self.image_features(torch.from_numpy(np.stack(pixels))).double().cpu().numpy())
+        with progress_bar(f"scoring, {self.name}", len(images), "image", shown=len(images) > BATCH_SIZE) as bar:
+            for start in range(0, len(images), BATCH_SIZE):
+                pixels = [self.transform(image) for image in images[start : start + BATCH_SIZE]]
+                rows.append(self.image_features(torch.from_numpy(np.stack(pixels))).double().cpu().numpy())
+                bar.update(len(pixels))
         return self._unit_rows(np.concatenate(rows), "images")
 
     @torch.inference_mode()
@@ -99,8 +104,6 @@ class Encoder(NamedTuple):
 
 def load_clip(folder: Path, device: torch.device) -> Encoder:
     """A CLIPModel folder (openai/clip-vit-base-patch32, say): both towers with their projections."""
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
-
     _check_kind(folder, "--clip_model", "clip", "a CLIP model such as openai/clip-vit-base-patch32")
     vision = _load(CLIPVisionModelWithProjection, folder, device)
     text = _load(CLIPTextModelWithProjection, folder, device)
@@ -124,9 +127,8 @@ def load_clip(folder: Path, device: torch.device) -> Encoder:
 
 def load_safety_checker(pipeline_folder: Path, device: torch.device) -> Encoder:
     """The image tower in a pipeline's safety_checker/: CLIP ViT-L/14's in Stable Diffusion v1.4. It knows no text."""
-    module = importlib.import_module("diffusers.pipelines.stable_diffusion.safety_checker")
     folder = pipeline_folder / "safety_checker"
-    checker = _load(module.StableDiffusionSafetyChecker, folder, device)
+    checker = _load(StableDiffusionSafetyChecker, folder, device)
     size = checker.config.vision_config.image_size
     processor = pipeline_folder / "feature_extractor" / "preprocessor_config.json"
     resize = _processor_size(read_json(processor)) if processor.is_file() else None
@@ -145,8 +147,6 @@ def load_safety_checker(pipeline_folder: Path, device: torch.device) -> Encoder:
 
 def load_dino(folder: Path, device: torch.device) -> Encoder:
     """A ViTModel folder (facebook/dino-vits16): the class token after the last layer norm."""
-    from transformers import ViTModel
-
     _check_kind(folder, "--dino_model", "vit", "a DINO model such as facebook/dino-vits16")
     model = _load(ViTModel, folder, device, add_pooling_layer=False)
     crop = model.config.image_size

@@ -5,18 +5,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.evaluation import comparison
 from utils.evaluation.candidates import FOLDER as CANDIDATES
+from utils.evaluation.hashes import model_folders
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import SUBJECT
@@ -34,30 +34,34 @@ from utils.evaluation.samples import (
     samples_id,
     settings_sha256,
 )
-from utils.evaluation.turns import WeightsInTurn, model_folders
+from utils.evaluation.turns import WeightsInTurn
 from utils.files import png
-from utils.files.hashing import in_background, sha256_of_all
 from utils.files.json_files import write_json
 from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
 from utils.runtime import gpu, timing
+from utils.runtime.progress import progress_bar
 from utils.runtime.timing import mark
 
 NUM_WRITERS = 4  # threads that write images
 
 
-def generate(plan: EvaluationPlan) -> None:
-    """Makes the images that are not there yet, model by model; writes samples.json and comparison.png."""
+def generate(plan: EvaluationPlan, hashing: Future) -> None:
+    """Makes the images that are not there yet, model by model; writes samples.json and comparison.png.
+
+    `hashing` will be what hash_models returns.
+    """
     mark("imported")
+    for line in gpu.problems_of_gpu():
+        print(line, file=sys.stderr, flush=True)
     device = gpu.pick_device()
     mixed_precision = pick_precision(plan.mixed_precision, device)
     settings = SamplingSettings.read({**plan._asdict(), "mixed_precision": mixed_precision})
     photos = load_photos(plan.instance_data_dir)
     if plan.instance_data_dir is not None and not photos:
         warn(f"--instance_data_dir {plan.instance_data_dir} holds no photo: {COMPARISON_FILE} shows none")
-    hashing = in_background(hash_models, plan)  # gigabytes, while they are loaded
     pipelines = load_pipelines(plan, settings, device)
     mark("models loaded")
     prompts = plan.prompts
@@ -140,27 +144,6 @@ def describe_models(plan: EvaluationPlan, pipelines: dict, hashes: dict) -> dict
     return models
 
 
-def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
-    """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded.
-
-    A blended UNet's is over its strength and those of both ends.
-    """
-    files = {}
-    for model, (folder, unet) in model_folders(plan).items():
-        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-            directory = (unet if part == "unet" else folder) / part
-            files[model.name, part] = [directory / file for file in loading.loaded_files(directory)]
-    digests = sha256_of_all(path for paths in files.values() for path in paths)
-    hashes: dict = {}
-    for (name, part), paths in files.items():
-        hashes.setdefault(name, {})[part] = settings_sha256({path.name: digests[path] for path in paths})
-    for model in plan.all_models:
-        if model.strength != 1:
-            ends = dict(base=hashes[BASELINE]["unet"], tuned=hashes[model.name]["unet"])
-            hashes[model.name]["unet"] = settings_sha256(ends | dict(strength=model.strength))
-    return hashes
-
-
 def image_settings(settings: SamplingSettings, sample: Sample, model: dict, device_type: str) -> dict:
     """All that decides an image's pixels: an image with equal settings need not be made again."""
     made_with = dict(prompt=sample.prompt, seed=sample.seed, model=model["sha256"], device=device_type)
@@ -224,16 +207,13 @@ def sample_groups(
     options["embeddings"] = drawing.PromptEmbeddings(settings.negative_prompt, settings.guidance_scale)
     if pipelines[BASELINE].device.type == "cuda":
         options["captured"] = CapturedUNet(warn)
-    interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
-    with tqdm(
-        total=num_steps, unit="step", mininterval=interval, dynamic_ncols=True, disable=not groups
-    ) as progress_bar:
+    with progress_bar("drawing", num_steps, "step", shown=bool(groups)) as bar:
         for number, group in enumerate(groups):
             name, seeds, prompts = group[0].model, [s.seed for s in group], [s.prompt for s in group]
-            progress_bar.set_description(name.replace(FINETUNED, "fine-tuned"))
+            bar.set_description(name.replace(FINETUNED, "fine-tuned"))
             pipeline = turns.pipeline(name, [later[0].model for later in groups[number + 1 :]])
             try:
-                images = drawing.sample(pipeline, prompts, seeds, on_step=progress_bar.update, **options)
+                images = drawing.sample(pipeline, prompts, seeds, on_step=bar.update, **options)
             except drawing.NotANumber as error:
                 raise UserError(f"{name}: {error}") from error
             yield group, images

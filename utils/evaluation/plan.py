@@ -237,13 +237,16 @@ def fill_subject(args: argparse.Namespace, trained_with: list[str], class_prompt
     prompts = trained_with or args.prompt
     subject = guess_subject(prompts, given if isinstance(given, str) else None)
     notes: Notes = []
+    found = []
     for flag in Subject._fields:
         guess = getattr(subject, flag)
         if getattr(args, flag) is None:
             args.guessed.append(flag)
             if guess:
                 setattr(args, flag, guess)
-                notes.append(("note", f'from the prompt "{prompts[0]}": --{flag} "{guess}"'))
+                found.append(f'--{flag} "{guess}"')
+    if found:
+        notes.append(("note", f'read from the prompt "{prompts[0]}": {" ".join(found)} (these flags correct it)'))
     if args.class_name is None:
         notes.append(
             ("note", f'no class in the prompt "{prompts[0]}": say what the subject is one of by --class_name')

@@ -2,25 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from utils.evaluation.hashes import model_folders
 from utils.evaluation.plan import EvaluationPlan
-from utils.evaluation.samples import BASELINE, FINETUNED, Model
+from utils.evaluation.samples import BASELINE, FINETUNED
 from utils.files.hashing import in_background
 from utils.models import blending
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-
-def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
-    """(pipeline's folder, folder with the UNet's unet/) of every model."""
-    baseline, finetuned = plan.baseline_folder, plan.finetuned_model_name_or_path
-    folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.all_models}
-    return {model: (baseline, baseline) if model.name == BASELINE else pair for model, pair in folders.items()}
 
 
 class WeightsInTurn:

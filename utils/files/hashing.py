@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+PIECE = 1 << 22  # bytes; other threads wait for the interpreter each time that one has been read
+
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest, piece = hashlib.sha256(), memoryview(bytearray(min(PIECE, path.stat().st_size or PIECE)))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(piece):
+            digest.update(piece[:size])
     return digest.hexdigest()
 
 

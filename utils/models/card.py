@@ -6,6 +6,7 @@ It says what run.json and evaluate.py know, without local paths, names of photos
 import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -96,12 +97,12 @@ def is_own_card(path: Path) -> bool:
 
 def card_text(folder: Path, run: Mapping[str, Any], metrics: Mapping[str, Any] | None, *, has_picture: bool) -> str:
     """The card of a pipeline folder as Markdown."""
-    prompts = list(prompts_of(run)) or ["a photo"]
+    prompts = [prompt for prompt, _ in Counter(prompts_of(run)).most_common()] or ["a photo"]  # captions come last
     base, license_name = _base_of(run), _license(folder, run)
     front: dict[str, Any] = dict(base_model=base) if base and "/" in base else {}
     front |= dict(library_name="diffusers", pipeline_tag="text-to-image", inference=True, instance_prompt=prompts[0])
     front |= dict(license=license_name) if license_name else {}
-    said_license = license_name or "that of the base"
+    said_license = f": {license_name}" if license_name else ""
     sections = [
         f"---\n{yaml.safe_dump(front | dict(tags=TAGS), sort_keys=False, allow_unicode=True)}---",
         MARK,
@@ -114,7 +115,7 @@ def card_text(folder: Path, run: Mapping[str, Any], metrics: Mapping[str, Any] |
         f"pipeline({prompts[0]!r}).images[0].save('picture.png')\n```",
         _scores(metrics) if metrics else "",
         _settings(folder, run),
-        f"## Licence\nThe base's licence goes for what is made from it: {said_license}. A person or a brand that the "
+        f"## Licence\nThe base's licence goes for what is made from it{said_license}. A person or a brand that the "
         f"photos show has rights of their own.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -182,7 +183,10 @@ def _settings(folder: Path, run: Mapping[str, Any]) -> str:
     arguments, versions = run.get("arguments"), run.get("versions")
     arguments = arguments if isinstance(arguments, Mapping) else {}
     versions = versions if isinstance(versions, Mapping) else {}
-    rows = [(said, arguments[name]) for name, said in SETTINGS.items() if arguments.get(name) not in (None, 0.0)]
+    used = dict(SETTINGS)
+    if not arguments.get("with_prior_preservation"):
+        del used["prior_loss_weight"]
+    rows = [(said, arguments[name]) for name, said in used.items() if arguments.get(name) not in (None, 0.0)]
     rows += [("prediction type", prediction_type(folder)), ("device", run.get("device"))]
     rows += [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     lines = [f"| {name} | {_escaped(str(value))} |" for name, value in rows if value]

@@ -106,6 +106,15 @@ def weight_files(folder: Path, part: str) -> list[Path]:
     raise UserError(f"{folder / part} holds no weights ({WEIGHT_STEMS[part]}.safetensors); copy or download it again")
 
 
+def loaded_files(folder: Path) -> list[str]:
+    """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    if folder.name in WEIGHT_STEMS:
+        others = [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not is_index(path)]
+        files = others + weight_files(folder.parent, folder.name)
+    return sorted(path.name for path in files)
+
+
 def _rank(variant: str) -> int:
     return VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
 

@@ -26,13 +26,11 @@ from utils.errors import UserError
 from utils.files.json_files import read_json, write_json
 from utils.models.folder import (
     MODEL_INDEX,
-    WEIGHT_STEMS,
-    WEIGHT_SUFFIXES,
     WeightFile,
     index_name,
     is_index,
+    loaded_files,
     plain_names,
-    weight_files,
 )
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
@@ -96,20 +94,35 @@ def check_finite(module: torch.nn.Module, place: Path) -> None:
 
     A sum is read at the memory's speed and is finite if all values are, as good as always.
     """
-    for name, value in module.named_parameters():
-        if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
-            count = int((~value.isfinite()).sum())
+    named = list(module.named_parameters())
+    sums = torch.stack([value.detach().sum(dtype=torch.float32) for _, value in named])
+    for index in (~sums.isfinite()).nonzero().flatten().tolist():
+        name, value = named[index]
+        if count := int((~value.isfinite()).sum()):
             raise UserError(
                 f"{place}: {count} of {value.numel()} values of {name} are NaN or infinite (a merge that failed, or a "
                 f"file damaged); use another copy of the {place.name}"
             )
 
 
-def _load_frozen(cls: Any, folder: Path, part: str, weight_dtype: torch.dtype, device: Any) -> torch.nn.Module:
-    # float32 first: transformers would read the weights in the dtype that config.json names, and not in the file's.
+def _load_frozen(
+    cls: Any,
+    folder: Path,
+    part: str,
+    weight_dtype: torch.dtype,
+    device: torch.device | str,
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> torch.nn.Module:
+    """A part to draw with or to encode with, in `weight_dtype` on `device`, 4-D weights in `memory_format`.
+
+    It is loaded as float32: transformers would read the weights in the dtype that config.json names, and not in the
+    file's. A GPU rounds and reorders what it has been given much faster than the CPU could before: the bits are equal.
+    """
     module = _load_weights(cls, folder, part, torch_dtype=torch.float32).requires_grad_(False).eval()
-    with quiet_libraries():
-        return module.to(device, dtype=weight_dtype)
+    for value in (*module.parameters(), *module.buffers()):
+        moved, dtype = value.data.to(device), weight_dtype if value.is_floating_point() else value.dtype
+        value.data = moved.to(dtype, memory_format=memory_format if value.dim() == 4 else torch.preserve_format)
+    return module
 
 
 def load_tokenizer(folder: Path, tokenizer_name: Path | None = None) -> CLIPTokenizer:
@@ -147,12 +160,12 @@ def check_tokens(input_ids: torch.Tensor, text_encoder: Any, prompt: str) -> Non
         )
 
 
-def load_text_encoder(folder: Path, weight_dtype: torch.dtype, device: Any) -> torch.nn.Module:
+def load_text_encoder(folder: Path, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
     """The frozen CLIPTextModel in `weight_dtype` on `device`."""
     return _load_frozen(CLIPTextModel, folder, "text_encoder", weight_dtype, device)
 
 
-def load_vae(folder: Path, weight_dtype: torch.dtype, device: Any) -> torch.nn.Module:
+def load_vae(folder: Path, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
     """The frozen AutoencoderKL in `weight_dtype` on `device`."""
     return _load_frozen(AutoencoderKL, folder, "vae", weight_dtype, device)
 
@@ -195,22 +208,20 @@ def load_pipeline(
     """
     folder = Path(folder)
     components: dict[str, Any] = {} if shared_with is None else dict(_common_components(shared_with, folder))
-    for part, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
-        if part not in components:  # not `dtype`: diffusers 0.29, which ColossalAI pins, knows only torch_dtype
-            components[part] = _load_weights(cls, folder, part, torch_dtype=weight_dtype)
-    if "text_encoder" not in components:
-        components["text_encoder"] = load_text_encoder(folder, weight_dtype, "cpu")
+    memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    for part, cls, layout in (
+        ("unet", UNet2DConditionModel, memory_format),
+        ("vae", AutoencoderKL, memory_format),
+        ("text_encoder", CLIPTextModel, torch.preserve_format),
+        ("safety_checker", StableDiffusionSafetyChecker, torch.preserve_format),
+    ):
+        if part not in components and (part != "safety_checker" or safety_checker):
+            components[part] = _load_frozen(cls, folder, part, weight_dtype, device, layout)
     components["tokenizer"] = components.get("tokenizer") or load_tokenizer(folder)
     if not safety_checker:
         components.update(safety_checker=None, feature_extractor=None)
-    elif "safety_checker" not in components:
-        components["safety_checker"] = _load_weights(
-            StableDiffusionSafetyChecker, folder, "safety_checker", torch_dtype=weight_dtype
-        )
+    # Not `dtype`: diffusers 0.29, which ColossalAI pins, knows only torch_dtype.
     pipeline = _load(StableDiffusionPipeline, folder, torch_dtype=weight_dtype, image_encoder=None, **components)
-    memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
-    pipeline.unet.to(memory_format=memory_format)
-    pipeline.vae.to(memory_format=memory_format)
     pipeline.vae.enable_slicing()  # decodes one image at a time: the decoder's memory would grow with the batch
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -246,12 +257,3 @@ def same_component(folder: Path, other_folder: Path, name: str) -> bool:
 
 def _component_class(folder: Path, name: str) -> list | None:
     return read_json(folder / MODEL_INDEX).get(name)
-
-
-def loaded_files(folder: Path) -> list[str]:
-    """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
-    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    if folder.name in WEIGHT_STEMS:
-        others = [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not is_index(path)]
-        files = others + weight_files(folder.parent, folder.name)
-    return sorted(path.name for path in files)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -61,8 +62,11 @@ def commit_pipeline(output_dir: Path, base: Path, write_unet: Callable[[Path], o
     before it are undone, so that an earlier pipeline in output_dir is whole again.
     """
     with staging_folder(output_dir) as staging:
-        assemble(staging, base)
-        write_unet(staging / "unet")
+        (staging / "unet").mkdir()
+        with ThreadPoolExecutor(1) as beside:
+            assembled = beside.submit(assemble, staging, base)
+            write_unet(staging / "unet")
+        assembled.result()
         sync_tree(staging)
         _swap(staging, output_dir)
         sync(output_dir)

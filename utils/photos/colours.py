@@ -2,12 +2,9 @@
 
 import io
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from PIL import Image
-
-if TYPE_CHECKING:
-    from PIL.ImageCms import ImageCmsTransform
+from PIL import Image, ImageChops, ImageCms
 
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}  # an ICC profile's colour space: Pillow's mode
 SAME_AS_SRGB = 2  # a profile that changes no value by more is sRGB, whatever it is called
@@ -29,8 +26,6 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> InSrgb:
     """
     if not profile:
         return InSrgb(image.convert("RGB"), "", "")
-    from PIL import ImageCms  # only if there is a profile
-
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
@@ -61,10 +56,8 @@ def _fits(image_mode: str, profile_mode: str) -> bool:
     return image_mode == profile_mode or (profile_mode == "L" and image_mode == "1")
 
 
-def _changes_nothing(transform: "ImageCmsTransform", mode: str) -> bool:
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     """Whether sRGB comes out as it went in, tried on a grid of colours or on all greys."""
-    from PIL import ImageChops, ImageCms
-
     grid = bytes(itertools.chain.from_iterable(itertools.product(PROBE_LEVELS, repeat=3)))
     probe = Image.frombytes("RGB", (len(grid) // 3, 1), grid) if mode == "RGB" else Image.linear_gradient("L")
     converted = ImageCms.applyTransform(probe, transform)

@@ -74,7 +74,7 @@ def describe_duplicates(photos: list[Photo]) -> list[str]:
         found.append(f"the same file twice: {groups}: keep one of them")
     if near:
         groups = "; ".join(_names(photos, [first, *others]) for first, others in near.items())
-        found.append(f"nearly the same: {groups}: other views and backgrounds would teach more")
+        found.append(f"nearly alike: {groups}; other views and places teach more")
     return found
 
 

@@ -4,24 +4,19 @@ import itertools
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from utils.errors import UserError
 from utils.files.json_files import read_json_or_none
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 MAX_TOKENS = 77
-
 
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
 
 
-def load_quick_tokenizer(folder: Path) -> "Tokenizer":
+def load_quick_tokenizer(folder: Path) -> Tokenizer:
     """The folder's CLIP tokenizer without transformers, whose import takes seconds."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
     try:
         if not (folder / "vocab.json").is_file():
             return Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -67,7 +62,7 @@ def learned_tokens(folder: Path) -> dict[str, int]:
     return {token: number for token, number in found.items() if not token.startswith("<|")}  # CLIP's own
 
 
-def with_all_vectors(prompt: str, tokenizer: "Tokenizer", learned: Collection[str]) -> str:
+def with_all_vectors(prompt: str, tokenizer: Tokenizer, learned: Collection[str]) -> str:
     """The prompt with <x> <x>_1 <x>_2 for a learned token <x> of several vectors, as diffusers' pipelines have it."""
     for token in dict.fromkeys(tokenizer.encode(prompt, add_special_tokens=False).tokens):
         if token in learned:
@@ -109,8 +104,6 @@ def readable_pieces(tokens: list[str], learned: Collection[str] = ()) -> list[st
 
     Tokens that hold a part of a character only are one piece; `learned` tokens are text already.
     """
-    from tokenizers import decoders
-
     decoder, pieces, part = decoders.ByteLevel(), [], ""
     for number, token in enumerate(tokens, 1):
         if token in learned:

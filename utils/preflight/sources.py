@@ -1,6 +1,7 @@
 """What a run is made from and what it will do: subjects, photos, prompts, the plan, and where it starts."""
 
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 
 from utils.data.class_images import check_class_images
@@ -50,6 +51,8 @@ def check_sources(
 
 
 def _describe_photos(table: PreflightTable, dataset: InstanceDataset) -> None:
+    for folder, count in Counter(photo.path.parent.resolve() for photo in dataset.photos).items():
+        table.add("photos", f"{count} in {folder}")
     for photo in dataset.photos:
         finding, verdict = describe_photo(photo, dataset)
         table.add("photo", f"{photo.path.name}: {finding}", verdict)
@@ -100,7 +103,8 @@ def _describe_base(table: PreflightTable, base: BaseModel, count: int, save_dtyp
     """`count` are the UNet's parameters."""
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
     kind = ", which predicts velocity" if prediction_type(base.folder) == "v_prediction" else ""
-    table.add("base model", f"{base.folder.resolve()}: Stable Diffusion v1{kind}, {size}")
+    table.add("base model", str(base.folder.resolve()))
+    table.add("base model", f"Stable Diffusion v1{kind}, {size}")
     if ".non_ema" in base.unet_weights[0].name:
         table.add("base model", f"{base.unet_weights[0].name} is trained on: the UNet has no other weights", NOTE)
 
@@ -134,9 +138,8 @@ def _check_start(
         return plan, None
     first_step = start.checkpoint.step if start.checkpoint else 0
     origin = f"{start.checkpoint.path}, " if start.checkpoint else ""
-    photos = ", ".join(str(concept.instance_data_dir.resolve()) for concept in concepts)
-    into = plan.output_dir.resolve()
-    table.add("start", f"{origin}step {first_step} of {plan.num_steps}, photos from {photos}, into {into}")
+    table.add("output", str(plan.output_dir.resolve()))
+    table.add("start", f"{origin}step {first_step} of {plan.num_steps}")
     every = plan.checkpointing_steps
     planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - first_step // every)
     _check_numbers(table, plan, base)

@@ -1,15 +1,13 @@
 """The table of what is checked before a model is loaded: rows, and one verdict."""
 
-import shutil
-import sys
 import textwrap
 from collections.abc import Callable
 from typing import TypeVar
 
 from utils.errors import UserError
+from utils.runtime import terminal
 
 OK, NOTE, STOP = "ok", "note", "STOP"
-COLUMNS = 100  # of a terminal, at most
 T = TypeVar("T")
 
 
@@ -62,11 +60,10 @@ class PreflightTable:
             parts = textwrap.wrap(finding, room, break_on_hyphens=False) if len(finding) > room else [finding]
             lines += [start + parts[0], *(" " * len(start) + part for part in parts[1:])]
         notes = sum(verdict == NOTE for *_, verdict in self.rows)
-        counted = f"{len(self.rows)} checks, {notes} notes"
+        counted = f"{len(self.rows)} checks, {notes} note{'' if notes == 1 else 's'}"
         verdict = f"NOT READY: {self.num_problems} to fix" if self.num_problems else "ready to train"
         return "\n".join([*lines, f"{verdict} ({counted})"])
 
     def show(self) -> None:
         """Prints the table, on a terminal in as many columns as it has; a log gets whole lines."""
-        columns = min(COLUMNS, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
-        print(self.text(columns), flush=True)
+        print(self.text(terminal.columns()), flush=True)

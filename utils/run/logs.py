@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from utils.files.json_files import keep_rows
 from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER
 from utils.files.png import save_png
+from utils.runtime.progress import progress_bar
 from utils.runtime.timing import mark
 from utils.training.train_step import METRICS
 
@@ -79,15 +79,7 @@ class TrainingLog:
         for row in keep_rows(path, first_step):
             self._count(float(row["loss"]), row["skipped"])
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._bar = tqdm(
-            total=num_steps,
-            initial=first_step,
-            desc="training",
-            unit="step",
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file gets a line every ten seconds
-            dynamic_ncols=True,
-            file=sys.stderr,
-        )
+        self._bar = progress_bar("training", num_steps, "step", done=first_step)
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -24,6 +24,7 @@ from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.resume import Sources
 from utils.runtime import timing
+from utils.runtime.programs import typed
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 
@@ -100,15 +101,15 @@ class RunRecord:
     def summary(self, learning_rate: float) -> str:
         """The run in a few lines, for its beginning; `learning_rate` is its largest."""
         plan, arguments, dataset = self.plan, self.plan.arguments, self.sources.dataset
-        batch, micro_batches = arguments["train_batch_size"], arguments["gradient_accumulation_steps"]
-        spread = f"(batch {batch} x {micro_batches} micro-batches x {plan.num_ranks} ranks)"
+        factors = {"micro-batches": arguments["gradient_accumulation_steps"], "ranks": plan.num_ranks}
+        many = [f"{number} {name}" for name, number in factors.items() if number > 1]
+        spread = " x ".join([f"batch {arguments['train_batch_size']}", *many])
         precision = "fp32" if plan.mixed_precision == "no" else plan.mixed_precision
         return "\n".join(
             [
                 f"{len(dataset)} photos at {dataset.resolution} px, {self._prompts()}",
                 *self._class_images(),
-                *(f"skipped {path.name!r}: {reason}" for path, reason in dataset.skipped),
-                f"{plan.num_steps} steps of {plan.samples_per_step} samples {spread}",
+                f"{plan.num_steps} steps of {plan.samples_per_step} samples ({spread})",
                 f"lr {learning_rate:g} ({arguments['lr_scheduler']}), {precision} on {device_name(self.device)}",
             ]
         )
@@ -141,14 +142,17 @@ class RunRecord:
         skipped = f", {log.num_skipped} skipped for overflow" if log.num_skipped else ""
         return (
             f"{self.plan.num_steps} steps in {seconds:.1f} s{skipped}; the pipeline is in {self.plan.output_dir} "
-            f"(DiffusionPipeline.from_pretrained loads it). Beside the base, with scores:\n{self._next_command()}"
+            f"(DiffusionPipeline.from_pretrained loads it).\nTo draw it beside the base, with scores:\n"
+            f"  {self._next_command()}"
         )
 
     def _next_command(self) -> str:
         """The command line that evaluates the result, from the folder that the training was started in."""
         script = Path(sys.argv[0])
         evaluate = script.with_name("evaluate.py") if script.name.startswith("train_dream") else Path("evaluate.py")
-        return shlex.join(["python", str(evaluate), "--finetuned_model_name_or_path", str(self.plan.output_dir)])
+        return shlex.join(
+            [typed("python"), str(evaluate), "--finetuned_model_name_or_path", str(self.plan.output_dir)]
+        )
 
     def _remove_earlier_runs(self) -> None:
         """What was kept of an earlier run in this folder until its result was replaced."""

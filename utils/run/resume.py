@@ -2,7 +2,6 @@
 
 import importlib
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -31,6 +30,7 @@ from utils.run.lineage import (
 )
 from utils.run.plan import Plan
 from utils.runtime import environment
+from utils.runtime.programs import typed
 
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
 
@@ -196,8 +196,6 @@ def resume_command(argv: list[str], num_ranks: int) -> str:
         else:
             kept.append(word)
     script = sys.argv[0] if Path(sys.argv[0]).name == "train_dreambooth_colossalai.py" else None
-    torchrun = Path(sys.executable).with_name("torchrun")
-    launcher = "torchrun" if shutil.which("torchrun") == str(torchrun) or not torchrun.exists() else str(torchrun)
     ranks_here = str(environment.local_world_size() or num_ranks)
-    command = [launcher, "--nproc_per_node", ranks_here, script or "train_dreambooth_colossalai.py", *kept]
+    command = [typed("torchrun"), "--nproc_per_node", ranks_here, script or "train_dreambooth_colossalai.py", *kept]
     return shlex.join([*command, "--resume_from_checkpoint", "latest"])

@@ -6,15 +6,19 @@ leave alone. So with torch's symbolic shapes, which are asked about shapes of pl
 answers as they do if nothing is compiled. Whatever else is asked imports them, and from then on they answer
 themselves. scipy, which diffusers imports for a few schedulers, has no answers: it is imported when one of them uses
 it.
+
+Other packages stay closed: each of diffusers' folders of models imports all models in it when one is imported.
 """
 
+import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +52,18 @@ class Finder:
         real(name.rpartition(".")[0])
         found = sys.modules.pop(name, None)  # else importlib would execute it again; it puts it back
         return None if found is None else importlib.util.spec_from_loader(name, Present(found))
+
+
+class Closed(ModuleType):
+    """A package whose submodules can be imported, while its own code runs only when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        spec = self.__spec__
+        if name.startswith("__") or spec is None or spec.loader is None:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        spec.loader.exec_module(self)
+        return getattr(self, name)
 
 
 class Present(importlib.abc.Loader):
@@ -93,6 +109,17 @@ def set_aside(name: str, **answers: Any) -> None:
         sys.meta_path.insert(0, Finder)
 
 
+def keep_closed(name: str) -> None:
+    """Puts a package there without running its code, unless it has been imported already or is not there."""
+    parent = importlib.import_module(name.rpartition(".")[0])
+    spec = None if name in sys.modules else importlib.machinery.PathFinder.find_spec(name, parent.__path__)
+    if spec is None:
+        return
+    module: Any = importlib.util.module_from_spec(spec)
+    module.__class__, sys.modules[name] = Closed, module
+    setattr(parent, name.rpartition(".")[2], module)
+
+
 def set_compiler_aside() -> None:
     """Puts torch's compiler aside."""
 
@@ -133,3 +160,19 @@ def _for(kinds: tuple[type, ...], name: str, answer: Callable) -> Callable:
         return answer(*values) if is_plain else getattr(real(SHAPES), name)(*values, **options)
 
     return function
+
+
+@contextlib.contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Imports make a million objects and hardly any garbage: looking for it takes a seventh of their time.
+
+    What is there at the end is not looked at again.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from utils.runtime.aside import nothing_collected
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,7 +33,8 @@ def gpu_is_usable() -> bool:
     """torch.cuda.is_available()."""
     if not gpu_is_possible():
         return False
-    import torch  # not before: without a GPU nothing needs it this early
+    with nothing_collected():
+        import torch  # not before: without a GPU nothing needs it this early
 
     return torch.cuda.is_available()
 

@@ -17,36 +17,52 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
-from utils.runtime.aside import set_aside, set_compiler_aside
+from utils.runtime.aside import keep_closed, nothing_collected, set_aside, set_compiler_aside
 from utils.runtime.stand_ins import UNUSED, hidden
 from utils.runtime.timing import mark
 
 # What is used of each: diffusers imports its parts only when they are asked for, and it is then that it warns.
-DIFFUSERS = ("AutoencoderKL", "DDPMScheduler", "PNDMScheduler", "StableDiffusionPipeline", "UNet2DConditionModel")
+DIFFUSERS = (
+    *("AutoencoderKL", "UNet2DConditionModel", "StableDiffusionPipeline"),
+    *("DDPMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"),
+)
 TRANSFORMERS = ("CLIPTextModel", "CLIPTokenizer")
+# Folders of diffusers' that import everything in them, of which a module or two are used.
+CLOSED = ("diffusers.hooks", *(f"diffusers.models.{name}" for name in ("autoencoders", "transformers", "unets")))
 
 
 def import_libraries() -> None:
     """Imports them; transformers without scipy, diffusers with it, since some of its schedulers need it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded when it runs
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    import torch
+    with nothing_collected():
+        import torch
 
     mark("torch imported")
+    warm_up = importlib.import_module("utils.runtime.warm_up")  # only now: it needs torch
+    warm_up.warm_up_gpu()
     with quiet_imports(), lean_imports():
         importlib.import_module("accelerate.utils")  # before torch.distributed seems to be absent
-        with hidden(*UNUSED, "scipy"), replaced(torch.distributed, "is_available", lambda: False):
+        with hidden(*_unused_by("transformers"), "scipy"), replaced(torch.distributed, "is_available", lambda: False):
             for name in TRANSFORMERS:
                 getattr(importlib.import_module("transformers"), name)
         for name in ("scipy", "scipy.integrate", "scipy.stats"):
             set_aside(name)
-        with hidden(*UNUSED):
+        with hidden(*_unused_by("diffusers")):
+            for name in CLOSED:
+                keep_closed(name)
             for name in DIFFUSERS:
                 getattr(importlib.import_module("diffusers"), name)
+
+
+def _unused_by(library: str) -> tuple[str, ...]:
+    """What to hide from a library; nothing if it has been imported before, and has looked for what is there."""
+    return () if library in sys.modules else UNUSED
 
 
 @contextlib.contextmanager
@@ -94,17 +110,18 @@ def quiet_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lean_imports() -> Iterator[None]:
-    """Takes three costs out of the imports (docs/decisions.md, 2026-11-24 and 2026-11-25).
+    """Takes four costs out of the imports (docs/decisions.md, 2026-11-24 to 2026-11-26).
 
     torch.compile as a decorator imports torch's inductor, and ColossalAI decorates functions that are never called
     here: it does nothing meanwhile, and the compiler stands aside. transformers and diffusers both list the files of
-    every installed package at import: the list is made once.
+    every installed package at import: the list is made once. No garbage is collected.
     """
     import torch
 
     set_compiler_aside()
     listing = functools.cache(importlib.metadata.packages_distributions)
     with (
+        nothing_collected(),
         replaced(torch, "compile", lambda model=None, **options: model or (lambda function: function)),
         replaced(importlib.metadata, "packages_distributions", listing),
     ):

@@ -1,6 +1,8 @@
 """The photos and the images of every prompt: where each is on the page, what stands below it, and its neighbours."""
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -148,7 +150,10 @@ def make_rows(
             below=neighbour(row + 1, seed),
         )
 
-    return [Row(label(model), [cell(row, entry) for entry in by_model[model]]) for row, model in enumerate(models)]
+    with ThreadPoolExecutor() as threads:  # making WebP of an image takes long
+        return [
+            Row(label(name), list(threads.map(cell, repeat(row), by_model[name]))) for row, name in enumerate(models)
+        ]
 
 
 def first_screen(

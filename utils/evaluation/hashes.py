@@ -1,0 +1,36 @@
+"""What each model of an evaluation is made from, as SHA-256; without torch, so that it begins before its import."""
+
+from pathlib import Path
+
+from utils.evaluation.plan import EvaluationPlan
+from utils.evaluation.samples import BASELINE, Model, settings_sha256
+from utils.files.hashing import sha256_of_all
+from utils.models.folder import loaded_files
+
+
+def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
+    """(pipeline's folder, folder with the UNet's unet/) of every model."""
+    baseline, finetuned = plan.baseline_folder, plan.finetuned_model_name_or_path
+    folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.all_models}
+    return {model: (baseline, baseline) if model.name == BASELINE else pair for model, pair in folders.items()}
+
+
+def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
+    """Of every model, one SHA-256 a component, over the names and digests of the files that are loaded.
+
+    A blended UNet's is over its strength and those of both ends.
+    """
+    files = {}
+    for model, (folder, unet) in model_folders(plan).items():
+        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+            directory = (unet if part == "unet" else folder) / part
+            files[model.name, part] = [directory / file for file in loaded_files(directory)]
+    digests = sha256_of_all(path for paths in files.values() for path in paths)
+    hashes: dict = {}
+    for (name, part), paths in files.items():
+        hashes.setdefault(name, {})[part] = settings_sha256({path.name: digests[path] for path in paths})
+    for model in plan.all_models:
+        if model.strength != 1:
+            ends = dict(base=hashes[BASELINE]["unet"], tuned=hashes[model.name]["unet"])
+            hashes[model.name]["unet"] = settings_sha256(ends | dict(strength=model.strength))
+    return hashes
