@@ -27,6 +27,7 @@ from bench.command_line import make_parser
 from bench.random_sd14 import EMBEDDED, write_pipeline
 from utils import PROGRAM
 from utils.models import drawing
+from utils.run.lineage import FORMAT, STATE_FILE
 from utils.runtime import gpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,8 +46,6 @@ def write_clip(folder: Path) -> Path:
 
 def write_tuned(base: Path, folder: Path, num_checkpoints: int) -> Path:
     """What a run leaves: the base with its UNet scaled, and checkpoints with other factors."""
-    from utils.run.lineage import FORMAT, STATE_FILE
-
     shutil.copytree(base, folder, copy_function=os.link)
     weights = load_file(base / UNET_FILE)
     for number in range(num_checkpoints + 1):
