@@ -265,7 +265,10 @@ def cell(mean: Mean | None) -> str:
     """0.668 (0.640 to 0.695): the mean and its 95% interval over subjects, if there are several."""
     if mean is None:
         return ""
-    return f"{mean.value:.3f}" + (f" ({mean.interval[0]:.3f} to {mean.interval[1]:.3f})" if mean.interval else "")
+    if mean.interval is None:
+        return f"{mean.value:.3f}"
+    low, high = max(mean.interval[0], -1), min(mean.interval[1], 1)  # a mean of cosines is not beyond
+    return f"{mean.value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -173,6 +174,17 @@ def test_a_user_error_is_one_line_from_rank_0(capsys, monkeypatch):
 def test_debug_raises(monkeypatch):
     with pytest.raises(UserError):
         run_main(parse_args, ["--resolution", "x", "--debug"])
+
+
+@pytest.mark.parametrize("parser", [training_parser, build_parser])
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits_the_terminal(parser, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = parser().format_help().splitlines()
+    too_long = [line for line in lines if len(line) >= columns]
+    assert [line for line in too_long if not re.fullmatch(r" +--\w+ \{\S+\}", line)] == []  # choices are one word
+    assert [line for line in lines if re.search(r"--(\w+) \1", line, re.IGNORECASE)] == []  # as in --seed SEED
+    assert lines[0].startswith("usage: ") and len(lines) > 40
 
 
 def test_help_goes_to_stdout_with_exit_code_0(capsys):

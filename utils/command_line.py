@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -107,6 +108,9 @@ class Help(argparse.HelpFormatter):
     def __init__(self, prog: str):
         columns = shutil.get_terminal_size().columns
         super().__init__(prog, max_help_position=36 if columns > 100 else 24, width=min(119, columns - 1))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         kind = getattr(action.type, "__name__", "text")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bench import coverage, loss_curves, start, train_step
+from bench import choose, coverage, loss_curves, start, train_step
 from bench import evaluate as bench
 from bench.timing import median_ms
 from tests.helpers.script import ROOT
@@ -26,7 +26,7 @@ def test_a_benchmark_starts_and_says_what_it_does(name, capsys, monkeypatch):
             module.main(["--help"])
         said = capsys.readouterr().out
         assert end.value.code == 0 and said.startswith(f"usage: python -m {name} ")
-        assert module.__doc__.splitlines()[0] in said and "default: SUPPRESS" not in said
+        assert module.__doc__.splitlines()[0] in " ".join(said.split()) and "default: SUPPRESS" not in said
         assert [action.dest for action in parsers[0]._actions if not action.help] == []
 
 
@@ -130,3 +130,15 @@ def test_the_whole_wait_is_measured_part_by_part(tmp_path, capsys):
     assert evaluated["num_images"] == 4 and evaluated["seconds_after_start"]["sampled"] < evaluated["prompt_back"]
     assert 0.2 <= peer["first_step"] < peer["prompt_back"]
     assert "first_step, warm: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_the_choice_costs_is_measured(tmp_path, capsys):
+    file = tmp_path / "choose.json"
+    model = ["--model", str(choose.EMBEDDED)]
+    results = choose.main([*model, "--steps=1", "--num_images=2", "--checkpoints=1", f"--json={file}"])
+    assert json.loads(file.read_text()) == json.loads(json.dumps(results))
+    assert results["without"]["drawn"][0][0] == results["with"]["drawn"][0][0] == 16
+    assert results["with"]["drawn"][1][0] == 30  # of five models; two of each of three prompts
+    assert 0 < results["drawing"] < results["with"]["seconds"]
+    assert "the choice: " in capsys.readouterr().out

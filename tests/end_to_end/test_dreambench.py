@@ -87,6 +87,13 @@ def test_every_subject_counts_once(tmp_path):
     assert "<td>0.600</td>" in (tmp_path / "table.html").read_text()
 
 
+def test_an_interval_holds_no_value_that_a_cosine_cannot_have():
+    _, rows = table({"a": metrics(clip_i=0.5), "b": metrics(clip_i=0.9)})
+    assert {row[0]: row[2] for row in rows}["mean of 2 subjects"] == "0.700 (-1.000 to 1.000)"
+    _, rows = table({"a": metrics(clip_i=0.5), "b": metrics(clip_i=0.51)})
+    assert {row[0]: row[2] for row in rows}["mean of 2 subjects"] == "0.505 (0.441 to 0.569)"
+
+
 def test_a_folder_holds_one_table(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dreambench, "run_subject", lambda *_: None)
     argv = [str(data), str(tmp_path / "out"), "--pretrained_model_name_or_path", "base"]

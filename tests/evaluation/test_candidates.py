@@ -14,11 +14,15 @@ from tests.helpers.pipelines import write_pipeline
 from tests.helpers.script import UNET_FILE
 from utils import PROGRAM
 from utils.command_line import run_main
+from utils.evaluation import candidates
 from utils.evaluation.candidates import candidate_models, candidate_prompts, export_command, label
 from utils.evaluation.prompts import number_prompts
 from utils.export import main as export
+from utils.models import drawing
 from utils.run.lineage import FORMAT, STATE_FILE
 from utils.runtime.programs import typed
+
+QUICK = "DPMSolverMultistepScheduler"
 
 
 def write_checkpoint(folder: Path, base: Path, step: int) -> None:
@@ -77,6 +81,9 @@ def test_the_choice_is_in_metrics_json_and_on_the_terminal(trained, tmp_path, ca
         prompts = [*2 * ["a photo of sks cat"], "a photo of a dog", "a photo of a house"]
         assert [image["prompt"] for image in entry["images"]] == prompts
         assert [image["seed"] for image in entry["images"]] == [0, 1, 0, 0]
+    samples = json.loads((result / "samples.json").read_text())
+    assert {model["scheduler"] for model in samples["models"].values()} == {"PNDMScheduler"}
+    assert {model["scheduler"] for model in samples["candidates"]["models"].values()} == {QUICK}
     chosen = next(entry for entry in found["entries"] if entry["name"] == found["chosen"])
     assert (chosen["command"] or f"It is what {trained} holds.") in said
 
@@ -89,6 +96,21 @@ def test_the_choice_is_in_metrics_json_and_on_the_terminal(trained, tmp_path, ca
     assert not (result / "candidates").exists() and "candidates" not in json.loads(
         (result / "metrics.json").read_text()
     )
+
+
+def test_candidates_are_drawn_by_the_quick_solver_and_final_images_by_the_models_own(trained, tmp_path, monkeypatch):
+    drawn, real = [], drawing.sample
+
+    def note(pipeline, prompts, seeds, **options):
+        scheduler, steps = type(pipeline.scheduler).__name__, options["num_inference_steps"]
+        drawn.append((scheduler, steps, len(set(prompts)), len(seeds)))
+        return real(pipeline, prompts, seeds, **options | dict(num_inference_steps=1))
+
+    monkeypatch.setattr(drawing, "sample", note)
+    assert run(trained, tmp_path / "result", "--choose", "--num_inference_steps", "30", "--only", "generate") == 0
+    prompts, models = 4, 6  # subject (2 images), class and two other things (1); the baseline and five candidates
+    assert [call[:3] for call in drawn[: 2 * prompts]] == [("PNDMScheduler", 30, 1)] * 2 * prompts
+    assert drawn[2 * prompts :] == [(QUICK, candidates.NUM_INFERENCE_STEPS, prompts - 1, 4)] * models
 
 
 def test_only_the_first_prompts_of_the_subject_are_drawn_and_the_bare_class_is_not():

@@ -1,7 +1,4 @@
-"""Images through graphs are the plain ones, whichever UNet the graphs' weights belong to.
-
-On a CPU a stand-in for the graph reads, as a graph does, the addresses that the weights had when it was captured.
-"""
+"""Images through graphs are the plain ones, whichever UNet the graphs' weights belong to."""
 
 from shutil import copytree
 
@@ -12,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from bench.random_sd14 import EMBEDDED
+from tests.helpers.graphs import replace_graphs
 from tests.helpers.pipelines import UNET_CONFIG, write_pipeline
 from utils.models import captured_unet
 from utils.models.captured_unet import CapturedUNet
@@ -23,27 +21,9 @@ PROMPT = "a photo of my cat."
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
-class StandIn:
-    """A graph's behaviour on a CPU: a copy of the network that computes with the storages of the capture."""
-
-    captures = 0
-
-    def __init__(self, forward, inputs, beside):
-        StandIn.captures += 1
-        unet = forward.args[0]
-        self.network = UNet2DConditionModel.from_config(unet.config).eval()
-        self.weights = {name: parameter.data for name, parameter in unet.named_parameters()}
-
-    def __call__(self, *inputs):
-        return torch.func.functional_call(self.network, self.weights, inputs, dict(return_dict=False))[0]
-
-
 @pytest.fixture
 def stand_in(monkeypatch):
-    monkeypatch.setattr(captured_unet, "_Graph", StandIn)
-    monkeypatch.setattr(captured_unet.operations, "HAS_TRITON", False)
-    StandIn.captures = 0
-    return StandIn
+    return replace_graphs(monkeypatch)
 
 
 def refuse(message: str) -> None:

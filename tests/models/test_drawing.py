@@ -46,6 +46,16 @@ def test_images_do_not_depend_on_the_batch_size(pipeline, images, batch_size):
     assert largest_difference(images, others) <= 1
 
 
+@pytest.mark.parametrize(("batch_size", "guidance_scale"), [(None, 7.5), (2, 7.5), (None, 1.0)])
+def test_images_of_several_prompts_at_once_are_those_of_each(base, batch_size, guidance_scale):
+    pipeline, prompts = load_pipeline(base, torch.float32, CPU), [PROMPT, "!!!!", PROMPT]
+    torch.nn.init.normal_(pipeline.unet.down_blocks[0].attentions[0].proj_out.weight)  # the prompt counts for more
+    options = dict(num_inference_steps=STEPS, guidance_scale=guidance_scale)
+    expected = [sample(pipeline, prompt, [seed], **options)[0] for seed, prompt in enumerate(prompts)]
+    assert largest_difference(expected[:1], sample(pipeline, "!!!!", [0], **options)) > 3
+    assert largest_difference(sample(pipeline, prompts, [0, 1, 2], batch_size=batch_size, **options), expected) <= 1
+
+
 def test_another_seed_or_prompt_makes_another_image(pipeline, images):
     assert largest_difference(images[:1], images[1:2]) > 10
     assert largest_difference(images[:1], sample(pipeline, "!!!!", [0], num_inference_steps=STEPS)) > 0
@@ -94,6 +104,20 @@ def test_a_pipeline_that_draws_no_numbers_is_refused(base, dtype, advice):
         warnings.simplefilter("error", RuntimeWarning)
         with pytest.raises(NotANumber, match=f"the images of .{PROMPT}. are not numbers: .*{advice}"):
             sample(pipeline, PROMPT, [0], num_inference_steps=2)
+
+
+def test_the_prompt_whose_image_is_no_number_is_named(base, monkeypatch):
+    pipeline = load_pipeline(base, torch.float32, CPU)
+    decoded = pipeline.vae.decode
+
+    def spoil_the_second(*args, **kwargs):
+        images = decoded(*args, **kwargs)
+        images[0][1] = torch.nan
+        return images
+
+    monkeypatch.setattr(pipeline.vae, "decode", spoil_the_second)
+    with pytest.raises(NotANumber, match="the images of .!!!!. are"):
+        sample(pipeline, [PROMPT, "!!!!", "zzzz"], [0, 0, 0], num_inference_steps=1)
 
 
 def test_floats_that_are_no_numbers_are_blank(images):

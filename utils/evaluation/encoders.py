@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.runtime.libraries import quiet_libraries
+from utils.runtime.libraries import quiet_libraries, without_drawing
 
 import numpy as np
 import torch
@@ -181,7 +181,7 @@ def load_lpips() -> tuple[Callable[[Image.Image, Image.Image], float] | None, st
 def _load(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
     """The model in fp32, frozen. UserError if weights are lacking: the library would fill them in at random."""
     try:
-        with quiet_libraries():
+        with quiet_libraries(), without_drawing():
             model, loading = cls.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32, **options
             )

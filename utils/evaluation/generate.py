@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -34,18 +34,16 @@ from utils.evaluation.samples import (
     samples_id,
     settings_sha256,
 )
+from utils.evaluation.turns import WeightsInTurn
 from utils.files import png
 from utils.files.json_files import write_json
-from utils.models import blending, drawing, loading
+from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
 from utils.runtime import gpu, timing
 from utils.runtime.progress import progress_bar
 from utils.runtime.timing import mark
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
 NUM_WRITERS = 4  # threads that write images
 
@@ -81,16 +79,31 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
         claim(plan.output_dir, [sample.file for sample in samples + quick_samples])
         entries = sample_all(plan, settings, samples, turns, models)
         write_comparison(plan, settings, samples, photos)
+        mark("final images drawn")
         record = describe(plan, settings, entries, models, device)
         if quick:
-            quick_settings = settings._replace(num_inference_steps=quick.num_inference_steps)
-            quick_entries = sample_all(quick, quick_settings, quick_samples, turns, models)
-            add_candidates(record, describe(quick, quick_settings, quick_entries, models, device))
+            add_candidates(record, draw_candidates(quick, settings, quick_samples, turns, models))
         mark("sampled")
         finish(plan.output_dir, record | dict(seconds_after_start=timing.clock.marks))
     except OSError as error:
         advice = "make room there, or name another folder"
         raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: {advice}") from error
+
+
+def draw_candidates(
+    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], turns: WeightsInTurn, models: dict
+) -> dict:
+    """The candidates' images, in fewer steps of a solver that needs fewer; returns their samples.json."""
+    settings = settings._replace(num_inference_steps=plan.num_inference_steps, batch_size=plan.batch_size)
+    for pipeline in turns.pipelines.values():  # these are the last images
+        pipeline.scheduler = loading.quick_scheduler(pipeline.scheduler)
+    solver = type(turns.pipelines[BASELINE].scheduler).__name__
+    quick = {
+        name: model | dict(scheduler=solver, sha256=model["sha256"] | dict(solver=solver))
+        for name, model in models.items()
+    }
+    entries = sample_all(plan, settings, samples, turns, quick, mixes_prompts=True)
+    return describe(plan, settings, entries, quick, turns.pipelines[BASELINE].device)
 
 
 def pick_precision(asked: str | None, device: torch.device) -> str:
@@ -131,29 +144,6 @@ def describe_models(plan: EvaluationPlan, pipelines: dict, hashes: dict) -> dict
     return models
 
 
-class WeightsInTurn:
-    """A pipeline for every model: its own, or the fine-tuned one with the model's weights put into its UNet.
-
-    The weights change in place, so that the graphs that read them stay good, and no module is loaded twice.
-    """
-
-    def __init__(self, plan: EvaluationPlan, pipelines: dict):
-        self.folders = model_folders(plan)
-        self.models = {model.name: model for model in self.folders}
-        self.pipelines = pipelines
-        self.held = {id(pipelines[name].unet): name for name in (FINETUNED, BASELINE)}  # whose weights a UNet holds
-
-    def pipeline(self, name: str) -> "StableDiffusionPipeline":
-        """Of the model `name`, until the next call."""
-        pipeline = self.pipelines[BASELINE if name == BASELINE else FINETUNED]
-        if self.held[id(pipeline.unet)] != name:
-            tuned = self.folders[self.models[name]][1]
-            baseline = self.folders[self.models[BASELINE]][1]
-            blending.load_weights(pipeline.unet, blending.blended_weights(baseline, tuned, self.models[name].strength))
-            self.held[id(pipeline.unet)] = name
-        return pipeline
-
-
 def image_settings(settings: SamplingSettings, sample: Sample, model: dict, device_type: str) -> dict:
     """All that decides an image's pixels: an image with equal settings need not be made again."""
     made_with = dict(prompt=sample.prompt, seed=sample.seed, model=model["sha256"], device=device_type)
@@ -161,9 +151,18 @@ def image_settings(settings: SamplingSettings, sample: Sample, model: dict, devi
 
 
 def sample_all(
-    plan: EvaluationPlan, settings: SamplingSettings, samples: list[Sample], turns: WeightsInTurn, models: dict
+    plan: EvaluationPlan,
+    settings: SamplingSettings,
+    samples: list[Sample],
+    turns: WeightsInTurn,
+    models: dict,
+    mixes_prompts: bool = False,
 ) -> list[dict]:
-    """Makes and writes the images whose settings differ from what lies there; returns samples.json's entries."""
+    """Makes and writes the images whose settings differ from what lies there; returns samples.json's entries.
+
+    Args:
+        mixes_prompts: whether a batch may hold images of several prompts.
+    """
     device_type = turns.pipelines[BASELINE].device.type
     digests = {s.file: settings_sha256(image_settings(settings, s, models[s.model], device_type)) for s in samples}
     wanted = [s for s in samples if recorded_settings(plan.output_dir / s.file) != digests[s.file]]
@@ -171,7 +170,7 @@ def sample_all(
         print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
     start, writing = time.monotonic(), []
     with ThreadPoolExecutor(NUM_WRITERS) as writers:  # compressing PNGs takes long, and the GPU need not wait for it
-        for group, images in sample_groups(settings, wanted, turns):
+        for group, images in sample_groups(settings, wanted, turns, mixes_prompts):
             for sample, image in zip(group, images, strict=True):
                 text = settings.png_text(sample.prompt, seed=sample.seed, model=models[sample.model]["path"])
                 text[SETTINGS_KEY] = digests[sample.file]
@@ -189,10 +188,11 @@ def sample_all(
 
 
 def sample_groups(
-    settings: SamplingSettings, wanted: list[Sample], turns: WeightsInTurn
+    settings: SamplingSettings, wanted: list[Sample], turns: WeightsInTurn, mixes_prompts: bool
 ) -> Iterator[tuple[list[Sample], list[Image.Image]]]:
-    """Yields (samples, images) for every model and prompt, behind one progress bar."""
-    groups = [list(group) for _, group in groupby(wanted, key=lambda sample: (sample.model, sample.prompt))]
+    """Yields (samples, images) for every model and prompt, or for every model, behind one progress bar."""
+    key = attrgetter("model") if mixes_prompts else attrgetter("model", "prompt")
+    groups = [list(group) for _, group in groupby(wanted, key)]
     pipelines = turns.pipelines
     num_steps = sum(
         drawing.num_denoising_steps(
@@ -208,12 +208,12 @@ def sample_groups(
     if pipelines[BASELINE].device.type == "cuda":
         options["captured"] = CapturedUNet(warn)
     with progress_bar("drawing", num_steps, "step", shown=bool(groups)) as bar:
-        for group in groups:
-            name, seeds = group[0].model, [sample.seed for sample in group]
+        for number, group in enumerate(groups):
+            name, seeds, prompts = group[0].model, [s.seed for s in group], [s.prompt for s in group]
             bar.set_description(name.replace(FINETUNED, "fine-tuned"))
-            pipeline = turns.pipeline(name)
+            pipeline = turns.pipeline(name, [later[0].model for later in groups[number + 1 :]])
             try:
-                images = drawing.sample(pipeline, group[0].prompt, seeds, on_step=bar.update, **options)
+                images = drawing.sample(pipeline, prompts, seeds, on_step=bar.update, **options)
             except drawing.NotANumber as error:
                 raise UserError(f"{name}: {error}") from error
             yield group, images

@@ -110,6 +110,7 @@ def plan_candidates(plan: EvaluationPlan) -> EvaluationPlan:
         num_images=min(plan.num_images, candidates.NUM_IMAGES),
         num_drift_images=min(plan.num_drift_images, candidates.NUM_OTHER_IMAGES),
         num_inference_steps=min(plan.num_inference_steps, candidates.NUM_INFERENCE_STEPS),
+        batch_size=plan.batch_size or candidates.BATCH_SIZE,
     )
 
 

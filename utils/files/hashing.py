@@ -29,7 +29,7 @@ def in_background(function: Callable[..., object], *args: object) -> Future:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="hashing", daemon=True).start()
+    threading.Thread(target=run, name="in the background", daemon=True).start()
     return future
 
 

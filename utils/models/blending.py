@@ -12,11 +12,13 @@ from utils.models.single_file import read_weights
 def blend(base: torch.Tensor, tuned: torch.Tensor, strength: float) -> torch.Tensor:
     """base + strength x (tuned - base), computed in float32, in the dtype of `tuned`.
 
-    At 1 it is `tuned` and at 0 `base`, bit for bit if their dtypes are equal; above 1 it goes beyond `tuned`.
+    At 1 it is `tuned` and at 0 `base`, bit for bit if their dtypes are equal; above 1 it goes beyond `tuned`. Every
+    operation rounds by itself, so that every processor gives the same bits; those of torch.lerp depend on it.
     """
     if strength in (0, 1):
         return (tuned if strength else base).to(tuned.dtype)
-    return torch.lerp(base.float(), tuned.float(), strength).to(tuned.dtype)
+    base = base.float()
+    return (tuned.float() - base).mul_(strength).add_(base).to(tuned.dtype)
 
 
 def blended_weights(base: Path, tuned: Path, strength: float) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +64,14 @@ class PromptEmbeddings:
                 )
         return self._known[key]
 
+    def of_batch(self, pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, Any]:
+        """The pipeline's keywords for images of these prompts: a row for all if it is one prompt, else a row each."""
+        rows = [self(pipeline, prompt) for prompt in (prompts if len(set(prompts)) > 1 else prompts[:1])]
+        embeds, negative = zip(*rows, strict=True)
+        return dict(
+            prompt_embeds=torch.cat(embeds), negative_prompt_embeds=torch.cat(negative) if self.is_guided else None
+        )
+
 
 def num_denoising_steps(
     pipeline: StableDiffusionPipeline, num_images: int, num_inference_steps: int, batch_size: int | None = None
@@ -76,7 +84,7 @@ def num_denoising_steps(
 @torch.inference_mode()
 def sample(
     pipeline: StableDiffusionPipeline,
-    prompt: str,
+    prompt: str | Sequence[str],
     seeds: list[int],
     *,
     num_inference_steps: int = NUM_INFERENCE_STEPS,
@@ -92,6 +100,7 @@ def sample(
     """One image a seed. Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
 
     Args:
+        prompt: of all images, or one an image.
         batch_size: images at once; all of them when None.
         height, width: pixels; the model's own when None.
         embeddings: shared between calls, and made with the same negative prompt and guidance: encodes no text twice.
@@ -102,17 +111,19 @@ def sample(
     """
     own_height, own_width = image_size(pipeline)
     embeddings = embeddings or PromptEmbeddings(negative_prompt, guidance_scale)
-    prompt_embeds, negative_prompt_embeds = embeddings(pipeline, prompt)
-    embeds: dict[str, Any] = dict(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
+    prompts = [prompt] * len(seeds) if isinstance(prompt, str) else prompt
     settings: dict[str, Any] = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     size = dict(height=height or own_height, width=width or own_width)
-    options = {**embeds, **settings, **size, "callback_on_step_end": _calling(on_step), "advice": SAMPLING_ADVICE}
+    options = {**settings, **size, "callback_on_step_end": _calling(on_step), "advice": SAMPLING_ADVICE}
     batch_size, images = batch_size or len(seeds), []
     with contextlib.nullcontext() if captured is None else captured.serving(pipeline):
         for start in range(0, len(seeds), batch_size):
-            batch = draw(pipeline, seeds[start : start + batch_size], **options)
+            texts = prompts[start : start + batch_size]
+            embeds = embeddings.of_batch(pipeline, texts)
+            batch = draw(pipeline, seeds[start : start + batch_size], **embeds, **options)
             if not bool(torch.isfinite(batch).all()):
-                raise NotANumber(f'the images of "{prompt}" are not numbers: {why_not_a_number(pipeline)}')
+                wrong = texts[int(batch.isfinite().flatten(1).all(1).logical_not().nonzero()[0])]
+                raise NotANumber(f'the images of "{wrong}" are not numbers: {why_not_a_number(pipeline)}')
             images += to_pil(batch)
     return images
 
@@ -178,11 +189,13 @@ def draw(
     Args:
         height, width: pixels.
         advice: for the UserError that is raised if the GPU's memory is too small; None leaves torch's own error.
-        output_type, arguments: the pipeline's own.
+        output_type, arguments: the pipeline's own; prompt_embeds are of all images [1,77,D], or one row an image.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     latents = initial_latents(pipeline, generators, height, width).to(pipeline.unet.dtype)
-    options = dict(num_images_per_prompt=len(seeds), height=height, width=width, output_type=output_type, **arguments)
+    rows = arguments.get("prompt_embeds")
+    of_each = len(seeds) // (1 if rows is None else len(rows))
+    options = dict(num_images_per_prompt=of_each, height=height, width=width, output_type=output_type, **arguments)
     try:
         with quiet_libraries():
             return pipeline(latents=latents, generator=generators, **options).images

@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.runtime.libraries import quiet_libraries, replaced
+from utils.runtime.libraries import quiet_libraries, without_drawing
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -33,13 +40,10 @@ SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feat
 
 
 def _load(cls: Any, folder: Path, part: str = "", **options: Any) -> Any:
-    """`cls` from the folder `part` of a pipeline's, or from `folder` itself. Raises UserError if that fails.
-
-    Weights come from files, so none are drawn first: on the meta device that would import torch's compiler.
-    """
+    """`cls` from the folder `part` of a pipeline's, or from `folder` itself. Raises UserError if that fails."""
     if part:
         options["subfolder"] = part
-    with quiet_libraries(), replaced(torch.nn.init, "normal_", lambda tensor, *args, **kwargs: tensor):
+    with quiet_libraries(), without_drawing():
         try:
             return cls.from_pretrained(folder, local_files_only=True, **options)
         except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
@@ -174,6 +178,12 @@ def load_unet(folder: Path) -> torch.nn.Module:
 def load_sampling_scheduler(folder: Path) -> PNDMScheduler:
     """PNDMScheduler, Stable Diffusion v1's own, with the noise schedule of the pipeline's scheduler."""
     return _load(PNDMScheduler, folder, "scheduler")
+
+
+def quick_scheduler(scheduler: Any) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ with the noise schedule of a pipeline's own scheduler: near its pictures in a few steps."""
+    with quiet_libraries():
+        return DPMSolverMultistepScheduler.from_config(scheduler.config)
 
 
 def load_noise_scheduler(folder: Path) -> DDPMScheduler:

@@ -47,7 +47,7 @@ def check_disk(
     most = min(num_checkpoints, total_limit + 1) if total_limit else num_checkpoints
     usage = shutil.disk_usage(place)
     needed, free = result + most * checkpoint, usage.free
-    said = f"{result / GB:.2g} GB for the result, {frozen / GB:.2g} of it copied"
+    said = f"{result / GB:.2g} GB for the result, {frozen / GB:.2g} copied"
     said += f", {most} checkpoint{'' if most == 1 else 's'} of {checkpoint / GB:.2g} GB" if most else ""
     if usage.total == 0:  # some mounted buckets and network folders do not know
         return f"{said}; the disk does not say how much is free", "note"

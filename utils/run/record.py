@@ -101,15 +101,15 @@ class RunRecord:
     def summary(self, learning_rate: float) -> str:
         """The run in a few lines, for its beginning; `learning_rate` is its largest."""
         plan, arguments, dataset = self.plan, self.plan.arguments, self.sources.dataset
-        batch, micro_batches = arguments["train_batch_size"], arguments["gradient_accumulation_steps"]
-        spread = f"(batch {batch} x {micro_batches} micro-batches x {plan.num_ranks} ranks)"
+        factors = {"micro-batches": arguments["gradient_accumulation_steps"], "ranks": plan.num_ranks}
+        many = [f"{number} {name}" for name, number in factors.items() if number > 1]
+        spread = " x ".join([f"batch {arguments['train_batch_size']}", *many])
         precision = "fp32" if plan.mixed_precision == "no" else plan.mixed_precision
         return "\n".join(
             [
                 f"{len(dataset)} photos at {dataset.resolution} px, {self._prompts()}",
                 *self._class_images(),
-                *(f"skipped {path.name!r}: {reason}" for path, reason in dataset.skipped),
-                f"{plan.num_steps} steps of {plan.samples_per_step} samples {spread}",
+                f"{plan.num_steps} steps of {plan.samples_per_step} samples ({spread})",
                 f"lr {learning_rate:g} ({arguments['lr_scheduler']}), {precision} on {device_name(self.device)}",
             ]
         )

@@ -27,7 +27,10 @@ from utils.runtime.stand_ins import UNUSED, hidden
 from utils.runtime.timing import mark
 
 # What is used of each: diffusers imports its parts only when they are asked for, and it is then that it warns.
-DIFFUSERS = ("AutoencoderKL", "DDPMScheduler", "PNDMScheduler", "StableDiffusionPipeline", "UNet2DConditionModel")
+DIFFUSERS = (
+    *("AutoencoderKL", "UNet2DConditionModel", "StableDiffusionPipeline"),
+    *("DDPMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"),
+)
 TRANSFORMERS = ("CLIPTextModel", "CLIPTokenizer")
 # Folders of diffusers' that import everything in them, of which a module or two are used.
 CLOSED = ("diffusers.hooks", *(f"diffusers.models.{name}" for name in ("autoencoders", "transformers", "unets")))
@@ -82,6 +85,14 @@ def quiet_libraries() -> Iterator[None]:
             module.set_verbosity(verbosity)
         if progress_bars:
             transformers_logging.enable_progress_bar()
+
+
+def without_drawing() -> contextlib.AbstractContextManager[None]:
+    """Inside, modules whose weights come from files draw none first: on the meta device that would import torch's
+    compiler."""
+    import torch
+
+    return replaced(torch.nn.init, "normal_", lambda tensor, *args, **kwargs: tensor)
 
 
 @contextlib.contextmanager

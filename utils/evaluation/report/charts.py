@@ -91,6 +91,16 @@ class Dot(NamedTuple):
     whiskers: list[tuple[str, str, str, str]]  # (x1, y1, x2, y2)
 
 
+class Line(NamedTuple):
+    """A line across the chart, and where its text begins, in pixels."""
+
+    y: str
+    text: str
+    style: str
+    text_x: str
+    text_y: str
+
+
 class Scatter(NamedTuple):
     """All that scatter.svg.jinja needs."""
 
@@ -100,10 +110,11 @@ class Scatter(NamedTuple):
     x_ticks: list[tuple[str, str]]  # (x, text)
     y_ticks: list[tuple[str, str]]
     dots: list[Dot]  # the chosen one last, so that nothing covers it
-    lines: list[tuple[str, str, str]]  # across the chart: (y, text, CSS class)
+    lines: list[Line]
     frame: Frame
 
 
+LABEL_HEIGHT = 15  # pixels that the text of a line takes
 SCATTER_FRAME = Frame(width=460, height=340, left=48, right=444, top=34, bottom=284)
 
 
@@ -123,9 +134,22 @@ def scatter_chart(
         x_ticks=[(place.x(x), short(x)) for x in x_ticks],
         y_ticks=[(place.y(y), short(y)) for y in y_ticks],
         dots=[dot(place, point) for point in sorted(points, key=lambda point: point.is_chosen)],
-        lines=[(place.y(y), text, style) for y, text, style in lines],
+        lines=place_lines(place, lines),
         frame=SCATTER_FRAME,
     )
+
+
+def place_lines(place: "Place", lines: list[tuple[float, str, str]]) -> list[Line]:
+    """Texts stand above their lines; one without room between two lines stands below its own, or else to the right."""
+    placed: list[Line] = []
+    for value, text, style in sorted(lines, reverse=True):
+        y, x = float(place.y(value)), place.frame.left + 4
+        text_y = y - 5
+        if placed and y - float(placed[-1].y) < LABEL_HEIGHT:
+            has_room = y + LABEL_HEIGHT <= place.frame.bottom
+            text_y, x = (y + LABEL_HEIGHT - 2, x) if has_room else (float(placed[-1].text_y), x + 120)
+        placed.append(Line(f"{y:.1f}", text, style, f"{x}", f"{text_y:.1f}"))
+    return placed
 
 
 def dot(place: "Place", point: ScatterPoint) -> Dot:

@@ -1,0 +1,118 @@
+"""Models that take turns in one UNet: the weights that a written model has, to the bit, where the graphs read them."""
+
+from pathlib import Path
+from shutil import copytree
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.helpers.graphs import replace_graphs
+from tests.helpers.pipelines import write_pipeline
+from tests.helpers.script import EMBEDDED, UNET_FILE
+from utils.evaluation.samples import BASELINE, FINETUNED, plan_models
+from utils.evaluation.turns import WeightsInTurn
+from utils.models.captured_unet import CapturedUNet
+from utils.models.drawing import sample
+from utils.models.exporting import export_folder
+from utils.models.loading import load_pipeline
+
+MODELS = {model.name: model for model in plan_models(["checkpoint-5"], [0.5, 0.75, 1.0])}
+ORDER = [*MODELS, "finetuned@0.5", FINETUNED, BASELINE, "checkpoint-5@0.75"]
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """A base, and what training made of it, with a checkpoint of its own weights."""
+    root = tmp_path_factory.mktemp("turns")
+    base, tuned, other = (write_pipeline(root / str(seed), seed) for seed in (0, 1, 2))
+    copytree(other / "unet", tuned / "checkpoint-5" / "unet")
+    return base, tuned
+
+
+def take_turns(folders: tuple[Path, Path], dtype: torch.dtype, device: str = "cpu") -> WeightsInTurn:
+    base, tuned = folders
+    pipelines = {BASELINE: load_pipeline(base, dtype, torch.device(device))}
+    pipelines[FINETUNED] = load_pipeline(tuned, dtype, torch.device(device), shared_with=pipelines[BASELINE])
+    plan = SimpleNamespace(baseline_folder=base, finetuned_model_name_or_path=tuned, all_models=list(MODELS.values()))
+    return WeightsInTurn(plan, pipelines)
+
+
+def write(folders: tuple[Path, Path], name: str, target: Path) -> Path:
+    """The model as utils.export writes it."""
+    base, tuned = folders
+    if name == BASELINE:
+        return base
+    model = MODELS[name]
+    export_folder(tuned, tuned / (model.checkpoint or ""), base, target, model.strength, None)
+    return target
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_the_weights_are_the_written_models_to_the_bit_and_stay_where_they_are(folders, tmp_path, dtype, looks_ahead):
+    turns = take_turns(folders, dtype)
+    turns.looks_ahead = looks_ahead
+    unets = [pipeline.unet for pipeline in turns.pipelines.values()]
+    places = [parameter.data_ptr() for unet in unets for parameter in unet.parameters()]
+    for number, name in enumerate(ORDER):
+        unet = turns.pipeline(name, ORDER[number + 1 :]).unet
+        written = load_pipeline(write(folders, name, tmp_path / str(number)), dtype, torch.device("cpu")).unet
+        for key, value in written.state_dict().items():
+            assert torch.equal(unet.state_dict()[key].view(torch.uint8), value.view(torch.uint8))
+    assert [parameter.data_ptr() for unet in unets for parameter in unet.parameters()] == places
+
+
+def test_what_comes_next_is_read_while_this_one_draws(folders, monkeypatch):
+    turns, read = take_turns(folders, torch.float32), []
+    turns.looks_ahead, real = True, WeightsInTurn.weights
+    monkeypatch.setattr(WeightsInTurn, "weights", lambda self, name: (read.append(name), real(self, name))[1])
+    turns.pipeline(BASELINE, [FINETUNED, "finetuned@0.5", "finetuned@0.75"])
+    turns.coming["finetuned@0.5"].result()
+    turns.pipeline(FINETUNED, ["finetuned@0.5", "finetuned@0.75"])
+    assert read == ["finetuned@0.5"]  # the other two are in their UNets
+    turns.pipeline("finetuned@0.5", ["finetuned@0.75"])
+    turns.coming["finetuned@0.75"].result()
+    turns.pipeline("finetuned@0.75")
+    assert read == ["finetuned@0.5", "finetuned@0.75"] and not turns.coming
+    turns.looks_ahead = False
+    turns.pipeline(FINETUNED, ["finetuned@0.5"])
+    assert read[2:] == [FINETUNED] and not turns.coming
+
+
+def test_a_graph_that_was_captured_once_draws_every_model(folders, tmp_path, monkeypatch):
+    stand_in, turns = replace_graphs(monkeypatch), take_turns(folders, torch.float32)
+    captured = CapturedUNet(pytest.fail)
+    for number, name in enumerate(ORDER):
+        images = pixels(turns.pipeline(name), captured)
+        fresh = load_pipeline(write(folders, name, tmp_path / str(number)), torch.float32, torch.device("cpu"))
+        assert np.abs(images - pixels(fresh)).max() <= 1
+    assert stand_in.captures == 1
+
+
+def pixels(pipeline, captured: CapturedUNet | None = None, steps: int = 3) -> np.ndarray:
+    images = sample(pipeline, ["a cat", "a dog"], [0, 1], num_inference_steps=steps, captured=captured)
+    return np.stack([np.asarray(image, int) for image in images])
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=needs_gpu)])
+def test_on_a_gpu_the_graph_draws_what_a_newly_captured_blended_pipeline_draws(tmp_path, dtype):
+    tuned = copytree(EMBEDDED, tmp_path / "tuned")
+    weights = load_file(tuned / UNET_FILE)
+    save_file({key: 0.8 * value for key, value in weights.items()}, tuned / UNET_FILE, {"format": "pt"})
+    copytree(tuned / "unet", tuned / "checkpoint-5" / "unet")
+    folders = (EMBEDDED, tuned)
+    turns, captured = take_turns(folders, dtype, "cuda"), CapturedUNet(pytest.fail)
+    drawn, places = {}, set()
+    for number, name in enumerate(names := [BASELINE, FINETUNED, "finetuned@0.5", "finetuned@0.75"]):
+        pipeline = turns.pipeline(name, names[number + 1 :])
+        drawn[name] = pixels(pipeline, captured, steps=10)
+        places.add(pipeline.unet.conv_in.weight.data_ptr())
+    assert len(places) == 1 and len(captured._graphs) == 1  # the graph's own buffer, whichever model's turn it is
+    assert np.abs(drawn["finetuned@0.5"] - drawn[FINETUNED]).mean() > 2
+    for name in names:
+        fresh = load_pipeline(write(folders, name, tmp_path / name), dtype, torch.device("cuda"))
+        assert np.abs(pixels(fresh, CapturedUNet(pytest.fail), steps=10) - drawn[name]).mean() <= 0.1
