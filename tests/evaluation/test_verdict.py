@@ -186,6 +186,21 @@ def test_the_headline_joins_what_has_suffered():
     assert judge(record).headline.startswith("It draws your subject.")
 
 
+@pytest.mark.parametrize(
+    ("likeness", "margin", "first"),
+    [
+        (0.74, 0.9, "It is not known whether it draws your cat."),
+        (0.3, 0.02, "It looks more like your cat, but not like it"),
+    ],
+)
+def test_what_it_may_not_draw_it_does_not_draw_into_other_pictures(likeness, margin, first):
+    record = measured(clip_i=likeness, clip_i_other=0.3)
+    for values in (record["changes"]["finetuned"]["clip_i"], record["models"]["finetuned"]["clip_i"]):
+        values["interval"] = [values["value"] - margin, values["value"] + margin]
+    headline = judge(record).headline
+    assert headline.startswith(first) and headline.endswith("It makes other pictures like your photos.")
+
+
 def test_a_subject_half_way_is_not_drawn_yet():
     record = measured(clip_i=0.3)
     judged = judge(record)

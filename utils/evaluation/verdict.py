@@ -332,17 +332,19 @@ def summarise(checks: tuple[Check, ...], subject: str) -> tuple[str, str]:
     aim, *_ = checks
     found = {check.kind: check.title for check in checks if check.state == FOUND and check.level == WARNING}
     is_beside_blank = found.get("blank") == BLANK_BASELINE
+    is_unknown = aim.state in (UNCERTAIN, NOT_LOOKED_FOR)
+    draws_it = not is_unknown and aim.state != NOT_FOUND and is_drawn(aim.comparisons[0])
     harm = {
         "memorisation": "copies your photos",
         "collapse": "gives the same image for every seed",
         "drift": "follows other prompts less",
-        "spread": f"draws your {subject} into other pictures",
+        "spread": f"draws your {subject} into other pictures" if draws_it else "makes other pictures like your photos",
         "blank": "is compared with images of one colour" if is_beside_blank else "gives images of one colour",
     }
     clauses = [clause for kind, clause in harm.items() if kind in found]
-    if aim.state in (UNCERTAIN, NOT_LOOKED_FOR):
+    if is_unknown:
         state, first = UNKNOWN, f"It is not known whether it draws your {subject}"
-    elif aim.state == NOT_FOUND or not is_drawn(aim.comparisons[0]):
+    elif not draws_it:
         state, first = MISSED, aim.title.replace("your subject", f"your {subject}")
     else:
         state, first = SPOILT if clauses else GOOD, f"It draws your {subject}"
