@@ -12,5 +12,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/python -m mypy
-[ $# -gt 0 ] || set -- -n 2 --dist loadfile  # everything by default: on two cores at once, a file on one of them
+[ $# -gt 0 ] || set -- -n 3 --dist loadfile  # everything by default: three files at once, since some tests wait
 exec .venv/bin/python -m pytest "$@"

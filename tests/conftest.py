@@ -1,5 +1,6 @@
 """The fixtures that several folders of tests share: a tiny base model, photos, the flags of a short run."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -29,6 +30,12 @@ def pytest_runtest_call(item):
         if BF16_OF_A_STAND_IN in str(error) and any(name in os.environ for name in LIMITS):
             pytest.skip("bf16 of torch's plain kernels does not run on a processor with AVX-512")
         raise
+
+
+def pytest_collection_finish():
+    """A million objects of the libraries and of the tests stay to the end: the collector need not look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,5 +1,7 @@
 """Models that take turns in one UNet: the weights that a written model has, to the bit, where the graphs read them."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -41,8 +43,14 @@ def take_turns(folders: tuple[Path, Path], dtype: torch.dtype, device: str = "cp
     return WeightsInTurn(plan, pipelines)
 
 
+@pytest.fixture(scope="module")
+def written(folders, tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a model as utils.export writes it."""
+    root = tmp_path_factory.mktemp("written")
+    return functools.cache(lambda name: write(folders, name, root / name))
+
+
 def write(folders: tuple[Path, Path], name: str, target: Path) -> Path:
-    """The model as utils.export writes it."""
     base, tuned = folders
     if name == BASELINE:
         return base
@@ -51,18 +59,20 @@ def write(folders: tuple[Path, Path], name: str, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("looks_ahead", [False, True])
-def test_the_weights_are_the_written_models_to_the_bit_and_stay_where_they_are(folders, tmp_path, dtype, looks_ahead):
+@pytest.mark.parametrize(
+    ("dtype", "looks_ahead"), [(torch.float32, False), (torch.float16, True), (torch.bfloat16, True)]
+)
+def test_the_weights_are_the_written_models_to_the_bit_and_stay_where_they_are(folders, written, dtype, looks_ahead):
     turns = take_turns(folders, dtype)
     turns.looks_ahead = looks_ahead
     unets = [pipeline.unet for pipeline in turns.pipelines.values()]
     places = [parameter.data_ptr() for unet in unets for parameter in unet.parameters()]
     for number, name in enumerate(ORDER):
-        unet = turns.pipeline(name, ORDER[number + 1 :]).unet
-        written = load_pipeline(write(folders, name, tmp_path / str(number)), dtype, torch.device("cpu")).unet
-        for key, value in written.state_dict().items():
-            assert torch.equal(unet.state_dict()[key].view(torch.uint8), value.view(torch.uint8))
+        weights = turns.pipeline(name, ORDER[number + 1 :]).unet.state_dict()
+        expected = load_file(written(name) / UNET_FILE)
+        assert weights.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(weights[key].view(torch.uint8), value.to(dtype).view(torch.uint8))
     assert [parameter.data_ptr() for unet in unets for parameter in unet.parameters()] == places
 
 
@@ -83,12 +93,12 @@ def test_what_comes_next_is_read_while_this_one_draws(folders, monkeypatch):
     assert read[2:] == [FINETUNED] and not turns.coming
 
 
-def test_a_graph_that_was_captured_once_draws_every_model(folders, tmp_path, monkeypatch):
+def test_a_graph_that_was_captured_once_draws_every_model(folders, written, monkeypatch):
     stand_in, turns = replace_graphs(monkeypatch), take_turns(folders, torch.float32)
     captured = CapturedUNet(pytest.fail)
-    for number, name in enumerate(ORDER):
+    for name in [BASELINE, "finetuned@0.5", "checkpoint-5", FINETUNED]:
         images = pixels(turns.pipeline(name), captured)
-        fresh = load_pipeline(write(folders, name, tmp_path / str(number)), torch.float32, torch.device("cpu"))
+        fresh = load_pipeline(written(name), torch.float32, torch.device("cpu"))
         assert np.abs(images - pixels(fresh)).max() <= 1
     assert stand_in.captures == 1
 

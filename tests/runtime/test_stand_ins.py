@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.script import ROOT
 from utils.command_line import run_main
-from utils.runtime import stand_ins
+from utils.runtime import libraries, stand_ins
 
 BROKEN = {
     "bitsandbytes": 'raise RuntimeError("CUDA Setup failed\\nmany more lines")',
@@ -46,6 +46,11 @@ def test_training_goes_on_without_them(broken_packages, tmp_path, tiny_pipeline_
     assert not set(BROKEN) & set(result.stderr.split()) and "Traceback" not in result.stderr
 
 
+def test_only_from_a_library_that_is_not_there_yet():
+    assert libraries._unused_by("diffusers") == () and libraries._unused_by("no such library") == stand_ins.UNUSED
+
+
+@pytest.mark.slow
 def test_a_package_that_diffusers_has_found_before_is_not_hidden_from_it(tmp_path):
     """diffusers looks for it when it is imported, and imports it later."""
     (tmp_path / "bitsandbytes").mkdir()

@@ -401,8 +401,13 @@ def test_a_link_unfolds_the_images_of_its_prompt(browser, tmp_path, photos_dir):
     page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+OTHER_SCREENS = [(390, "light"), (1280, "dark")]
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [(390, "dark"), (1280, "light"), *(pytest.param(*rest, marks=pytest.mark.slow) for rest in OTHER_SCREENS)],
+)
 @pytest.mark.parametrize("place", ["", pytest.param("#image-9", marks=pytest.mark.slow)])
 def test_axe_finds_nothing(browser, page_file, width, scheme, place):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
