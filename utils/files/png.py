@@ -10,10 +10,13 @@ from PIL.PngImagePlugin import PngInfo
 from utils.files.atomic import replace_file
 
 
+COMPRESSION = 3  # zlib's level: 2.6 times as fast as the usual 6, and the files are 6% larger
+
+
 def save_png(path: Path, image: Image.Image, texts: Mapping[str, object] = MappingProxyType({})) -> None:
     """Writes a PNG whose text metadata holds `texts`, less those that are None."""
     metadata = PngInfo()
     for name, value in texts.items():
         if value is not None:
             metadata.add_itxt(name, str(value))
-    replace_file(path, lambda file: image.save(file, "PNG", pnginfo=metadata))
+    replace_file(path, lambda file: image.save(file, "PNG", pnginfo=metadata, compress_level=COMPRESSION))
