@@ -9,7 +9,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from utils.files.atomic import replace_file
 
-
 COMPRESSION = 3  # zlib's level: 2.6 times as fast as the usual 6, and the files are 6% larger
 
 
