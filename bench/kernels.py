@@ -77,17 +77,17 @@ def as_tuple(outputs):
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
+def compare(name, plain, fused, inputs, num_tensors):
+    """num_tensors: of the first input's size, that a forward + backward must at least read or write."""
+    rows = [operation_us(function, inputs) for function in (plain, fused)]
+    traffic = num_tensors * inputs[0].numel() * 2 / rows[1][1] / 1e3
+    say(f"{name:34s} torch {rows[0][0]:7.1f} {rows[0][1]:7.1f}   fused {rows[1][0]:7.1f} {rows[1][1]:7.1f}"
+        f"   {rows[0][1] / rows[1][1]:4.1f}x {traffic:5.0f} GB/s")  # fmt: skip
+
+
 def compare_operations():
     """Each fused operation against torch's own."""
     half = dict(device="cuda", dtype=torch.float16)
-
-    def compare(name, plain, fused, inputs, num_tensors):
-        """num_tensors: of the first input's size, that a forward + backward must at least read or write."""
-        rows = [operation_us(function, inputs) for function in (plain, fused)]
-        traffic = num_tensors * inputs[0].numel() * 2 / rows[1][1] / 1e3
-        say(f"{name:34s} torch {rows[0][0]:7.1f} {rows[0][1]:7.1f}   fused {rows[1][0]:7.1f} {rows[1][1]:7.1f}"
-            f"   {rows[0][1] / rows[1][1]:4.1f}x {traffic:5.0f} GB/s")  # fmt: skip
-
     say("microseconds: forward, forward + backward; how many times faster and what bandwidth the fused one's both are")
     for batch, channels, size in IMAGE_SHAPES:
         x = torch.randn(batch, size, size, channels, **half).permute(0, 3, 1, 2)
@@ -189,6 +189,19 @@ def point_into(buffer, unet, attribute):
         setattr(parameter, attribute, view)
 
 
+def kernels_of(graph):
+    """{kernel: [microseconds, calls]} of one replay."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        graph.replay()
+        torch.cuda.synchronize()
+    totals = collections.defaultdict(lambda: [0.0, 0])
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            totals[event.name][0] += event.time_range.elapsed_us()
+            totals[event.name][1] += 1
+    return totals
+
+
 def unet_case(unet, batch, name, preallocates, profiles):
     """Time, kernels and, if asked, the longest of them, of a captured forward + backward; returns the gradient."""
     torch.manual_seed(1)
@@ -213,14 +226,7 @@ def unet_case(unet, batch, name, preallocates, profiles):
     torch.cuda.synchronize()
     begin = time.time() - begin
     ms = median_ms(graph.replay, 20)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        graph.replay()
-        torch.cuda.synchronize()
-    totals = collections.defaultdict(lambda: [0.0, 0])
-    for event in profile.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            totals[event.name][0] += event.time_range.elapsed_us()
-            totals[event.name][1] += 1
+    totals = kernels_of(graph)
     count, busy = sum(c for _, c in totals.values()), sum(t for t, _ in totals.values()) / 1e3
     kind = "preallocated" if preallocates else "made anew"
     peak = torch.cuda.max_memory_allocated() >> 20

@@ -28,6 +28,25 @@ WARM_UP = 20
 BYTES_PER_PARAMETER = 28  # gradient 2, master 4+4, two moments 8+8, weight 2
 
 
+def launcher(num_ranks: int) -> list[str]:
+    """What starts a script on several ranks; nothing for one."""
+    return [] if num_ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
+
+
+def wait_for(command: list[str], metrics: Path, log: Path) -> float | None:
+    """Runs a command to its end; seconds until something stood in its metrics."""
+    start, first_step = time.perf_counter(), None
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT)
+        while process.poll() is None:
+            if first_step is None and metrics.exists() and metrics.stat().st_size:
+                first_step = time.perf_counter() - start
+            time.sleep(0.02)
+    if process.returncode:
+        raise RuntimeError(log.read_text()[-3000:])
+    return first_step
+
+
 def run_script(
     model: Path,
     photos: Path,
@@ -39,26 +58,16 @@ def run_script(
     num_ranks: int = 1,
 ):
     """One run of the training script, by torchrun where it has several ranks; returns its timings."""
-    launcher = (
-        [] if num_ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
-    )
-    command = [sys.executable, *launcher, str(ROOT / "train_dreambooth_colossalai.py")]
+    command = [sys.executable, *launcher(num_ranks), str(ROOT / "train_dreambooth_colossalai.py")]
     command += [f"--pretrained_model_name_or_path={model}", f"--instance_data_dir={photos}", f"--output_dir={output}"]
     command += ["--instance_prompt=a photo of my cat.", f"--resolution={resolution}", f"--max_train_steps={steps}"]
     command += [f"--train_batch_size={batch_size}", "--learning_rate=1e-6", "--lr_scheduler=constant", *flags]
     metrics = output / "metrics.jsonl"
     metrics.unlink(missing_ok=True)
-    start, first_step = time.perf_counter(), None
-    with (output.parent / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-        while process.poll() is None:
-            if first_step is None and metrics.exists() and metrics.stat().st_size:
-                first_step = time.perf_counter() - start
-            time.sleep(0.02)
-    if process.returncode:
-        raise RuntimeError((output.parent / "log.txt").read_text()[-3000:])
+    start = time.perf_counter()
+    first_step = wait_for(command, metrics, output.parent / "log.txt")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    result = json.loads((output / "run.json").read_text())["result"]
+    result, said = json.loads((output / "run.json").read_text())["result"], (output.parent / "log.txt").read_text()
     median = statistics.median(row["step_time"] for row in rows[min(WARM_UP, len(rows) // 2) :])
     return dict(
         batch_size=batch_size,
@@ -71,7 +80,7 @@ def run_script(
         seconds_after_start=result["seconds_after_start"],
         num_skipped=result["num_skipped"],
         losses=[row["loss"] for row in rows],
-        said=[line for line in (output.parent / "log.txt").read_text().splitlines() if "captured" in line],
+        said=[line for line in said.splitlines() if "captured" in line],
     )
 
 

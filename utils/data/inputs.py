@@ -138,8 +138,7 @@ def encode_inputs(
     """Each prompt goes through the text encoder once, which is then freed; images through the VAE as they are needed.
 
     Args:
-        folder: the base pipeline's.
-        tokenizer_name: folder of another tokenizer than the base's.
+        folder, tokenizer_name: the base pipeline's folder; that of another tokenizer than the base's.
         validation_prompts, validation_negative_prompt, drawing: what models.drawing.Sampler draws, and how.
         snr_gamma: of min-SNR loss weights; None: all weights are 1.
         seed, num_samples: the run's, and the samples of all its steps: class images that it never draws stay unread.
@@ -147,10 +146,8 @@ def encode_inputs(
     prompts = all_prompts(dataset, class_dataset)
     rows = {prompt: row for row, prompt in enumerate(prompts)}
     vae: Any = loading.load_vae(folder, weight_dtype, device)
-    noise_scheduler, class_latents = loading.load_noise_scheduler(folder), None
-    if class_dataset is not None:
-        drawn = drawn_class_images(seed, num_samples, len(class_dataset))
-        class_latents = InstanceLatents(class_dataset, vae, rows, drawn)
+    noise_scheduler = loading.load_noise_scheduler(folder)
+    class_latents = None if class_dataset is None else encode_class_images(class_dataset, vae, rows, seed, num_samples)
     latents = InstanceLatents(dataset, vae, rows)
     shown = [*validation_prompts, validation_negative_prompt or ""] if validation_prompts else []
     table = encode_prompts(folder, tokenizer_name, prompts + shown, weight_dtype, device)
@@ -163,6 +160,13 @@ def encode_inputs(
         timestep_weights=min_snr_weights(noise_scheduler, snr_gamma).to(device) if snr_gamma else None,
         sampler=Sampler(folder, vae, table[len(prompts) : -1], table[-1:], **drawing) if shown else None,
     )
+
+
+def encode_class_images(
+    class_dataset: ClassDataset, vae: torch.nn.Module, rows: dict[str, int], seed: int, num_samples: int
+) -> InstanceLatents:
+    """Those that a run of `num_samples` samples draws."""
+    return InstanceLatents(class_dataset, vae, rows, drawn_class_images(seed, num_samples, len(class_dataset)))
 
 
 def all_prompts(*datasets: InstanceDataset | ClassDataset | None) -> list[str]:

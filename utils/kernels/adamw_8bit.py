@@ -31,8 +31,7 @@ def _levels(sizes, smallest, MOST: tl.constexpr):
 
 @triton.jit
 def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_avg_sq_ptr, scales_sq_ptr, scalars_ptr,
-                first, n, HAS_WEIGHT: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr,
-                BLOCK: tl.constexpr):
+                first, n, HAS_WEIGHT: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """ROWS blocks of parameters; only the last program is masked."""
     row = (first + tl.program_id(0)).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     index = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -56,9 +55,8 @@ def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_a
             scales = tl.load(scales_ptr + row)
             scales_sq = tl.load(scales_sq_ptr + row)
         root = _values(levels_sq, scales_sq, 255)
-        exp_avg, exp_avg_sq, master = adamw_update(
-            grad, _values(levels, scales, 127), root * root, master, scalars_ptr
-        )
+        exp_avg = _values(levels, scales, 127)
+        exp_avg, exp_avg_sq, master = adamw_update(grad, exp_avg, root * root, master, scalars_ptr)
         tl.store(master_ptr + index, master, mask=mask)
         if HAS_WEIGHT:
             weight = rounded(master, index, scalars_ptr, weight_ptr.dtype.element_ty)

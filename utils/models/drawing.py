@@ -101,8 +101,7 @@ def sample(
 
     Args:
         prompt: of all images, or one an image.
-        batch_size: images at once; all of them when None.
-        height, width: pixels; the model's own when None.
+        batch_size, height, width: images at once, and pixels; when None all of them, and the model's own size.
         embeddings: shared between calls, and made with the same negative prompt and guidance: encodes no text twice.
         captured: calls the UNet, on a GPU; shared between calls and models.
         on_step: called after every denoising step of every batch (on a GPU: when it has been launched).
@@ -112,20 +111,24 @@ def sample(
     own_height, own_width = image_size(pipeline)
     embeddings = embeddings or PromptEmbeddings(negative_prompt, guidance_scale)
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else prompt
-    settings: dict[str, Any] = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    size = dict(height=height or own_height, width=width or own_width)
-    options = {**settings, **size, "callback_on_step_end": _calling(on_step), "advice": SAMPLING_ADVICE}
+    options: dict[str, Any] = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    options |= dict(height=height or own_height, width=width or own_width, callback_on_step_end=_calling(on_step))
     batch_size, images = batch_size or len(seeds), []
     with contextlib.nullcontext() if captured is None else captured.serving(pipeline):
         for start in range(0, len(seeds), batch_size):
             texts = prompts[start : start + batch_size]
-            embeds = embeddings.of_batch(pipeline, texts)
-            batch = draw(pipeline, seeds[start : start + batch_size], **embeds, **options)
-            if not bool(torch.isfinite(batch).all()):
-                wrong = texts[int(batch.isfinite().flatten(1).all(1).logical_not().nonzero()[0])]
-                raise NotANumber(f'the images of "{wrong}" are not numbers: {why_not_a_number(pipeline)}')
+            options |= embeddings.of_batch(pipeline, texts)
+            batch = draw(pipeline, seeds[start : start + batch_size], advice=SAMPLING_ADVICE, **options)
+            check_numbers(batch, texts, pipeline)
             images += to_pil(batch)
     return images
+
+
+def check_numbers(batch: torch.Tensor, texts: Sequence[str], pipeline: StableDiffusionPipeline) -> None:
+    """Raises NotANumber, naming its prompt, if an image [N,...] holds a value that is none."""
+    if not bool(torch.isfinite(batch).all()):
+        wrong = texts[int(batch.isfinite().flatten(1).all(1).logical_not().nonzero()[0])]
+        raise NotANumber(f'the images of "{wrong}" are not numbers: {why_not_a_number(pipeline)}')
 
 
 def why_not_a_number(pipeline: StableDiffusionPipeline) -> str:

@@ -68,6 +68,19 @@ def fill_in_defaults(
     return filled
 
 
+def _encoding(args: Namespace, samples_per_step: int) -> dict[str, Any]:
+    steps, scale = args.validation_inference_steps, args.validation_guidance_scale
+    return dict(
+        tokenizer_name=args.tokenizer_name,
+        snr_gamma=args.snr_gamma,
+        validation_prompts=args.validation_prompt or [],
+        validation_negative_prompt=args.validation_negative_prompt,
+        drawing=dict(num_inference_steps=steps, guidance_scale=scale),
+        seed=args.seed,
+        num_samples=args.max_train_steps * samples_per_step,
+    )
+
+
 def make_plan(args: Namespace, *, num_parameters: int, num_ranks: int) -> Plan:
     """The plan of a run whose arguments fill_in_defaults has completed; `num_parameters` are the UNet's."""
     samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
@@ -81,17 +94,7 @@ def make_plan(args: Namespace, *, num_parameters: int, num_ranks: int) -> Plan:
         seed=args.seed,
         deterministic=args.deterministic,
         class_images=_class_images(args),
-        encoding=dict(
-            tokenizer_name=args.tokenizer_name,
-            snr_gamma=args.snr_gamma,
-            validation_prompts=args.validation_prompt or [],
-            validation_negative_prompt=args.validation_negative_prompt,
-            drawing=dict(
-                num_inference_steps=args.validation_inference_steps, guidance_scale=args.validation_guidance_scale
-            ),
-            seed=args.seed,
-            num_samples=args.max_train_steps * samples_per_step,
-        ),
+        encoding=_encoding(args, samples_per_step),
         sampling=dict(
             seed=args.seed,
             num_ranks=num_ranks,
