@@ -17,6 +17,7 @@ from utils.command_line import run_main
 from utils.evaluation.comparison import fit, plan
 from utils.files import png
 from utils.models import drawing, loading
+from utils.runtime import gpu
 
 PROMPT = "a photo of my cat."
 PICTURES = [f"{stem}-{number}.png" for stem in ("baseline", "output") for number in (1, 2)] + ["comparison.png"]
@@ -368,9 +369,11 @@ def test_equal_models_are_warned_of(capsys, trained_dir, tiny_pipeline_dir, fine
     assert "weights equal the baseline's" in warnings_of(capsys, finetuned_dir, result, *more)
 
 
-def test_fp16_on_a_cpu_is_warned_of(capsys, monkeypatch, trained_dir, result):
+def test_fp16_on_a_cpu_and_a_gpu_that_cannot_be_used_are_warned_of(capsys, monkeypatch, trained_dir, result):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "many times slower" in warnings_of(capsys, trained_dir, result, "--mixed_precision", "fp16")
+    monkeypatch.setattr(gpu, "problems_of_gpu", lambda: ["warning: the driver is too old: update it"])
+    said = warnings_of(capsys, trained_dir, result, "--mixed_precision", "fp16")
+    assert "many times slower" in said and "warning: the driver is too old: update it\n" in said
     assert json.loads((result / "samples.json").read_text())["mixed_precision"] == "fp16"
 
 

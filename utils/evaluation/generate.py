@@ -54,8 +54,7 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
     `hashing` will be what hash_models returns.
     """
     mark("imported")
-    for line in gpu.problems_of_gpu():
-        print(line, file=sys.stderr, flush=True)
+    gpu.say_problems_of_gpu()
     device = gpu.pick_device()
     mixed_precision = pick_precision(plan.mixed_precision, device)
     settings = SamplingSettings.read({**plan._asdict(), "mixed_precision": mixed_precision})

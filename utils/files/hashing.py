@@ -5,17 +5,24 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import BufferedIOBase, RawIOBase
 from pathlib import Path
 
 PIECE = 1 << 22  # bytes; other threads wait for the interpreter each time that one has been read
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest, piece = hashlib.sha256(), memoryview(bytearray(min(PIECE, path.stat().st_size or PIECE)))
+    """Hex digest of a file."""
     with path.open("rb", buffering=0) as file:
-        while size := file.readinto(piece):
-            digest.update(piece[:size])
+        return sha256_of_rest(file)
+
+
+def sha256_of_rest(file: RawIOBase | BufferedIOBase) -> str:
+    """Hex digest of an open file from where it stands, read in pieces."""
+    digest = hashlib.sha256()
+    piece = memoryview(bytearray(min(PIECE, os.fstat(file.fileno()).st_size or PIECE)))
+    while size := file.readinto(piece):
+        digest.update(piece[:size])
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
 """Safetensors files written one tensor at a time: no second copy of all of them is ever in memory. And with a hash."""
 
-import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from utils.files.filesystems import flush
+from utils.files.hashing import sha256_of_rest
 
 SAVE_DTYPES = dict(fp32=torch.float32, fp16=torch.float16)  # --save_dtype
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16"}
@@ -88,8 +88,6 @@ def save_with_hash(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Ma
     with path.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         place = file.read(length).index(f'"{HASH_KEY}":"{NO_HASH}"'.encode()) + len(f'"{HASH_KEY}":"0x')
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+        digest = sha256_of_rest(file)
         file.seek(8 + place)
-        file.write(digest.hexdigest().encode())
+        file.write(digest.encode())

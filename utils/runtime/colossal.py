@@ -1,7 +1,6 @@
 """The parts of ColossalAI this project uses: launch, boost, barrier, the optimizer's base class."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 
 import utils.runtime.libraries as libraries
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.runtime import environment
-from utils.runtime.gpu import problems_of_gpu
+from utils.runtime.gpu import say_problems_of_gpu
 from utils.runtime.stand_ins import stand_ins
 from utils.runtime.timing import mark
 
@@ -29,8 +28,7 @@ def launch(seed: int) -> None:
     """colossalai.launch_from_torch; started without torchrun, it is one process of its own."""
     mark("imported")
     if environment.is_main():
-        for line in problems_of_gpu():
-            print(line, file=sys.stderr, flush=True)
+        say_problems_of_gpu()
     with _own_store(), environment.as_single_process(), libraries.quiet_imports():
         colossalai.launch_from_torch(seed=seed, verbose=False)
     mark("launched")

@@ -7,6 +7,7 @@ import ctypes
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -158,6 +159,12 @@ def _is_hidden() -> bool:
 def problems_of_gpu() -> list[str]:
     """What a run says when it starts: one line for each thing that is wrong with the GPU."""
     return [f"warning: {f.what}: {f.command}" for f in examine_gpu() if f.level == "problem"]
+
+
+def say_problems_of_gpu() -> None:
+    """Prints them on stderr."""
+    for line in problems_of_gpu():
+        print(line, file=sys.stderr, flush=True)
 
 
 def no_gpu() -> tuple[str, str]:
