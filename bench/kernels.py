@@ -7,7 +7,6 @@ the L2 cache. The UNet has Stable Diffusion v1.4's shape and random weights in o
 64x64 latents.
 """
 
-import collections
 import time
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
-from bench.timing import median_ms
+from bench.timing import kernels_of, median_ms
 from utils.kernels import operations, updates
 from utils.models import fused_unet
 
@@ -189,19 +188,6 @@ def point_into(buffer, unet, attribute):
         setattr(parameter, attribute, view)
 
 
-def kernels_of(graph):
-    """{kernel: [microseconds, calls]} of one replay."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        graph.replay()
-        torch.cuda.synchronize()
-    totals = collections.defaultdict(lambda: [0.0, 0])
-    for event in profile.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            totals[event.name][0] += event.time_range.elapsed_us()
-            totals[event.name][1] += 1
-    return totals
-
-
 def unet_case(unet, batch, name, preallocates, profiles):
     """Time, kernels and, if asked, the longest of them, of a captured forward + backward; returns the gradient."""
     torch.manual_seed(1)
@@ -226,7 +212,7 @@ def unet_case(unet, batch, name, preallocates, profiles):
     torch.cuda.synchronize()
     begin = time.time() - begin
     ms = median_ms(graph.replay, 20)
-    totals = kernels_of(graph)
+    totals = kernels_of(graph.replay)
     count, busy = sum(c for _, c in totals.values()), sum(t for t, _ in totals.values()) / 1e3
     kind = "preallocated" if preallocates else "made anew"
     peak = torch.cuda.max_memory_allocated() >> 20

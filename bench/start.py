@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.command_line import make_parser
+from bench.command_line import make_parser, torchrun
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "model/tiny-stable-diffusion"
@@ -72,8 +72,7 @@ def train(flags: list[str], output: Path, batch_size: int, kernels: Path) -> dic
     """One run of this program by torchrun, with the kernels in the folder `kernels`."""
     shutil.rmtree(output, ignore_errors=True)
     metrics = output / "metrics.jsonl"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
-    command = [*torchrun, str(ROOT / "train_dreambooth_colossalai.py"), *flags]
+    command = [sys.executable, *torchrun(1), str(ROOT / "train_dreambooth_colossalai.py"), *flags]
     env = dict(TRITON_CACHE_DIR=str(kernels))
     found = timed(command, lambda _: metrics.exists() and metrics.stat().st_size > 0, log_of(output), env)
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]

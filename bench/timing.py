@@ -1,5 +1,6 @@
-"""How long a call takes: the median of several, by device events on a GPU."""
+"""How long a call takes: the median of several, by device events on a GPU; and how long its kernels take."""
 
+import collections
 import statistics
 import time
 from collections.abc import Callable
@@ -30,3 +31,16 @@ def _cpu_ms(function: Callable[[], object]) -> float:
     begin = time.perf_counter()
     function()
     return 1e3 * (time.perf_counter() - begin)
+
+
+def kernels_of(function: Callable[[], object]) -> dict[str, list]:
+    """{kernel: [microseconds, calls]} of one call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        torch.cuda.synchronize()
+    totals: dict[str, list] = collections.defaultdict(lambda: [0.0, 0])
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            totals[event.name][0] += event.time_range.elapsed_us()
+            totals[event.name][1] += 1
+    return totals

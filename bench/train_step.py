@@ -10,7 +10,6 @@ written) and a large fp16 product on random data, measured in the same run. Unkn
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,33 +17,15 @@ from pathlib import Path
 
 import torch
 
-from bench.command_line import make_parser
+from bench.command_line import make_parser, torchrun
 from bench.reference_loop import ReferenceLoop
+from bench.start import timed
 from bench.timing import median_ms
 
 ROOT = Path(__file__).resolve().parent.parent
 
 WARM_UP = 20
 BYTES_PER_PARAMETER = 28  # gradient 2, master 4+4, two moments 8+8, weight 2
-
-
-def launcher(num_ranks: int) -> list[str]:
-    """What starts a script on several ranks; nothing for one."""
-    return [] if num_ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
-
-
-def wait_for(command: list[str], metrics: Path, log: Path) -> float | None:
-    """Runs a command to its end; seconds until something stood in its metrics."""
-    start, first_step = time.perf_counter(), None
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT)
-        while process.poll() is None:
-            if first_step is None and metrics.exists() and metrics.stat().st_size:
-                first_step = time.perf_counter() - start
-            time.sleep(0.02)
-    if process.returncode:
-        raise RuntimeError(log.read_text()[-3000:])
-    return first_step
 
 
 def run_script(
@@ -58,29 +39,29 @@ def run_script(
     num_ranks: int = 1,
 ):
     """One run of the training script, by torchrun where it has several ranks; returns its timings."""
-    command = [sys.executable, *launcher(num_ranks), str(ROOT / "train_dreambooth_colossalai.py")]
+    launcher = torchrun(num_ranks) if num_ranks > 1 else []
+    command = [sys.executable, *launcher, str(ROOT / "train_dreambooth_colossalai.py")]
     command += [f"--pretrained_model_name_or_path={model}", f"--instance_data_dir={photos}", f"--output_dir={output}"]
     command += ["--instance_prompt=a photo of my cat.", f"--resolution={resolution}", f"--max_train_steps={steps}"]
     command += [f"--train_batch_size={batch_size}", "--learning_rate=1e-6", "--lr_scheduler=constant", *flags]
-    metrics = output / "metrics.jsonl"
+    metrics, log = output / "metrics.jsonl", output.parent / "log.txt"
     metrics.unlink(missing_ok=True)
-    start = time.perf_counter()
-    first_step = wait_for(command, metrics, output.parent / "log.txt")
+    found = timed(command, lambda _: metrics.exists() and metrics.stat().st_size > 0, log, {})
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    result, said = json.loads((output / "run.json").read_text())["result"], (output.parent / "log.txt").read_text()
+    result = json.loads((output / "run.json").read_text())["result"]
     median = statistics.median(row["step_time"] for row in rows[min(WARM_UP, len(rows) // 2) :])
     return dict(
         batch_size=batch_size,
         flags=flags,
         ms_a_step=1e3 * median,
         images_a_second=num_ranks * batch_size / median,
-        first_step_seconds=first_step,
-        whole_run_seconds=time.perf_counter() - start,
+        first_step_seconds=found["first_step"],
+        whole_run_seconds=found["prompt_back"],
         peak_gb=(result["peak_memory_bytes"] or 0) / 1e9,
         seconds_after_start=result["seconds_after_start"],
         num_skipped=result["num_skipped"],
         losses=[row["loss"] for row in rows],
-        said=[line for line in said.splitlines() if "captured" in line],
+        said=[line for line in log.read_text().splitlines() if "captured" in line],
     )
 
 

@@ -7,7 +7,6 @@ median of replays. `difference` is the output's distance from the plain call's, 
 differ from the one before in what they name. At the end the longest kernels of the way that sampling uses.
 """
 
-import collections
 import contextlib
 import json
 import sys
@@ -20,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
-from bench.timing import median_ms
+from bench.timing import kernels_of, median_ms
 from utils.models import captured_unet, fused_unet
 
 REPEATS = 15
@@ -78,14 +77,7 @@ def ways() -> dict[str, tuple[bool, object]]:
 
 def profile(graph) -> None:
     """The longest kernels of one replay."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
-        graph.graph.replay()
-        torch.cuda.synchronize()
-    totals = collections.defaultdict(lambda: [0.0, 0])
-    for event in profiled.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            totals[event.name][0] += event.time_range.elapsed_us()
-            totals[event.name][1] += 1
+    totals = kernels_of(graph.graph.replay)
     busy, count = (sum(values) for values in zip(*totals.values(), strict=True))
     print(f"{count} kernels, {busy / 1e3:.2f} ms in all; the longest:")
     for name, (us, calls) in sorted(totals.items(), key=lambda item: -item[1][0])[:TOP]:
