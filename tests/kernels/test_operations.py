@@ -12,7 +12,7 @@ from utils.kernels import operations, updates
 
 ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 OPTIONS = [(False, True, True), (True, False, True), (False, True, False)]  # shifted, forks, silu
-SMALL_IMAGES = [(2, 64, 6, 10, 16), (1, 320, 4, 4, 32), (2, 1920, 1, 1, 32), (1, 96, 8, 8, 1)]
+SMALL_IMAGES = [(2, 64, 6, 10, 16), (2, 64, 18, 17, 16), (1, 320, 4, 4, 32), (2, 1920, 1, 1, 32), (1, 96, 8, 8, 1)]
 LARGE_IMAGES = [
     (1, 320, 64, 64, 32),
     (2, 960, 48, 80, 32),
@@ -136,15 +136,17 @@ def test_add_layer_norm(device, dtype, shape, adds):
 
 
 @pytest.mark.parametrize("device, dtype", FEW_CASES)
+@pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 5, 2 * 40), (2, 64, 2 * 1280), (3, 77, 2 * 300)], ids=str)
-def test_geglu(device, dtype, shape):
+def test_geglu(device, dtype, has_bias, shape):
     torch.manual_seed(0)
 
-    def definition(x):
-        hidden, gate = x.chunk(2, dim=-1)
+    def definition(x, bias=None):
+        hidden, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
         return hidden * F.gelu(gate)
 
-    check(operations.geglu, definition, [(2 * torch.randn(shape, device=device)).to(dtype)], 1, ROUNDING[dtype])
+    arguments = [2 * torch.randn(size, device=device) for size in (shape, shape[-1:])[: 1 + has_bias]]
+    check(operations.geglu, definition, [argument.to(dtype) for argument in arguments], 1, ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("device, dtype", FEW_CASES)
@@ -158,6 +160,37 @@ def test_add_bias_residual(device, dtype, num_biases):
         return x + residual + sum(bias[:, None, None] for bias in biases)
 
     check(operations.add_bias_residual, definition, images + biases, 1, ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("device, dtype", FEW_CASES)
+@pytest.mark.parametrize("rows", [3, 2000])
+def test_add_bias_residual_of_tokens(device, dtype, rows):
+    torch.manual_seed(0)
+    shapes = (1, rows, 72), (1, rows, 72), (72,)
+    arguments = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+    tolerance = ROUNDING[dtype] * (1 if operations.runs_triton(arguments[0]) else 20)  # torch's own sum on a CPU
+    check(
+        operations.add_bias_residual_of_tokens, lambda x, residual, bias: x + bias + residual, arguments, 1, tolerance
+    )
+
+
+@pytest.mark.parametrize("num_images, num_queries, num_keys, width", [(2, 1100, 77, 40), (1, 1024, 5, 64)])
+@pytest.mark.parametrize("device, dtype", [("cpu", torch.float16), *on_gpu((torch.float16,), (torch.bfloat16,))])
+def test_attention_to_few_keys(device, dtype, num_images, num_queries, num_keys, width):
+    torch.manual_seed(0)
+    lengths = num_queries, num_keys, num_keys
+    rows = [torch.randn(num_images, length, 2, width, device=device).to(dtype) for length in lengths]
+
+    def attention(function):
+        return lambda *rows: function(*(states.transpose(1, 2) for states in rows)).transpose(1, 2)
+
+    check(
+        attention(operations.attention),
+        attention(F.scaled_dot_product_attention),
+        rows,
+        1,
+        2 * ROUNDING[dtype],
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)

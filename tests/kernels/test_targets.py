@@ -33,7 +33,7 @@ def test_a_small_network_for_the_recipes_own_card(tmp_path):
     (row,) = compile_for(tmp_path, "--small", "--targets", "86", "--dtypes", "fp16", PYTHONPATH=str(TRITON_FOLDER))
     kernels = {variant["kernel"] for variant in row["variants"]}
     assert {"_moments", "_normalise", "_geglu_backward", "_sum_forward", "_adamw_scattered", "root_of_sum"} <= kernels
-    assert all(16 <= variant["registers"] <= 255 and variant["spilled"] == 0 for variant in row["variants"])
+    assert all(8 <= variant["registers"] <= 255 and variant["spilled"] == 0 for variant in row["variants"])
 
 
 @needs_triton

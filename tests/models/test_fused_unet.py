@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from tests.helpers.kernels import DEVICES, relative_error
 from utils.models import fused_unet
@@ -58,7 +58,7 @@ def test_fused_unet_computes_the_same(device, flattens):
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         plain = forward_backward(unet, inputs)
         counts = fused_unet.install(unet)
-        assert counts == dict(resnets=8, transformers=4, blocks=4, norm_out=1, time_embedding=1)
+        assert counts == dict(resnets=8, transformers=4, blocks=4, norm_out=1, upsamplers=1, time_embedding=1)
         assert fused_unet.install(unet) == counts
         fused = forward_backward(unet, inputs)
         assert max(map(relative_error, fused, plain)) < tolerance
@@ -90,6 +90,38 @@ def test_what_precedes_the_prompts_is_computed_once_for_equal_halves(device, mon
     assert batches == [2] + 7 * [4]
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("learns", [False, True])
+def test_upsampling_of_any_size_is_the_plain_one(device, learns):
+    unet, (_, timesteps, prompts) = small_unet(device), unet_inputs(device)
+    torch.manual_seed(2)
+    for height, width in ((8, 12), (7, 8)):  # for odd ones the UNet names the size
+        sample = torch.randn(2, 4, height, width, device=device)
+        with torch.set_grad_enabled(learns), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            plain = unet(sample, timesteps, prompts).sample
+            fused_unet.install(unet)
+            assert relative_error(unet(sample, timesteps, prompts).sample, plain) < 2e-5
+            fused_unet.uninstall(unet)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_fused_decoder_computes_the_same(device):
+    torch.manual_seed(0)
+    kinds = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
+    vae = AutoencoderKL(block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, **kinds).to(device)
+    latents = torch.randn(2, 4, 8, 6, device=device)
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        plain = vae.decode(latents).sample
+        assert fused_unet.install_decoder(vae.decoder) == 6
+        assert (
+            "forward" in vae.decoder.conv_norm_out.__dict__
+            and "forward" in vae.decoder.up_blocks[0].upsamplers[0].__dict__
+        )
+        assert relative_error(vae.decode(latents).sample, plain) < 2e-5
+        fused_unet.uninstall(vae.decoder)
+    assert not any("forward" in module.__dict__ for module in vae.modules())
+
+
 def test_fused_unet_knows_attention_masks():
     unet, inputs = small_unet("cpu"), unet_inputs("cpu")
     mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]]).bool()
@@ -104,8 +136,9 @@ def test_fused_unet_leaves_the_unfamiliar_alone():
     unet.down_blocks[1].resnets[0].conv1.register_forward_hook(lambda *_: None)
     unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[1].p = 0.1
     unet.up_blocks[0].resnets[0].dropout.p = 0.1
+    unet.up_blocks[0].upsamplers[0].name = "Conv2d_0"
     counts = fused_unet.install(unet)
-    assert counts == dict(resnets=5, transformers=3, blocks=3, norm_out=1, time_embedding=0)
+    assert counts == dict(resnets=5, transformers=3, blocks=3, norm_out=1, upsamplers=0, time_embedding=0)
 
 
 @pytest.mark.gpu

@@ -8,35 +8,60 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_GEGLU_COLUMNS = 256  # divides the feed-forward widths of Stable Diffusion: 1280, 2560, 5120
+from utils.kernels.column_sums import chunks, column_sums, sum_chunks
+
+_GEGLU_COLUMNS = 256  # of a forward tile; divides the feed-forward widths of Stable Diffusion: 1280, 2560, 5120
+_COLUMNS, _ROWS, _STAGES = 128, 16, 2  # of a backward tile, and how many tiles of a program are on their way
 _SUM_CHANNELS = 64  # divides its channel counts
 
 
 @triton.jit
-def _geglu_forward(x_ptr, y_ptr, num_rows, D, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+def _geglu_inputs(x_ptr, bias_ptr, row, column, num_rows, D, BIAS: tl.constexpr):
+    """Both halves of x + bias, fp32 [ROWS, COLUMNS], the offset of the first, and which exist."""
     mask = (row < num_rows)[:, None] & (column < D)[None, :]
     at = row.to(tl.int64)[:, None] * (2 * D) + column[None, :]
     hidden = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(x_ptr + at + D, mask=mask, other=0.0).to(tl.float32)
+    if BIAS:
+        hidden += tl.load(bias_ptr + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+        gate += tl.load(bias_ptr + D + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+    return hidden, gate, at, mask
+
+
+@triton.jit
+def _geglu_forward(x_ptr, bias_ptr, y_ptr, num_rows, D, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+                   BIAS: tl.constexpr):
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    hidden, gate, _, mask = _geglu_inputs(x_ptr, bias_ptr, row, column, num_rows, D, BIAS)
     y = hidden * gate * (0.5 + 0.5 * tl.erf(gate * 0.7071067811865476))
     tl.store(y_ptr + row.to(tl.int64)[:, None] * D + column[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _geglu_backward(dy_ptr, x_ptr, dx_ptr, num_rows, D, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+@triton.jit(do_not_specialize=["num_rows", "length"])
+def _geglu_backward(dy_ptr, x_ptr, bias_ptr, dx_ptr, part_ptr, num_rows, length, D, COLUMNS: tl.constexpr,
+                    ROWS: tl.constexpr, STAGES: tl.constexpr, BIAS: tl.constexpr):
+    """dx of each `length` rows, and their sums over these rows -> part [chunks, 2D]."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    mask = (row < num_rows)[:, None] & (column < D)[None, :]
-    at = row.to(tl.int64)[:, None] * (2 * D) + column[None, :]
-    hidden = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(x_ptr + at + D, mask=mask, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + row.to(tl.int64)[:, None] * D + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    cdf = 0.5 + 0.5 * tl.erf(gate * 0.7071067811865476)
-    density = 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    tl.store(dx_ptr + at, (dy * gate * cdf).to(dx_ptr.dtype.element_ty), mask=mask)
-    tl.store(dx_ptr + at + D, (dy * hidden * (cdf + gate * density)).to(dx_ptr.dtype.element_ty), mask=mask)
+    hidden_grads = tl.zeros((ROWS, COLUMNS), tl.float32)
+    gate_grads = tl.zeros((ROWS, COLUMNS), tl.float32)
+    end = tl.minimum((tl.program_id(1) + 1) * length, num_rows)
+    for first in tl.range(tl.program_id(1) * length, end, ROWS, num_stages=STAGES):
+        row = first + tl.arange(0, ROWS)
+        hidden, gate, at, mask = _geglu_inputs(x_ptr, bias_ptr, row, column, end, D, BIAS)
+        dy = tl.load(dy_ptr + row.to(tl.int64)[:, None] * D + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        cdf = 0.5 + 0.5 * tl.erf(gate * 0.7071067811865476)
+        density = 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+        hidden_grad, gate_grad = dy * gate * cdf, dy * hidden * (cdf + gate * density)
+        tl.store(dx_ptr + at, hidden_grad.to(dx_ptr.dtype.element_ty), mask=mask)
+        tl.store(dx_ptr + at + D, gate_grad.to(dx_ptr.dtype.element_ty), mask=mask)
+        if BIAS:
+            hidden_grads += hidden_grad
+            gate_grads += gate_grad
+    if BIAS:
+        at = part_ptr + tl.program_id(1) * (2 * D) + column
+        tl.store(at, tl.sum(hidden_grads, 0), mask=column < D)
+        tl.store(at + D, tl.sum(gate_grads, 0), mask=column < D)
 
 
 @triton.jit
@@ -62,30 +87,37 @@ def _rows(num_rows: int) -> int:
 
 
 class Geglu(torch.autograd.Function):
-    """x [..., 2D], contiguous -> its first half times gelu (with erf) of its second half, [..., D]."""
+    """x [..., 2D], contiguous, + bias [2D] or None -> its first half times gelu (with erf) of its second, [..., D]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None) -> Tensor:
         width = x.shape[-1] // 2
         num_rows = x.numel() // x.shape[-1]
         y = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
         rows = _rows(num_rows)
         grid = (triton.cdiv(width, _GEGLU_COLUMNS), triton.cdiv(num_rows, rows))
-        _geglu_forward[grid](x, y, num_rows, D=width, COLUMNS=_GEGLU_COLUMNS, ROWS=rows)
-        ctx.save_for_backward(x)
+        _geglu_forward[grid](x, bias, y, num_rows, D=width, COLUMNS=_GEGLU_COLUMNS, ROWS=rows, BIAS=bias is not None)
+        ctx.save_for_backward(x, bias)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
+        x, bias = ctx.saved_tensors
         width = x.shape[-1] // 2
         num_rows = x.numel() // x.shape[-1]
         dx = torch.empty_like(x)
-        rows = _rows(num_rows)
-        grid = (triton.cdiv(width, _GEGLU_COLUMNS), triton.cdiv(num_rows, rows))
-        _geglu_backward[grid](dy.contiguous(), x, dx, num_rows, D=width, COLUMNS=_GEGLU_COLUMNS, ROWS=rows)
-        return dx
+        length, num_chunks = chunks(num_rows, _ROWS, width, _COLUMNS)
+        part = torch.empty(num_chunks, 2 * width, dtype=torch.float32, device=x.device)
+        _geglu_backward[(triton.cdiv(width, _COLUMNS), num_chunks)](
+            dy.contiguous(), x, bias, dx, part, num_rows, length, D=width, COLUMNS=_COLUMNS, ROWS=_ROWS,
+            STAGES=_STAGES, BIAS=bias is not None,
+        )
+        if bias is None:
+            return dx, None
+        dbias = torch.empty_like(bias)
+        sum_chunks(part, dbias)
+        return dx, dbias
 
 
 class AddBiasResidual(torch.autograd.Function):
@@ -107,5 +139,6 @@ class AddBiasResidual(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
-        dbias = dy.sum((0, 2, 3)) if any(ctx.has_bias) else None
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        dbias = column_sums(dy, dy.shape[1]) if any(ctx.has_bias) else None
         return dy, dy, *(dbias if has_bias else None for has_bias in ctx.has_bias)

@@ -12,9 +12,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from utils.kernels.column_sums import sum_chunks
+
 MAX_FEATURES = 8192  # above it, a row no longer fits into registers
 _MAX_PROGRAMS = 264  # two for each of an H100's processors
-_REDUCE_CHANNELS = 32
+_STAGES = 3  # tiles of a program that are on their way at once
 
 
 @triton.jit
@@ -48,17 +50,17 @@ def _forward(x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, y_p
 
 @triton.jit
 def _backward(dy_ptr, sum_grad_ptr, sum_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, part_ptr, num_rows, num_tiles,
-              D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, SUM_GRAD: tl.constexpr,
+              D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, SUM_GRAD: tl.constexpr,
               X_BIAS: tl.constexpr):
     """dx of every `num_programs`-th tile of rows, and this program's sums over rows -> part [programs, 3, D]."""
     program = tl.program_id(0)
     column = tl.arange(0, DP)
     inside = column < D
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    dweight = tl.zeros((DP,), tl.float32)
-    dbias = tl.zeros((DP,), tl.float32)
-    dx_bias = tl.zeros((DP,), tl.float32)
-    for tile in range(program, num_tiles, tl.num_programs(0)):
+    dweight = tl.zeros((ROWS, DP), tl.float32)
+    dbias = tl.zeros((ROWS, DP), tl.float32)
+    dx_bias = tl.zeros((ROWS, DP), tl.float32)
+    for tile in tl.range(program, num_tiles, tl.num_programs(0), num_stages=STAGES):
         row = tile * ROWS + tl.arange(0, ROWS)
         mask = (row < num_rows)[:, None] & inside[None, :]
         offset = row.to(tl.int64)[:, None] * D + column[None, :]
@@ -74,26 +76,15 @@ def _backward(dy_ptr, sum_grad_ptr, sum_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_
         if SUM_GRAD:
             dx += tl.load(sum_grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         tl.store(dx_ptr + offset, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-        dweight += tl.sum(dy * normalised, 0)
-        dbias += tl.sum(dy, 0)
+        dweight += dy * normalised
+        dbias += dy
         if X_BIAS:
-            dx_bias += tl.sum(tl.where(mask, dx, 0.0), 0)
+            dx_bias += tl.where(mask, dx, 0.0)
     at = part_ptr + program * (3 * D) + column
-    tl.store(at, dweight, mask=inside)
-    tl.store(at + D, dbias, mask=inside)
+    tl.store(at, tl.sum(dweight, 0), mask=inside)
+    tl.store(at + D, tl.sum(dbias, 0), mask=inside)
     if X_BIAS:
-        tl.store(at + 2 * D, dx_bias, mask=inside)
-
-
-@triton.jit
-def _parameter_grads(part_ptr, out_ptr, num_parts, D: tl.constexpr, PP: tl.constexpr, RC: tl.constexpr):
-    """part [programs, 3, D] -> out [3, D]; the second grid axis is 0 for weight, 1 for bias, 2 for x_bias."""
-    at = tl.program_id(1) * D
-    column = tl.program_id(0) * RC + tl.arange(0, RC)
-    part = tl.arange(0, PP)
-    mask = (part < num_parts)[:, None] & (column < D)[None, :]
-    total = tl.sum(tl.load(part_ptr + at + part[:, None] * (3 * D) + column[None, :], mask=mask, other=0.0), 0)
-    tl.store(out_ptr + at + column, total.to(out_ptr.dtype.element_ty), mask=column < D)
+        tl.store(at + 2 * D, tl.sum(dx_bias, 0), mask=inside)
 
 
 def _tiling(num_rows: int, features: int) -> tuple[dict, int]:
@@ -150,10 +141,8 @@ class AddLayerNorm(torch.autograd.Function):
         sum_grad = None if sum_grad is None else sum_grad.contiguous()
         _backward[(num_programs,)](
             dy.contiguous(), sum_grad, total, weight, mean, rstd, dx, part, num_rows, num_tiles,
-            SUM_GRAD=sum_grad is not None, X_BIAS=x_bias is not None, **constants,
+            STAGES=_STAGES, SUM_GRAD=sum_grad is not None, X_BIAS=x_bias is not None, **constants,
         )
-        _parameter_grads[(triton.cdiv(features, _REDUCE_CHANNELS), 2 if x_bias is None else 3)](
-            part, grads, num_programs, D=features, PP=triton.next_power_of_2(num_programs), RC=_REDUCE_CHANNELS
-        )
+        sum_chunks(part, grads if x_bias is not None else grads[:2])
         dx_bias = None if x_bias is None else grads[2]
         return dx, grads[0], grads[1], dx if ctx.has_residual else None, dx_bias, None

@@ -21,6 +21,7 @@ try:
     from utils.kernels.elementwise import AddBiasResidual, Geglu
     from utils.kernels.group_norm import MAX_GROUP_CHANNELS, GroupNorm
     from utils.kernels.layer_norm import MAX_FEATURES, AddLayerNorm
+    from utils.kernels.short_attention import ShortAttention, is_short
 
     HAS_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)  # 3.0, 3.1: the compiler itself aborts
 except ImportError:
@@ -57,7 +58,7 @@ def group_norm(
     """
     if runs_triton(x) and x.shape[1] // num_groups <= MAX_GROUP_CHANNELS:
         x = x.contiguous(memory_format=torch.channels_last)
-        shift = None if shift is None else shift.contiguous()
+        shift = shift.contiguous() if shift is not None and shift.stride(1) != 1 else shift
         return GroupNorm.apply(x, weight, bias, shift, shift_bias, num_groups, eps, silu, fork)
     shifted = x
     for addend in (shift, shift_bias):
@@ -79,11 +80,11 @@ def add_layer_norm(
     return x, F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-def geglu(x: Tensor) -> Tensor:
-    """[..., 2D] -> [..., D]: the first half times gelu (exact, with erf) of the second."""
+def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x + bias, [..., 2D] -> [..., D]: the first half times gelu (exact, with erf) of the second."""
     if runs_triton(x):
-        return Geglu.apply(x.contiguous())
-    hidden, gate = x.chunk(2, dim=-1)
+        return Geglu.apply(x.contiguous(), bias)
+    hidden, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
     return hidden * F.gelu(gate)
 
 
@@ -97,3 +98,17 @@ def add_bias_residual(
     for addend in (bias, residual_bias):
         x = x if addend is None else x + addend[:, None, None]
     return x + residual
+
+
+def add_bias_residual_of_tokens(x: Tensor, residual: Tensor, bias: Tensor | None) -> Tensor:
+    """As add_bias_residual, of x and residual [B, T, D], bias [D]."""
+    as_images = (tokens.transpose(1, 2).unsqueeze(-1) for tokens in (x, residual))
+    x, residual = as_images
+    return add_bias_residual(x, residual, bias).squeeze(-1).transpose(1, 2)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """scaled_dot_product_attention of query [B, H, T, D], key and value [B, H, S, D] -> [B, H, T, D]."""
+    if query.requires_grad and runs_triton(query) and is_short(query, key):
+        return ShortAttention.apply(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value)

@@ -7,7 +7,7 @@ computes the same with fewer kernels:
 - nothing is divided by 1;
 - a residual stream's two gradients are added inside the norm's backward;
 - 1x1 convolutions are matrix products; query, key and value are one if their weights lie side by side in memory;
-- the time embedding goes through SiLU once, not once a ResNet block.
+- the time embedding's projections into all ResNet blocks are one product, and it goes through SiLU once.
 Anything that is not Stable Diffusion's plain configuration, or that carries hooks or another class, is left as it is.
 Install after choosing attention processors.
 """
@@ -22,17 +22,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from utils.kernels.operations import add_bias_residual, add_layer_norm, geglu, group_norm
+from utils.kernels.operations import add_bias_residual, add_bias_residual_of_tokens, add_layer_norm, geglu, group_norm
+from utils.kernels.operations import attention as attend
 from utils.models.fusible import (
     has_plain_time_embedding,
     is_affine,
     is_plain_block,
     is_plain_resnet,
     is_plain_transformer,
+    is_plain_upsampler,
     projections,
 )
 
-_KINDS = ("resnets", "transformers", "blocks", "norm_out", "time_embedding")
+_KINDS = ("resnets", "transformers", "blocks", "norm_out", "upsamplers", "time_embedding")
 
 
 def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
@@ -44,16 +46,17 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
     """
     uninstall(unet)
     counts = dict.fromkeys(_KINDS, 0)
-    resnets = [module for module in unet.modules() if type(module).__name__ == "ResnetBlock2D"]
+    resnets = _modules(unet, "ResnetBlock2D")
     plain_resnets = [module for module in resnets if is_plain_resnet(module)]
-    activates_once = resnets == plain_resnets != [] and has_plain_time_embedding(unet)
-    if activates_once:
-        _replace(unet.time_embedding, partial(_activated_time_embedding, unet.time_embedding.forward))
+    shifts_at_once = resnets == plain_resnets != [] and has_plain_time_embedding(unet)
+    if shifts_at_once:
+        projections = [resnet.time_emb_proj for resnet in resnets]
+        _replace(unet.time_embedding, partial(_shifts, unet.time_embedding.forward, projections))
         counts["time_embedding"] = 1
-    for resnet in plain_resnets:
-        _replace(resnet, partial(_resnet_forward, resnet, activates_once))
+    for number, resnet in enumerate(plain_resnets):
+        _replace(resnet, partial(_resnet_forward, resnet, number if shifts_at_once else None))
     counts["resnets"] = len(plain_resnets)
-    for transformer in [module for module in unet.modules() if type(module).__name__ == "Transformer2DModel"]:
+    for transformer in _modules(unet, "Transformer2DModel"):
         blocks = [block for block in transformer.transformer_blocks if is_plain_block(block)]
         for block in blocks:
             _replace(block, partial(_block_forward, block, block.forward))
@@ -61,16 +64,47 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
         if len(blocks) == len(transformer.transformer_blocks) and is_plain_transformer(transformer):
             _replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
             counts["transformers"] += 1
-    norm: Any = getattr(unet, "conv_norm_out", None)
-    if is_affine(norm, nn.GroupNorm):
-        _replace(norm, partial(_norm_forward, norm))
-        counts["norm_out"] = 1
+    counts["norm_out"] = _fuse_norm_out(unet)
+    counts["upsamplers"] = _fuse_upsamplers(unet)
     if equal_halves and counts["time_embedding"] and type(unet.down_blocks[0]).__name__ == "CrossAttnDownBlock2D":
         first = unet.down_blocks[0]
         for module in (first.resnets[0], first.attentions[0].transformer_blocks[0]):
             if "forward" in module.__dict__:
                 _replace(module, partial(module.forward, equal_halves=True))
     return counts
+
+
+def install_decoder(decoder: Any) -> int:
+    """Fuses what can be fused of a VAE's decoder, as `install` does; returns how many ResNet blocks."""
+    uninstall(decoder)
+    resnets = [resnet for resnet in _modules(decoder, "ResnetBlock2D") if is_plain_resnet(resnet, has_time=False)]
+    for resnet in resnets:
+        _replace(resnet, partial(_resnet_forward, resnet, None))
+    _fuse_norm_out(decoder)
+    _fuse_upsamplers(decoder)
+    return len(resnets)
+
+
+def _modules(network: nn.Module, kind: str) -> list[Any]:
+    """Those of a class, by its name."""
+    return [module for module in network.modules() if type(module).__name__ == kind]
+
+
+def _fuse_norm_out(network: Any) -> int:
+    """Fuses the norm before the last convolution; returns 1 if it is there."""
+    norm: Any = getattr(network, "conv_norm_out", None)
+    if not is_affine(norm, nn.GroupNorm):
+        return 0
+    _replace(norm, partial(_norm_forward, norm))
+    return 1
+
+
+def _fuse_upsamplers(network: nn.Module) -> int:
+    """Fuses the upsamplers, which have a faster way where nothing is learned; returns how many."""
+    upsamplers = [upsampler for upsampler in _modules(network, "Upsample2D") if is_plain_upsampler(upsampler)]
+    for upsampler in upsamplers:
+        _replace(upsampler, partial(_upsample_forward, upsampler, upsampler.forward))
+    return len(upsamplers)
 
 
 def uninstall(unet: nn.Module) -> None:
@@ -144,7 +178,7 @@ def _attention(attention: Any, x: Tensor, context: Tensor | None = None) -> Tens
     else:
         query_key_value = (to_q(x), *_project(context, (to_k, to_v)))
     heads = [states.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for states in query_key_value]
-    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    return attend(*heads).transpose(1, 2).flatten(2)
 
 
 def _takes_plain_forward(*unusual: object) -> bool:
@@ -162,9 +196,23 @@ def _norm_forward(norm: Any, x: Tensor) -> Tensor:
     return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False)
 
 
-def _activated_time_embedding(plain_forward: Callable, *args: Any, **kwargs: Any) -> Tensor:
-    """The time embedding through SiLU, once for all ResNet blocks."""
-    return F.silu(plain_forward(*args, **kwargs))
+def _upsample_forward(
+    upsampler: Any, plain_forward: Callable, hidden_states: Tensor, output_size: int | None = None
+) -> Tensor:
+    """Upsample2D.forward of hidden_states [B, C, H, W] -> [B, O, 2H, 2W]; pixels are copied whole, channels_last."""
+    if output_size is not None or torch.is_grad_enabled():
+        return plain_forward(hidden_states, output_size)
+    batch, channels, height, width = hidden_states.shape
+    pixels = hidden_states.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
+    return upsampler.conv(pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2))
+
+
+def _shifts(plain_forward: Callable, projections: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """In place of the time embedding: what each ResNet block's projection makes of it, [B, O] each, by one product."""
+    weight = torch.cat([projection.weight for projection in projections])
+    bias = torch.cat([projection.bias for projection in projections])
+    shifts = F.linear(F.silu(plain_forward(*args, **kwargs)), weight, bias)
+    return shifts.split([projection.out_features for projection in projections], dim=1)
 
 
 def _block_forward(
@@ -202,7 +250,8 @@ def _block_forward(
         hidden_states, normed = _self_attention(block, hidden_states, input_bias)
     out = F.linear(_attention(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
     hidden_states, normed = _add_norm(block.norm3, out, hidden_states, attn2.to_out[0].bias)
-    return down(geglu(up.proj(normed))) + hidden_states
+    gated = geglu(F.linear(normed, up.proj.weight), up.proj.bias)
+    return add_bias_residual_of_tokens(F.linear(gated, down.weight), hidden_states, down.bias)
 
 
 def _self_attention(block: Any, hidden_states: Tensor, input_bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -265,23 +314,31 @@ def _transformer_forward(
 
 def _resnet_forward(
     resnet: Any,
-    is_activated: bool,
+    number: int | None,
     input_tensor: Tensor,
-    temb: Tensor,
+    temb: Any,
     *args: Any,
     equal_halves: bool = False,
     **kwargs: Any,
 ) -> Tensor:
-    """ResnetBlock2D.forward of input_tensor [B, C, H, W] and temb [B, E] -> [B, O, H, W].
+    """ResnetBlock2D.forward of input_tensor [B, C, H, W] -> [B, O, H, W].
 
-    `is_activated` says that temb has been through SiLU already.
+    `temb` is the time embedding [B, E], None in a VAE, or, for a block that has a number, what `_shifts` returns.
     """
+    if number is not None:
+        shift = temb[number]
+    else:
+        shift = None if temb is None else resnet.time_emb_proj(F.silu(temb))
     if equal_halves:
-        return _twice(_resnet_forward(resnet, is_activated, _half(input_tensor), _half(temb)))
+        return _twice(_shifted_resnet(resnet, _half(input_tensor), _half(shift)))
+    return _shifted_resnet(resnet, input_tensor, shift)
+
+
+def _shifted_resnet(resnet: Any, input_tensor: Tensor, shift: Tensor | None) -> Tensor:
+    """A ResNet block of input_tensor [B, C, H, W], whose second norm's input is shifted by [B, O], if at all."""
     norm1, conv1, norm2, conv2, shortcut = resnet.norm1, resnet.conv1, resnet.norm2, resnet.conv2, resnet.conv_shortcut
     x, residual = group_norm(input_tensor, norm1.weight, norm1.bias, norm1.num_groups, norm1.eps, silu=True, fork=True)
     x = F.conv2d(x, conv1.weight, None, padding=1)
-    shift = resnet.time_emb_proj(temb if is_activated else F.silu(temb))
     x = group_norm(
         x, norm2.weight, norm2.bias, norm2.num_groups, norm2.eps, silu=True, shift=shift, shift_bias=conv1.bias
     )

@@ -25,7 +25,7 @@ def _is(module: Any, kind: type) -> bool:
 
 
 def is_affine(norm: Any, kind: type) -> bool:
-    """A norm of this very class with weight and bias."""
+    """A norm or a linear layer of this very class with weight and bias."""
     return _is(norm, kind) and norm.weight is not None and norm.bias is not None
 
 
@@ -44,11 +44,11 @@ def is_conv(conv: Any, size: int) -> bool:
     )
 
 
-def is_plain_resnet(resnet: Any) -> bool:
-    """A ResnetBlock2D: GroupNorm, SiLU and convolution, twice, with the time embedding added in between."""
+def is_plain_resnet(resnet: Any, has_time: bool = True) -> bool:
+    """A ResnetBlock2D: GroupNorm, SiLU and convolution, twice, with a time embedding added in between or without."""
     return (
         has_no_hooks(resnet)
-        and getattr(resnet, "time_embedding_norm", None) == "default"
+        and getattr(resnet, "time_embedding_norm", None) in (("default",) if has_time else ("default", "group"))
         and resnet.upsample is None
         and resnet.downsample is None
         and is_affine(resnet.norm1, nn.GroupNorm)
@@ -57,11 +57,17 @@ def is_plain_resnet(resnet: Any) -> bool:
         and is_conv(resnet.conv1, 3)
         and is_conv(resnet.conv2, 3)
         and (resnet.conv_shortcut is None or is_conv(resnet.conv_shortcut, 1))
-        and _is(resnet.time_emb_proj, nn.Linear)
+        and (is_affine(resnet.time_emb_proj, nn.Linear) if has_time else resnet.time_emb_proj is None)
         and not getattr(resnet, "skip_time_act", False)
         and is_dropout_off(resnet.dropout)
         and resnet.output_scale_factor == 1
     )
+
+
+def is_plain_upsampler(upsampler: Any) -> bool:
+    """An Upsample2D: every pixel becomes four, then a convolution."""
+    kinds = dict(norm=None, use_conv_transpose=False, use_conv=True, interpolate=True, name="conv")
+    return has_no_hooks(upsampler) and all(getattr(upsampler, name, ...) == kind for name, kind in kinds.items())
 
 
 def has_plain_time_embedding(unet: Any) -> bool:
