@@ -46,6 +46,21 @@ def folders(tmp_path_factory):
     return [write_pipeline(root / str(seed), seed) for seed in (0, 1)]
 
 
+def test_a_decoder_that_cannot_be_fused_is_the_plain_one(folders, stand_in, monkeypatch):
+    pipeline, said = load_pipeline(folders[0], torch.float32, CPU), []
+    plain = pixels(pipeline)
+
+    def no_compiler(decoder):
+        raise RuntimeError("there is no compiler")
+
+    monkeypatch.setattr(captured_unet.operations, "HAS_TRITON", True)
+    monkeypatch.setattr(captured_unet.fused_unet, "install_decoder", no_compiler)
+    captured = CapturedUNet(said.append)
+    for _ in range(2):
+        assert np.abs(pixels(pipeline, captured=captured) - plain).max() <= 1
+    assert said == ["images are decoded without fused kernels, more slowly: there is no compiler"]
+
+
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
 def test_models_take_turns_in_one_graph(folders, stand_in, guidance_scale):
     pipelines = [load_pipeline(folder, torch.float32, CPU) for folder in folders]

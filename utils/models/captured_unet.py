@@ -1,4 +1,4 @@
-"""The UNet's forward for sampling on a GPU: CUDA graphs, one a shape of input, for every step, prompt and model.
+"""The UNet's and the VAE decoder's forward for sampling on a GPU: CUDA graphs, one a shape of input.
 
 A graph runs what fused_unet makes of diffusers' forward, without the host launching each kernel. Graphs read fixed
 addresses, so the UNet that samples moves into one buffer of weights that they were captured with.
@@ -33,6 +33,8 @@ class CapturedUNet:
         self._architecture: tuple = ()
         self._resident: list[torch.nn.Parameter] = []
         self._graphs: dict[tuple, _Graph | None] = {}
+        self._fuses_decoder = operations.HAS_TRITON
+        self._decoders: dict[tuple, _Graph] = {}
 
     @contextlib.contextmanager
     def serving(self, pipeline: Any) -> Iterator[None]:
@@ -41,16 +43,17 @@ class CapturedUNet:
         The scheduler's timesteps stay on the CPU meanwhile: it looks them up in tables there, and would have to wait
         for the GPU at every step.
         """
-        unet, scheduler = pipeline.unet, pipeline.scheduler
+        unet, scheduler, decoder = pipeline.unet, pipeline.scheduler, pipeline.vae.decoder
         if "forward" in vars(unet) or not self._moves_in(unet):
             yield
             return
         unet.forward = partial(self._forward, pipeline)
+        decoder.forward = partial(self._decode, decoder)
         scheduler.set_timesteps = partial(_set_timesteps_on_cpu, scheduler)
         try:
             yield
         finally:
-            del unet.forward, scheduler.set_timesteps
+            del unet.forward, decoder.forward, scheduler.set_timesteps
 
     def _forward(
         self,
@@ -73,6 +76,25 @@ class CapturedUNet:
             self._graphs[key] = self._capture(unet, partial(plain, return_dict=False), inputs, is_guided)
         graph = self._graphs[key]
         return plain(*inputs, return_dict=False) if graph is None else (graph(*inputs),)
+
+    def _decode(self, decoder: Any, *latents: torch.Tensor) -> torch.Tensor:
+        """The VAE decoder's forward: fused kernels in a graph, or, if they cannot be had, as it is."""
+        plain = partial(type(decoder).forward, decoder)
+        if not self._fuses_decoder:
+            return plain(*latents)
+        key = decoder, *((tensor.shape, tensor.dtype) for tensor in latents)
+        try:
+            if key not in self._decoders:
+                fused_unet.install_decoder(decoder)
+                beside = next(filter(None, self._graphs.values()), None)
+                self._decoders[key] = _Graph(lambda *static: (plain(*static),), latents, beside)
+            return self._decoders[key](*latents)
+        except Exception as error:  # a compiler that is missing, memory
+            self._fuses_decoder, self._decoders = False, {}
+            self.say(f"images are decoded without fused kernels, more slowly: {first_line(error)}")
+        finally:
+            fused_unet.uninstall(decoder)
+        return plain(*latents)
 
     def _capture(self, unet: Any, plain: Callable, inputs: tuple, is_guided: bool) -> "_Graph | None":
         """A graph of the fused forward, else of the plain one, else None. Guidance gives the same latents twice."""
@@ -113,39 +135,36 @@ class CapturedUNet:
 
 
 class _Graph:
-    """One call of `forward` on inputs of fixed shapes (sample, timestep, encoder_hidden_states), captured.
+    """One call of `forward` on tensors of fixed shapes, captured; the first is on the GPU.
 
     Args:
         beside: a graph whose memory for intermediate results this one uses too: never are both needed at once.
     """
 
-    def __init__(self, forward: Callable, inputs: tuple, beside: "_Graph | None"):
-        sample, timestep, encoder_hidden_states = inputs
-        self.sample = sample.clone(memory_format=torch.channels_last)
-        self.timestep = timestep.to(sample.device, copy=True)
-        self.encoder_hidden_states = encoder_hidden_states.clone()
-        static = self.sample, self.timestep, self.encoder_hidden_states
+    def __init__(self, forward: Callable, inputs: tuple[torch.Tensor, ...], beside: "_Graph | None"):
+        layouts = [torch.channels_last if each.dim() == 4 else torch.contiguous_format for each in inputs]
+        self.inputs = [
+            each.to(inputs[0].device, copy=True, memory_format=layout)
+            for each, layout in zip(inputs, layouts, strict=True)
+        ]
         self.stream: torch.cuda.Stream = beside.stream if beside else torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP_CALLS):
-                forward(*static)
+                forward(*self.inputs)
         torch.cuda.current_stream().wait_stream(self.stream)
         self.graph = torch.cuda.CUDAGraph()
         pool = beside.graph.pool() if beside else None
         with torch.cuda.graph(self.graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-            self.output = forward(*static)[0]
+            self.output = forward(*self.inputs)[0]
 
-    def __call__(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
-    ) -> torch.Tensor:
-        """The UNet's output [N,C,h,w], a tensor of its own: schedulers keep earlier ones."""
-        self.sample.copy_(sample)
-        self.encoder_hidden_states.copy_(encoder_hidden_states)
-        if timestep.is_cuda:
-            self.timestep.copy_(timestep)
-        else:
-            self.timestep.fill_(timestep.item())  # a copy from the CPU would wait for the GPU
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The first of what `forward` returns, [N,C,h,w], a tensor of its own: schedulers keep earlier ones."""
+        for static, fresh in zip(self.inputs, inputs, strict=True):
+            if fresh.is_cuda:
+                static.copy_(fresh)
+            else:
+                static.fill_(fresh.item())  # a timestep: a copy from the CPU would wait for the GPU
         self.graph.replay()
         return self.output.clone(memory_format=torch.contiguous_format)
 
