@@ -21,7 +21,9 @@ with libraries.quiet_imports(), libraries.lean_imports(), stand_ins():
     from colossalai.booster.plugin import TorchDDPPlugin
     from colossalai.interface import OptimizerWrapper
 
-__all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch"]
+BUCKET_MB = 100  # fewer collectives than with DDP's 25; the last one, of the first layers' gradients, is small
+
+__all__ = ["OptimizerWrapper", "average_vectors", "barrier", "boost", "get_accelerator", "launch"]
 
 
 def launch(seed: int) -> None:
@@ -59,17 +61,29 @@ def _own_store() -> Iterator[None]:
 def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:
     """The model and the optimizer (a MasterWeightsOptimizer) boosted with the TorchDDP plugin, and the Booster.
 
-    Where gradients have no buffer of their own, several ranks' are left in the buckets that they are reduced in.
+    Where gradients have no buffer of their own, several ranks' are left in the buckets that they are reduced in. DDP
+    copies each gradient there by a kernel of its own, so vectors are left to `average_vectors`: 404 of the
+    UNet's 686 parameters, with a two-thousandth of the values.
     """
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() <= 1]
     if dist.get_world_size() == 1:
         # Nothing to reduce, but DDP allocates buckets for all the gradients it manages: let it manage the last one.
-        names = [name for name, _ in model.named_parameters()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names[:-1])
+        names = [name for name, _ in model.named_parameters()][:-1]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
     with libraries.quiet_imports():
-        booster = Booster(plugin=TorchDDPPlugin(gradient_as_bucket_view=optimizer.flat.grad is None))
+        plugin = TorchDDPPlugin(bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=optimizer.flat.grad is None)
+        booster = Booster(plugin=plugin)
         model, optimizer, *_ = booster.boost(model, optimizer)
     mark("boosted")
     return model, optimizer, booster
+
+
+def average_vectors(model: torch.nn.Module) -> None:
+    """Averages the gradients of the boosted model's vectors, which DDP does not, over the ranks: one collective."""
+    grads = [p.grad for p in model.parameters() if p.dim() <= 1 and p.grad is not None]
+    together = torch.cat(grads).div_(dist.get_world_size())
+    dist.all_reduce(together)
+    torch._foreach_copy_(grads, list(together.split([grad.numel() for grad in grads])))
 
 
 def barrier(device: torch.device) -> None:

@@ -10,6 +10,7 @@ from utils.data.batches import MicroBatch
 from utils.data.inputs import TrainingInputs
 from utils.diffusion import denoising_loss, sample_latents, training_target
 from utils.kernels.ahead_of_time import compile_ahead
+from utils.runtime.colossal import average_vectors
 from utils.runtime.timing import mark
 from utils.training.optimizer import MasterWeightsOptimizer
 
@@ -91,6 +92,7 @@ class TrainStep:
                 shares.append(self._forward_backward(batch, len(micro_batches)))
         losses = torch.stack(shares).sum(0)
         if self.num_ranks > 1:
+            average_vectors(self.unet)
             dist.all_reduce(losses)
             losses /= self.num_ranks
         loss, instance_loss, class_loss = losses.unbind()
