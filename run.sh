@@ -25,10 +25,10 @@ if [ -z "${MODEL_NAME:-}" ] && [ ! -d "$recipe_model" ]; then
 fi
 export MODEL_NAME="${MODEL_NAME:-$recipe_model}"
 
-# The recipe's values; the embedded model wants its own size, a larger learning rate, and fp32 on a CPU.
-resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20 checkpointing_steps=500
+# The recipe's values; the embedded model wants its own size, a larger learning rate, fp32 on a CPU, and fewer steps.
+resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20 checkpointing_steps=500 inference_steps=50
 if [ "$(realpath -m "$MODEL_NAME")" = "$(realpath -m "$embedded_model")" ]; then
-  resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=300 checkpointing_steps=100
+  resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=300 checkpointing_steps=100 inference_steps=25
 fi
 
 training=(
@@ -56,7 +56,7 @@ evaluation=(
   --num_drift_images="${NUM_DRIFT_IMAGES:-4}"
   --choose
   ${CHECKPOINT:+--checkpoint="$CHECKPOINT"}
-  --num_inference_steps="${NUM_INFERENCE_STEPS:-50}"
+  --num_inference_steps="${NUM_INFERENCE_STEPS:-$inference_steps}"
 )
 case " $* " in *" --dry_run "*) exec "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}" ;; esac
 
