@@ -47,6 +47,34 @@ OPTIMIZER, TEST_OPTIMIZER = "utils/training/optimizer.py", "tests/training/test_
 MUTATIONS = [
     # The method
     Mutation(
+        "the ranks' vectors are added up, not averaged",
+        "utils/runtime/colossal.py",
+        "torch.cat(grads).div_(dist.get_world_size())",
+        "torch.cat(grads)",
+        "tests/end_to_end/test_ranks.py",
+    ),
+    Mutation(
+        "the time embedding's projections get it without SiLU",
+        "utils/models/fused_unet.py",
+        "F.linear(F.silu(plain_forward(*args, **kwargs)), weight, bias)",
+        "F.linear(plain_forward(*args, **kwargs), weight, bias)",
+        "tests/models/test_fused_unet.py",
+    ),
+    Mutation(
+        "an upsampler forgets the size that it is told",
+        "utils/models/fused_unet.py",
+        "if output_size is not None or torch.is_grad_enabled():",
+        "if torch.is_grad_enabled():",
+        "tests/models/test_fused_unet.py",
+    ),
+    Mutation(
+        "a decoder that cannot be fused is tried for every image",
+        "utils/models/captured_unet.py",
+        "self._fuses_decoder, self._decoders = False, {}",
+        "self._decoders = {}",
+        "tests/models/test_captured_unet.py",
+    ),
+    Mutation(
         "latents are not scaled",
         "utils/diffusion.py",
         "return (mean + std * latent_noise) * scaling_factor",
