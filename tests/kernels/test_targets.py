@@ -41,7 +41,7 @@ def test_a_small_network_for_the_recipes_own_card(tmp_path):
 def test_all_kernels_for_all_targets(tmp_path):
     rows = compile_for(tmp_path)
     assert {row["target"] for row in rows} == SHARED_MEMORY.keys() and len(rows) == 3 * len(SHARED_MEMORY)
-    assert all(len(row["variants"]) > 60 for row in rows)
+    assert all(len(row["variants"]) > 50 for row in rows)
 
 
 def test_what_does_not_fit_is_named():
