@@ -103,7 +103,7 @@ class ShortAttention(torch.autograd.Function):
             *inputs, dq, part, width**-0.5, num_queries, num_keys, length, heads, *strides, D=width,
             DP=max(16, triton.next_power_of_2(width)), KP=max(16, triton.next_power_of_2(num_keys)),
             QUERIES=_QUERIES, num_warps=_NUM_WARPS,
-        )  # fmt: skip
+        )
         sum_chunks(part, grads)
         dk, dv = grads.transpose(2, 3).unbind(1)
         return dq.transpose(1, 2), dk, dv

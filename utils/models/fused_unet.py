@@ -1,9 +1,10 @@
-"""Swaps forwards of a diffusers UNet2DConditionModel for ones that use utils.kernels.operations, in place.
+"""Swaps forwards of a UNet2DConditionModel, or of a VAE's decoder, for those of utils.kernels.operations, in place.
 
 Modules, parameters, names and the state dict stay what they are; only instances' `forward` changes. What is replaced
-computes the same with fewer kernels:
+computes the same with fewer kernels or faster ones:
 - GroupNorm and SiLU are one operation that stays channels_last; nothing else leaves channels_last either;
-- a convolution's bias is added by the operation that follows it, which also makes its gradient;
+- a convolution's bias is added by the operation that follows it, which also makes its gradient; so is GEGLU's;
+- attention to the prompt has a backward pass that divides the work by queries;
 - nothing is divided by 1;
 - a residual stream's two gradients are added inside the norm's backward;
 - 1x1 convolutions are matrix products; query, key and value are one if their weights lie side by side in memory;
