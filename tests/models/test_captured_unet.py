@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from bench.random_sd14 import EMBEDDED
 from tests.helpers.graphs import replace_graphs
 from tests.helpers.pipelines import UNET_CONFIG, write_pipeline
+from utils.kernels.joint_linear import are_neighbours
 from utils.models import captured_unet
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import sample
@@ -130,7 +131,7 @@ def test_neighbouring_weights_follow_one_another_in_memory(folders):
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
     attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
     weights = [linear.weight for linear in (attention.to_q, attention.to_k, attention.to_v)]
-    assert captured_unet.fused_unet._are_neighbours(weights)
+    assert are_neighbours(weights)
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 

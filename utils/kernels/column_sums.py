@@ -35,16 +35,21 @@ def _sum_chunks(part_ptr, out_ptr, num_chunks, num_columns, stride, CHUNKS: tl.c
     tl.store(out_ptr + column, total.to(out_ptr.dtype.element_ty), mask=column < num_columns)
 
 
-def chunks(num_rows: int, rows: int, num_columns: int, columns: int) -> tuple[int, int]:
-    """(length, number) of the chunks of rows, multiples of `rows`, when `columns` are a program's."""
-    wanted = min(triton.cdiv(_WANTED_PROGRAMS, triton.cdiv(num_columns, columns)), triton.cdiv(num_rows, rows))
+def chunks(num_rows: int, rows: int, wanted: int) -> tuple[int, int]:
+    """(length, number) of at most `wanted` chunks of the rows; the length is a multiple of `rows`."""
+    wanted = min(wanted, triton.cdiv(num_rows, rows))
     length = triton.cdiv(triton.cdiv(num_rows, wanted), rows) * rows
     return length, triton.cdiv(num_rows, length)
 
 
+def chunks_of_columns(num_rows: int, rows: int, num_blocks: int) -> tuple[int, int]:
+    """As `chunks`, as many as keep a GPU busy if each is summed in so many blocks of columns."""
+    return chunks(num_rows, rows, triton.cdiv(_WANTED_PROGRAMS, num_blocks))
+
+
 def sum_chunks(part: Tensor, out: Tensor) -> None:
     """out [N] = the sum of part [chunks, N or more] over the chunks, in a fixed order."""
-    num_chunks, stride = part.shape[0], part[0].numel()
+    num_chunks, stride = part.shape[0], part.stride(0)
     _sum_chunks[(triton.cdiv(out.numel(), _SUMMED),)](
         part, out, num_chunks, out.numel(), stride, CHUNKS=triton.next_power_of_2(num_chunks), COLUMNS=_SUMMED
     )
@@ -53,10 +58,11 @@ def sum_chunks(part: Tensor, out: Tensor) -> None:
 def column_sums(x: Tensor, num_columns: int) -> Tensor:
     """The sums [num_columns], in x's dtype, over the rows of dense x, whose values lie row by row."""
     num_rows = x.numel() // num_columns
-    length, num_chunks = chunks(num_rows, _ROWS, num_columns, _COLUMNS)
+    num_blocks = triton.cdiv(num_columns, _COLUMNS)
+    length, num_chunks = chunks_of_columns(num_rows, _ROWS, num_blocks)
     part = torch.empty(num_chunks, num_columns, dtype=torch.float32, device=x.device)
     out = torch.empty(num_columns, dtype=x.dtype, device=x.device)
-    _chunk_sums[(triton.cdiv(num_columns, _COLUMNS), num_chunks)](
+    _chunk_sums[(num_blocks, num_chunks)](
         x, part, num_rows, length, num_columns, COLUMNS=_COLUMNS, ROWS=_ROWS, STAGES=_STAGES
     )
     sum_chunks(part, out)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from utils.kernels.column_sums import chunks, column_sums, sum_chunks
+from utils.kernels.column_sums import chunks_of_columns, column_sums, sum_chunks
 
 _GEGLU_COLUMNS = 256  # of a forward tile; divides the feed-forward widths of Stable Diffusion: 1280, 2560, 5120
 _COLUMNS, _ROWS, _STAGES = 128, 16, 2  # of a backward tile, and how many tiles of a program are on their way
@@ -107,9 +107,10 @@ class Geglu(torch.autograd.Function):
         width = x.shape[-1] // 2
         num_rows = x.numel() // x.shape[-1]
         dx = torch.empty_like(x)
-        length, num_chunks = chunks(num_rows, _ROWS, width, _COLUMNS)
+        num_blocks = triton.cdiv(width, _COLUMNS)
+        length, num_chunks = chunks_of_columns(num_rows, _ROWS, num_blocks)
         part = torch.empty(num_chunks, 2 * width, dtype=torch.float32, device=x.device)
-        _geglu_backward[(triton.cdiv(width, _COLUMNS), num_chunks)](
+        _geglu_backward[(num_blocks, num_chunks)](
             dy.contiguous(), x, bias, dx, part, num_rows, length, D=width, COLUMNS=_COLUMNS, ROWS=_ROWS,
             STAGES=_STAGES, BIAS=bias is not None,
         )

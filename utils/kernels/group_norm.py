@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from utils.kernels.column_sums import chunks
+
 MAX_GROUP_CHANNELS = 512  # above it, a tile no longer fits into registers
 _WANTED_PROGRAMS = 264  # two for each of an H100's processors
 _TILE_ELEMENTS, _STAGES = 2048, 3  # of a program: values in registers, and how many tiles are on their way
@@ -310,13 +312,16 @@ def _tiling(images: int, channels: int, pixels: int, num_groups: int) -> tuple[d
     num_blocks = triton.cdiv(num_groups, groups)
     width = triton.next_power_of_2(groups * group_channels)
     rows = max(4, _TILE_ELEMENTS // width)
-    num_chunks = min(triton.cdiv(_WANTED_PROGRAMS, images * num_blocks), triton.cdiv(pixels, rows))
-    length = triton.cdiv(triton.cdiv(pixels, num_chunks), rows) * rows
     constants = dict(
         CG=group_channels, G=num_groups, TILE=groups * group_channels, CB=width,
         KP=max(16, triton.next_power_of_2(groups)), ROWS=rows, STAGES=_STAGES, num_warps=4,
     )
-    return constants, num_blocks, (length, triton.cdiv(pixels, length))
+    return constants, num_blocks, chunks(pixels, rows, triton.cdiv(_WANTED_PROGRAMS, images * num_blocks))
+
+
+def _row_length(shift: Tensor | None) -> int:
+    """From one row of a shift [B, C] to the next: it may be part of a wider matrix."""
+    return 0 if shift is None else shift.stride(0)
 
 
 class GroupNorm(torch.autograd.Function):
@@ -343,7 +348,7 @@ class GroupNorm(torch.autograd.Function):
         mean = torch.empty(images, num_groups, dtype=torch.float32, device=x.device)
         rstd = torch.empty_like(mean)
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        shift_row = 0 if shift is None else shift.stride(0)
+        shift_row = _row_length(shift)
         grid = (num_blocks, num_chunks, images)
         _moments[grid](x, shift, shift_row, shift_bias, part, height * width, length, num_chunks, **constants, **flags)
         _normalise[grid](
@@ -351,7 +356,7 @@ class GroupNorm(torch.autograd.Function):
             eps, SILU=silu, **constants, **flags,
         )
         ctx.save_for_backward(x, weight, bias, shift, shift_bias, mean, rstd)
-        ctx.num_groups, ctx.silu, ctx.shift_row = num_groups, silu, shift_row
+        ctx.num_groups, ctx.silu = num_groups, silu
         ctx.set_materialize_grads(False)
         return (y, x) if fork else y
 
@@ -373,7 +378,7 @@ class GroupNorm(torch.autograd.Function):
         dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
         dshift = None if shift is None else shift.new_empty(shift.shape)
         dshift_bias = None if shift_bias is None else torch.empty_like(shift_bias)
-        inputs = (shift, ctx.shift_row, shift_bias, mean, rstd, weight, bias, channel_part, group_part)
+        inputs = (shift, _row_length(shift), shift_bias, mean, rstd, weight, bias, channel_part, group_part)
         _backward_sums[(num_blocks, num_chunks, images)](
             dy, x, *inputs, height * width, length, num_chunks, **constants, **flags
         )

@@ -102,8 +102,7 @@ def add_bias_residual(
 
 def add_bias_residual_of_tokens(x: Tensor, residual: Tensor, bias: Tensor | None) -> Tensor:
     """As add_bias_residual, of x and residual [B, T, D], bias [D]."""
-    as_images = (tokens.transpose(1, 2).unsqueeze(-1) for tokens in (x, residual))
-    x, residual = as_images
+    x, residual = (tokens.transpose(1, 2).unsqueeze(-1) for tokens in (x, residual))
     return add_bias_residual(x, residual, bias).squeeze(-1).transpose(1, 2)
 
 

@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from utils.kernels.column_sums import sum_chunks
+from utils.kernels.column_sums import chunks, sum_chunks
 
 _MIN_QUERIES = 1024  # below it, torch's own takes no longer
 _MAX_KEYS, _MAX_WIDTH = 128, 64  # above them, keys and values no longer fit into registers and shared memory
-_OLDEST = (8, 0)  # older GPUs have too little of both
+OLDEST = (8, 0)  # older GPUs have too little of both
 _QUERIES, _NUM_WARPS = 32, 8  # of a program at a time
 _WANTED_PROGRAMS = 132  # one for each of an H100's processors: no more fit
 
@@ -67,7 +67,7 @@ def _short_attention_backward(q_ptr, k_ptr, v_ptr, dy_ptr, dq_ptr, part_ptr, sca
 
 def is_short(query: Tensor, key: Tensor) -> bool:
     """Whether ShortAttention is made for such a query [B, H, T, D] and key [B, H, S, D]."""
-    is_old = query.is_cuda and torch.cuda.get_device_capability(query.device) < _OLDEST
+    is_old = query.is_cuda and torch.cuda.get_device_capability(query.device) < OLDEST
     fits = key.shape[2] <= _MAX_KEYS and query.shape[3] <= _MAX_WIDTH and query.shape[2] >= _MIN_QUERIES
     return fits and query.dtype != torch.float32 and not is_old
 
@@ -92,9 +92,7 @@ class ShortAttention(torch.autograd.Function):
         query, key = inputs[:2]
         images, heads, num_queries, width = query.shape
         num_keys = key.shape[2]
-        wanted = min(max(1, _WANTED_PROGRAMS // (images * heads)), triton.cdiv(num_queries, _QUERIES))
-        length = triton.cdiv(triton.cdiv(num_queries, wanted), _QUERIES) * _QUERIES
-        num_chunks = triton.cdiv(num_queries, length)
+        length, num_chunks = chunks(num_queries, _QUERIES, max(1, _WANTED_PROGRAMS // (images * heads)))
         dq = torch.empty(images, num_queries, heads, width, dtype=query.dtype, device=query.device)
         part = torch.empty(num_chunks, images, 2, num_keys, heads, width, dtype=torch.float32, device=query.device)
         grads = torch.empty(part.shape[1:], dtype=query.dtype, device=query.device)

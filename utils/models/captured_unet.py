@@ -86,8 +86,7 @@ class CapturedUNet:
         try:
             if key not in self._decoders:
                 fused_unet.install_decoder(decoder)
-                beside = next(filter(None, self._graphs.values()), None)
-                self._decoders[key] = _Graph(lambda *static: (plain(*static),), latents, beside)
+                self._decoders[key] = _Graph(lambda *static: (plain(*static),), latents, self._earlier_graph())
             return self._decoders[key](*latents)
         except Exception as error:  # a compiler that is missing, memory
             self._fuses_decoder, self._decoders = False, {}
@@ -102,7 +101,7 @@ class CapturedUNet:
             try:
                 if fuses:
                     fused_unet.install(unet, equal_halves=is_guided)
-                return _Graph(plain, inputs, beside=next(filter(None, self._graphs.values()), None))
+                return _Graph(plain, inputs, self._earlier_graph())
             except Exception as error:  # a compiler that is missing, memory, an operation that cannot be captured
                 reason = first_line(error)
             finally:
@@ -110,6 +109,10 @@ class CapturedUNet:
             what = "fused kernels" if fuses else "a CUDA graph"
             self.say(f"the UNet samples without {what}, more slowly: {reason}")
         return None
+
+    def _earlier_graph(self) -> "_Graph | None":
+        """One whose memory the next may use."""
+        return next(filter(None, self._graphs.values()), None)
 
     def _moves_in(self, unet: Any) -> bool:
         """Puts the UNet's weights where the graphs read them; says so and returns False if memory is too small."""

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from utils.kernels.joint_linear import project
 from utils.kernels.operations import add_bias_residual, add_bias_residual_of_tokens, add_layer_norm, geglu, group_norm
 from utils.kernels.operations import attention as attend
 from utils.models.fusible import (
@@ -125,59 +125,13 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
-class _JointLinear(torch.autograd.Function):
-    """x @ cat(weights).T by one product, for weights that are neighbours in memory: no copy is made."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *weights)
-        return F.linear(x, _joint(weights))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        x, *weights = ctx.saved_tensors
-        rows = dy.flatten(0, -2)
-        dx = (rows @ _joint(weights)).view(x.shape) if ctx.needs_input_grad[0] else None
-        dweights = (rows.t() @ x.flatten(0, -2)).split([weight.shape[0] for weight in weights])
-        return dx, *dweights
-
-
-def _joint(weights: Sequence[Tensor]) -> Tensor:
-    """One view [sum of O, D] of neighbouring weights [O, D]."""
-    first = weights[0]
-    return first.as_strided((sum(weight.shape[0] for weight in weights), first.shape[1]), (first.shape[1], 1))
-
-
-def _are_neighbours(weights: Sequence[Tensor]) -> bool:
-    """Whether the weights lie one after the other in one buffer."""
-    ends = [weight.data_ptr() + weight.numel() * weight.element_size() for weight in weights]
-    same_storage = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
-    starts = [weight.data_ptr() for weight in weights]
-    return same_storage and starts[1:] == ends[:-1] and all(weight.is_contiguous() for weight in weights)
-
-
-def _project(x: Tensor, linears: Sequence[Any]) -> Sequence[Tensor]:
-    """What each linear [O, D] without a bias makes of x [B, T, D]: a tuple of [B, T, O].
-
-    One product if the weights are neighbours in memory.
-    """
-    weights = [linear.weight for linear in linears]
-    if len(weights) == 1 or not _are_neighbours(weights):
-        return tuple(F.linear(x, weight) for weight in weights)
-    joint = _JointLinear.apply(x, *weights)
-    if len({weight.shape[0] for weight in weights}) == 1:
-        return joint.unflatten(-1, (len(weights), -1)).unbind(-2)
-    return joint.split([weight.shape[0] for weight in weights], dim=-1)
-
-
 def _attention(attention: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Multi-head attention without its output projection: x [B, T, D], context [B, S, E] or None -> [B, T, D]."""
     to_q, to_k, to_v = projections(attention)
     if context is None:
-        query_key_value = _project(x, (to_q, to_k, to_v))
+        query_key_value = project(x, (to_q.weight, to_k.weight, to_v.weight))
     else:
-        query_key_value = (to_q(x), *_project(context, (to_k, to_v)))
+        query_key_value = (to_q(x), *project(context, (to_k.weight, to_v.weight)))
     heads = [states.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for states in query_key_value]
     return attend(*heads).transpose(1, 2).flatten(2)
 

@@ -65,7 +65,7 @@ def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:
     copies each gradient there by a kernel of its own, so vectors are left to `average_vectors`: 404 of the
     UNet's 686 parameters, with a two-thousandth of the values.
     """
-    names = [name for name, parameter in model.named_parameters() if parameter.dim() <= 1]
+    names = list(_vectors(model))
     if dist.get_world_size() == 1:
         # Nothing to reduce, but DDP allocates buckets for all the gradients it manages: let it manage the last one.
         names = [name for name, _ in model.named_parameters()][:-1]
@@ -78,9 +78,14 @@ def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:
     return model, optimizer, booster
 
 
+def _vectors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that DDP is not to manage: biases, and the norms' weights."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.dim() <= 1}
+
+
 def average_vectors(model: torch.nn.Module) -> None:
     """Averages the gradients of the boosted model's vectors, which DDP does not, over the ranks: one collective."""
-    grads = [p.grad for p in model.parameters() if p.dim() <= 1 and p.grad is not None]
+    grads = [parameter.grad for parameter in _vectors(model).values() if parameter.grad is not None]
     together = torch.cat(grads).div_(dist.get_world_size())
     dist.all_reduce(together)
     torch._foreach_copy_(grads, list(together.split([grad.numel() for grad in grads])))
