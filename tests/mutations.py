@@ -47,11 +47,32 @@ OPTIMIZER, TEST_OPTIMIZER = "utils/training/optimizer.py", "tests/training/test_
 MUTATIONS = [
     # The method
     Mutation(
-        "the ranks' vectors are added up, not averaged",
+        "the ranks' vectors are not added up",
         "utils/runtime/colossal.py",
-        "torch.cat(grads).div_(dist.get_world_size())",
-        "torch.cat(grads)",
+        "    dist.all_reduce(together)\n",
+        "",
         "tests/end_to_end/test_ranks.py",
+    ),
+    Mutation(
+        "a rank's loss is its own mean, not its share",
+        "utils/training/train_step.py",
+        "len(micro_batches) * self.num_ranks",
+        "len(micro_batches)",
+        "tests/end_to_end/test_ranks.py",
+    ),
+    Mutation(
+        "a second backward pass writes over the first one's gradients",
+        "utils/kernels/linear.py",
+        " and all(weight.grad is None for weight in weights)",
+        "",
+        "tests/kernels/test_linear.py tests/training/test_several_ranks.py",
+    ),
+    Mutation(
+        "gradients lie in buckets in the wrong layout",
+        "utils/training/optimizer.py",
+        "values.as_strided(parameter.shape, parameter.stride())",
+        "values",
+        "tests/training/test_several_ranks.py",
     ),
     Mutation(
         "the time embedding's projections get it without SiLU",
@@ -133,7 +154,7 @@ MUTATIONS = [
     Mutation(
         "the loss is not divided among micro-batches",
         "utils/training/train_step.py",
-        "self.booster.backward(loss / num_micro_batches, self.optimizer)",
+        "self.booster.backward(loss / num_shares, self.optimizer)",
         "self.booster.backward(loss, self.optimizer)",
         f"{CLI} -k micro_batches",
     ),

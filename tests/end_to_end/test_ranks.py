@@ -20,7 +20,10 @@ from tests.helpers.tolerances import ANOTHER_ORDER
 from utils.data import class_images
 from utils.data.class_generation import image_seed
 from utils.data.class_images import file_name, read_metadata
-from utils.training import train_step
+from utils.kernels import updates
+from utils.models import fused_unet
+from utils.training import build, train_step
+from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 
 PROGRAM = ROOT / "tests/helpers/rank_program.py"
@@ -58,11 +61,51 @@ def one_process(spread_flags, tmp_path):
     return found, weight_change(spread_flags["pretrained_model_name_or_path"], tmp_path / "output")
 
 
-@pytest.mark.parametrize(("num_ranks", "batch", "micro"), [(2, 3, 1), pytest.param(3, 1, 2, marks=pytest.mark.slow)])
-def test_a_run_does_not_depend_on_how_it_is_spread(spread_flags, one_process, tmp_path, num_ranks, batch, micro):
+class GatheredGradients:
+    """What kernels.adamw_scattered does on a GPU with gradients that have no buffer: in plain torch, in one."""
+
+    def __init__(self, flat: FlatParameters):
+        self.flat, self.grad = flat, torch.zeros_like(flat.master)
+
+    def set_addresses(self, gradients: list[torch.Tensor]) -> None:
+        for part, gradient in zip(self.flat.views(self.grad), gradients, strict=True):
+            part.copy_(gradient)
+
+    def grad_norm_(self, grad_dtype: torch.dtype, out: torch.Tensor) -> None:
+        updates.grad_norm_(self.grad, out)
+
+    def adamw_(self, weight: torch.Tensor | None, grad_dtype: torch.dtype, *state: torch.Tensor) -> None:
+        updates.adamw_(weight, self.grad, *state)
+
+
+def as_on_a_gpu() -> None:
+    """A `prepare`: the UNet is fused, and gradients have no buffer of their own but DDP's buckets."""
+
+    def without_buffer(unet, weight_dtype, device, memory_format, **options):
+        flat = FlatParameters(unet, weight_dtype, device, torch.channels_last)
+        flat.grad, flat.grad_table = None, GatheredGradients(flat)
+        flat.clear_grads()
+        fused_unet.install(unet)
+        return flat
+
+    build.FlatParameters = without_buffer
+    torch.cuda.is_current_stream_capturing = lambda: False
+
+
+SPREADS = [
+    pytest.param(2, 3, 1, None, id="2x3"),
+    pytest.param(2, 1, 3, as_on_a_gpu, id="2x1x3-as-on-a-gpu"),
+    pytest.param(3, 1, 2, None, marks=pytest.mark.slow, id="3x1x2"),
+]
+
+
+@pytest.mark.parametrize(("num_ranks", "batch", "micro", "prepare"), SPREADS)
+def test_a_run_does_not_depend_on_how_it_is_spread(
+    spread_flags, one_process, tmp_path, num_ranks, batch, micro, prepare
+):
     expected, expected_change = one_process
     spread = dict(train_batch_size=batch, gradient_accumulation_steps=micro, output_dir=tmp_path / "ranks")
-    ranks = start_ranks(num_ranks, as_argv(spread_flags | spread), tmp_path / "said")
+    ranks = start_ranks(num_ranks, as_argv(spread_flags | spread), tmp_path / "said", prepare)
     assert finish(ranks) == [0] * num_ranks, ranks[0].text()
     found = rows(tmp_path / "ranks")
     assert len(found) == 4
@@ -88,9 +131,9 @@ def overflow_on_rank_1_at_step_2(reports: Path) -> None:
         num_calls += 1
         return call(self, micro_batches)
 
-    def watched_forward_backward(self, batch, num_micro_batches):
+    def watched_forward_backward(self, batch, num_shares):
         report["synchronised"].append(bool(self.unet.module.require_backward_grad_sync))
-        return forward_backward(self, batch, num_micro_batches)
+        return forward_backward(self, batch, num_shares)
 
     def infinite_loss(*arguments):
         return loss(*arguments) * (torch.inf if (own_rank, num_calls) == (1, 2) else 1)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from utils.kernels.joint_linear import project
+from utils.kernels.linear import linear, project
 from utils.kernels.operations import add_bias_residual, add_bias_residual_of_tokens, add_layer_norm, geglu, group_norm
 from utils.kernels.operations import attention as attend
 from utils.models.fusible import (
@@ -120,9 +120,9 @@ def _replace(module: nn.Module, forward: Any) -> None:
     module.forward = forward
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution as a matrix product: [B, C, H, W] -> [B, O, H, W]."""
-    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
 
 def _attention(attention: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -131,7 +131,7 @@ def _attention(attention: Any, x: Tensor, context: Tensor | None = None) -> Tens
     if context is None:
         query_key_value = project(x, (to_q.weight, to_k.weight, to_v.weight))
     else:
-        query_key_value = (to_q(x), *project(context, (to_k.weight, to_v.weight)))
+        query_key_value = (linear(x, to_q.weight), *project(context, (to_k.weight, to_v.weight)))
     heads = [states.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for states in query_key_value]
     return attend(*heads).transpose(1, 2).flatten(2)
 
@@ -203,17 +203,17 @@ def _block_forward(
         hidden_states, normed = map(_twice, _self_attention(block, _half(hidden_states), input_bias))
     else:
         hidden_states, normed = _self_attention(block, hidden_states, input_bias)
-    out = F.linear(_attention(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
+    out = linear(_attention(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
     hidden_states, normed = _add_norm(block.norm3, out, hidden_states, attn2.to_out[0].bias)
-    gated = geglu(F.linear(normed, up.proj.weight), up.proj.bias)
-    return add_bias_residual_of_tokens(F.linear(gated, down.weight), hidden_states, down.bias)
+    gated = geglu(linear(normed, up.proj.weight), up.proj.bias)
+    return add_bias_residual_of_tokens(linear(gated, down.weight), hidden_states, down.bias)
 
 
 def _self_attention(block: Any, hidden_states: Tensor, input_bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """A block's hidden states [B, T, D] after its self-attention, and what its second norm makes of them [B, T, D]."""
     hidden_states, normed = _add_norm(block.norm1, hidden_states, None, input_bias)
     to_out = block.attn1.to_out[0]
-    return _add_norm(block.norm2, F.linear(_attention(block.attn1, normed), to_out.weight), hidden_states, to_out.bias)
+    return _add_norm(block.norm2, linear(_attention(block.attn1, normed), to_out.weight), hidden_states, to_out.bias)
 
 
 def _half(x: Tensor) -> Tensor:
@@ -256,14 +256,14 @@ def _transformer_forward(
     norm, proj_in, proj_out = transformer.norm, transformer.proj_in, transformer.proj_out
     height, width = hidden_states.shape[2:]
     x, residual = group_norm(hidden_states, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False, fork=True)
-    x = F.linear(x.permute(0, 2, 3, 1).flatten(1, 2), proj_in.weight.flatten(1))
+    x = linear(x.permute(0, 2, 3, 1).flatten(1, 2), proj_in.weight)
     input_bias = proj_in.bias
     for block in transformer.transformer_blocks:
         call = partial(block, encoder_hidden_states=encoder_hidden_states, input_bias=input_bias)
         checkpointed = transformer.gradient_checkpointing and torch.is_grad_enabled()
         x = checkpoint(call, x, use_reentrant=False) if checkpointed else call(x)
         input_bias = None
-    x = F.linear(x, proj_out.weight.flatten(1)).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    x = linear(x, proj_out.weight).unflatten(1, (height, width)).permute(0, 3, 1, 2)
     return (add_bias_residual(x, residual, proj_out.bias),)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import utils.runtime.libraries as libraries
 
@@ -23,7 +24,7 @@ with libraries.quiet_imports(), libraries.lean_imports(), stand_ins():
 
 BUCKET_MB = 100  # fewer collectives than with DDP's 25; the last one, of the first layers' gradients, is small
 
-__all__ = ["OptimizerWrapper", "average_vectors", "barrier", "boost", "get_accelerator", "launch"]
+__all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch", "sum_vectors"]
 
 
 def launch(seed: int) -> None:
@@ -61,12 +62,13 @@ def _own_store() -> Iterator[None]:
 def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:
     """The model and the optimizer (a MasterWeightsOptimizer) boosted with the TorchDDP plugin, and the Booster.
 
-    Where gradients have no buffer of their own, several ranks' are left in the buckets that they are reduced in. DDP
-    copies each gradient there by a kernel of its own, so vectors are left to `average_vectors`: 404 of the
-    UNet's 686 parameters, with a two-thousandth of the values.
+    Several ranks' gradients are summed, not averaged: each rank's loss is to be its share of the mean. If gradients
+    have no buffer of their own, they are left in the buckets that they are summed in. DDP copies a gradient there by a
+    kernel of its own, but not one that lies there already: linear layers' are written there (kernels.linear), and
+    vectors, 404 of the UNet's 686 parameters with a two-thousandth of the values, are left to `sum_vectors`.
     """
-    names = list(_vectors(model))
-    if dist.get_world_size() == 1:
+    names, num_ranks = list(_vectors(model)), dist.get_world_size()
+    if num_ranks == 1:
         # Nothing to reduce, but DDP allocates buckets for all the gradients it manages: let it manage the last one.
         names = [name for name, _ in model.named_parameters()][:-1]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
@@ -74,6 +76,9 @@ def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:
         plugin = TorchDDPPlugin(bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=optimizer.flat.grad is None)
         booster = Booster(plugin=plugin)
         model, optimizer, *_ = booster.boost(model, optimizer)
+    if num_ranks > 1:
+        ddp: Any = model.module
+        ddp.register_comm_hook(optimizer, type(optimizer).sum_bucket)
     mark("boosted")
     return model, optimizer, booster
 
@@ -83,10 +88,10 @@ def _vectors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.dim() <= 1}
 
 
-def average_vectors(model: torch.nn.Module) -> None:
-    """Averages the gradients of the boosted model's vectors, which DDP does not, over the ranks: one collective."""
+def sum_vectors(model: torch.nn.Module) -> None:
+    """Sums the gradients of the boosted model's vectors, which DDP does not, over the ranks: one collective."""
     grads = [parameter.grad for parameter in _vectors(model).values() if parameter.grad is not None]
-    together = torch.cat(grads).div_(dist.get_world_size())
+    together = torch.cat(grads)
     dist.all_reduce(together)
     torch._foreach_copy_(grads, list(together.split([grad.numel() for grad in grads])))
 

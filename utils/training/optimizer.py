@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from utils.kernels import updates
+from utils.kernels.linear import GRAD_PLACE
 from utils.runtime.colossal import OptimizerWrapper
 from utils.training import host_memory
 from utils.training.eight_bit import EightBit
@@ -79,6 +81,17 @@ class MasterWeightsOptimizer(OptimizerWrapper):
     def backward(self, loss: Tensor, inputs: Any = None, retain_graph: bool = False, **kwargs: Any) -> None:
         """Adds the gradient of `loss` times the loss scale into the parameters' gradients."""
         (loss * self.loss_scale).backward(inputs=inputs, retain_graph=retain_graph, **kwargs)
+
+    def sum_bucket(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """DDP's hook for a bucket of gradients that this rank has made: sums it over the ranks.
+
+        Gradients without a buffer of their own stay in the bucket; from the next step on backward passes write there.
+        """
+        work = dist.all_reduce(bucket.buffer(), async_op=True)
+        if self.flat.grad is None:
+            for parameter, values in zip(bucket.parameters(), bucket.gradients(), strict=True):
+                setattr(parameter, GRAD_PLACE, values.as_strided(parameter.shape, parameter.stride()))
+        return work.get_future().then(lambda done: done.value()[0])
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """See FlatParameters.clear_grads."""

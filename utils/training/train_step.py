@@ -10,7 +10,7 @@ from utils.data.batches import MicroBatch
 from utils.data.inputs import TrainingInputs
 from utils.diffusion import denoising_loss, sample_latents, training_target
 from utils.kernels.ahead_of_time import compile_ahead
-from utils.runtime.colossal import average_vectors
+from utils.runtime.colossal import sum_vectors
 from utils.runtime.timing import mark
 from utils.training.optimizer import MasterWeightsOptimizer
 
@@ -85,23 +85,25 @@ class TrainStep:
     def __call__(self, micro_batches: list[MicroBatch]) -> torch.Tensor:
         """Trains on the micro-batches; returns float64 [7] on the device: what METRICS names."""
         self.optimizer.zero_grad()
-        shares = []
+        shares, num_shares = [], len(micro_batches) * self.num_ranks
         for number, batch in enumerate(micro_batches, 1):
             reduces = self.num_ranks > 1 and number == len(micro_batches)  # the ranks' gradients, once a step
             with contextlib.nullcontext() if reduces else self.booster.no_sync(self.unet, self.optimizer):
-                shares.append(self._forward_backward(batch, len(micro_batches)))
+                shares.append(self._forward_backward(batch, num_shares))
         losses = torch.stack(shares).sum(0)
         if self.num_ranks > 1:
-            average_vectors(self.unet)
+            sum_vectors(self.unet)
             dist.all_reduce(losses)
-            losses /= self.num_ranks
         loss, instance_loss, class_loss = losses.unbind()
         update = self.optimizer.step()
         metrics = dict(loss=loss, instance_loss=instance_loss, class_loss=class_loss, **update)
         return torch.stack([metrics[name].double() for name in METRICS])
 
-    def _forward_backward(self, batch: MicroBatch, num_micro_batches: int) -> torch.Tensor:
-        """Returns this micro-batch's share of the loss, the photos' loss and the class images' loss, [3]."""
+    def _forward_backward(self, batch: MicroBatch, num_shares: int) -> torch.Tensor:
+        """Returns this micro-batch's share of the loss, the photos' loss and the class images' loss, [3].
+
+        The step's loss is the mean over so many micro-batches, of all ranks: shares and gradients are to be summed.
+        """
         inputs = self.inputs
         latents = sample_latents(batch.latent_mean, batch.latent_std, batch.latent_noise, inputs.scaling_factor)
         model_pred, target = predict(self.unet, inputs, latents, batch.noise, batch.timesteps, batch.prompt_rows)
@@ -113,9 +115,9 @@ class TrainStep:
             model_pred, target, weights, has_class_images, batch.position_weights
         )
         loss = instance_loss if class_loss is None else instance_loss + self.prior_loss_weight * class_loss
-        self.booster.backward(loss / num_micro_batches, self.optimizer)
+        self.booster.backward(loss / num_shares, self.optimizer)
         class_loss = torch.zeros_like(loss) if class_loss is None else class_loss
-        return torch.stack([loss, instance_loss, class_loss]).detach() / num_micro_batches
+        return torch.stack([loss, instance_loss, class_loss]).detach() / num_shares
 
     def compile_kernels(self, micro_batches: list[MicroBatch]) -> str | None:
         """Compiles the step's kernels, lets the libraries choose theirs, and changes nothing; returns why not."""

@@ -1,4 +1,4 @@
-"""Several linear layers of one input as one product, if their weights lie side by side in memory."""
+"""Linear layers without a bias: several of one input as one product, and gradients written where they will be read."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+GRAD_PLACE = "grad_place"  # a weight's attribute: where its gradient is to be written, of its shape and strides
 
-class _JointLinear(torch.autograd.Function):
-    """x @ cat(weights).T by one product, for weights that are neighbours in memory: no copy is made."""
+
+class _Linear(torch.autograd.Function):
+    """x @ cat(weights).T by one product: one weight [O, ...], or several that are neighbours in memory.
+
+    The weights' gradients are written into their GRAD_PLACE, if all have one and no gradient yet: what is returned are
+    views of it, which become the weights' gradients without a copy.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
@@ -21,14 +27,20 @@ class _JointLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, *weights = ctx.saved_tensors
-        rows = dy.flatten(0, -2)
+        rows, inputs = dy.flatten(0, -2), x.flatten(0, -2)
         dx = (rows @ _joint(weights)).view(x.shape) if ctx.needs_input_grad[0] else None
-        dweights = (rows.t() @ x.flatten(0, -2)).split([weight.shape[0] for weight in weights])
-        return dx, *dweights
+        places = [getattr(weight, GRAD_PLACE) for weight in weights if hasattr(weight, GRAD_PLACE)]
+        has_place = len(places) == len(weights) and all(weight.grad is None for weight in weights)
+        if has_place and are_neighbours(places):
+            torch.mm(rows.t(), inputs, out=_joint(places))
+            return dx, *(place.detach() for place in places)
+        joint = (rows.t() @ inputs).split([weight.shape[0] for weight in weights])
+        pairs = zip(joint, weights, strict=True)
+        return dx, *(grad.as_strided(weight.shape, weight.stride()) for grad, weight in pairs)
 
 
 def _joint(weights: Sequence[Tensor]) -> Tensor:
-    """One view [sum of O, D] of neighbouring weights [O, D]."""
+    """One view [sum of O, D] of neighbouring weights [O, D], or [O, D, 1, 1]."""
     first = weights[0]
     return first.as_strided((sum(weight.shape[0] for weight in weights), first.shape[1]), (first.shape[1], 1))
 
@@ -41,14 +53,19 @@ def are_neighbours(weights: Sequence[Tensor]) -> bool:
     return same_storage and starts[1:] == ends[:-1] and all(weight.is_contiguous() for weight in weights)
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., D] times a linear layer's weight [O, D], or a 1x1 convolution's [O, D, 1, 1] -> [..., O]."""
+    return _Linear.apply(x, weight)
+
+
 def project(x: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
     """What linear layers of weights [O, D], without a bias, make of x [B, T, D]: [B, T, O] each.
 
     One product if the weights are neighbours in memory.
     """
     if len(weights) == 1 or not are_neighbours(weights):
-        return tuple(F.linear(x, weight) for weight in weights)
-    joint = _JointLinear.apply(x, *weights)
+        return tuple(linear(x, weight) for weight in weights)
+    joint = _Linear.apply(x, *weights)
     if len({weight.shape[0] for weight in weights}) == 1:
         return joint.unflatten(-1, (len(weights), -1)).unbind(-2)
     return joint.split([weight.shape[0] for weight in weights], dim=-1)
