@@ -171,7 +171,7 @@ def test_every_command_of_the_readme_runs(newcomer):
 def test_every_command_of_the_walkthrough_runs(newcomer):
     tree, environment = newcomer
     few = dict(MAX_TRAIN_STEPS="20", CHECKPOINTING_STEPS="10")
-    said = run_page(WALKTHROUGH, tree, environment | few, **{"checkpoint-200": "checkpoint-10"})
+    said = run_page(WALKTHROUGH, tree, environment | few, **{"checkpoint-80": "checkpoint-10"})
     (table,) = [text for language, text in blocks_of(WALKTHROUGH) if language == "text"]
     same = [line for line in table.splitlines() if not any(part in line for part in DEPENDS_ON_THE_MACHINE)]
     assert [line for line in same if line not in said.splitlines()] == [] and len(same) > 10
