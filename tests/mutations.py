@@ -54,6 +54,13 @@ MUTATIONS = [
         "tests/end_to_end/test_ranks.py",
     ),
     Mutation(
+        "all cores share the operations of each thread that draws",
+        "utils/models/threaded_unet.py",
+        "    torch.set_num_threads(1)\n",
+        "",
+        "tests/models/test_threaded_unet.py",
+    ),
+    Mutation(
         "a rank's loss is its own mean, not its share",
         "utils/training/train_step.py",
         "len(micro_batches) * self.num_ranks",
