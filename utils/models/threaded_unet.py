@@ -1,7 +1,7 @@
 """The UNet's forward for sampling small images on a CPU: a part of the batch in each thread.
 
-With a batch in one piece the cores share every operation, and wait for each other at the end of each of a thousand. A
-part an own thread makes is done without waiting.
+If the batch is in one piece, the cores share every operation, and wait for each other at the end of each of a thousand.
+A thread that has a part of the batch to itself waits for nobody.
 """
 
 import contextlib
