@@ -1,6 +1,6 @@
 """The UNet's forward for sampling small images on a CPU: a part of the batch in each thread.
 
-If the batch is in one piece, the cores share every operation, and wait for each other at the end of each of a thousand.
+If the batch is in one piece, the cores share every operation, and wait for each other at the end of each one.
 A thread that has a part of the batch to itself waits for nobody.
 """
 
