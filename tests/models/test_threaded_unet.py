@@ -27,6 +27,19 @@ def num_threads(request):
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def calls(pipeline, monkeypatch) -> list[tuple[int, int, bool]]:
+    """Of each call of the UNet: its rows, the threads that share its operations, whether it was in the main thread."""
+    found, forward = [], type(pipeline.unet).forward
+
+    def watched(self, rows, *args, **kwargs):
+        found.append((len(rows), torch.get_num_threads(), threading.current_thread() is threading.main_thread()))
+        return forward(self, rows, *args, **kwargs)
+
+    monkeypatch.setattr(type(pipeline.unet), "forward", watched)
+    return found
+
+
 def pixels(pipeline, **options) -> np.ndarray:
     images = sample(pipeline, ["a cat", "a dog", "a house"], [0, 1, 2], num_inference_steps=3, **options)
     return np.stack([np.asarray(image, int) for image in images])
@@ -40,14 +53,7 @@ def test_pictures_are_those_of_the_whole_batch(pipeline, num_threads, guidance_s
     assert np.array_equal(threaded, pixels(pipeline, guidance_scale=guidance_scale, captured=ThreadedUNet()))
 
 
-def test_each_part_is_one_threads_own_work(pipeline, num_threads, monkeypatch):
-    calls, forward = [], type(pipeline.unet).forward
-
-    def watched(self, rows, *args, **kwargs):
-        calls.append((len(rows), torch.get_num_threads(), threading.current_thread() is threading.main_thread()))
-        return forward(self, rows, *args, **kwargs)
-
-    monkeypatch.setattr(type(pipeline.unet), "forward", watched)
+def test_each_part_is_one_threads_own_work(pipeline, num_threads, calls):
     sample(pipeline, "a cat", [0, 1, 2], num_inference_steps=1, captured=ThreadedUNet())
     assert set(calls) == {(6 // num_threads, 1, False)} and len(calls) % num_threads == 0
 
@@ -64,15 +70,8 @@ def test_afterwards_everything_is_as_it_was(pipeline, num_threads):
     assert [torch.get_num_threads(), *found] == [num_threads, num_threads]
 
 
-def test_large_images_and_single_ones_are_not_divided(pipeline, num_threads, monkeypatch):
-    calls, forward = [], type(pipeline.unet).forward
-
-    def watched(self, rows, *args, **kwargs):
-        calls.append((len(rows), threading.current_thread() is threading.main_thread()))
-        return forward(self, rows, *args, **kwargs)
-
-    monkeypatch.setattr(type(pipeline.unet), "forward", watched)
+def test_large_images_and_single_ones_are_not_divided(pipeline, num_threads, calls, monkeypatch):
     sample(pipeline, "a cat", [0], num_inference_steps=1, guidance_scale=1.0, captured=ThreadedUNet())
     monkeypatch.setattr("utils.models.threaded_unet._MAX_POSITIONS", 1)
     sample(pipeline, "a cat", [0, 1], num_inference_steps=1, captured=ThreadedUNet())
-    assert set(calls) == {(1, True), (4, True)}
+    assert set(calls) == {(1, num_threads, True), (4, num_threads, True)}

@@ -63,7 +63,7 @@ def project(x: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
 
     One product if the weights are neighbours in memory.
     """
-    if len(weights) == 1 or not are_neighbours(weights):
+    if not are_neighbours(weights):
         return tuple(linear(x, weight) for weight in weights)
     joint = _Linear.apply(x, *weights)
     if len({weight.shape[0] for weight in weights}) == 1:

@@ -5,7 +5,7 @@ addresses, so the UNet that samples moves into one buffer of weights that they w
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -67,8 +67,7 @@ class CapturedUNet:
         """UNet2DConditionModel.forward: sample [N,C,h,w], timestep a scalar tensor, encoder_hidden_states [N,77,D]."""
         unet, is_guided = pipeline.unet, pipeline.do_classifier_free_guidance
         plain = partial(type(unet).forward, unet)
-        unusual = return_dict or any(value is not None for value in options.values())
-        if unusual or not torch.is_tensor(timestep) or timestep.dim() > 0:
+        if not is_usual_call(timestep, return_dict, options):
             return plain(sample, timestep, encoder_hidden_states, return_dict=return_dict, **options)
         inputs = sample, timestep, encoder_hidden_states
         key = is_guided, *((tensor.shape, tensor.dtype) for tensor in inputs)
@@ -170,6 +169,12 @@ class _Graph:
                 static.fill_(fresh.item())  # a timestep: a copy from the CPU would wait for the GPU
         self.graph.replay()
         return self.output.clone(memory_format=torch.contiguous_format)
+
+
+def is_usual_call(timestep: Any, return_dict: bool, options: Mapping[str, Any]) -> bool:
+    """Whether a UNet is called as StableDiffusionPipeline does: one timestep for all, and nothing special."""
+    is_special = return_dict or any(value is not None for value in options.values())
+    return not is_special and torch.is_tensor(timestep) and timestep.dim() == 0
 
 
 def architecture(unet: Any) -> tuple:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from utils.models.captured_unet import is_usual_call
+
 _MAX_POSITIONS = 32 * 32  # of a latent: operations on larger ones are long enough to be shared
 
 
@@ -55,8 +57,8 @@ def _forward(
 ) -> Any:
     """UNet2DConditionModel.forward: sample [N,C,h,w], timestep a scalar tensor, encoder_hidden_states [N,77,D]."""
     plain = partial(type(unet).forward, unet)
-    unusual = return_dict or any(value is not None for value in options.values()) or timestep.dim() > 0
-    if unusual or len(sample) == 1 or sample[0, 0].numel() > _MAX_POSITIONS:
+    is_divided = len(sample) > 1 and sample[0, 0].numel() <= _MAX_POSITIONS
+    if not is_divided or not is_usual_call(timestep, return_dict, options):
         return plain(sample, timestep, encoder_hidden_states, return_dict=return_dict, **options)
     mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
 
