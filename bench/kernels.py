@@ -129,11 +129,11 @@ def optimizer():
     ms = median_ms(lambda: target.copy_(source))
     say(f"copy of {n * 4 / 1e9:.1f} GB: {ms:.2f} ms, {n * 8 / ms / 1e6:.0f} GB/s")
     weight, grad = torch.randn(2, n, device="cuda", dtype=torch.float16)
-    master, exp_avg, exp_avg_sq = source.normal_(), target.zero_(), torch.zeros(n, device="cuda")
+    remainder = torch.zeros(n, device="cuda", dtype=torch.int16)
     scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0, 1.0], device="cuda")
-    buffers = weight, grad, master, exp_avg, exp_avg_sq, scalars
+    buffers = weight, remainder, grad, source.zero_(), target.zero_(), scalars
     ms = median_ms(lambda: updates.adamw_(*buffers))
-    say(f"adamw_: {ms:.2f} ms, {28 * n / ms / 1e6:.0f} GB/s")
+    say(f"adamw_: {ms:.2f} ms, {26 * n / ms / 1e6:.0f} GB/s")
     out = torch.zeros(1, device="cuda")
     ms = median_ms(lambda: updates.grad_norm_(grad, out))
     torch_ms = median_ms(lambda: torch.linalg.vector_norm(grad, dtype=torch.float32))

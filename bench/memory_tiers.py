@@ -220,7 +220,7 @@ def state_rows(name: str) -> list[dict[str, Any]]:
 def under_the_smallest(state: dict, checkpoints: bool, batch: int, optimizer: Any, unet: Any, booster: Any) -> dict:
     """The smallest card whose limit the step runs under, and what it took; `tried`: smaller ones that were full."""
     tried, total = [], torch.cuda.get_device_properties(0).total_memory
-    for tier in limits_for(state, batch, checkpoints, optimizer.flat.master.numel()):
+    for tier in limits_for(state, batch, checkpoints, optimizer.flat.masters.numel):
         gc.collect()  # the graph of the row before
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(min(1.0, tier.limit / total))

@@ -127,11 +127,11 @@ def train(
     batches = BatchSource(
         inputs, seed=0, rank=0, num_ranks=1, batch_size=batch_size, num_micro_batches=1, device=device
     )
-    before, losses = flat.master.clone(), []
+    before, losses = flat.masters.unpack().clone(), []
     for step in range(steps[-1]):
         losses.append(one_step(unet, inputs, batches, optimizer, way, step))
         if step + 1 in steps:
-            yield flat.master - before, list(losses)
+            yield flat.masters.unpack() - before, list(losses)
 
 
 def one_step(
@@ -149,7 +149,7 @@ def one_step(
     table = inputs.encoder_hidden_states.to(way.unet)
     if way.rounds_inputs:
         table, latents, batch = to_bf16(table), latents, batch._replace(noise=batch.noise)
-    exact = flat.master.clone() if way.rounds_weights else None
+    exact = flat.weight.clone() if way.rounds_weights else None
     if way.rounds_weights:
         for name, weight in flat.parameters:
             if way.rounds_weights(name, weight):
@@ -164,7 +164,7 @@ def one_step(
     loss = denoising_loss(model_pred, target)
     optimizer.backward(loss)
     if exact is not None:
-        flat.master.copy_(exact)
+        flat.weight.copy_(exact)
     if way.rounds_weight_gradients:
         flat.grad.copy_(to_bf16(flat.grad))
     optimizer.step()

@@ -25,7 +25,7 @@ from bench.timing import median_ms
 ROOT = Path(__file__).resolve().parent.parent
 
 WARM_UP = 20
-BYTES_PER_PARAMETER = 28  # gradient 2, master 4+4, two moments 8+8, weight 2
+BYTES_PER_PARAMETER = 26  # gradient 2, two moments 8+8, the master's halves 4+4
 
 
 def run_script(

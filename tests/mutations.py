@@ -233,22 +233,22 @@ MUTATIONS = [
     Mutation(
         "a skipped step advances the learning rate",
         OPTIMIZER,
-        "self.num_applied += applied",
+        "self.num_applied += finite",
         "self.num_applied += 1",
         TEST_OPTIMIZER,
     ),
     Mutation(
         "the loss scale grows after any number of good steps",
         OPTIMIZER,
-        "self.num_good.add_(1).mul_(applied)",
+        "self.num_good.add_(1).mul_(finite)",
         "self.num_good.add_(1)",
         TEST_OPTIMIZER,
     ),
     Mutation(
         "an overflow leaves the loss scale",
         OPTIMIZER,
-        "torch.where(grow, 2.0, 1.0), 0.5)",
-        "torch.where(grow, 2.0, 1.0), 1.0)",
+        "torch.where(finite, 1.0, 0.5)",
+        "torch.where(finite, 1.0, 1.0)",
         TEST_OPTIMIZER,
     ),
     Mutation(
@@ -275,9 +275,38 @@ MUTATIONS = [
     Mutation(
         "masters are the rounded weights",
         "utils/training/flat_parameters.py",
-        "            view.copy_(parameter.detach())",
-        "            view.copy_(parameter.detach().to(weight_dtype))",
+        "self._shaped(values, parameter).copy_(parameter.detach())",
+        "self._shaped(values, parameter).copy_(parameter.detach().to(weight_dtype))",
         "tests/training/test_flat_parameters.py",
+    ),
+    Mutation(
+        "what fp16 leaves over is counted in half as many steps",
+        "utils/kernels/rounding.py",
+        "UNIT_BELOW = 25 << 23",
+        "UNIT_BELOW = 24 << 23",
+        "tests/kernels/test_rounding.py",
+    ),
+    Mutation(
+        "the halves of a small master do not fit together",
+        "utils/kernels/rounding.py",
+        "values = (values / GRID).round_() * GRID + 0.0",
+        "values = values + 0.0",
+        "tests/kernels/test_rounding.py",
+    ),
+    Mutation(
+        "a resumed bf16 run joins masters by another number of updates",
+        "utils/training/snapshot.py",
+        "    for name in COUNTERS:  # first: masters are split by the number of updates\n"
+        "        getattr(optimizer, name).fill_(counters[name])\n",
+        "",
+        "tests/run/test_checkpoint.py -k 'bf16 or layout'",
+    ),
+    Mutation(
+        "a piece of the masters is joined as if it were the first",
+        "utils/training/masters.py",
+        "self.first + piece.start",
+        "self.first",
+        "tests/training/test_masters.py",
     ),
     Mutation(
         "a true zero is all that 8 bits make zero",

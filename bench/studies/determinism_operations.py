@@ -193,22 +193,23 @@ def optimizer_cases(place: dict) -> Iterator[Case]:
     def make(scattered: bool):
         grads = [torch.randn(numel, **place) for numel in PARAMETERS]
         table = updates.gradient_table(list(PARAMETERS), place["device"]) if scattered else None
-        master, grad = torch.randn(count, device=place["device"]), torch.cat(grads)
-        weight = None if place["dtype"] == torch.float32 else torch.empty_like(grad)
+        weight, grad = torch.randn(count, **place), torch.cat(grads)
+        remainder = None if place["dtype"] == torch.float32 else torch.zeros_like(weight, dtype=torch.int16)
         given = torch.tensor(scalars, device=place["device"])
         if table is not None:
             table.set_addresses(grads)
 
         def run() -> list[torch.Tensor]:
-            state = [master.clone(), torch.zeros_like(master), torch.zeros_like(master)]
+            masters = [weight.clone(), None if remainder is None else remainder.clone()]
+            moments = [torch.zeros(count, device=place["device"]) for _ in range(2)]
             norm = torch.zeros(1, device=place["device"])
             if table is None:
                 updates.grad_norm_(grad, norm)
-                updates.adamw_(weight, grad, *state, given)
+                updates.adamw_(*masters, grad, *moments, given)
             else:
                 table.grad_norm_(grads[0].dtype, norm)
-                table.adamw_(weight, grads[0].dtype, *state, given)
-            return [norm, *state]
+                table.adamw_(*masters, *moments, given)
+            return [norm, *(part for part in (*masters, *moments) if part is not None)]
 
         return run
 

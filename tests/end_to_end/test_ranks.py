@@ -65,7 +65,7 @@ class GatheredGradients:
     """What kernels.adamw_scattered does on a GPU with gradients that have no buffer: in plain torch, in one."""
 
     def __init__(self, flat: FlatParameters):
-        self.flat, self.grad = flat, torch.zeros_like(flat.master)
+        self.flat, self.grad = flat, torch.zeros_like(flat.weight)
 
     def set_addresses(self, gradients: list[torch.Tensor]) -> None:
         for part, gradient in zip(self.flat.views(self.grad), gradients, strict=True):
@@ -74,8 +74,8 @@ class GatheredGradients:
     def grad_norm_(self, grad_dtype: torch.dtype, out: torch.Tensor) -> None:
         updates.grad_norm_(self.grad, out)
 
-    def adamw_(self, weight: torch.Tensor | None, grad_dtype: torch.dtype, *state: torch.Tensor) -> None:
-        updates.adamw_(weight, self.grad, *state)
+    def adamw_(self, weight: torch.Tensor, remainder: torch.Tensor | None, *state: torch.Tensor) -> None:
+        updates.adamw_(weight, remainder, self.grad, *state)
 
 
 def as_on_a_gpu() -> None:
@@ -141,7 +141,7 @@ def overflow_on_rank_1_at_step_2(reports: Path) -> None:
     def watched_step(self):
         metrics = step(self)
         report["applied"].append(int(self.num_applied))
-        report["master"] = hashlib.sha256(self.flat.master.numpy().tobytes()).hexdigest()
+        report["master"] = hashlib.sha256(self.flat.masters.unpack().numpy().tobytes()).hexdigest()
         (reports / f"{own_rank}.json").write_text(json.dumps(report))
         return metrics
 

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from utils.kernels.rounding import split_
 from utils.training.eight_bit import EightBit
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -21,6 +22,17 @@ def adamw_scalars(step, grad_scale, applies, device, lr=1e-3, betas=(0.9, 0.999)
 
 def relative_error(result, expected):
     return ((result.double().cpu() - expected.double().cpu()).norm() / expected.double().cpu().norm()).item()
+
+
+def split(
+    master: torch.Tensor, dtype: torch.dtype | None, number: int = 0
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weights in `dtype` and remainders of the master [N]; without a dtype a copy of it, and None."""
+    if dtype is None:
+        return master.clone(), None
+    weight, remainder = torch.empty_like(master, dtype=dtype), torch.empty_like(master, dtype=torch.int16)
+    split_(weight, remainder, master, number)
+    return weight, remainder
 
 
 def make_eight_bit(numel: int, signed: bool, device="cpu") -> EightBit:

@@ -1,15 +1,19 @@
-"""Masters rounded to the weights: to the nearest in fp16, to a neighbour by chance in bf16."""
+"""Masters as weights and remainders: the weight is the nearest in fp16, a neighbour by chance in bf16."""
 
 import pytest
 import torch
 
-from utils.kernels.rounding import random_bits, round_
+from utils.kernels.rounding import GRID, join, random_bits, split_
+
+
+def halves(master: torch.Tensor, number: int, dtype: torch.dtype, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    weight, remainder = torch.empty_like(master, dtype=dtype), torch.empty_like(master, dtype=torch.int16)
+    split_(weight, remainder, master, number, first)
+    return weight, remainder
 
 
 def rounded(master: torch.Tensor, number: int, dtype: torch.dtype = torch.bfloat16, first: int = 0) -> torch.Tensor:
-    weight = torch.empty_like(master, dtype=dtype)
-    round_(weight, master, number, first)
-    return weight
+    return halves(master, number, dtype, first)[0]
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +23,39 @@ def master() -> torch.Tensor:
 
 def test_fp16_is_the_nearest(master):
     assert torch.equal(rounded(master, 7, torch.float16), master.half())
+
+
+# Where fp16's spacing or what is kept of the master changes, and halfway between two neighbours.
+EDGES = [0, 2.0**-14, 2.0**-14 * (1 - 2.0**-24), 2.0**-16, 2.0**-17 * (1 + 2.0**-23), 2.0**-24, 2.0**-25, 3 * 2.0**-25]
+EDGES += [1, 1 - 2.0**-24, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-11 + 2.0**-23, 2 - 2.0**-23, 65504]
+
+
+@pytest.fixture(scope="module")
+def of_all_sizes() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    sizes = 10 ** (torch.rand(50_000, generator=generator) * 14 - 10)
+    signs = torch.randint(0, 2, (50_000,), generator=generator) * 2 - 1
+    return torch.cat([sizes * signs, torch.tensor(EDGES), -torch.tensor(EDGES)])
+
+
+@pytest.mark.parametrize(("dtype", "number"), [(torch.float16, 3), (torch.bfloat16, 3), (torch.bfloat16, 4)])
+def test_the_two_halves_are_the_master(of_all_sizes, dtype, number):
+    weight, remainder = halves(of_all_sizes, number, dtype, first=77)
+    joined = join(weight, remainder, number, first=77)
+    exact = (
+        torch.ones_like(of_all_sizes, dtype=torch.bool) if dtype == torch.bfloat16 else of_all_sizes.abs() >= 2**-16
+    )
+    assert torch.equal(joined[exact], of_all_sizes[exact])
+    assert (joined.double() - of_all_sizes.double()).abs().max() <= GRID / 2
+    again = halves(joined, number, dtype, first=77)
+    assert torch.equal(again[0].view(torch.int16), weight.view(torch.int16)) and torch.equal(again[1], remainder)
+
+
+def test_masters_too_small_for_their_remainder_are_rounded_to_whole_steps(of_all_sizes):
+    joined = join(*halves(of_all_sizes, 1, torch.float16), 1)
+    steps = joined.double() * 2.0**39
+    assert torch.equal(steps, steps.round())
+    assert (joined != of_all_sizes).float().mean() > 0.2  # the fixture has such
 
 
 def test_bf16_is_one_of_the_two_neighbours(master):

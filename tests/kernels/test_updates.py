@@ -3,15 +3,21 @@
 import pytest
 import torch
 
-from tests.helpers.kernels import DEVICES, INTERPRETED, TRITON_ONLY, adamw_scalars, relative_error
+from tests.helpers.kernels import DEVICES, INTERPRETED, TRITON_ONLY, adamw_scalars, relative_error, split
 from utils.kernels import updates
-from utils.kernels.rounding import round_
+from utils.kernels.rounding import join
 
 
 def adamw_state(num, weight_dtype, device):
+    """Weights, remainders and moments of masters of which fp16 keeps a quarter to 2**-40."""
     master = torch.randn(num, device=device) * 0.1
-    weight = None if weight_dtype is None else master.to(weight_dtype)
-    return weight, master, torch.zeros_like(master), torch.zeros_like(master)
+    master[::4] *= 1e-5
+    return *split(master, weight_dtype), torch.zeros_like(master), torch.zeros_like(master)
+
+
+def masters(state, number):
+    weight, remainder = state[:2]
+    return weight.clone() if remainder is None else join(weight, remainder, number)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -19,20 +25,32 @@ def adamw_state(num, weight_dtype, device):
 @pytest.mark.parametrize("update", [updates.adamw_, updates.adamw_reference_], ids=["fused", "reference"])
 def test_adamw_is_torch_adamw(device, weight_dtype, update):
     torch.manual_seed(0)
-    weight, master, exp_avg, exp_avg_sq = adamw_state(5003, weight_dtype, device)
-    expected = torch.nn.Parameter(master.clone())
-    start = master.clone()
+    state = adamw_state(5003, weight_dtype, device)
+    start = masters(state, 0)
+    expected = torch.nn.Parameter(start.clone())
     optimizer = torch.optim.AdamW([expected], lr=1e-3, weight_decay=1e-2)
     for step in range(1, 21):
         grad = torch.randn(5003, device=device).to(weight_dtype or torch.float32)
-        update(weight, grad, master, exp_avg, exp_avg_sq, adamw_scalars(step, 0.25, True, device))
+        update(*state[:2], grad, *state[2:], adamw_scalars(step, 0.25, True, device))
         expected.grad = grad.float() * 0.25
         optimizer.step()
-    assert relative_error(master - start, expected.detach() - start) < 1e-4
-    if weight is not None:
-        by_definition = torch.empty_like(weight)
-        round_(by_definition, master, 20)
-        assert torch.equal(weight, by_definition)
+    assert relative_error(masters(state, 20) - start, expected.detach() - start) < 1e-4
+    if weight_dtype is not None:
+        by_definition = split(masters(state, 20), weight_dtype, 20)
+        assert all(torch.equal(*pair) for pair in zip(state, by_definition, strict=False))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weight_dtype", [torch.float16, torch.bfloat16])
+def test_an_update_without_a_learning_rate_leaves_the_masters(device, weight_dtype):
+    """Taken apart and put together again, in either half's place, they are what they were, to the bit."""
+    torch.manual_seed(0)
+    state = adamw_state(5003, weight_dtype, device)
+    start = masters(state, 0)
+    for step in (1, 2, 3):
+        grad = torch.randn(5003, device=device).to(weight_dtype)
+        updates.adamw_(*state[:2], grad, *state[2:], adamw_scalars(step, 0.25, True, device, lr=0.0))
+        assert torch.equal(masters(state, step), start)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -43,8 +61,7 @@ def test_adamw_skips_whatever_the_gradient_holds(device, update):
     before = [buffer.clone() for buffer in state]
     grad = torch.full((5003,), torch.nan, dtype=torch.float16, device=device)
     grad[::2] = torch.inf
-    weight, master, exp_avg, exp_avg_sq = state
-    update(weight, grad, master, exp_avg, exp_avg_sq, adamw_scalars(1, torch.nan, False, device))
+    update(*state[:2], grad, *state[2:], adamw_scalars(1, torch.nan, False, device))
     assert all(torch.equal(now, then) for now, then in zip(state, before, strict=True))
 
 
@@ -82,8 +99,8 @@ def test_scattered_gradients_give_what_flat_ones_give(monkeypatch, device, weigh
         table.grad_norm_(dtype, norms[1])
         assert relative_error(*norms) < 1e-5 if applies else norms.isnan().all()
         scalars = adamw_scalars(step, 0.25, applies, device)
-        updates.adamw_(flat_state[0], grad, *flat_state[1:], scalars)
-        table.adamw_(scattered_state[0], dtype, *scattered_state[1:], scalars)
+        updates.adamw_(*flat_state[:2], grad, *flat_state[2:], scalars)
+        table.adamw_(*scattered_state, scalars)
         for flat, scattered in zip(flat_state, scattered_state, strict=True):
             assert flat is None or torch.equal(flat, scattered)
 

@@ -69,7 +69,7 @@ def commit_trained(output: Path, base: Path, parts: tuple, save_dtype: str, save
     saving.commit_pipeline(
         output,
         base,
-        lambda folder: saving.save_unet(optimizer.flat.named(optimizer.flat.master), folder, save_dtype, save_format),
+        lambda folder: saving.save_unet(optimizer.flat.named_masters(), folder, save_dtype, save_format),
     )
 
 
@@ -80,7 +80,7 @@ def test_the_file_holds_the_master_weights(
     tmp_path, trained, tiny_pipeline_dir, weight_dtype, save_dtype, save_format
 ):
     unet, optimizer, _ = parts = trained(weight_dtype)
-    masters = dict(optimizer.flat.named(optimizer.flat.master))
+    masters = dict(optimizer.flat.named_masters())
     before = {name: value.clone() for name, value in unet.unwrap().state_dict().items()}
     commit_trained(tmp_path / "out", tiny_pipeline_dir, parts, save_dtype, save_format)
     path = tmp_path / "out/unet" / f"diffusion_pytorch_model.{save_format}"
@@ -112,7 +112,7 @@ def test_the_folder_loads_and_samples(tmp_path, trained, tiny_pipeline_dir, save
     loaded.set_progress_bar_config(disable=True)
     image = loaded("a photo", num_inference_steps=1, height=32, width=32, output_type="np").images
     assert image.shape == (1, 32, 32, 3)
-    masters = dict(parts[1].flat.named(parts[1].flat.master))
+    masters = dict(parts[1].flat.named_masters())
     for name, value in loaded.unet.state_dict().items():
         assert torch.equal(value.float(), masters[name].to(DTYPES[save_dtype]).float())
     base = load(tiny_pipeline_dir)

@@ -96,8 +96,8 @@ def test_another_memory_layout_gives_the_same_state(tmp_path, tiny_pipeline_dir,
     for name in ("exp_avg", "exp_avg_sq"):
         ours, theirs = (dict(each.flat.named(getattr(each, name))) for each in (one, other))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours) and any(value.any() for value in ours.values())
-    for name in ("master", "weight"):
-        ours, theirs = (dict(each.flat.named(getattr(each.flat, name))) for each in (one, other))
+    for values in (lambda flat: flat.named(flat.weight), FlatParameters.named_masters):
+        ours, theirs = (dict(values(each.flat)) for each in (one, other))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert other.loss_scale == scale and other.num_applied == 1
 
@@ -111,3 +111,4 @@ def test_bf16_weights_are_rounded_as_in_the_run(tmp_path, tiny_pipeline_dir):
     assert (one.flat.weight != first).float().mean() > 0.2  # a new choice for all, not only a step for some
     restore(read_checkpoint(tmp_path / "checkpoint-1"), other)
     assert torch.equal(other.flat.weight, one.flat.weight)
+    assert torch.equal(other.flat.masters.remainder, one.flat.masters.remainder)

@@ -23,12 +23,12 @@ def wide_values(numel: int, signed: bool) -> torch.Tensor:
 def test_quantising_what_was_dequantised_gives_the_same_bits(signed, numel):
     torch.manual_seed(0)
     first, second = make_eight_bit(numel, signed), make_eight_bit(numel, signed)
-    first.quantize_(wide_values(numel, signed))
-    values = first.dequantize()
-    second.quantize_(values)
+    first.pack_(wide_values(numel, signed))
+    values = first.unpack()
+    second.pack_(values)
     assert values.shape == (numel,) and values.isfinite().all()
     assert torch.equal(first.levels, second.levels) and torch.equal(first.scales, second.scales)
-    assert torch.equal(values, second.dequantize())
+    assert torch.equal(values, second.unpack())
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -37,8 +37,8 @@ def test_how_near_the_values_are(signed):
     values = torch.randn(100 * BLOCK)
     values = values if signed else values.square()
     eight_bit = make_eight_bit(len(values), signed)
-    eight_bit.quantize_(values)
-    blocks, found = values.view(-1, BLOCK), eight_bit.dequantize().view(-1, BLOCK)
+    eight_bit.pack_(values)
+    blocks, found = values.view(-1, BLOCK), eight_bit.unpack().view(-1, BLOCK)
     largest = blocks.abs().argmax(1, keepdim=True)
     torch.testing.assert_close(found.gather(1, largest), blocks.gather(1, largest), rtol=1e-6, atol=0)
     assert ((found - blocks).norm() / blocks.norm()).item() < (0.01 if signed else 0.006)
@@ -50,23 +50,23 @@ def test_a_second_moment_that_is_not_zero_stays_so():
     values = torch.logspace(-13, 0, BLOCK)
     values[7] = 0
     eight_bit = make_eight_bit(BLOCK, False)
-    eight_bit.quantize_(values)
-    assert torch.equal(eight_bit.dequantize() == 0, values == 0)
+    eight_bit.pack_(values)
+    assert torch.equal(eight_bit.unpack() == 0, values == 0)
 
 
 def test_slices_and_pieces(monkeypatch):
-    monkeypatch.setattr("utils.training.eight_bit._PIECE", 2 * BLOCK)
+    monkeypatch.setattr("utils.training.packed._PIECE", 2 * BLOCK)
     torch.manual_seed(0)
     values, device = torch.randn(5 * BLOCK + 3), torch.device("cpu")
     whole, in_pieces = make_eight_bit(len(values), True), make_eight_bit(len(values), True)
-    whole.quantize_(values)
+    whole.pack_(values)
     in_pieces.write_from(values, device)
     assert torch.equal(whole.levels, in_pieces.levels) and torch.equal(whole.scales, in_pieces.scales)
     assert [piece.stop for piece in whole.pieces()] == [2 * BLOCK, 4 * BLOCK, 5 * BLOCK + 3]
     read = torch.empty_like(values)
     whole.read_into(read, device)
-    assert torch.equal(read, whole.dequantize())
-    assert torch.equal(whole[slice(BLOCK, 3 * BLOCK)].dequantize(), read[BLOCK : 3 * BLOCK])
+    assert torch.equal(read, whole.unpack())
+    assert torch.equal(whole[slice(BLOCK, 3 * BLOCK)].unpack(), read[BLOCK : 3 * BLOCK])
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])

@@ -14,7 +14,7 @@ def test_parameters_and_gradients_are_views_of_the_flat_buffers(memory_format):
     flat = FlatParameters(module, torch.float16, "cpu", memory_format)
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, before[name].half())
-        assert torch.equal(dict(flat.named(flat.master))[name], before[name])
+        assert torch.equal(dict(flat.named_masters())[name], before[name])
     assert module[0].weight.is_contiguous(memory_format=memory_format)
     flat.weight.zero_()
     module.half()(torch.randn(2, 3, 6, 6).half()).sum().backward()
@@ -25,5 +25,5 @@ def test_parameters_and_gradients_are_views_of_the_flat_buffers(memory_format):
 def test_master_weights_are_the_files_values_not_their_rounded_cast():
     module, optimizer = make_optimizer(torch.float16)
     original = torch.cat([p.detach().flatten() for p in make_module().parameters()])
-    assert torch.equal(optimizer.flat.master, original)
+    assert torch.equal(optimizer.flat.masters.unpack(), original)
     assert not torch.equal(optimizer.flat.weight.float(), original)

@@ -63,7 +63,7 @@ def train_ours(pretrained, weight_dtype: torch.dtype, **options) -> tuple[torch.
     """Change of the master weights and the losses of NUM_STEPS steps by this project's optimizer."""
     unet = copy.deepcopy(pretrained)
     flat = FlatParameters(unet, weight_dtype, "cpu")
-    before = flat.master.clone()
+    before = flat.masters.unpack().clone()
     optimizer = MasterWeightsOptimizer(flat, learning_rates=[LEARNING_RATE], **options)
     losses = []
     for step in range(NUM_STEPS):
@@ -73,7 +73,7 @@ def train_ours(pretrained, weight_dtype: torch.dtype, **options) -> tuple[torch.
         optimizer.step()
         losses.append(loss.item())
     assert optimizer.num_skipped <= 3
-    return flat.master - before, losses
+    return flat.masters.unpack() - before, losses
 
 
 def train_literally(pretrained, eps: float) -> tuple[torch.Tensor, list[float]]:

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -21,8 +21,12 @@ PIECE = 1 << 24  # elements that leave a GPU at once
 BYTES_TO_FLUSH = 1 << 28
 
 
-def write_safetensors(path: Path, named: Sequence[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
-    """Writes (name, tensor) pairs as `dtype`, contiguous. A tensor leaves its device while the last one is written."""
+def write_safetensors(path: Path, named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
+    """Writes (name, tensor) pairs as `dtype`, contiguous. A tensor leaves its device while the last one is written.
+
+    Args:
+        named: gone through twice, for the shapes and for the values: what is computed on the way need not be kept.
+    """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in named:
@@ -61,7 +65,7 @@ class _Flushes:
             self.flushed.result()
 
 
-def _on_the_host(named: Sequence[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+def _on_the_host(named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """The tensors' values as `dtype`, flat, one after another; each stays valid until the one after the next.
 
     From a GPU they come in pieces through two pinned buffers: fresh memory costs more than the copy.

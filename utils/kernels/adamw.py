@@ -12,6 +12,9 @@ _NORM_PROGRAMS = 2048  # fixed, so that the order of summation does not depend o
 _NORM_BLOCK = 4096
 _STEP = tl.constexpr(rounding.STEP)
 _FACTOR, _OTHER_FACTOR = tl.constexpr(rounding.FACTORS[0]), tl.constexpr(rounding.FACTORS[1])
+_GRID, _GRIDS = tl.constexpr(rounding.GRID), tl.constexpr(1 / rounding.GRID)
+_EXPONENT, _UNIT_BELOW = tl.constexpr(rounding.EXPONENT), tl.constexpr(rounding.UNIT_BELOW)
+_SMALLEST_EXPONENT = tl.constexpr(rounding.SMALLEST_EXPONENT)
 
 
 @triton.jit
@@ -31,45 +34,95 @@ def adamw_update(grad, exp_avg, exp_avg_sq, master, scalars_ptr):
 
 
 @triton.jit
-def rounded(master, index, scalars_ptr, DTYPE: tl.constexpr):
-    """The masters of the parameters at `index` in the weights' dtype: kernels.rounding.round_."""
-    if DTYPE == tl.bfloat16:
-        number = tl.load(scalars_ptr + 9).to(tl.int32).to(tl.uint32)
-        hashed = index.to(tl.uint32) ^ (number * _STEP)
-        hashed = (hashed ^ (hashed >> 16)) * _FACTOR
-        hashed = (hashed ^ (hashed >> 15)) * _OTHER_FACTOR
-        hashed = (hashed ^ (hashed >> 16)) & 0xFFFF
-        bits = master.to(tl.uint32, bitcast=True) + hashed
-        return ((bits >> 16) << 16).to(tl.float32, bitcast=True).to(tl.bfloat16)
-    else:
-        return master.to(DTYPE)
+def _random_bits(index, number):
+    """kernels.rounding.random_bits: 16 bits, uint32, for the parameters at `index` after `number` updates."""
+    hashed = index.to(tl.uint32) ^ (number.to(tl.int32).to(tl.uint32) * _STEP)
+    hashed = (hashed ^ (hashed >> 16)) * _FACTOR
+    hashed = (hashed ^ (hashed >> 15)) * _OTHER_FACTOR
+    return (hashed ^ (hashed >> 16)) & 0xFFFF
 
 
 @triton.jit
-def apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr,
-                HAS_WEIGHT: tl.constexpr):
+def _unit_bits(weight):
+    """The bits of kernels.rounding._unit(weight), uint32."""
+    exponent = weight.to(tl.float32).to(tl.uint32, bitcast=True) & _EXPONENT
+    return tl.maximum(exponent, _SMALLEST_EXPONENT) - _UNIT_BELOW
+
+
+@triton.jit
+def _join(weight, remainder, index, scalars_ptr):
+    """kernels.rounding.join, before an update that is applied."""
+    if weight.dtype == tl.bfloat16:
+        lower = remainder.to(tl.uint16, bitcast=True).to(tl.uint32)
+        carry = (lower + _random_bits(index, tl.load(scalars_ptr + 9) - 1.0)) >> 16
+        upper = weight.to(tl.uint16, bitcast=True).to(tl.uint32) - carry
+        return ((upper << 16) | lower).to(tl.float32, bitcast=True)
+    else:
+        unit = _unit_bits(weight).to(tl.float32, bitcast=True)
+        return weight.to(tl.float32) + remainder.to(tl.float32) * unit
+
+
+@triton.jit
+def _split(master, index, scalars_ptr, DTYPE: tl.constexpr):
+    """kernels.rounding.split_: the weights in DTYPE, and the remainders."""
+    if DTYPE == tl.bfloat16:
+        bits = master.to(tl.uint32, bitcast=True)
+        rounded = bits + _random_bits(index, tl.load(scalars_ptr + 9))
+        weight = ((rounded >> 16) << 16).to(tl.float32, bitcast=True).to(tl.bfloat16)
+        return weight, (bits & 0xFFFF).to(tl.uint16).to(tl.int16, bitcast=True)
+    else:
+        # To the nearest whole number of GRIDs, the even one of two: what is less than 2**23 loses its fraction by
+        # adding 2**23. Anything larger has none.
+        size = tl.abs(master) * _GRIDS
+        size = tl.where(size < 8388608.0, (size + 8388608.0) - 8388608.0, size)
+        master = tl.where((master < 0.0) & (size > 0.0), -size, size) * _GRID
+        weight = master.to(DTYPE)
+        one_over_unit = ((254 << 23) - _unit_bits(weight)).to(tl.float32, bitcast=True)
+        return weight, ((master - weight.to(tl.float32)) * one_over_unit).to(tl.int16)
+
+
+@triton.jit
+def load_master(weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT: tl.constexpr):
+    """The fp32 masters of the parameters at `index`."""
+    master = tl.load(weight_ptr + index, mask=mask)
+    if IS_SPLIT:
+        master = _join(master, tl.load(remainder_ptr + index, mask=mask), index, scalars_ptr)
+    return master
+
+
+@triton.jit
+def store_master(master, weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT: tl.constexpr):
+    """Puts fp32 masters in place of those at `index`."""
+    if IS_SPLIT:
+        weight, remainder = _split(master, index, scalars_ptr, weight_ptr.dtype.element_ty)
+        tl.store(weight_ptr + index, weight, mask=mask)
+        tl.store(remainder_ptr + index, remainder, mask=mask)
+    else:
+        tl.store(weight_ptr + index, master, mask=mask)
+
+
+@triton.jit
+def apply_adamw(grad, index, mask, weight_ptr, remainder_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr,
+                IS_SPLIT: tl.constexpr):
     """The update of the parameters at `index` of the flat buffers by `grad`."""
     exp_avg = tl.load(exp_avg_ptr + index, mask=mask)
     exp_avg_sq = tl.load(exp_avg_sq_ptr + index, mask=mask)
-    master = tl.load(master_ptr + index, mask=mask)
+    master = load_master(weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT)
     exp_avg, exp_avg_sq, master = adamw_update(grad, exp_avg, exp_avg_sq, master, scalars_ptr)
     tl.store(exp_avg_ptr + index, exp_avg, mask=mask)
     tl.store(exp_avg_sq_ptr + index, exp_avg_sq, mask=mask)
-    tl.store(master_ptr + index, master, mask=mask)
-    if HAS_WEIGHT:
-        weight = rounded(master, index, scalars_ptr, weight_ptr.dtype.element_ty)
-        tl.store(weight_ptr + index, weight, mask=mask)
+    store_master(master, weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT)
 
 
 @triton.jit
-def _adamw(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, first, n,
-           HAS_WEIGHT: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+def _adamw(weight_ptr, remainder_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, first, n,
+           IS_SPLIT: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
     """One block of parameters. Only the last is masked: a mask of unknown alignment would forbid vector loads."""
     index = (first + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n if MASKED else None
     if tl.load(scalars_ptr + 8) != 0.0:
         grad = tl.load(grad_ptr + index, mask=mask)
-        apply_adamw(grad, index, mask, weight_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, HAS_WEIGHT)
+        apply_adamw(grad, index, mask, weight_ptr, remainder_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, IS_SPLIT)
 
 
 @triton.jit
@@ -97,16 +150,16 @@ def root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
 
 
 def adamw_(
-    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
+    weight: Tensor, remainder: Tensor | None, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
 ) -> None:
     """See kernels.adamw_."""
-    n = master.numel()
+    n = weight.numel()
     num_full = n // _ADAMW_BLOCK
-    constants = dict(HAS_WEIGHT=weight is not None, BLOCK=_ADAMW_BLOCK, num_warps=4)
+    constants = dict(IS_SPLIT=remainder is not None, BLOCK=_ADAMW_BLOCK, num_warps=4)
     for first, count, masked in ((0, num_full, False), (num_full, int(n % _ADAMW_BLOCK != 0), True)):
         if count:
             _adamw[(count,)](
-                weight, grad, master, exp_avg, exp_avg_sq, scalars, first, n, MASKED=masked, **constants
+                weight, remainder, grad, exp_avg, exp_avg_sq, scalars, first, n, MASKED=masked, **constants
             )
 
 

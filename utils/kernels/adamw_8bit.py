@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from utils.kernels.adamw import adamw_update, rounded
+from utils.kernels.adamw import adamw_update, load_master, store_master
 
 BLOCK = 256  # eight_bit.BLOCK
 _ROWS = 4  # blocks a program
@@ -30,8 +30,9 @@ def _levels(sizes, smallest, MOST: tl.constexpr):
 
 
 @triton.jit
-def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_avg_sq_ptr, scales_sq_ptr, scalars_ptr,
-                first, n, HAS_WEIGHT: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _adamw_8bit(weight_ptr, remainder_ptr, grad_ptr, exp_avg_ptr, scales_ptr, exp_avg_sq_ptr, scales_sq_ptr,
+                scalars_ptr, first, n, IS_SPLIT: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr,
+                BLOCK: tl.constexpr):
     """ROWS blocks of parameters; only the last program is masked."""
     row = (first + tl.program_id(0)).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     index = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -40,7 +41,6 @@ def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_a
             mask = index < n
             row_mask = row * BLOCK < n
             grad = tl.load(grad_ptr + index, mask=mask, other=0.0)
-            master = tl.load(master_ptr + index, mask=mask, other=0.0)
             levels = tl.load(exp_avg_ptr + index, mask=mask, other=0)
             levels_sq = tl.load(exp_avg_sq_ptr + index, mask=mask, other=0)
             scales = tl.load(scales_ptr + row, mask=row_mask, other=0.0)
@@ -49,18 +49,15 @@ def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_a
             mask = None
             row_mask = None
             grad = tl.load(grad_ptr + index)
-            master = tl.load(master_ptr + index)
             levels = tl.load(exp_avg_ptr + index)
             levels_sq = tl.load(exp_avg_sq_ptr + index)
             scales = tl.load(scales_ptr + row)
             scales_sq = tl.load(scales_sq_ptr + row)
+        master = load_master(weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT)
         root = _values(levels_sq, scales_sq, 255)
         exp_avg = _values(levels, scales, 127)
         exp_avg, exp_avg_sq, master = adamw_update(grad, exp_avg, root * root, master, scalars_ptr)
-        tl.store(master_ptr + index, master, mask=mask)
-        if HAS_WEIGHT:
-            weight = rounded(master, index, scalars_ptr, weight_ptr.dtype.element_ty)
-            tl.store(weight_ptr + index, weight, mask=mask)
+        store_master(master, weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT)
         levels, scales = _levels(tl.abs(exp_avg), _SMALLEST_SIGNED, 127)
         levels = tl.where(exp_avg < 0.0, -levels, levels)
         root = tl.sqrt_rn(exp_avg_sq)
@@ -73,13 +70,13 @@ def _adamw_8bit(weight_ptr, grad_ptr, master_ptr, exp_avg_ptr, scales_ptr, exp_a
 
 
 def adamw_8bit_(
-    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
+    weight: Tensor, remainder: Tensor | None, grad: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
 ) -> None:
     """See kernels.adamw_8bit_."""
-    n = master.numel()
+    n = weight.numel()
     num_full = n // (_ROWS * BLOCK)
-    constants = dict(HAS_WEIGHT=weight is not None, ROWS=_ROWS, BLOCK=BLOCK, num_warps=4)
+    constants = dict(IS_SPLIT=remainder is not None, ROWS=_ROWS, BLOCK=BLOCK, num_warps=4)
     moments = (exp_avg.levels, exp_avg.scales, exp_avg_sq.levels, exp_avg_sq.scales)
     for first, count, masked in ((0, num_full, False), (num_full, int(n % (_ROWS * BLOCK) != 0), True)):
         if count:
-            _adamw_8bit[(count,)](weight, grad, master, *moments, scalars, first, n, MASKED=masked, **constants)
+            _adamw_8bit[(count,)](weight, remainder, grad, *moments, scalars, first, n, MASKED=masked, **constants)

@@ -1,9 +1,17 @@
-"""fp32 masters rounded to the weights that the network computes with: the definition, in plain torch.
+"""fp32 masters as two 16-bit numbers: the weights that the network computes with, and what their rounding left over.
 
-fp16: the nearest. bf16: one of the two neighbours, the nearer the likelier (stochastic rounding: Gupta et al. 2015,
+This is the definition, in plain torch. The pair takes 4 bytes a parameter where master and weight took 6.
+
+fp16: the weight is the nearest, the remainder counts by how many 2**-14ths of half its spacing the master is away
+from it (int16). Masters are multiples of 2**-39 for that, which those of 2**-16 and more in size are already (fp32's
+own spacing there is 2**-39 or more); smaller ones move by at most 2**-40, a millionth of an update at a learning rate
+of 1e-6.
+
+bf16: the weight is one of the two neighbours, the nearer the likelier (stochastic rounding: Gupta et al. 2015,
 arXiv 1502.02551), anew at every update. bf16 numbers near w are w/128 apart: the nearest of them would not move
 for many updates of 1e-6, and the gradient would be that of the weights before training (docs/precision.md). Which
-neighbour it is follows from the number of updates and the parameter's place: a resumed run has the same weights.
+neighbour it is follows from the number of updates and the parameter's place: a resumed run has the same weights. The
+remainder is the lower half of the master's bits; the upper half is the weight's, or one less where it was rounded up.
 """
 
 import torch
@@ -11,6 +19,10 @@ from torch import Tensor
 
 STEP = 0x9E3779B1  # 2**32 over the golden ratio: numbers in a row lie far apart
 FACTORS = 0x7FEB352D, 0x846CA68B  # an integer hash of low bias (Wellons 2018, github.com/skeeto/hash-prospector)
+GRID = 2.0**-39  # fp16: of masters smaller than 2**-16
+EXPONENT = 0x7F800000  # the bits of a float32's exponent
+SMALLEST_EXPONENT = (127 - 14) << 23  # that of fp16's smallest normal number: below it the spacing stays the same
+UNIT_BELOW = 25 << 23  # a remainder's unit is 2**-25 of the weight's power of two: 2**-14 of half the spacing
 _CHUNK = 1 << 22  # elements at a time
 
 
@@ -34,17 +46,41 @@ def random_bits(first: int, count: int, number: Tensor | int, device: torch.devi
     return hashed & 0xFFFF
 
 
+def _unit(weight: Tensor) -> Tensor:
+    """What an fp16 weight's remainder counts, as float32: 2**-25 of its power of two."""
+    exponent = (weight.float().view(torch.int32) & EXPONENT).clamp(min=SMALLEST_EXPONENT)
+    return (exponent - UNIT_BELOW).view(torch.float32)
+
+
 @torch.no_grad()
-def round_(weight: Tensor, master: Tensor, number: Tensor | int, first: int = 0) -> None:
-    """weight [N], fp16 or bf16, becomes the rounded master [N], fp32, after `number` updates.
+def split_(weight: Tensor, remainder: Tensor, master: Tensor, number: Tensor | int, first: int = 0) -> None:
+    """weight [N], fp16 or bf16, and remainder [N], int16, become the master's, fp32 [N], after `number` updates.
 
     Args:
-        first: where the two begin in the flat buffer of all parameters.
+        master: may be on another device, and is computed with there.
+        first: where the buffers begin in the flat buffer of all parameters.
     """
-    if weight.dtype != torch.bfloat16:
-        weight.copy_(master)
-        return
     for start in range(0, weight.numel(), _CHUNK):
-        piece = master[start : start + _CHUNK].to(weight.device)
-        bits = piece.view(torch.int32) + random_bits(first + start, piece.numel(), number, weight.device)
-        weight[start : start + _CHUNK] = (bits & -65536).view(torch.float32)
+        piece = slice(start, min(start + _CHUNK, weight.numel()))
+        values = master[piece]
+        if weight.dtype == torch.bfloat16:
+            bits = values.contiguous().view(torch.int32)
+            rounded = bits + random_bits(first + start, len(values), number, values.device)
+            weight[piece] = (rounded & -65536).view(torch.float32)
+            remainder[piece] = bits.to(torch.int16)
+        else:
+            values = (values / GRID).round_() * GRID + 0.0  # join gives 0 for -0
+            nearest = values.half()
+            weight[piece] = nearest
+            remainder[piece] = ((values - nearest.float()) / _unit(nearest)).to(torch.int16)
+
+
+@torch.no_grad()
+def join(weight: Tensor, remainder: Tensor, number: Tensor | int, first: int = 0) -> Tensor:
+    """The masters, fp32 [N], that split_ has left as `weight` and `remainder`, with the same number and place."""
+    if weight.dtype != torch.bfloat16:
+        return weight.float() + remainder.float() * _unit(weight)
+    lower = remainder.to(torch.int32) & 0xFFFF
+    carry = (lower + random_bits(first, len(weight), number, weight.device)) >> 16
+    upper = weight.view(torch.int16).to(torch.int32) - carry
+    return ((upper << 16) | lower).view(torch.float32)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.kernels.operations import HAS_TRITON, runs_triton
-from utils.kernels.rounding import round_
+from utils.kernels.rounding import join, split_
 
 if HAS_TRITON:
     from utils.kernels import adamw, adamw_8bit, adamw_scattered
@@ -24,36 +24,37 @@ def gradient_table(numels: list[int], device: torch.device | str) -> Any:
 
 
 def adamw_(
-    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
+    weight: Tensor, remainder: Tensor | None, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
 ) -> None:
-    """One AdamW step, as torch defines it, in place over flat [N] buffers: 28 bytes a parameter.
+    """One AdamW step, as torch defines it, in place over flat [N] buffers: 26 bytes a parameter.
 
     Args:
-        weight: fp16 or bf16, receives the master as kernels.rounding defines it; None if the master is the weight.
+        weight, remainder: the fp32 masters as kernels.rounding splits them; without a remainder the weights, fp32, are
+            the masters. As the moments, a remainder may be in pinned host memory, if reaches_host_memory says so.
         grad: in the weight's dtype or fp32, multiplied by grad_scale.
-        master, exp_avg, exp_avg_sq: fp32; on a GPU also in pinned host memory, if reaches_host_memory says so.
+        exp_avg, exp_avg_sq: fp32.
         scalars: fp32 [10]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply,
             and how many updates there are after this one. With apply 0 nothing changes, whatever the gradient holds.
     """
     if runs_triton(grad):
-        adamw.adamw_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
+        adamw.adamw_(weight, remainder, grad, exp_avg, exp_avg_sq, scalars)
     else:
-        adamw_reference_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
+        adamw_reference_(weight, remainder, grad, exp_avg, exp_avg_sq, scalars)
 
 
 def adamw_8bit_(
-    weight: Tensor | None, grad: Tensor, master: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
+    weight: Tensor, remainder: Tensor | None, grad: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
 ) -> None:
-    """As adamw_, with moments that are eight_bit.EightBit, rounded after their use: 16 bytes a parameter."""
+    """As adamw_, with moments that are eight_bit.EightBit, rounded after their use: 14 bytes a parameter."""
     if runs_triton(grad):
-        adamw_8bit.adamw_8bit_(weight, grad, master, exp_avg, exp_avg_sq, scalars)
+        adamw_8bit.adamw_8bit_(weight, remainder, grad, exp_avg, exp_avg_sq, scalars)
         return
     for piece in exp_avg.pieces():
-        moments = exp_avg[piece].dequantize(), exp_avg_sq[piece].dequantize()
-        weight_piece = None if weight is None else weight[piece]
-        adamw_reference_(weight_piece, grad[piece], master[piece], *moments, scalars, piece.start)
+        moments = exp_avg[piece].unpack(), exp_avg_sq[piece].unpack()
+        rest = None if remainder is None else remainder[piece]
+        adamw_reference_(weight[piece], rest, grad[piece], *moments, scalars, piece.start)
         for eight_bit, values in zip((exp_avg, exp_avg_sq), moments, strict=True):
-            eight_bit[piece].quantize_(values)
+            eight_bit[piece].pack_(values)
 
 
 def grad_norm_(grad: Tensor, out: Tensor) -> None:
@@ -66,9 +67,9 @@ def grad_norm_(grad: Tensor, out: Tensor) -> None:
 
 @torch.no_grad()
 def adamw_reference_(
-    weight: Tensor | None,
+    weight: Tensor,
+    remainder: Tensor | None,
     grad: Tensor,
-    master: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     scalars: Tensor,
@@ -81,13 +82,16 @@ def adamw_reference_(
     lr, grad_scale = torch.where(applies, lr, 0), torch.where(applies, grad_scale, 0)
     beta1, beta2 = torch.where(applies, beta1, 1), torch.where(applies, beta2, 1)
     step_size, decay = lr / correction1, 1 - lr * weight_decay
-    buffers = (b.split(_CHUNK) for b in (master if weight is None else weight, grad, master, exp_avg, exp_avg_sq))
-    for weight_, grad_, master_, exp_avg_, exp_avg_sq_ in zip(*buffers, strict=True):
+    before = number - applies.float()
+    rest = weight if remainder is None else remainder
+    buffers = (buffer.split(_CHUNK) for buffer in (weight, rest, grad, exp_avg, exp_avg_sq))
+    for weight_, rest_, grad_, exp_avg_, exp_avg_sq_ in zip(*buffers, strict=True):
+        master = weight_ if remainder is None else join(weight_, rest_, before, first)
         scaled = torch.where(applies, grad_.float(), 0).mul_(grad_scale)
         exp_avg_.mul_(beta1).add_(scaled * (1 - beta1))
         exp_avg_sq_.mul_(beta2).add_(scaled.square_().mul_(1 - beta2))
         denominator = exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
-        master_.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg_).mul_(step_size))
-        if weight is not None:
-            round_(weight_, master_, number, first)
-        first += master_.numel()
+        master.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg_).mul_(step_size))
+        if remainder is not None:
+            split_(weight_, rest_, master, number, first)
+        first += master.numel()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def assemble(staging: Path, base: Path) -> None:
     write_json(staging / MODEL_INDEX, index)
 
 
-def save_unet(named: list[tuple[str, torch.Tensor]], folder: Path, save_dtype: str, save_format: str) -> Path:
+def save_unet(named: Iterable[tuple[str, torch.Tensor]], folder: Path, save_dtype: str, save_format: str) -> Path:
     """Writes the UNet's weights from (name, float32 master) pairs, in `save_dtype`. Returns the file."""
     path, dtype = folder / f"{UNET_STEM}.{save_format}", SAVE_DTYPES[save_dtype]
     if save_format == "safetensors":

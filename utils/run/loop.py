@@ -170,7 +170,7 @@ class TrainingRun:
         commit_pipeline(
             plan.output_dir,
             self.sources.base.folder,
-            lambda folder: save_unet(flat.named(flat.master), folder, plan.save_dtype, plan.save_format),
+            lambda folder: save_unet(flat.named_masters(), folder, plan.save_dtype, plan.save_format),
         )
         if plan.export_single_file:
             export_single_file(plan.output_dir, plan.export_single_file)

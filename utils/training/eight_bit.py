@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from utils.training import host_memory
+from utils.training.packed import Packed
 
 BLOCK = 256
 _MOST = {torch.int8: 127, torch.uint8: 255}
 _SMALLEST = {torch.int8: 2.0**-100, torch.uint8: 2.0**-45}
-_PIECE = 1 << 22  # values at a time: what is dequantised for a copy needs little memory
 
 
-class EightBit:
+class EightBit(Packed):
     """Float32 values [numel] in 8 bits each, and `scales` [numel / 256]. Slices start at multiples of BLOCK.
 
     Args:
@@ -44,16 +44,16 @@ class EightBit:
         levels = self.levels[blocks.start * BLOCK : blocks.stop * BLOCK]
         return EightBit(levels, self.scales[blocks], piece.stop - piece.start)
 
-    def dequantize(self, device: torch.device | None = None) -> torch.Tensor:
-        """The values, float32 [numel], computed where they are or on another device."""
+    def unpack(self, device: torch.device | None = None) -> torch.Tensor:
+        """See Packed.unpack."""
         levels, scales = (part.to(device=device, non_blocking=True) for part in (self.levels, self.scales))
         levels, most = levels.float().view(-1, BLOCK), _MOST[self.levels.dtype]
         values = levels * levels.abs() / most**2 * scales[:, None]
         values = values if self.levels.dtype == torch.int8 else values.square()
         return values.view(-1)[: self.numel]
 
-    def quantize_(self, values: torch.Tensor) -> None:
-        """Takes `values` [numel], which may be on another device: the levels are computed there."""
+    def pack_(self, values: torch.Tensor) -> None:
+        """See Packed.pack_."""
         values = F.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
         signed, most = self.levels.dtype == torch.int8, _MOST[self.levels.dtype]
         sizes = values.abs() if signed else values.sqrt()
@@ -66,17 +66,3 @@ class EightBit:
             levels = torch.where((sizes > 0) & (scales > 0), levels.clamp(min=1), levels)
         self.levels.copy_(levels.view(-1))
         self.scales.copy_(scales.view(-1))
-
-    def pieces(self) -> list[slice]:
-        """Slices that cover all values, each small enough to be dequantised beside everything else."""
-        return [slice(start, min(start + _PIECE, self.numel)) for start in range(0, self.numel, _PIECE)]
-
-    def read_into(self, values: torch.Tensor, device: torch.device) -> None:
-        """Dequantises into `values` [numel], which may be in host memory; computes on `device`, and may not wait."""
-        for piece in self.pieces():
-            values[piece].copy_(self[piece].dequantize(device), non_blocking=True)
-
-    def write_from(self, values: torch.Tensor, device: torch.device) -> None:
-        """Quantises `values` [numel], wherever they are; computes on `device`."""
-        for piece in self.pieces():
-            self[piece].quantize_(values[piece].to(device))

@@ -1,14 +1,25 @@
 """A module's parameters as views into one buffer each for weights and gradients."""
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.kernels import updates
-from utils.kernels.rounding import round_
 from utils.runtime.timing import mark
 from utils.training import host_memory
+from utils.training.masters import Masters
+
+
+class Anew:
+    """What a function goes through, from its beginning whenever it is iterated: one value at a time is in memory."""
+
+    def __init__(self, values: Callable[[], Iterable[Any]]):
+        self._values = values
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values())
 
 
 class FlatParameters:
@@ -21,10 +32,10 @@ class FlatParameters:
         memory_format: torch.channels_last lays out 4-D parameters so; others are contiguous.
         scattered_grads: leave each gradient where autograd, or with several ranks DDP, puts it (see
             kernels.adamw_scattered), instead of adding it into a buffer of zeros; without Triton the buffer.
-        offload_optimizer: "moments", "all": those, or `master` too, are in pinned host memory, which needs
-            host_memory.reaches_host_memory. Nothing on a CPU.
+        offload_optimizer: "moments", "all": those, or what masters take beside the weights too, are in pinned host
+            memory, which needs host_memory.reaches_host_memory. Nothing on a CPU.
 
-    `master` holds the float32 values as they were in the file, not their rounded cast; for float32 it is `weight`.
+    `masters` holds the float32 values as they were in the file, not their rounded cast.
     """
 
     def __init__(
@@ -39,20 +50,22 @@ class FlatParameters:
         self.parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.memory_format = memory_format
         self.device = torch.device(device)
-        num_elements = sum(p.numel() for _, p in self.parameters)
-        self.moments_on_host = offload_optimizer != "none" and self.device.type == "cuda"
-        on_host = offload_optimizer == "all" and weight_dtype != torch.float32
-        self.master = host_memory.zeros(num_elements, torch.float32, self.device, on_host)
-        for (_, parameter), view in zip(self.parameters, self.views(self.master), strict=True):
-            view.copy_(parameter.detach())
-        self.weight = self.master
-        if weight_dtype != torch.float32:
-            self.weight = torch.empty(num_elements, dtype=weight_dtype, device=self.device)
-            self.round_weights(0)
-        for (_, parameter), weight in zip(self.parameters, self.views(self.weight), strict=True):
-            parameter.data = weight
-        mark("weights placed")
         numels = [parameter.numel() for _, parameter in self.parameters]
+        num_elements = sum(numels)
+        self.moments_on_host = offload_optimizer != "none" and self.device.type == "cuda"
+        self.weight = torch.empty(num_elements, dtype=weight_dtype, device=self.device)
+        remainder = None
+        if weight_dtype != torch.float32:
+            remainder = host_memory.zeros(num_elements, torch.int16, self.device, offload_optimizer == "all")
+        num_updates = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.masters = Masters(self.weight, remainder, num_updates)
+        scratch = torch.empty(max(numels), device=self.device)
+        for piece, (_, parameter) in self._pieces():
+            values = scratch[: parameter.numel()]
+            self._shaped(values, parameter).copy_(parameter.detach())
+            self.masters[piece].pack_(values)
+            parameter.data = self._shaped(self.weight[piece], parameter)
+        mark("weights placed")
         self.grad: Tensor | None = None
         self.grad_table: Any = updates.gradient_table(numels, device) if scattered_grads else None
         if self.grad_table is not None:
@@ -60,11 +73,6 @@ class FlatParameters:
         self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)
         for (_, parameter), grad in zip(self.parameters, self.views(self.grad), strict=True):
             parameter.grad = grad
-
-    def round_weights(self, num_updates: Tensor | int) -> None:
-        """The weights become the masters as they are rounded after so many updates; nothing for float32."""
-        if self.weight is not self.master:
-            round_(self.weight, self.master, num_updates)
 
     def clear_grads(self) -> None:
         """No gradient: zeros in the buffer, or none at all where autograd makes them anew."""
@@ -80,21 +88,36 @@ class FlatParameters:
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """`buffer` [num_elements] cut into tensors of the parameters' shapes and memory format, without copying."""
-        shaped, start = [], 0
-        for _, parameter in self.parameters:
-            flat = buffer[start : start + parameter.numel()]
+        return [self._shaped(buffer[piece], parameter) for piece, (_, parameter) in self._pieces()]
+
+    def _pieces(self) -> Iterator[tuple[slice, tuple[str, torch.nn.Parameter]]]:
+        """Which part of a buffer is whose."""
+        start = 0
+        for name, parameter in self.parameters:
+            yield slice(start, start + parameter.numel()), (name, parameter)
             start += parameter.numel()
-            if parameter.dim() == 4 and self.memory_format == torch.channels_last:
-                n, c, h, w = parameter.shape
-                shaped.append(flat.view(n, h, w, c).permute(0, 3, 1, 2))
-            else:
-                shaped.append(flat.view(parameter.shape))
-        return shaped
+
+    def _shaped(self, flat: Tensor, parameter: Tensor) -> Tensor:
+        """A parameter's part of a buffer, in its shape and memory format."""
+        if parameter.dim() == 4 and self.memory_format == torch.channels_last:
+            n, c, h, w = parameter.shape
+            return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+        return flat.view(parameter.shape)
 
     def named(self, buffer: Tensor) -> list[tuple[str, Tensor]]:
         """(parameter name, view of its part of `buffer`) each: what a file of these parameters holds."""
         views = self.views(buffer.detach())
         return [(name, view) for (name, _), view in zip(self.parameters, views, strict=True)]
+
+    def named_masters(self) -> Anew:
+        """(parameter name, its float32 masters) each, computed as one goes through them."""
+        return Anew(self._each_master)
+
+    def _each_master(self) -> Iterator[tuple[str, Tensor]]:
+        for piece, (name, parameter) in self._pieces():
+            values = torch.empty(parameter.numel(), device=self.device)
+            self.masters[piece].read_into(values, self.device)
+            yield name, self._shaped(values, parameter)
 
     def wait_for_device(self) -> None:
         """Waits until the GPU has written what it has been told to write: the host may read offloaded buffers then."""

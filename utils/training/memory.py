@@ -61,7 +61,7 @@ def memory_parts(needs: MemoryNeeds) -> dict[str, float]:
         activations = max(0, activations - gradients)
     return {
         "weights": count * (4 if needs.fp32 else 2),
-        "fp32 masters": 0 if needs.fp32 or needs.offload_optimizer == "all" else 4 * count,
+        "masters": 0 if needs.fp32 or needs.offload_optimizer == "all" else 2 * count,  # beside the weights
         "moments": 2 * moment * count if needs.offload_optimizer == "none" else 0,
         "gradients": gradients,
         "activations": activations,
@@ -78,18 +78,17 @@ def host_memory_needed(needs: MemoryNeeds) -> float:
     """Bytes of host memory for what is offloaded."""
     if needs.offload_optimizer == "none":
         return 0
-    masters = 4 if needs.offload_optimizer == "all" and not needs.fp32 else 0
+    masters = 2 if needs.offload_optimizer == "all" and not needs.fp32 else 0
     return (masters + 2 * (EIGHT_BIT if needs.use_8bit_adam else 4)) * needs.num_parameters
 
 
 def checkpoint_memory_needed(needs: MemoryNeeds) -> float:
     """Bytes of host memory for the copy of the state that is written as a checkpoint while a GPU trains on.
 
-    Parts that are offloaded lie in the host's memory already, and moments in 8 bits are written in fp32.
+    Moments that are offloaded lie in the host's memory already; those in 8 bits are written in fp32, as masters are.
     """
-    masters = 0 if needs.offload_optimizer == "all" and not needs.fp32 else 4
     moments = 8 if needs.offload_optimizer == "none" or needs.use_8bit_adam else 0
-    return (masters + moments) * needs.num_parameters
+    return (4 + moments) * needs.num_parameters
 
 
 def free_host_memory() -> float:

@@ -51,9 +51,9 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         use_8bit_adam: bool = False,
     ):
         assert not (use_8bit_adam and parameters.grad is None)
-        master = torch.nn.Parameter(parameters.master, requires_grad=False)
+        weight = torch.nn.Parameter(parameters.weight, requires_grad=False)
         super().__init__(
-            torch.optim.AdamW([master], lr=learning_rates[0], betas=betas, eps=eps, weight_decay=weight_decay)
+            torch.optim.AdamW([weight], lr=learning_rates[0], betas=betas, eps=eps, weight_decay=weight_decay)
         )
         self.flat = parameters
         device = parameters.device
@@ -64,14 +64,14 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self.learning_rates = torch.tensor(learning_rates, dtype=torch.float64, device=device)
         self.loss_scale = torch.tensor(initial_scale if self.scales_loss else 1.0, device=device)
         self.num_good = torch.zeros((), dtype=torch.int64, device=device)  # applied since the scale last changed
-        self.num_applied = torch.zeros((), dtype=torch.int64, device=device)
+        self.num_applied = parameters.masters.num_updates
         self.num_skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._scaled_grad_norm = torch.zeros(1, device=device)
         self._betas = torch.tensor(betas, dtype=torch.float64, device=device)
         self._constants = torch.tensor([*betas, eps, weight_decay], dtype=torch.float64, device=device)
 
     def _zero_moments(self, use_8bit_adam: bool) -> tuple[Tensor | EightBit, Tensor | EightBit]:
-        numel, device, on_host = self.flat.master.numel(), self.flat.device, self.flat.moments_on_host
+        numel, device, on_host = self.flat.masters.numel, self.flat.device, self.flat.moments_on_host
         if use_8bit_adam:
             first = EightBit.zeros(numel, signed=True, device=device, on_host=on_host)
             return first, EightBit.zeros(numel, signed=False, device=device, on_host=on_host)
@@ -107,21 +107,23 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         loss_scale = self.loss_scale.clone()
         self._measure_grad_norm()
         grad_norm = self._scaled_grad_norm[0] / loss_scale
-        finite = torch.isfinite(grad_norm)
+        finite = grad_norm < torch.inf  # not for NaN either
         # Not learning_rates[num_applied]: a tensor without dimensions as an index is read back by the host.
         lr = self.learning_rates.take(self.num_applied.clamp(max=len(self.learning_rates) - 1))
         self._update(self._scalars(lr, grad_norm, loss_scale, finite))
-        self._count(finite)
+        skipped = ~finite
+        self._count(finite, skipped)
         if self.flat.grad_table is not None and not torch.cuda.is_current_stream_capturing():
             self.flat.clear_grads()  # they would take memory beside those of the captured graph
-        return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=(~finite).float())
+        return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=skipped.float())
 
     @torch.no_grad()
     def update_nothing(self) -> None:
         """An update that is not applied: its kernels are compiled by it (see kernels.ahead_of_time)."""
         self._measure_grad_norm()
         grad_norm = self._scaled_grad_norm[0]
-        self._update(self._scalars(self.learning_rates[:1], grad_norm, self.loss_scale, torch.zeros_like(grad_norm)))
+        nothing = torch.zeros_like(grad_norm, dtype=torch.bool)
+        self._update(self._scalars(self.learning_rates[:1], grad_norm, self.loss_scale, nothing))
 
     def _measure_grad_norm(self) -> None:
         if self.flat.grad is not None:
@@ -132,30 +134,26 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self.flat.grad_table.grad_norm_(self.flat.weight.dtype, self._scaled_grad_norm)
 
     def _update(self, scalars: Tensor) -> None:
-        weight = None if self.flat.weight is self.flat.master else self.flat.weight
-        state = (self.flat.master, self.exp_avg, self.exp_avg_sq)
+        masters = self.flat.weight, self.flat.masters.remainder
         if self.flat.grad is None:
-            self.flat.grad_table.adamw_(weight, self.flat.weight.dtype, *state, scalars)
+            self.flat.grad_table.adamw_(*masters, self.exp_avg, self.exp_avg_sq, scalars)
             return
         update: Any = updates.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else updates.adamw_
-        update(weight, self.flat.grad, *state, scalars)
+        update(*masters, self.flat.grad, self.exp_avg, self.exp_avg_sq, scalars)
 
     def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
         """The `scalars` of updates.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""
         corrections = 1 - self._betas ** (self.num_applied + 1)
-        grad_scale = 1 / loss_scale
-        if self.max_grad_norm > 0:
-            grad_scale = grad_scale * (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
-        number = self.num_applied + (finite != 0)
-        parts = [grad_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite, number]
+        clip = (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0) if self.max_grad_norm > 0 else 1.0
+        number = self.num_applied + finite
+        parts = [clip / loss_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite, number]
         return torch.cat([part.double().reshape(-1) for part in parts]).float()
 
-    def _count(self, finite: Tensor) -> None:
-        applied = finite.long()
-        self.num_applied += applied
-        self.num_skipped += 1 - applied
+    def _count(self, finite: Tensor, skipped: Tensor) -> None:
+        self.num_applied += finite
+        self.num_skipped += skipped
         if self.scales_loss:
-            self.num_good.add_(1).mul_(applied)
+            self.num_good.add_(1).mul_(finite)
             grow = self.num_good >= self.growth_interval
-            self.loss_scale.mul_(torch.where(finite, torch.where(grow, 2.0, 1.0), 0.5)).clamp_(min=MIN_LOSS_SCALE)
-            self.num_good.mul_((~grow).long())
+            self.loss_scale.mul_(torch.where(grow, 2.0, torch.where(finite, 1.0, 0.5))).clamp_(min=MIN_LOSS_SCALE)
+            self.num_good.mul_(~grow)

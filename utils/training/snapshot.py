@@ -1,16 +1,18 @@
 """The state of an optimizer by parameter name: copied to the host while training continues, and put back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
 from utils.training.eight_bit import EightBit
+from utils.training.flat_parameters import Anew
 from utils.training.memory import free_host_memory
 from utils.training.optimizer import MasterWeightsOptimizer
+from utils.training.packed import Packed
 
 COUNTERS = ("loss_scale", "num_good", "num_applied", "num_skipped")
 MOMENTS = ("exp_avg", "exp_avg_sq")
-Named = list[tuple[str, torch.Tensor]]
+Named = Iterable[tuple[str, torch.Tensor]]
 
 
 class Snapshot:
@@ -18,21 +20,22 @@ class Snapshot:
 
     def __init__(self, optimizer: MasterWeightsOptimizer):
         self.optimizer, self.flat = optimizer, optimizer.flat
-        self._host: dict[str, torch.Tensor] = {}
+        self._host: dict[str, torch.Tensor] = {}  # without what there was no room for
 
     def take(self) -> Callable[[], None]:
         """Copies the state to the host; the function returned waits until it is there.
 
         What is offloaded is copied before this returns: later updates write to the same host memory.
         """
-        optimizer, on_gpu = self.optimizer, self.flat.device.type == "cuda"
-        state = {"master": self.flat.master, **{name: getattr(optimizer, name) for name in (*MOMENTS, *COUNTERS)}}
+        on_gpu = self.flat.device.type == "cuda"
         self.flat.wait_for_device()
-        for name, source in state.items():
+        for name, source in self._state().items():
             place = self._place(name, source, on_gpu)
-            if isinstance(source, EightBit):
+            if place is None:
+                continue
+            if isinstance(source, Packed):
                 source.read_into(place, self.flat.device)
-            elif place is not source:
+            else:
                 place.copy_(source.detach(), non_blocking=True)
         self.flat.wait_for_device()
         if not on_gpu:
@@ -41,34 +44,41 @@ class Snapshot:
         event.record()
         return event.synchronize
 
-    def _place(self, name: str, source: torch.Tensor | EightBit, on_gpu: bool) -> torch.Tensor:
+    def _state(self) -> dict[str, torch.Tensor | Packed]:
+        parts = {name: getattr(self.optimizer, name) for name in (*MOMENTS, *COUNTERS)}
+        return {"master": self.flat.masters, **parts}
+
+    def _place(self, name: str, source: torch.Tensor | Packed, on_gpu: bool) -> torch.Tensor | None:
         """Where a part of the state is copied to: the last snapshot's place, or a new one, or nowhere (no room)."""
-        known = self._host.get(name)
-        if known is not None and known is not source:
-            return known
-        if isinstance(source, EightBit):
-            self._host[name] = torch.empty(source.numel, dtype=torch.float32, pin_memory=on_gpu)
+        if name in self._host:
             return self._host[name]
-        arrives_later = on_gpu and source.is_cuda
-        no_room = 2 * source.nbytes > free_host_memory()
-        copy = None if no_room else torch.empty(source.shape, dtype=source.dtype, pin_memory=arrives_later)
-        self._host[name] = source if copy is None else copy
+        if isinstance(source, Packed):
+            shape, dtype, arrives_later = torch.Size([source.numel]), torch.float32, on_gpu
+        else:
+            shape, dtype, arrives_later = source.shape, source.dtype, on_gpu and source.is_cuda
+        must_be_copied = name in COUNTERS or isinstance(source, EightBit)
+        if not must_be_copied and 2 * shape.numel() * dtype.itemsize > free_host_memory():
+            return None
+        self._host[name] = torch.empty(shape, dtype=dtype, pin_memory=arrives_later)
         return self._host[name]
 
     @property
     def is_shared(self) -> bool:
         """Whether a part is not a copy, for want of memory: the next update would change it."""
-        moments = (self._host[name] is getattr(self.optimizer, name) for name in MOMENTS)
-        return self._host["master"] is self.flat.master or any(moments)
+        return len(self._host) < len(self._state())
 
     def masters(self) -> Named:
         """(parameter name, float32 tensor) each."""
-        return self.flat.named(self._host["master"])
+        return self.flat.named(self._host["master"]) if "master" in self._host else self.flat.named_masters()
 
     def training_state(self, with_masters: bool) -> Named:
         """The moments, and the masters if asked for, under names like exp_avg.conv_in.weight."""
-        parts = ("master", *MOMENTS) if with_masters else MOMENTS
-        return [(f"{part}.{name}", value) for part in parts for name, value in self.flat.named(self._host[part])]
+        parts = {"master": self.masters()} if with_masters else {}
+        parts |= {name: self.flat.named(self._moment(name)) for name in MOMENTS}
+        return Anew(lambda: ((f"{part}.{name}", value) for part, named in parts.items() for name, value in named))
+
+    def _moment(self, name: str) -> torch.Tensor:
+        return self._host[name] if name in self._host else getattr(self.optimizer, name)
 
     def counters(self) -> dict[str, float]:
         """The loss scale, and how many updates there were."""
@@ -86,13 +96,11 @@ def restore(
         counters: as Snapshot.counters gave them.
     """
     flat = optimizer.flat
-    read("master", flat.named(flat.master))
-    for part in MOMENTS:
-        moment = getattr(optimizer, part)
-        values = torch.empty(moment.numel) if isinstance(moment, EightBit) else moment
-        read(part, flat.named(values))
-        if values is not moment:
-            moment.write_from(values, flat.device)
-    for name in COUNTERS:
+    for name in COUNTERS:  # first: masters are split by the number of updates
         getattr(optimizer, name).fill_(counters[name])
-    flat.round_weights(optimizer.num_applied)
+    parts = {"master": flat.masters, **{name: getattr(optimizer, name) for name in MOMENTS}}
+    for name, part in parts.items():
+        values = torch.empty(part.numel) if isinstance(part, Packed) else part
+        read(name, flat.named(values))
+        if values is not part:
+            part.write_from(values, flat.device)
