@@ -49,6 +49,9 @@ def forward_backward(unet, inputs):
     return [model_pred.detach(), *(parameter.grad.clone() for parameter in unet.parameters())]
 
 
+BETWEEN = dict(norm_out=1, upsamplers=1, convolutions=4)  # and the convolutions of one upsampler and one downsampler
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("flattens", [False, True])
 def test_fused_unet_computes_the_same(device, flattens):
@@ -58,7 +61,7 @@ def test_fused_unet_computes_the_same(device, flattens):
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         plain = forward_backward(unet, inputs)
         counts = fused_unet.install(unet)
-        assert counts == dict(resnets=8, transformers=4, blocks=4, norm_out=1, upsamplers=1, time_embedding=1)
+        assert counts == dict(resnets=8, transformers=4, blocks=4, time_embedding=1) | BETWEEN
         assert fused_unet.install(unet) == counts
         fused = forward_backward(unet, inputs)
         assert max(map(relative_error, fused, plain)) < tolerance
@@ -138,7 +141,7 @@ def test_fused_unet_leaves_the_unfamiliar_alone():
     unet.up_blocks[0].resnets[0].dropout.p = 0.1
     unet.up_blocks[0].upsamplers[0].name = "Conv2d_0"
     counts = fused_unet.install(unet)
-    assert counts == dict(resnets=5, transformers=3, blocks=3, norm_out=1, upsamplers=0, time_embedding=0)
+    assert counts == dict(resnets=5, transformers=3, blocks=3, time_embedding=0) | BETWEEN | dict(upsamplers=0)
 
 
 @pytest.mark.gpu

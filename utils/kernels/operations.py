@@ -100,6 +100,13 @@ def add_bias_residual(
     return x + residual
 
 
+def add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """x [B, C, H, W] + bias [C]."""
+    if runs_triton(x):
+        return AddBiasResidual.apply(x.contiguous(memory_format=torch.channels_last), None, bias, None)
+    return x + bias[:, None, None]
+
+
 def add_bias_residual_of_tokens(x: Tensor, residual: Tensor, bias: Tensor | None) -> Tensor:
     """As add_bias_residual, of x and residual [B, T, D], bias [D]."""
     x, residual = (tokens.transpose(1, 2).unsqueeze(-1) for tokens in (x, residual))

@@ -3,7 +3,8 @@
 Modules, parameters, names and the state dict stay what they are; only instances' `forward` changes. What is replaced
 computes the same with fewer kernels or faster ones:
 - GroupNorm and SiLU are one operation that stays channels_last; nothing else leaves channels_last either;
-- a convolution's bias is added by the operation that follows it, which also makes its gradient; so is GEGLU's;
+- a convolution's bias is added by the operation that follows it, or by one of its own, which also makes its gradient;
+  so is GEGLU's;
 - attention to the prompt has a backward pass that divides the work by queries;
 - nothing is divided by 1;
 - a residual stream's two gradients are added inside the norm's backward;
@@ -25,17 +26,16 @@ from torch.utils.checkpoint import checkpoint
 from utils.kernels.linear import linear, project
 from utils.kernels.operations import add_bias_residual, add_bias_residual_of_tokens, add_layer_norm, geglu, group_norm
 from utils.kernels.operations import attention as attend
+from utils.models.fused_convolutions import fuse_the_rest, modules_of, pointwise, replace
 from utils.models.fusible import (
     has_plain_time_embedding,
-    is_affine,
     is_plain_block,
     is_plain_resnet,
     is_plain_transformer,
-    is_plain_upsampler,
     projections,
 )
 
-_KINDS = ("resnets", "transformers", "blocks", "norm_out", "upsamplers", "time_embedding")
+_KINDS = ("resnets", "transformers", "blocks", "time_embedding")
 
 
 def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
@@ -47,65 +47,41 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
     """
     uninstall(unet)
     counts = dict.fromkeys(_KINDS, 0)
-    resnets = _modules(unet, "ResnetBlock2D")
+    resnets = modules_of(unet, "ResnetBlock2D")
     plain_resnets = [module for module in resnets if is_plain_resnet(module)]
     shifts_at_once = resnets == plain_resnets != [] and has_plain_time_embedding(unet)
     if shifts_at_once:
         projections = [resnet.time_emb_proj for resnet in resnets]
-        _replace(unet.time_embedding, partial(_shifts, unet.time_embedding.forward, projections))
+        replace(unet.time_embedding, partial(_shifts, unet.time_embedding.forward, projections))
         counts["time_embedding"] = 1
     for number, resnet in enumerate(plain_resnets):
-        _replace(resnet, partial(_resnet_forward, resnet, number if shifts_at_once else None))
+        replace(resnet, partial(_resnet_forward, resnet, number if shifts_at_once else None))
     counts["resnets"] = len(plain_resnets)
-    for transformer in _modules(unet, "Transformer2DModel"):
+    for transformer in modules_of(unet, "Transformer2DModel"):
         blocks = [block for block in transformer.transformer_blocks if is_plain_block(block)]
         for block in blocks:
-            _replace(block, partial(_block_forward, block, block.forward))
+            replace(block, partial(_block_forward, block, block.forward))
         counts["blocks"] += len(blocks)
         if len(blocks) == len(transformer.transformer_blocks) and is_plain_transformer(transformer):
-            _replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
+            replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
             counts["transformers"] += 1
-    counts["norm_out"] = _fuse_norm_out(unet)
-    counts["upsamplers"] = _fuse_upsamplers(unet)
+    counts |= fuse_the_rest(unet)
     if equal_halves and counts["time_embedding"] and type(unet.down_blocks[0]).__name__ == "CrossAttnDownBlock2D":
         first = unet.down_blocks[0]
         for module in (first.resnets[0], first.attentions[0].transformer_blocks[0]):
             if "forward" in module.__dict__:
-                _replace(module, partial(module.forward, equal_halves=True))
+                replace(module, partial(module.forward, equal_halves=True))
     return counts
 
 
 def install_decoder(decoder: Any) -> int:
     """Fuses what can be fused of a VAE's decoder, as `install` does; returns how many ResNet blocks."""
     uninstall(decoder)
-    resnets = [resnet for resnet in _modules(decoder, "ResnetBlock2D") if is_plain_resnet(resnet, has_time=False)]
+    resnets = [resnet for resnet in modules_of(decoder, "ResnetBlock2D") if is_plain_resnet(resnet, has_time=False)]
     for resnet in resnets:
-        _replace(resnet, partial(_resnet_forward, resnet, None))
-    _fuse_norm_out(decoder)
-    _fuse_upsamplers(decoder)
+        replace(resnet, partial(_resnet_forward, resnet, None))
+    fuse_the_rest(decoder)
     return len(resnets)
-
-
-def _modules(network: nn.Module, kind: str) -> list[Any]:
-    """Those of a class, by its name."""
-    return [module for module in network.modules() if type(module).__name__ == kind]
-
-
-def _fuse_norm_out(network: Any) -> int:
-    """Fuses the norm before the last convolution; returns 1 if it is there."""
-    norm: Any = getattr(network, "conv_norm_out", None)
-    if not is_affine(norm, nn.GroupNorm):
-        return 0
-    _replace(norm, partial(_norm_forward, norm))
-    return 1
-
-
-def _fuse_upsamplers(network: nn.Module) -> int:
-    """Fuses the upsamplers, which have a faster way where nothing is learned; returns how many."""
-    upsamplers = [upsampler for upsampler in _modules(network, "Upsample2D") if is_plain_upsampler(upsampler)]
-    for upsampler in upsamplers:
-        _replace(upsampler, partial(_upsample_forward, upsampler, upsampler.forward))
-    return len(upsamplers)
 
 
 def uninstall(unet: nn.Module) -> None:
@@ -113,16 +89,6 @@ def uninstall(unet: nn.Module) -> None:
     for module in unet.modules():
         if getattr(module.__dict__.get("forward"), "is_fused", False):
             del module.forward
-
-
-def _replace(module: nn.Module, forward: Any) -> None:
-    forward.is_fused = True
-    module.forward = forward
-
-
-def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """A 1x1 convolution as a matrix product: [B, C, H, W] -> [B, O, H, W]."""
-    return linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
 
 def _attention(attention: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -144,22 +110,6 @@ def _takes_plain_forward(*unusual: object) -> bool:
 def _add_norm(norm: Any, x: Tensor, residual: Tensor | None, x_bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """s = x + residual + x_bias, and LayerNorm(s): x, residual [B, T, D]; x_bias [D]; the last two may be None."""
     return add_layer_norm(x, norm.weight, norm.bias, norm.eps, residual, x_bias)
-
-
-def _norm_forward(norm: Any, x: Tensor) -> Tensor:
-    """GroupNorm.forward of x [B, C, H, W]; the result is channels_last."""
-    return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False)
-
-
-def _upsample_forward(
-    upsampler: Any, plain_forward: Callable, hidden_states: Tensor, output_size: int | None = None
-) -> Tensor:
-    """Upsample2D.forward of hidden_states [B, C, H, W] -> [B, O, 2H, 2W]; pixels are copied whole, channels_last."""
-    if output_size is not None or torch.is_grad_enabled():
-        return plain_forward(hidden_states, output_size)
-    batch, channels, height, width = hidden_states.shape
-    pixels = hidden_states.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
-    return upsampler.conv(pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2))
 
 
 def _shifts(plain_forward: Callable, projections: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -300,4 +250,4 @@ def _shifted_resnet(resnet: Any, input_tensor: Tensor, shift: Tensor | None) -> 
     x = F.conv2d(x, conv2.weight, None, padding=1)
     if shortcut is None:
         return add_bias_residual(x, residual, conv2.bias)
-    return add_bias_residual(x, _pointwise(residual, shortcut.weight), conv2.bias, shortcut.bias)
+    return add_bias_residual(x, pointwise(residual, shortcut.weight), conv2.bias, shortcut.bias)

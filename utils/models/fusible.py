@@ -44,6 +44,11 @@ def is_conv(conv: Any, size: int) -> bool:
     )
 
 
+def is_biased_conv(conv: Any) -> bool:
+    """A convolution with a bias, of any size and stride, that pads with zeros or not at all."""
+    return _is(conv, nn.Conv2d) and conv.bias is not None and conv.padding_mode == "zeros"
+
+
 def is_plain_resnet(resnet: Any, has_time: bool = True) -> bool:
     """A ResnetBlock2D: GroupNorm, SiLU and convolution, twice, with a time embedding added in between or without."""
     return (
