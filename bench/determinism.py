@@ -172,7 +172,7 @@ def compare_with_graph(step, batch, device: torch.device) -> dict:
         return [name for name in kept if differ(kept[name], found[name])]
 
     replayed = {name: value.clone() for name, value in run(captured).items()}
-    found = dict(said=said, ms=ms, moves=differ(replayed["remainder"], start["remainder"]))
+    found = dict(said=said, ms=ms, moves=differ(replayed["exp_avg"], start["exp_avg"]))
     found["second replay against replay"] = compare(replayed, captured)
     found["eager against replay"] = compare(replayed, step)
     del replayed
@@ -183,7 +183,9 @@ def compare_with_graph(step, batch, device: torch.device) -> dict:
 
 def state_of(optimizer) -> dict[str, torch.Tensor]:
     """Everything that a step changes."""
-    state = dict(weight=optimizer.flat.weight, remainder=optimizer.flat.masters.remainder)
+    state = dict(weight=optimizer.flat.weight)
+    if optimizer.flat.masters.remainder is not None:
+        state["remainder"] = optimizer.flat.masters.remainder
     for name in ("exp_avg", "exp_avg_sq", "loss_scale", "num_good", "num_applied", "num_skipped"):
         state[name] = getattr(optimizer, name)
     return state
