@@ -74,11 +74,10 @@ class Tier(NamedTuple):
 
 TIERS = [
     Tier(24, ["--train_batch_size=4"]),
-    Tier(16, ["--train_batch_size=4"]),
     Tier(16, ["--train_batch_size=1"]),
     Tier(12, ["--train_batch_size=1", "--use_8bit_adam"]),
     Tier(12, ["--train_batch_size=1"], fits=False),
-    Tier(8, ["--train_batch_size=1", "--use_8bit_adam", "--offload_optimizer=moments"]),
+    Tier(8, ["--train_batch_size=1", "--use_8bit_adam", "--offload_optimizer=moments", "--gradient_checkpointing"]),
     Tier(6, ["--train_batch_size=1", "--low_memory"]),
 ]
 STATES: dict[str, dict[str, Any]] = {
