@@ -16,7 +16,7 @@ def test_the_estimate_says_which_tiers_fit():
     """Class images double the batch."""
     for tier in TIERS:
         flags = dict(flag.lstrip("-").partition("=")[::2] for flag in tier.flags)
-        offload = "all" if "low_memory" in flags else "none"
+        offload = "all" if "low_memory" in flags else flags.get("offload_optimizer", "none")
         checkpoints = bool({"low_memory", "gradient_checkpointing"} & flags.keys())
         batch, eight_bit = int(flags["train_batch_size"]), "use_8bit_adam" in flags
         needs = MemoryNeeds(SD, 1, False, batch, True, 512, checkpoints, eight_bit, offload)
