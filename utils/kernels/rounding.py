@@ -2,10 +2,10 @@
 
 This is the definition, in plain torch. The pair takes 4 bytes a parameter where master and weight took 6.
 
-fp16: the weight is the nearest, the remainder counts by how many 2**-14ths of half its spacing the master is away
-from it (int16). Masters are multiples of 2**-39 for that, which those of 2**-16 and more in size are already (fp32's
-own spacing there is 2**-39 or more); smaller ones move by at most 2**-40, a millionth of an update at a learning rate
-of 1e-6.
+fp16: the weight is the nearest fp16 number, and the remainder, int16, is how far the master is from it, in 2**-14ths
+of half the spacing of fp16 numbers there. For that masters are multiples of 2**-39. Those of 2**-16 and more in size
+are already, because fp32 numbers there are as far apart; smaller ones move by at most 2**-40, a millionth of an update
+at a learning rate of 1e-6.
 
 bf16: the weight is one of the two neighbours, the nearer the likelier (stochastic rounding: Gupta et al. 2015,
 arXiv 1502.02551), anew at every update. bf16 numbers near w are w/128 apart: the nearest of them would not move
