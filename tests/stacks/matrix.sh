@@ -4,12 +4,14 @@
 #   oldest    tests/stacks/legs/oldest.txt             newest    requirements.txt without its pins
 #   python3.10, python3.12, python3.13                 requirements.txt with that Python, if this machine has it
 # On each: the golden trajectory and run.sh with ten steps; then every leg samples the pipelines of all of them.
-#   bash tests/stacks/matrix.sh [--brief] [LEG...]            --brief: no run.sh; all legs where none is named
+#   bash tests/stacks/matrix.sh [--brief | --install] [LEG...]   --brief: no run.sh; --install: nothing is run, only
+#                                                             installed; all legs where none is named
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 legs_dir="$(realpath -m "${LEGS_DIR:-.legs}")"
-brief=
-[ "${1:-}" != "--brief" ] || { brief=1; shift; }
+brief='' only_install=''
+case "${1:-}" in --brief) brief=1; shift ;; --install) only_install=1; shift ;; esac
+unset PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not all that is installed
 [ $# -gt 0 ] || set -- default upstream oldest newest python3.10 python3.12 python3.13
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
@@ -42,7 +44,7 @@ install() {  # LEG: as setup.sh does it, again only where the list has changed
   rm -f "$venv/.installed"
   mv "$list.new" "$list"
   [ -x "$venv/bin/python" ] || "$(python_of "$1")" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$list"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps colossalai==0.5.0
   touch "$venv/.installed"
 }
@@ -64,9 +66,11 @@ for leg in "$@"; do
   echo "=== $leg: installing"
   mkdir -p "$legs_dir/$leg"
   install "$leg"
+  [ -z "$only_install" ] || continue
   echo "=== $leg: running"
   check "$leg" || failed+=("$leg")
 done
+[ -z "$only_install" ] || exit 0
 for leg in "$@"; do
   "$(venv_of "$leg")/bin/python" -m tests.stacks.matrix sample "$legs_dir" "$leg" "$@" || failed+=("$leg")
 done
