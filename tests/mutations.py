@@ -89,10 +89,17 @@ MUTATIONS = [
         "tests/models/test_fused_unet.py",
     ),
     Mutation(
+        "a convolution between the blocks forgets its stride",
+        "utils/models/fused_convolutions.py",
+        "None, conv.stride, conv.padding",
+        "None, 1, conv.padding",
+        "tests/models/test_fused_unet.py",
+    ),
+    Mutation(
         "an upsampler forgets the size that it is told",
-        "utils/models/fused_unet.py",
-        "if output_size is not None or torch.is_grad_enabled():",
-        "if torch.is_grad_enabled():",
+        "utils/models/fused_convolutions.py",
+        "    if output_size is not None:\n",
+        "    if False:\n",
         "tests/models/test_fused_unet.py",
     ),
     Mutation(
