@@ -14,6 +14,7 @@ _STEP = tl.constexpr(rounding.STEP)
 _FACTOR, _OTHER_FACTOR = tl.constexpr(rounding.FACTORS[0]), tl.constexpr(rounding.FACTORS[1])
 _GRID, _GRIDS = tl.constexpr(rounding.GRID), tl.constexpr(1 / rounding.GRID)
 _EXPONENT, _UNIT_BELOW = tl.constexpr(rounding.EXPONENT), tl.constexpr(rounding.UNIT_BELOW)
+_WHOLE = tl.constexpr(2.0**23)  # from here on fp32 numbers have no fraction
 _SMALLEST_EXPONENT = tl.constexpr(rounding.SMALLEST_EXPONENT)
 
 
@@ -71,10 +72,9 @@ def _split(master, index, scalars_ptr, DTYPE: tl.constexpr):
         weight = ((rounded >> 16) << 16).to(tl.float32, bitcast=True).to(tl.bfloat16)
         return weight, (bits & 0xFFFF).to(tl.uint16).to(tl.int16, bitcast=True)
     else:
-        # To the nearest whole number of GRIDs, the even one of two: what is less than 2**23 loses its fraction by
-        # adding 2**23. Anything larger has none.
+        # To the nearest whole number of GRIDs, the even one of two, by an addition that leaves no room for a fraction.
         size = tl.abs(master) * _GRIDS
-        size = tl.where(size < 8388608.0, (size + 8388608.0) - 8388608.0, size)
+        size = tl.where(size < _WHOLE, (size + _WHOLE) - _WHOLE, size)
         master = tl.where((master < 0.0) & (size > 0.0), -size, size) * _GRID
         weight = master.to(DTYPE)
         one_over_unit = ((254 << 23) - _unit_bits(weight)).to(tl.float32, bitcast=True)

@@ -37,16 +37,16 @@ def is_dropout_off(module: Any) -> bool:
 def is_conv(conv: Any, size: int) -> bool:
     """A convolution of `size` x `size` that keeps height and width."""
     expected = dict(kernel_size=(size, size), stride=(1, 1), padding=(size // 2,) * 2, dilation=(1, 1), groups=1)
-    return (
-        _is(conv, nn.Conv2d)
-        and conv.padding_mode == "zeros"
-        and all(getattr(conv, k) == v for k, v in expected.items())
-    )
+    return _pads_with_zeros(conv) and all(getattr(conv, k) == v for k, v in expected.items())
+
+
+def _pads_with_zeros(conv: Any) -> bool:
+    return _is(conv, nn.Conv2d) and conv.padding_mode == "zeros"
 
 
 def is_biased_conv(conv: Any) -> bool:
     """A convolution with a bias, of any size and stride, that pads with zeros or not at all."""
-    return _is(conv, nn.Conv2d) and conv.bias is not None and conv.padding_mode == "zeros"
+    return _pads_with_zeros(conv) and conv.bias is not None
 
 
 def is_plain_resnet(resnet: Any, has_time: bool = True) -> bool:

@@ -109,9 +109,9 @@ class FlatParameters:
         views = self.views(buffer.detach())
         return [(name, view) for (name, _), view in zip(self.parameters, views, strict=True)]
 
-    def named_masters(self) -> Anew:
-        """(parameter name, its float32 masters) each, computed as one goes through them."""
-        return Anew(self._each_master)
+    def named_masters(self) -> Iterable[tuple[str, Tensor]]:
+        """(parameter name, its float32 masters) each, computed on the way unless they are the weights."""
+        return self.named(self.weight) if self.masters.remainder is None else Anew(self._each_master)
 
     def _each_master(self) -> Iterator[tuple[str, Tensor]]:
         for piece, (name, parameter) in self._pieces():
