@@ -1,14 +1,16 @@
 """Times what a user waits for, command by command: from the command typed to the first step, the result, the prompt.
 
-python -m bench.start [--model DIR] [--peer train_dreambooth.py] [--parts cold warm batch8 evaluate peer] [--json FILE]
+python -m bench.start [--model DIR] [--peer train_dreambooth.py] [--parts PART ...] [--json FILE]
 
 Without --model: random weights of Stable Diffusion v1.4's shape on a GPU (512 px, fp16), the embedded model on a CPU.
 Every command is a process of its own, started as its users start it (torchrun; the peer, diffusers' DreamBooth script,
 by python), on the photos alone of --photos. Parts: `cold` has an empty cache of Triton's kernels, and fills the page
 cache; `warm` is the same again, --repeats times, medians; `batch8` runs 60 steps; `evaluate` is evaluate.py, whole,
-for 16 + 16 images; `peer` needs --peer. "first step" is its line in metrics.jsonl, or the peer's progress bar at 1.
-The marks are seconds after the worker's start, from run.json and samples.json. --json adds to what the file holds, so
-that parts can be measured one by one; ratios are printed of whatever it holds then.
+for 16 + 16 images; `sampling` is bench.evaluate's, `two_gpus` bench.two_gpus' (where there are two), `run_sh` is
+`bash run.sh` on the embedded model without a GPU, in this environment; `peer` needs --peer. "first step" is its line
+in metrics.jsonl, or the peer's progress bar at 1. The marks are seconds after the worker's start, from run.json and
+samples.json. --json adds to what the file holds, so that parts can be measured one by one; ratios are printed of
+whatever it holds then.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from bench.command_line import make_parser, torchrun
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "model/tiny-stable-diffusion"
-PARTS = ("cold", "warm", "batch8", "evaluate", "peer")
+PARTS = ("cold", "warm", "batch8", "evaluate", "sampling", "two_gpus", "run_sh", "peer")
 PROMPT = "a photo of my cat."
 PHOTOS = (".jpg", ".jpeg", ".png")
 WARM_UP = 20  # steps that do not count
@@ -124,6 +126,36 @@ def time_peer(script: Path, flags: list[str], output: Path, steps: int) -> dict[
     return timed([sys.executable, str(script), *flags], lambda said: bool(bar.search(said)), log_of(output), {})
 
 
+def run_sh(scratch: Path) -> dict[str, Any]:
+    """README's own command on the embedded model, without a GPU, in this environment."""
+    folders = dict(OUTPUT_DIR=str(scratch / "run.sh-output"), RESULT_DIR=str(scratch / "run.sh-result"))
+    env = dict(VENV=sys.prefix, MODEL_NAME=str(EMBEDDED), CUDA_VISIBLE_DEVICES="", **folders)
+    found = timed(["bash", str(ROOT / "run.sh")], lambda said: False, scratch / "run.sh.log", env)
+    return dict(prompt_back=found["prompt_back"])
+
+
+def another_bench(module: str, scratch: Path, *flags: str) -> Any:
+    """What another bench writes with --json."""
+    written = scratch / f"{module}.json"
+    subprocess.run([sys.executable, "-m", module, *flags, f"--json={written}"], cwd=ROOT, check=True)
+    return json.loads(written.read_text())
+
+
+def sampling(model: Path, scratch: Path, on_gpu: bool) -> dict[str, Any]:
+    """Seconds an image at batch 8 beside the recipe's loop, and how many times sooner."""
+    flags = f"--model={model}", "--batch_sizes", "8" if on_gpu else "2", "--no_command"
+    recipe, ours = another_bench("bench.evaluate", scratch, *flags)["rows"]
+    seconds = dict(recipe_seconds_an_image=recipe["seconds_an_image"], seconds_an_image=ours["seconds_an_image"])
+    return seconds | dict(ratio=ours["ratio"], batch_size=ours["batch_size"])
+
+
+def two_gpus(model: Path, scratch: Path) -> dict[str, Any]:
+    """A step of batch 1 on one GPU and on two, and images a second of two against one."""
+    one, two = another_bench("bench.two_gpus", scratch, f"--model={model}", "--only", "0", "2")
+    milliseconds = dict(ms_a_step_of_one=one["ms_a_step"], ms_a_step=two["ms_a_step"])
+    return milliseconds | dict(ratio=two["images_a_second"] / one["images_a_second"])
+
+
 def median_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The run whose prompt came back in the middle of all of them, with the median of each of its times."""
     middle = sorted(runs, key=lambda run: run["prompt_back"])[len(runs) // 2]
@@ -132,7 +164,7 @@ def median_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace, on_gpu: bool, scratch: Path) -> dict[str, Any]:
-    """The wanted parts, in an order in which each finds what it needs."""
+    """Those of the wanted parts that need a training, in an order in which each finds what it needs."""
     model, photos, kernels = args.model, scratch / "photos", scratch / "kernels"
     copy_photos(args.photos, photos)
     output, found = scratch / "output", {}
@@ -156,8 +188,20 @@ def measure(args: argparse.Namespace, on_gpu: bool, scratch: Path) -> dict[str, 
         for _ in range(2 if on_gpu else 1):  # the first compiles kernels
             result = evaluate(model, output, photos, scratch / "result", num_images, steps, kernels)
             found["evaluate"] = report("evaluate", result)
+    return found
+
+
+def measure_others(args: argparse.Namespace, num_gpus: int, scratch: Path) -> dict[str, Any]:
+    """The other wanted parts; the photos are in the scratch folder."""
+    found = {}
+    if "sampling" in args.parts:
+        found["sampling"] = report("sampling", sampling(args.model, scratch, num_gpus > 0))
+    if "two_gpus" in args.parts and num_gpus > 1:
+        found["two_gpus"] = report("two_gpus", two_gpus(args.model, scratch))
+    if "run_sh" in args.parts:
+        found["run_sh"] = report("run_sh", median_run([run_sh(scratch) for _ in range(args.repeats)]))
     if "peer" in args.parts and args.peer:
-        flags = recipe(model, photos, scratch / "peer", args.steps, 1, on_gpu)
+        flags = recipe(args.model, scratch / "photos", scratch / "peer", args.steps, 1, num_gpus > 0)
         runs = [time_peer(args.peer, flags, scratch / "peer", args.steps) for _ in range(args.repeats)]
         found["peer"] = report("peer", median_run(runs))
     return found
@@ -180,22 +224,26 @@ def copy_photos(source: Path, target: Path) -> None:
 
 
 def print_ratios(results: dict[str, Any]) -> None:
-    """The waits beside the peer's, if both were measured."""
+    """The waits beside the peer's, and what else is a ratio, of what was measured."""
     peer = results.get("peer")
     for part in ("warm", "cold"):
         for name in ("first_step", "prompt_back"):
             if peer and part in results:
                 ratio = peer[name] / results[part][name]
                 print(f"{name}, {part}: {results[part][name]:.1f} s, the peer {peer[name]:.1f} s: {ratio:.2f} times")
+    for part, what in (("sampling", "the recipe's images a second"), ("two_gpus", "one GPU's images a second")):
+        if part in results:
+            print(f"{part}: {results[part]['ratio']:.2f} times {what}")
 
 
 def machine() -> dict[str, Any]:
     """What the times are of."""
     import torch
 
-    on_gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if on_gpu else platform.machine()
-    return dict(device=name, on_gpu=on_gpu, cores=os.cpu_count(), torch=torch.__version__, date=time.strftime("%F"))
+    num_gpus = torch.cuda.device_count()
+    name = torch.cuda.get_device_name() if num_gpus else platform.machine()
+    versions = dict(torch=torch.__version__, date=time.strftime("%F"))
+    return dict(device=name, num_gpus=num_gpus, on_gpu=num_gpus > 0, cores=os.cpu_count(), **versions)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -225,6 +273,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
             write_pipeline(args.model, "cuda" if results["on_gpu"] else "cpu")
         results |= measure(args, results["on_gpu"], scratch)
+        results |= measure_others(args, results["num_gpus"], scratch)
     print_ratios(results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.kernels.linear import linear
+
 # Triton 3.10 will no longer join a product and a sum into one instruction unless told to, and results would change.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
@@ -26,6 +28,14 @@ try:
     HAS_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)  # 3.0, 3.1: the compiler itself aborts
 except ImportError:
     HAS_TRITON = False
+
+try:
+    from utils.kernels.geglu_product import geglu_product as fused_product
+    from utils.kernels.geglu_product import is_multipliable
+
+    _HAS_PRODUCT = True
+except ImportError:  # no Triton, or one before 3.3
+    _HAS_PRODUCT = False
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -86,6 +96,14 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
         return Geglu.apply(x.contiguous(), bias)
     hidden, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
     return hidden * F.gelu(gate)
+
+
+def geglu_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """geglu(x @ weight.T, bias) of x [..., K], weight [2D, K], bias [2D] -> [..., D]: without gradients one kernel."""
+    is_sampling = _HAS_PRODUCT and runs_triton(x) and not torch.is_grad_enabled()
+    if is_sampling and bias is not None and is_multipliable(x, weight):
+        return fused_product(x, weight, bias)
+    return geglu(linear(x, weight), bias)
 
 
 def add_bias_residual(

@@ -24,7 +24,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from utils.kernels.linear import linear, project
-from utils.kernels.operations import add_bias_residual, add_bias_residual_of_tokens, add_layer_norm, geglu, group_norm
+from utils.kernels.operations import (
+    add_bias_residual,
+    add_bias_residual_of_tokens,
+    add_layer_norm,
+    geglu_product,
+    group_norm,
+)
 from utils.kernels.operations import attention as attend
 from utils.models.fused_convolutions import fuse_the_rest, modules_of, pointwise, replace
 from utils.models.fusible import (
@@ -155,7 +161,7 @@ def _block_forward(
         hidden_states, normed = _self_attention(block, hidden_states, input_bias)
     out = linear(_attention(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
     hidden_states, normed = _add_norm(block.norm3, out, hidden_states, attn2.to_out[0].bias)
-    gated = geglu(linear(normed, up.proj.weight), up.proj.bias)
+    gated = geglu_product(normed, up.proj.weight, up.proj.bias)
     return add_bias_residual_of_tokens(linear(gated, down.weight), hidden_states, down.bias)
 
 
