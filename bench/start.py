@@ -3,14 +3,14 @@
 python -m bench.start [--model DIR] [--peer train_dreambooth.py] [--parts PART ...] [--json FILE]
 
 Without --model: random weights of Stable Diffusion v1.4's shape on a GPU (512 px, fp16), the embedded model on a CPU.
-Every command is a process of its own, started as its users start it (torchrun; the peer, diffusers' DreamBooth script,
-by python), on the photos alone of --photos. Parts: `cold` has an empty cache of Triton's kernels, and fills the page
-cache; `warm` is the same again, --repeats times, medians; `batch8` runs 60 steps; `evaluate` is evaluate.py, whole,
-for 16 + 16 images; `sampling` is bench.evaluate's, `two_gpus` bench.two_gpus' (where there are two), `run_sh` is
-`bash run.sh` on the embedded model without a GPU, in this environment; `peer` needs --peer. "first step" is its line
-in metrics.jsonl, or the peer's progress bar at 1. The marks are seconds after the worker's start, from run.json and
-samples.json. --json adds to what the file holds, so that parts can be measured one by one; ratios are printed of
-whatever it holds then.
+Every command is a process of its own, started as its users start it (torchrun; the peer, diffusers' DreamBooth
+script, by python), on the photos alone of --photos, and finds the libraries' bytecode, as pip leaves it. Parts:
+`cold` has an empty cache of Triton's kernels; `warm` is the same again, --repeats times, medians; `batch8` runs 60
+steps; `evaluate` is evaluate.py, whole, for 16 + 16 images; `sampling` is bench.evaluate's, `two_gpus`
+bench.two_gpus' (where there are two), `run_sh` is `bash run.sh` on the embedded model without a GPU, in this
+environment; `peer` needs --peer. "first step" is its line in metrics.jsonl, or the peer's progress bar at 1. The
+marks are seconds after the worker's start, from run.json and samples.json. --json adds to what the file holds, so
+that parts can be measured one by one; ratios are printed of whatever it holds then.
 """
 
 import argparse
@@ -173,6 +173,7 @@ def measure(args: argparse.Namespace, on_gpu: bool, scratch: Path) -> dict[str, 
         return train(recipe(model, photos, output, steps, batch_size, on_gpu), output, batch_size, kernels)
 
     if "cold" in args.parts:
+        train(recipe(model, photos, output, 2, 1, on_gpu), output, 1, scratch / "kernels of a run that fills caches")
         found["cold"] = report("cold", run(1, args.steps))
     if "batch8" in args.parts:
         run(8, 2) if on_gpu else None  # its kernels
@@ -215,6 +216,12 @@ def report(name: str, found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def keep_bytecode(folder: Path) -> None:
+    """Python compiles a library once for all commands: some machines have none of its bytecode, and keep none."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+
+
 def copy_photos(source: Path, target: Path) -> None:
     """The photos alone: the peer's script opens every file of its folder as one."""
     target.mkdir()
@@ -253,6 +260,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer", type=Path, help="diffusers' train_dreambooth.py")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="these alone")
     parser.add_argument("--steps", type=int, default=400, help="of a run")
+    parser.add_argument("--no_bytecode", action="store_true", help="the machine's own way with Python's bytecode")
     parser.add_argument("--repeats", type=int, default=1, help="runs of warm and of the peer")
     parser.add_argument("--json", type=Path, help="adds the numbers to this file")
     return parser.parse_args(argv)
@@ -272,6 +280,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             from bench.random_sd14 import write_pipeline
 
             write_pipeline(args.model, "cuda" if results["on_gpu"] else "cpu")
+        if not args.no_bytecode:
+            keep_bytecode(scratch / "bytecode")
         results |= measure(args, results["on_gpu"], scratch)
         results |= measure_others(args, results["num_gpus"], scratch)
     print_ratios(results)

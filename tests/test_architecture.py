@@ -62,6 +62,7 @@ LATE_IMPORTS = {
         ["accelerate.utils", "diffusers", "diffusers.utils", "torch", "transformers", "transformers.utils"], KNOWS_HOW
     )
     | {"utils.runtime.warm_up": KNOWS_HOW},
+    "runtime.warm_up": {"triton.runtime.cache": "a thread imports it beside the libraries, if there is one"},
 }
 
 # Imported before torch, whose import takes longer than all that these do.

@@ -1,6 +1,7 @@
 """The parts of ColossalAI this project uses: launch, boost, barrier, the optimizer's base class."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,36 @@ def launch(seed: int) -> None:
         say_problems_of_gpu()
     with _own_store(), environment.as_single_process(), libraries.quiet_imports():
         colossalai.launch_from_torch(seed=seed, verbose=False)
+    _NCCL.begin()
     mark("launched")
+
+
+class _Connecting:
+    """NCCL's own start, which its first collective waits for, begun by a thread while photos and weights are read.
+
+    With several ranks that collective is left to whoever is first: all have to call theirs in the same order.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.Thread(target=self._first_collective, name="NCCL", daemon=True)
+
+    def begin(self) -> None:
+        """Starts it, if there is a GPU and no other rank."""
+        if dist.get_world_size() == 1 and dist.get_backend() == "nccl":
+            self._thread.start()
+
+    def end(self) -> None:
+        """Waits for it: two threads must not call collectives at once."""
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @staticmethod
+    def _first_collective() -> None:
+        with contextlib.suppress(RuntimeError):  # it fails again, with its message, where it is needed
+            dist.all_reduce(torch.zeros(1, device="cuda"))
+
+
+_NCCL = _Connecting()
 
 
 @contextlib.contextmanager
@@ -67,6 +97,7 @@ def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:
     kernel of its own, but not one that lies there already: linear layers' are written there (kernels.linear), and
     vectors, 404 of the UNet's 686 parameters with a two-thousandth of the values, are left to `sum_vectors`.
     """
+    _NCCL.end()
     names, num_ranks = list(_vectors(model)), dist.get_world_size()
     if num_ranks == 1:
         # Nothing to reduce, but DDP allocates buckets for all the gradients it manages: let it manage the last one.

@@ -25,16 +25,19 @@ def on_all_ranks(function: Callable[[], T], *, main_only: bool = False) -> T:
     """
     result: Any = None
     complaint: str | None = None
+    complaints: list[str | None]
     if not main_only or dist.get_rank() == 0:
         try:
             result = function()
         except (UserError, OSError) as error:
             complaint = str(error)
-    if main_only:
+    if dist.get_world_size() == 1:
+        complaints = [complaint]
+    elif main_only:
         shared = [(result, complaint)]
         dist.broadcast_object_list(shared)
         result, complaint = shared[0]
-        complaints: list[str | None] = [complaint]
+        complaints = [complaint]
     else:
         complaints = [None] * dist.get_world_size()
         dist.all_gather_object(complaints, complaint)

@@ -1,5 +1,6 @@
-"""What the first operation of its kind loads on a GPU, loaded by a thread while Python imports the libraries."""
+"""What the first operation of its kind loads or looks up on a GPU, by threads while Python imports the libraries."""
 
+import contextlib
 import threading
 
 import torch
@@ -10,13 +11,22 @@ from utils.runtime.gpu import gpu_is_possible
 
 
 def warm_up_gpu() -> None:
-    """Begins to make this rank's GPU ready: its context, cuDNN, attention's kernels; nothing without a GPU.
+    """Begins to make this rank's GPU ready: its context, cuDNN, attention's kernels, Triton; nothing without a GPU.
 
     Nothing that a run depends on is touched: no random number is drawn, and cuBLAS, which reads its settings once, is
     left to whoever has made them (runtime/determinism.py).
     """
     if gpu_is_possible():
-        threading.Thread(target=_convolve_and_attend, name="warm-up", daemon=True).start()
+        for work in (_convolve_and_attend, _read_triton):
+            threading.Thread(target=work, name="warm-up", daemon=True).start()
+
+
+def _read_triton() -> None:
+    """Triton knows its cached kernels by a hash of all its own files too, 0.4 s of reading, which it keeps."""
+    with contextlib.suppress(Exception):  # no Triton, or another: then it reads when the first kernel is launched
+        from triton.runtime.cache import triton_key
+
+        triton_key()
 
 
 def _convolve_and_attend() -> None:
