@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from bench.command_line import make_parser, torchrun
 
@@ -216,12 +217,6 @@ def report(name: str, found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def keep_bytecode(folder: Path) -> None:
-    """Python compiles a library once for all commands: some machines have none of its bytecode, and keep none."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
-
-
 def copy_photos(source: Path, target: Path) -> None:
     """The photos alone: the peer's script opens every file of its folder as one."""
     target.mkdir()
@@ -280,8 +275,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             from bench.random_sd14 import write_pipeline
 
             write_pipeline(args.model, "cuda" if results["on_gpu"] else "cpu")
-        if not args.no_bytecode:
-            keep_bytecode(scratch / "bytecode")
+        if not args.no_bytecode:  # some machines have none of the libraries', and keep none
+            stack.enter_context(mock.patch.dict(os.environ, PYTHONPYCACHEPREFIX=str(scratch / "bytecode")))
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         results |= measure(args, results["on_gpu"], scratch)
         results |= measure_others(args, results["num_gpus"], scratch)
     print_ratios(results)

@@ -4,9 +4,11 @@ import argparse
 import importlib
 import inspect
 import json
+import os
 import time
 
 import pytest
+import torch
 
 from bench import choose, coverage, loss_curves, start, train_step
 from bench import evaluate as bench
@@ -130,6 +132,19 @@ def test_the_whole_wait_is_measured_part_by_part(tmp_path, capsys):
     assert evaluated["num_images"] == 4 and evaluated["seconds_after_start"]["sampled"] < evaluated["prompt_back"]
     assert 0.2 <= peer["first_step"] < peer["prompt_back"]
     assert "first_step, warm: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_waits_that_other_benches_measure(tmp_path, capsys, monkeypatch):
+    for name, value in dict(MAX_TRAIN_STEPS=2, NUM_IMAGES=1, NUM_DRIFT_IMAGES=0, NUM_INFERENCE_STEPS=2).items():
+        monkeypatch.setenv(name, str(value))
+    before = dict(os.environ)
+    results = start.main(["--parts", "sampling", "run_sh", "two_gpus", f"--json={tmp_path / 'start.json'}"])
+    found = results["sampling"]
+    assert found["ratio"] == pytest.approx(found["recipe_seconds_an_image"] / found["seconds_an_image"])
+    assert results["run_sh"]["prompt_back"] > 5 and ("two_gpus" in results) == (torch.cuda.device_count() > 1)
+    assert dict(os.environ) == before
+    assert "times the recipe's images a second" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -46,16 +46,17 @@ class _Connecting:
     """
 
     def __init__(self) -> None:
-        self._thread = threading.Thread(target=self._first_collective, name="NCCL", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Starts it, if there is a GPU and no other rank."""
+        """Starts it, at every launch, if there is a GPU and no other rank."""
         if dist.get_world_size() == 1 and dist.get_backend() == "nccl":
+            self._thread = threading.Thread(target=self._first_collective, name="NCCL", daemon=True)
             self._thread.start()
 
     def end(self) -> None:
         """Waits for it: two threads must not call collectives at once."""
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
     @staticmethod

@@ -1,0 +1,59 @@
+"""NCCL's start, beside what comes before its first use; NCCL itself is a GPU's."""
+
+import threading
+
+import pytest
+import torch
+
+from utils.runtime import colossal
+
+
+@pytest.fixture
+def process_group(monkeypatch):
+    """Answers of torch.distributed for one rank with NCCL, and what was asked for: numbers of threads' collectives."""
+    group = dict(ranks=1, backend="nccl", collectives=[], goes_on=threading.Event())
+
+    def all_reduce(vector):
+        group["goes_on"].wait(10)
+        group["collectives"].append(threading.current_thread().name)
+
+    monkeypatch.setattr(colossal.dist, "get_world_size", lambda: group["ranks"])
+    monkeypatch.setattr(colossal.dist, "get_backend", lambda: group["backend"])
+    monkeypatch.setattr(colossal.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch, "zeros", lambda *sizes, device: None)
+    return group
+
+
+def test_nccl_starts_beside_and_is_waited_for_at_every_launch(process_group):
+    """A notebook launches more than once in one process."""
+    connecting = colossal._Connecting()
+    for number in (1, 2):
+        process_group["goes_on"].clear()
+        connecting.begin()
+        assert len(process_group["collectives"]) == number - 1
+        threading.Timer(0.05, process_group["goes_on"].set).start()
+        connecting.end()
+        assert process_group["collectives"] == ["NCCL"] * number
+    connecting.end()
+
+
+@pytest.mark.parametrize("others", [dict(ranks=2), dict(backend="gloo")], ids=str)
+def test_several_ranks_and_a_cpu_do_not_start_it(process_group, others):
+    """Several ranks' first collective would depend on which of two threads is first."""
+    process_group.update(others)
+    process_group["goes_on"].set()
+    connecting = colossal._Connecting()
+    connecting.begin()
+    connecting.end()
+    assert process_group["collectives"] == []
+
+
+def test_a_start_that_fails_is_left_to_the_first_use(process_group, monkeypatch, capfd):
+    def fail(vector):
+        raise RuntimeError("NCCL error")
+
+    monkeypatch.setattr(colossal.dist, "all_reduce", fail)
+    connecting = colossal._Connecting()
+    connecting.begin()
+    connecting.end()
+    assert capfd.readouterr().err == ""
