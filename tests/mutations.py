@@ -54,6 +54,20 @@ MUTATIONS = [
         "tests/end_to_end/test_ranks.py",
     ),
     Mutation(
+        "a rank alone goes on after a mistake",
+        "utils/runtime/ranks.py",
+        "    if dist.get_world_size() == 1:\n        complaints = [complaint]\n",
+        "    if dist.get_world_size() == 1:\n        complaints = [None]\n",
+        "tests/data tests/end_to_end/test_prior_preservation.py",
+    ),
+    Mutation(
+        "nobody waits for NCCL's start",
+        "utils/runtime/colossal.py",
+        "            self._thread.join()\n",
+        "            pass\n",
+        "tests/runtime/test_colossal.py",
+    ),
+    Mutation(
         "all cores share the operations of each thread that draws",
         "utils/models/threaded_unet.py",
         "    torch.set_num_threads(1)\n",
