@@ -1,10 +1,13 @@
 """The programs in printed commands: what is printed can be typed as it is."""
 
+import shlex
+import subprocess
 import sys
 
 import pytest
 
-from utils.runtime.programs import typed
+from tests.helpers.script import ROOT
+from utils.runtime.programs import typed, typed_module
 
 
 @pytest.fixture
@@ -37,3 +40,12 @@ def test_an_activated_one_is_not(environment, monkeypatch):
 def test_a_program_that_the_environment_lacks_is_only_named(environment):
     (environment / "project/.venv/bin/torchrun").unlink()
     assert typed("torchrun") == "torchrun"
+
+
+def test_a_module_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert typed_module("utils.export") == [typed("python"), "-m", "utils.export"]
+    monkeypatch.chdir(tmp_path)
+    command = shlex.join([*typed_module("utils.export"), "--help"])
+    said = subprocess.run(command, shell=True, capture_output=True, text=True).stdout
+    assert said.startswith("usage: python -m utils.export")

@@ -14,7 +14,7 @@ from utils.evaluation.samples import BASELINE, FINETUNED, Model, plan_models, st
 from utils.evaluation.wording import LABELS, MINUS
 from utils.files.json_files import read_json_or_none
 from utils.files.ownership import RUN_FILE
-from utils.runtime.programs import typed
+from utils.runtime.programs import typed_module
 
 STRENGTHS = (0.5, 0.75, 1.0)  # of the result; a checkpoint as it is lies near one of them (docs/strength.md)
 NUM_CHECKPOINTS = 3
@@ -107,7 +107,7 @@ def export_command(folder: Path, baseline: Path, name: str) -> str | None:
     if name == FINETUNED:
         return None
     model, _, strength = name.partition("@")
-    command = [typed("python"), "-m", "utils.export", str(folder), f"{folder}-chosen"]
+    command = [*typed_module("utils.export"), str(folder), f"{folder}-chosen"]
     command += ["--checkpoint", model] if model != FINETUNED else []
     command += ["--strength", strength] if strength else []
     recorded = (read_json_or_none(folder / RUN_FILE) or {}).get("arguments", {}).get("pretrained_model_name_or_path")
