@@ -245,9 +245,7 @@ def run_child(name: str, args: argparse.Namespace, folder: Path) -> dict:
 
 def run_here(args: argparse.Namespace) -> dict:
     """The setting asked for, in this process."""
-    import torch.distributed as dist
-
-    from utils.runtime.colossal import launch
+    from utils.runtime.colossal import launch, leave
 
     launch(0)
     try:
@@ -255,7 +253,7 @@ def run_here(args: argparse.Namespace) -> dict:
             args.setting, torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu"), args.small
         )
     finally:
-        dist.destroy_process_group()
+        leave()
 
 
 def main(argv: list[str] | None = None) -> dict:

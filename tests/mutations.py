@@ -61,6 +61,13 @@ MUTATIONS = [
         "tests/data tests/end_to_end/test_prior_preservation.py",
     ),
     Mutation(
+        "a run that ends early tears NCCL down while it starts",
+        "utils/runtime/colossal.py",
+        "    _NCCL.end()\n    dist.destroy_process_group()\n",
+        "    dist.destroy_process_group()\n",
+        "tests/runtime/test_colossal.py",
+    ),
+    Mutation(
         "nobody waits for NCCL's start",
         "utils/runtime/colossal.py",
         "            self._thread.join()\n",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
@@ -18,7 +17,7 @@ from utils import PROGRAM
 from utils.models import loading, saving
 from utils.run import record
 from utils.runtime import libraries
-from utils.runtime.colossal import boost, launch
+from utils.runtime.colossal import boost, launch, leave
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 
@@ -39,7 +38,7 @@ def trained(tiny_pipeline_dir):
         return boost(unet, optimizer)
 
     yield train
-    dist.destroy_process_group()
+    leave()
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

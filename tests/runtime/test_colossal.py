@@ -37,6 +37,18 @@ def test_nccl_starts_beside_and_is_waited_for_at_every_launch(process_group):
     connecting.end()
 
 
+def test_a_run_that_ends_before_it_is_boosted_waits_too(process_group, monkeypatch):
+    """A damaged photo, say: NCCL does not bear to be torn down while it starts."""
+    monkeypatch.setattr(
+        colossal.dist, "destroy_process_group", lambda: process_group["collectives"].append("destroyed")
+    )
+    monkeypatch.setattr(colossal, "_NCCL", colossal._Connecting())
+    colossal._NCCL.begin()
+    threading.Timer(0.05, process_group["goes_on"].set).start()
+    colossal.leave()
+    assert process_group["collectives"] == ["NCCL", "destroyed"]
+
+
 @pytest.mark.parametrize("others", [dict(ranks=2), dict(backend="gloo")], ids=str)
 def test_several_ranks_and_a_cpu_do_not_start_it(process_group, others):
     """Several ranks' first collective would depend on which of two threads is first."""

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from bench import determinism
 from bench.studies.determinism_operations import differ, differing
 from tests.helpers.script import EMBEDDED, ROOT, as_argv, bits, run, without_times
 from utils.errors import RunFailed
-from utils.runtime.colossal import launch
+from utils.runtime.colossal import launch, leave
 from utils.runtime.determinism import CUBLAS_VARIABLE, deterministic_kernels
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -101,7 +100,7 @@ def test_the_benchmark_finds_a_graph_that_is_not_the_eager_step(monkeypatch):
         found = determinism.compare_with_graph(step, batch, cpu)
         assert found["eager against replay"] == ["exp_avg"] and found["second eager against eager"] == []
     finally:
-        dist.destroy_process_group()
+        leave()
 
 
 KILLS_ITSELF = """

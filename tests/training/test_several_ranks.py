@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from utils.kernels.linear import GRAD_PLACE, linear
 from utils.runtime import colossal
@@ -38,7 +37,7 @@ def boosted(request, monkeypatch):
         patch.setattr(colossal.dist, "get_world_size", lambda *_: 2)
         result = colossal.boost(module, MasterWeightsOptimizer(flat, learning_rates=[1e-3]))
     yield result
-    dist.destroy_process_group()
+    colossal.leave()
 
 
 def gradients(module, x, passes: int = 1) -> list[torch.Tensor]:

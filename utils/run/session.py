@@ -4,11 +4,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 
 from utils.files.lock import hold_output
 from utils.run.plan import Plan
-from utils.runtime.colossal import barrier, get_accelerator, launch
+from utils.runtime.colossal import barrier, get_accelerator, launch, leave
 from utils.runtime.determinism import deterministic_kernels
 from utils.runtime.environment import is_main
 from utils.runtime.ranks import lost_rank_in_one_line
@@ -24,7 +23,7 @@ def session(plan: Plan) -> Iterator[torch.device]:
     """
     with hold_output(plan.output_dir, is_main()), contextlib.ExitStack() as surroundings:
         launch(plan.seed)
-        surroundings.callback(dist.destroy_process_group)
+        surroundings.callback(leave)
         device = get_accelerator().get_current_device()
         surroundings.enter_context(deterministic_kernels(plan.deterministic))
         surroundings.enter_context(lost_rank_in_one_line())

@@ -25,7 +25,7 @@ with libraries.quiet_imports(), libraries.lean_imports(), stand_ins():
 
 BUCKET_MB = 100  # fewer collectives than with DDP's 25; the last one, of the first layers' gradients, is small
 
-__all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch", "sum_vectors"]
+__all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch", "leave", "sum_vectors"]
 
 
 def launch(seed: int) -> None:
@@ -37,6 +37,12 @@ def launch(seed: int) -> None:
         colossalai.launch_from_torch(seed=seed, verbose=False)
     _NCCL.begin()
     mark("launched")
+
+
+def leave() -> None:
+    """Undoes launch, also where a run ends before its first collective."""
+    _NCCL.end()
+    dist.destroy_process_group()
 
 
 class _Connecting:
@@ -55,7 +61,7 @@ class _Connecting:
             self._thread.start()
 
     def end(self) -> None:
-        """Waits for it: two threads must not call collectives at once."""
+        """Waits for it: two threads must not call collectives at once, nor one while the group is destroyed."""
         if self._thread is not None:
             self._thread.join()
 
