@@ -7,6 +7,7 @@ from utils.evaluation.prompts import (
     DREAMBENCH,
     class_prompt,
     dreambench_prompts,
+    names_only_class,
     number_prompts,
     other_prompts,
     read_prompts_file,
@@ -50,6 +51,21 @@ def test_the_papers_lists_have_25_prompts_each():
 )
 def test_the_subjects_name_is_left_out(text, identifier, expected):
     assert without_identifier(text, identifier) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "class_name", "expected"),
+    [
+        ("a photo of my cat.", "cat", True),
+        ("A photo of my cat", "cat", True),
+        ("a photo of my cat in the snow", "cat", False),
+        ("my cat", "cat", False),
+        ("a photo of my apple", "apple", True),
+        ("a photo of my cat.", None, False),
+    ],
+)
+def test_a_prompt_names_the_class_alone_or_asks_for_more(text, class_name, expected):
+    assert names_only_class(text, "my", class_name) is expected
 
 
 def test_prompts_are_numbered_once_each_and_by_role():

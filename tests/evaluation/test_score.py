@@ -311,6 +311,9 @@ def test_metrics_are_what_the_functions_give_for_the_images(whole, models, photo
     for name, texts in (("clip_t", without_name), ("clip_t_with_token", with_name)):
         expected = np.mean([clip.images(row) @ text for row, text in zip(images, texts, strict=True)])
         assert found[name]["value"] == pytest.approx(expected, abs=1e-6)
+    of_photos = (clip.images(photos) @ without_name[0]).mean()
+    assert record["photos"]["clip_t_class"]["value"] == pytest.approx(of_photos, abs=1e-6)
+    assert record["photos"]["clip_t"]["value"] is None  # none of them was taken on the beach
 
 
 def test_every_value_has_its_interval_or_its_reason(whole):
@@ -437,6 +440,8 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     values = read(tmp_path / "result", "metrics.json")
     assert values["models"]["finetuned"]["clip_i"]["value"] is not None
     assert values["photos"]["real_clip"] == dict(value=None, reason="needs two different photos or more")
+    assert values["photos"]["clip_t"] == values["photos"]["clip_t_class"]  # the prompt names the class alone
+    assert values["photos"]["clip_t"]["value"] is not None
 
 
 def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):

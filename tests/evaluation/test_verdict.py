@@ -43,7 +43,7 @@ def test_a_good_run_has_nothing_found_but_the_subject():
         (dict(clip_t_other=0.55), "drift", ["0.550", "0.669", "−0.119", "−0.139 to −0.099"]),
         (dict(clip_i_other=0.30), "spread", ["0.300", "0.050", "+0.250", "+0.230 to +0.270"]),
         (dict(blank=["output-2.png"]), "blank", ["output-2.png", "1 image is"]),
-        (dict(clip_t=0.42), "prompt", ["0.420", "0.640", "−0.220", "0.300"]),
+        (dict(clip_t=0.42), "prompt", ["0.420", "0.640", "−0.220", "0.600"]),
         (dict(pres_clip=0.7), "class", ["0.700", "0.120", "+0.580"]),
         (dict(real=0.97), "photos", ["0.970"]),
     ],
@@ -217,6 +217,33 @@ def test_the_prompt_is_followed_better_as_well_or_less():
         "It follows the prompt about as well",
         "It follows the prompt visibly less",
     ]
+
+
+def test_a_prompt_is_followed_well_enough_if_the_photos_follow_it_no_better():
+    record = measured(clip_t=0.42)
+    record["photos"]["clip_t"] = entry(0.46)
+    found = check(record, "prompt")
+    assert (found.state, found.advice) == (NOT_FOUND, "")
+    assert found.title == "It follows the prompt as well as your photos do"
+    assert "0.420" in found.text and "0.460" in found.text
+    record["photos"]["clip_t"] = entry(0.48)
+    assert check(record, "prompt").state == FOUND
+    record["photos"]["clip_t"] = entry(None, reason="needs prompts that say nothing but the class")
+    assert check(record, "prompt").state == FOUND
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (dict(clip_t=0.42), "it follows the prompt less"),
+        (dict(pres_clip=0.7), "every cat that it draws is yours"),
+        (dict(clip_t=0.42, pres_clip=0.7), "it follows the prompt less and every cat that it draws is yours"),
+    ],
+)
+def test_the_headline_names_what_changed_without_being_a_fault(numbers, said):
+    judged = judge(measured(**numbers))
+    assert judged.state == GOOD
+    assert judged.headline == f"It draws your cat, but {said}; nothing else that was looked for has suffered."
 
 
 def test_dino_speaks_for_the_subject_if_there_is_dino():

@@ -20,7 +20,7 @@ def measured(*, copied=0, copy_max=0.81, real=0.9, nearest=0.95, margin=MARGIN, 
     ours["blank_images"] = list(blank)
     changes = {name: value - BASELINE[name] for name, value in wanted.items()}
     changes = {name: entry(value, [value - margin, value + margin]) for name, value in changes.items()}
-    photos = dict(real_clip=entry(real), nearest_clip=entry(nearest), clip_t_class=entry(0.3))
+    photos = dict(real_clip=entry(real), nearest_clip=entry(nearest), clip_t_class=entry(0.3), clip_t=entry(0.6))
     baseline = {name: entry(value) for name, value in BASELINE.items()} | dict(blank_images=[])
     models = dict(baseline=baseline, finetuned=ours)
     record = dict(encoders=dict(clip={}, dino=None), photos=photos, models=models)

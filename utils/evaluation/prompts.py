@@ -80,6 +80,12 @@ def class_prompt(class_name: str) -> str:
     return f"a photo of {article(class_name)} {class_name}"
 
 
+def names_only_class(text: str, identifier: str | None, class_name: str | None) -> bool:
+    """Whether a prompt asks for nothing but the subject: 'a photo of my cat.', but not 'my cat in the snow'."""
+    plain = without_identifier(text, identifier).rstrip(" .").lower()
+    return class_name is not None and plain == class_prompt(class_name).lower()
+
+
 def other_prompts(class_name: str) -> list[str]:
     """Two prompts of things that the subject is not."""
     things = [thing for thing in OTHER_THINGS if not same_kind(thing, class_name)]

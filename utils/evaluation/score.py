@@ -18,7 +18,7 @@ from utils.evaluation import candidates, encoders, metrics
 from utils.evaluation.encoders import Encoder
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
-from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, without_identifier
+from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, names_only_class, without_identifier
 from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
 from utils.evaluation.verdict import DRAWN_SHARE, judge
 from utils.files.atomic import replace_file
@@ -39,6 +39,7 @@ NO_TEXT = (
 )
 NO_DINO = f"needs a DINO model: {GET_DINO}, then --dino_model model/dino-vits16"
 NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
+SAYS_MORE = "needs prompts that say nothing but the class: photos show nothing else"
 NO_PHOTOS = "needs your photos: --instance_data_dir"
 ONE_PHOTO = "needs two different photos or more"
 ONE_IMAGE = "needs two images or more of a prompt: --num_images"
@@ -174,6 +175,8 @@ class ImageTable:
         )
         class_name = samples["class_name"]
         self.class_row = clip.texts([class_prompt(class_name)])[0] if clip and clip.reads and class_name else None
+        prompts = {entry["prompt"] for entry in self.entries if entry["role"] == SUBJECT}
+        self.names_only_class = all(names_only_class(prompt, identifier, class_name) for prompt in prompts)
 
     def _to_photos(self, encoder: str, similarity: Similarity) -> np.ndarray | None:
         images, photos = self.images[encoder], self.photos[encoder]
@@ -302,6 +305,7 @@ def photo_metrics(table: ImageTable) -> dict:
         result["clip_t_class"] = _null(reason)
     else:
         result["clip_t_class"] = dict(value=float((values @ table.class_row).mean()))
+    result["clip_t"] = result["clip_t_class"] if table.names_only_class else _null(SAYS_MORE)
     return result
 
 

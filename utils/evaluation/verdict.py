@@ -169,20 +169,27 @@ def is_drawn(comparison: Comparison) -> bool:
 
 
 def check_prompt(metrics: dict, model: str) -> Check:
-    """The subject's prompts are followed visibly less."""
-    comparison = compare(metrics, model, "clip_t", "clip_t_class")
+    """The subject's prompts are followed visibly less, and visibly less than the photos themselves follow them."""
+    comparison = compare(metrics, model, "clip_t", "clip_t")
     if comparison is None:
         return missing(metrics, model, "prompt", NOTE, "clip_t")
     state = effect(comparison, -1)
     if state == UNCERTAIN:
         return uncertain("prompt", NOTE, comparison, MORE_IMAGES)
-    text = f"{in_words(comparison)}."
-    if state == FOUND:
-        if comparison.photos is not None:
-            text += f" Your photos themselves score {number(comparison.photos)} on the class's prompt."
-        return Check("prompt", NOTE, state, "It follows the prompt visibly less", text, LESS_TRAINING, (comparison,))
+    text = f"{in_words(comparison)}"
+    text += f"; your photos themselves have {number(comparison.photos)}." if comparison.photos is not None else "."
+    if state == FOUND and not is_like_photos(comparison):
+        return Check("prompt", NOTE, FOUND, "It follows the prompt visibly less", text, LESS_TRAINING, (comparison,))
     title = "It follows the prompt " + ("better" if effect(comparison, 1) == FOUND else "about as well")
-    return Check("prompt", NOTE, state, title, text, "", (comparison,))
+    if state == FOUND:
+        title = "It follows the prompt as well as your photos do"
+    return Check("prompt", NOTE, NOT_FOUND, title, text, "", (comparison,))
+
+
+def is_like_photos(comparison: Comparison) -> bool:
+    """Whether the value is not visibly below the photos' own, if they have one."""
+    assert comparison.visible is not None
+    return comparison.photos is not None and comparison.value > comparison.photos - comparison.visible
 
 
 def check_blank_images(metrics: dict, model: str) -> Check:
@@ -330,7 +337,7 @@ def check_photos(metrics: dict, encoder: str) -> Check:
 def summarise(checks: tuple[Check, ...], subject: str) -> tuple[str, str]:
     """(state, headline) of a verdict."""
     aim, *_ = checks
-    found = {check.kind: check.title for check in checks if check.state == FOUND and check.level == WARNING}
+    found = {check.kind: check.title for check in checks if check.state == FOUND}
     is_beside_blank = found.get("blank") == BLANK_BASELINE
     is_unknown = aim.state in (UNCERTAIN, NOT_LOOKED_FOR)
     draws_it = not is_unknown and aim.state != NOT_FOUND and is_drawn(aim.comparisons[0])
@@ -350,7 +357,12 @@ def summarise(checks: tuple[Check, ...], subject: str) -> tuple[str, str]:
         state, first = SPOILT if clauses else GOOD, f"It draws your {subject}"
     if clauses:
         return state, f"{first}. It {listed(clauses)}."
-    return state, f"{first}, and nothing that was looked for has suffered." if state == GOOD else f"{first}."
+    if state != GOOD:
+        return state, f"{first}."
+    changes = {"prompt": "it follows the prompt less", "class": f"every {subject} that it draws is yours"}
+    if notes := [clause for kind, clause in changes.items() if kind in found]:
+        return state, f"{first}, but {listed(notes)}; nothing else that was looked for has suffered."
+    return state, f"{first}, and nothing that was looked for has suffered."
 
 
 def gaps_of(checks: tuple[Check, ...]) -> str:

@@ -94,6 +94,7 @@ OF_PHOTOS = {
     "clip_i": "real_clip",
     "copy_dino": "nearest_dino",
     "copy_clip": "nearest_clip",
+    "clip_t": "clip_t",
     "clip_t_class": "clip_t_class",
     "div_dino": "real_dino",
     "div_clip": "real_clip",
