@@ -601,7 +601,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an effect in the wrong direction is found",
-        "utils/evaluation/verdict.py",
+        "utils/evaluation/visible.py",
         "low, high = sorted(direction * bound for bound in interval)",
         "low, high = sorted(bound for bound in interval)",
         "tests/evaluation/test_verdict.py",
@@ -665,14 +665,14 @@ MUTATIONS = [
     ),
     Mutation(
         "an effect is found whose interval holds zero",
-        "utils/evaluation/verdict.py",
+        "utils/evaluation/visible.py",
         "direction * change >= visible and low > 0:",
         "direction * change >= visible:",
         "tests/evaluation/test_verdict.py",
     ),
     Mutation(
         "memorised photos are not warned of",
-        "utils/evaluation/verdict.py",
+        "utils/evaluation/checks.py",
         'copies < max(1, COPIED_SHARE * copy["num_images"])',
         'copies < copy["num_images"]',
         "tests/evaluation/test_verdict.py",

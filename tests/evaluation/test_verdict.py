@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from tests.helpers.measured import entry, measured, without
-from utils.evaluation import verdict
+from utils.evaluation import checks, verdict, visible
 from utils.evaluation.findings import FOUND, GOOD, MISSED, NOT_FOUND, NOT_LOOKED_FOR, SPOILT, UNCERTAIN, UNKNOWN
 
 KINDS = ["subject", "prompt", "blank", "memorisation", "collapse", "drift", "spread", "class", "photos"]
@@ -95,7 +95,7 @@ def test_a_change_within_its_uncertainty_is_neither_found_nor_ruled_out(kind, me
     record["changes"]["finetuned"][metric]["interval"] = None
     found = check(record, kind)
     assert found.state == UNCERTAIN and "no interval" in found.text
-    assert f"Too few images to tell: {verdict.QUESTIONS['subject']}" in judge(measured(margin=0.9)).gaps
+    assert f"Too few images to tell: {checks.QUESTIONS['subject']}" in judge(measured(margin=0.9)).gaps
 
 
 REASONS = {
@@ -116,7 +116,7 @@ def test_what_was_not_measured_is_said_with_the_reason(kind):
     assert states(record, NOT_LOOKED_FOR) == [kind]
     assert reason in check(record, kind).text
     judged = judge(record)
-    assert judged.gaps == f"Not looked for: {verdict.QUESTIONS[kind]}."
+    assert judged.gaps == f"Not looked for: {checks.QUESTIONS[kind]}."
     assert judged.state == (UNKNOWN if kind == "subject" else GOOD)
 
 
@@ -248,9 +248,9 @@ def test_the_headline_names_what_changed_without_being_a_fault(numbers, said):
 
 def test_dino_speaks_for_the_subject_if_there_is_dino():
     record = measured()
-    assert verdict.fidelity_metric(record) == "clip_i"
+    assert visible.fidelity_metric(record) == "clip_i"
     record["encoders"]["dino"] = {}
-    assert verdict.fidelity_metric(record) == "dino"
+    assert visible.fidelity_metric(record) == "dino"
     for name, other in (("dino", "clip_i"), ("dino_other", "clip_i_other")):
         for part in (*record["models"].values(), record["changes"]["finetuned"]):
             part[name] = part[other]

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.evaluation.checks import check_memorisation
 from utils.evaluation.findings import FOUND, Choice, Comparison
 from utils.evaluation.metrics import mean_interval, seeds_interval
 from utils.evaluation.samples import FINETUNED
-from utils.evaluation.verdict import check_memorisation, compare, fidelity_metric, is_drawn, main_encoder
+from utils.evaluation.visible import compare, fidelity_metric, is_drawn, main_encoder
 from utils.evaluation.wording import listed, number, signed
 
 KEPT_SHARE = 0.9  # of the largest gain in likeness, in a compromise

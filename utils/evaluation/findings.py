@@ -1,4 +1,4 @@
-"""The shape of a verdict: what was looked for, what was found, and the numbers behind it. verdict.py fills it in."""
+"""The shape of a verdict: checks and their states, and the choice of a model. checks.py and verdict.py fill it in."""
 
 from dataclasses import dataclass
 

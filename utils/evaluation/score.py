@@ -20,7 +20,8 @@ from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, class_prompt, names_only_class, without_identifier
 from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
-from utils.evaluation.verdict import DRAWN_SHARE, judge
+from utils.evaluation.verdict import judge
+from utils.evaluation.visible import DRAWN_SHARE
 from utils.files.atomic import replace_file
 from utils.files.hashing import sha256_of
 from utils.files.json_files import write_json

@@ -11,7 +11,7 @@ from utils.evaluation.report.charts import Scatter, ScatterPoint, scatter_chart
 from utils.evaluation.report.gallery import label
 from utils.evaluation.report.images import Picture, picture
 from utils.evaluation.samples import FINETUNED
-from utils.evaluation.verdict import VISIBLE, fidelity_metric
+from utils.evaluation.visible import VISIBLE, fidelity_metric
 from utils.evaluation.wording import LABELS, number
 
 STRIP_BYTES = 500_000  # within the page, of all images of the strip

@@ -12,7 +12,7 @@ from PIL import Image
 from utils.evaluation.comparison import square
 from utils.evaluation.report.images import Picture, picture
 from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV
-from utils.evaluation.verdict import VISIBLE
+from utils.evaluation.visible import VISIBLE
 from utils.evaluation.wording import MINUS
 
 ROLES = {

@@ -32,7 +32,8 @@ from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.gallery import label, make_gallery, ordered
 from utils.evaluation.samples import BASELINE, FINETUNED, REPORT_FILE, SamplingSettings
 from utils.evaluation.subject import subject_line
-from utils.evaluation.verdict import fidelity_metric, judge, main_encoder
+from utils.evaluation.verdict import judge
+from utils.evaluation.visible import fidelity_metric, main_encoder
 from utils.evaluation.wording import number, signed
 from utils.files.atomic import replace_file
 
