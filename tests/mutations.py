@@ -658,7 +658,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the rare token counts in CLIP-T",
-        "utils/evaluation/score.py",
+        "utils/evaluation/image_table.py",
         "[without_identifier(text, identifier) for text in texts]",
         "texts",
         "tests/evaluation/test_score.py",
