@@ -17,7 +17,7 @@ PACKAGES: dict[str, set[str]] = {
     "evaluation": {"run.lineage", "models", "files", "runtime"},
     "data": {"models", "files", "photos", "runtime"},
     "models": {"kernels", "files", "runtime"},
-    "kernels": set(),
+    "kernels": {"runtime.gpu"},
     "photos": set(),
     "files": set(),
     "runtime": set(),

@@ -33,6 +33,23 @@ def test_the_pins_are_among_the_tested_versions():
         assert [str(finding) for finding in found if finding.level != "ok"] == []
 
 
+def test_triton_needs_a_compiler_and_pythons_headers(monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(gpu.sysconfig, "get_path", lambda *_: str(tmp_path))
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.missing_for_triton() == "no C compiler (gcc or clang)"
+    (finding,) = gpu.compiler_findings()
+    assert finding.level == "problem" and "no C compiler" in finding.what and "gcc" in finding.command
+    (tmp_path / "clang").touch(mode=0o755)
+    assert gpu.missing_for_triton() is None and gpu.compiler_findings() == []
+    monkeypatch.setenv("CC", "icc")
+    assert gpu.missing_for_triton() == "no C compiler (icc)"
+    monkeypatch.delenv("CC")
+    (tmp_path / "Python.h").unlink()
+    assert gpu.missing_for_triton() == f"no {tmp_path}/Python.h"
+
+
 def test_this_machine_is_well(capsys):
     assert doctor.main([]) == 0
     said = capsys.readouterr().out

@@ -9,7 +9,7 @@ from importlib import metadata
 from utils.errors import first_line
 from utils.runtime.gpu import REINSTALL, Finding, examine_gpu, version_numbers
 
-# The oldest and the newest version of tests/matrix.sh's legs (docs/compatibility.md).
+# The oldest and the newest version of tests/stacks/'s legs (docs/compatibility.md).
 TESTED = {
     "torch": ("2.2.2", "2.15.0"),
     "transformers": ("4.39.3", "5.24.0"),
@@ -72,7 +72,7 @@ def examine() -> list[Finding]:
     if not any(finding.level == "problem" for finding in found):
         reason = import_error("utils.runtime.colossal")
         found += [Finding("problem", f"colossalai cannot be imported ({reason})", REINSTALL)] if reason else []
-    return [*found, Finding("ok", "no compiler, nvcc or Apex is needed: nothing is built on installation")]
+    return [*found, Finding("ok", "no nvcc or Apex is needed: nothing is built on installation")]
 
 
 def main(argv: list[str] | None = None) -> int:

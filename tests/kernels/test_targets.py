@@ -44,6 +44,15 @@ def test_all_kernels_for_all_targets(tmp_path):
     assert all(len(row["variants"]) > 50 for row in rows)
 
 
+@needs_triton
+@pytest.mark.parametrize(("compiler", "expected"), [(sys.executable, "True"), ("no-such-compiler", "False")])
+def test_a_triton_that_cannot_build_on_a_gpu_is_none(compiler, expected):
+    code = "import torch; torch.cuda.is_available = lambda: True; from utils.kernels import operations as o"
+    env = os.environ | dict(CC=compiler, PYTHONPATH=str(TRITON_FOLDER))
+    command = [sys.executable, "-c", f"{code}; print(o.HAS_TRITON)"]
+    assert subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True).stdout.strip() == expected
+
+
 def test_what_does_not_fit_is_named():
     fits = Variant("_adamw", 4, 40, 0, 4096)
     assert problems(75, [fits]) == [] and problems(75, []) == ["nothing was compiled"]

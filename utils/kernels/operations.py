@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.kernels.linear import linear
+from utils.runtime.gpu import missing_for_triton
 
 # Triton 3.10 will no longer join a product and a sum into one instruction unless told to, and results would change.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -25,7 +26,8 @@ try:
     from utils.kernels.layer_norm import MAX_FEATURES, AddLayerNorm
     from utils.kernels.short_attention import ShortAttention, is_short
 
-    HAS_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)  # 3.0, 3.1: the compiler itself aborts
+    _is_new = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)  # 3.0, 3.1: the compiler itself aborts
+    HAS_TRITON = _is_new and (not torch.cuda.is_available() or missing_for_triton() is None)
 except ImportError:
     HAS_TRITON = False
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -135,14 +136,32 @@ def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
     return False
 
 
+def missing_for_triton() -> str | None:
+    """What Triton lacks to build a kernel's launcher, which is C, as triton/runtime/build.py looks for it; or None."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        return f"no C compiler ({' or '.join(compilers)})"
+    scheme = sysconfig.get_default_scheme()
+    include = sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
+    return None if Path(include, "Python.h").exists() else f"no {include}/Python.h"
+
+
+def compiler_findings() -> list[Finding]:
+    """That Triton cannot build its kernels, if so; everything runs without them, in more time and memory."""
+    if (lack := missing_for_triton()) is None:
+        return []
+    what = f"there is {lack}, so Triton cannot build this program's kernels: a step takes several times as long"
+    return [Finding("problem", what, "apt-get install gcc libc6-dev python3-dev")]
+
+
 def examine_gpu() -> list[Finding]:
-    """gpu_findings of this machine."""
+    """gpu_findings of this machine; if torch can use a GPU, compiler_findings too."""
     import torch
 
     found = DRIVER_VERSION.search(DRIVER_FILE.read_text()) if DRIVER_FILE.exists() else None
     available = torch.cuda.is_available()
     devices = range(torch.cuda.device_count() if available else 0)
-    return gpu_findings(
+    found_gpu = gpu_findings(
         cuda=torch.version.cuda,
         driver=found[1] if found else None,
         capabilities={torch.cuda.get_device_name(i): torch.cuda.get_device_capability(i) for i in devices},
@@ -150,6 +169,7 @@ def examine_gpu() -> list[Finding]:
         is_present=Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None,
         is_hidden=_is_hidden(),
     )
+    return found_gpu + (compiler_findings() if available else [])
 
 
 def _is_hidden() -> bool:
