@@ -46,12 +46,10 @@ training=(
   --checkpointing_steps="${CHECKPOINTING_STEPS:-$checkpointing_steps}"
   "$@"
 )
+# The base, the photos and the prompt are those that run.json says were trained with.
 evaluation=(
-  --pretrained_model_name_or_path="$MODEL_NAME"
   --finetuned_model_name_or_path="$OUTPUT_DIR"
-  --instance_data_dir="$INSTANCE_DIR"
   --output_dir="$RESULT_DIR"
-  --prompt="${INSTANCE_PROMPT:-a photo of my cat.}"
   --num_images="${NUM_IMAGES:-4}"
   --num_drift_images="${NUM_DRIFT_IMAGES:-4}"
   --choose

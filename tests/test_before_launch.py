@@ -6,10 +6,11 @@ from tests.helpers.script import as_argv, run_python
 from utils import before_launch
 from utils.command_line import run_main
 
-EVALUATION = ["--prompt=a cat", "--num_images=1"]
+EVALUATION = ["--num_images=1"]
 
 
-def check(flags: dict, evaluation: list[str] = EVALUATION) -> int:
+def check(flags: dict, evaluation: list[str] = EVALUATION, evaluated: object = None) -> int:
+    evaluation = [*evaluation, f"--finetuned_model_name_or_path={evaluated or flags['output_dir']}"]
     return run_main(before_launch.check, [*as_argv(flags), "--", *evaluation])
 
 
@@ -34,6 +35,11 @@ def test_a_mistake_is_one_line(flags, changes, evaluation, said, capsys):
     assert check(flags | changes, evaluation) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+def test_what_is_trained_is_what_is_evaluated(flags, capsys, tmp_path):
+    assert check(flags, evaluated=tmp_path / "earlier") == 2
+    assert f"{tmp_path / 'earlier'} is evaluated: set OUTPUT_DIR instead" in capsys.readouterr().err
 
 
 def test_torch_is_not_imported(flags):

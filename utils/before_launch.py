@@ -9,6 +9,7 @@ import sys
 
 from utils.arguments import parse_args
 from utils.command_line import run_main
+from utils.errors import UserError
 from utils.evaluation.arguments import parse_args as parse_evaluation
 from utils.preflight.checks import run_preflight
 
@@ -20,8 +21,11 @@ def check(argv: list[str] | None = None) -> None:
     if "--" in argv:
         place = len(argv) - 1 - argv[::-1].index("--")
         training, evaluation = argv[:place], argv[place + 1 :]
-        parse_evaluation(evaluation)
     args = parse_args(training)
+    if evaluation:
+        evaluated = parse_evaluation(evaluation).finetuned_model_name_or_path
+        if args.output_dir != evaluated:
+            raise UserError(f"--output_dir {args.output_dir}, but {evaluated} is evaluated: set OUTPUT_DIR instead")
     with contextlib.redirect_stdout(io.StringIO()):
         run_preflight(args, is_quick=True)
 

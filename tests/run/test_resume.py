@@ -200,12 +200,13 @@ def test_a_flag_that_has_gone_is_not_compared(flags, tmp_path):
 
 
 def test_the_resume_command(monkeypatch):
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
     argv = ["--seed=1", "--resume_from_checkpoint", "checkpoint-1", "--instance_prompt", "my cat", "--allow_changes"]
-    command = resume_command([*argv, "--overwrite_output_dir"], 2)
+    command = resume_command([*argv, "--overwrite_output_dir"])
     expected = "--seed=1 --instance_prompt 'my cat' --resume_from_checkpoint latest"
     assert command.endswith(f"torchrun --nproc_per_node 2 train_dreambooth_colossalai.py {expected}")
-    assert resume_command(["--resume_from_checkpoint=x", "--seed=1"], 1).endswith(
+    assert resume_command(["--resume_from_checkpoint=x", "--seed=1"]).endswith(
         ".py --seed=1 --resume_from_checkpoint latest"
     )
 

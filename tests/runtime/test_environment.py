@@ -10,6 +10,7 @@ def test_a_process_without_torchrun_is_a_run_of_its_own(monkeypatch):
         monkeypatch.delenv(name)
     assert (environment.rank(), environment.num_ranks(), environment.local_rank()) == (0, 1, 0)
     assert environment.local_world_size() is None and environment.is_main()
+    assert environment.torchrun_flags() == ["--nproc_per_node", "1"]
     assert not environment.restarted() and not environment.under_torchrun()
     before = dict(os.environ)
     with environment.as_single_process():
@@ -24,6 +25,7 @@ def test_torchruns_variables(monkeypatch):
     assert (environment.rank(), environment.num_ranks(), environment.local_rank()) == (5, 8, 1)
     assert environment.local_world_size() == 4 and not environment.is_main()
     assert environment.num_restarts() == 2 and environment.restarted()
+    assert environment.torchrun_flags() == ["--nproc_per_node", "4", "--nnodes", "2"]
     before = dict(os.environ)
     with environment.as_single_process():
         assert dict(os.environ) == before

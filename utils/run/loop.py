@@ -54,7 +54,7 @@ class TrainingRun:
     ):
         self.plan, self.sources, self.optimizer = plan, sources, optimizer
         self.is_main = dist.get_rank() == 0
-        self.resume_command = resume_command(argv, dist.get_world_size())
+        self.resume_command = resume_command(argv)
         checkpoint = sources.start.checkpoint
         self.first_step = checkpoint.step if checkpoint else 0
         self.lineage = next_lineage(plan.output_dir, checkpoint)

@@ -23,7 +23,7 @@ from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.resume import Sources
-from utils.runtime import timing
+from utils.runtime import environment, timing
 from utils.runtime.programs import typed
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
@@ -46,7 +46,7 @@ class RunRecord:
         self.started = time.perf_counter()
         dataset, checkpoint = sources.dataset, sources.start.checkpoint
         script = "train_dreambooth_colossalai.py"
-        command = ["torchrun", "--nproc_per_node", str(plan.num_ranks), script, *argv]
+        command = ["torchrun", *environment.torchrun_flags(), script, *argv]
         prompt = plan.arguments["instance_prompt"]
         self.entries: dict[str, Any] = dict(
             run_id=lineage.run_id,

@@ -184,7 +184,7 @@ def check_steps(checkpoint: Checkpoint | None, num_steps: int) -> None:
         )
 
 
-def resume_command(argv: list[str], num_ranks: int) -> str:
+def resume_command(argv: list[str]) -> str:
     """The command line that resumes from the latest checkpoint."""
     kept, skip = [], False
     for word in argv:
@@ -196,6 +196,5 @@ def resume_command(argv: list[str], num_ranks: int) -> str:
         else:
             kept.append(word)
     script = sys.argv[0] if Path(sys.argv[0]).name == "train_dreambooth_colossalai.py" else None
-    ranks_here = str(environment.local_world_size() or num_ranks)
-    command = [typed("torchrun"), "--nproc_per_node", ranks_here, script or "train_dreambooth_colossalai.py", *kept]
+    command = [typed("torchrun"), *environment.torchrun_flags(), script or "train_dreambooth_colossalai.py", *kept]
     return shlex.join([*command, "--resume_from_checkpoint", "latest"])

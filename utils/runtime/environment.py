@@ -30,6 +30,13 @@ def local_world_size() -> int | None:
     return _number("LOCAL_WORLD_SIZE", 0) or None
 
 
+def torchrun_flags() -> list[str]:
+    """Those that start as many processes again: on each machine, and on how many machines if there are several."""
+    here = local_world_size() or num_ranks()
+    machines = num_ranks() // here
+    return ["--nproc_per_node", str(here), *(["--nnodes", str(machines)] if machines > 1 else [])]
+
+
 def num_restarts() -> int:
     """How often torchrun has started the run again after a process died."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
