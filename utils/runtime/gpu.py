@@ -150,7 +150,7 @@ def compiler_findings() -> list[Finding]:
     """That Triton cannot build its kernels, if so; everything runs without them, in more time and memory."""
     if (lack := missing_for_triton()) is None:
         return []
-    what = f"there is {lack}, so Triton cannot build this program's kernels: a step takes several times as long"
+    what = f"there is {lack}, so Triton cannot build this program's kernels: a step takes up to 15 times as long"
     return [Finding("problem", what, "apt-get install gcc libc6-dev python3-dev")]
 
 
