@@ -17,7 +17,7 @@ from tests.helpers.script import UNET_FILE
 from utils import PROGRAM
 from utils.command_line import run_main
 from utils.dataset import decode
-from utils.evaluation import encoders, metrics
+from utils.evaluation import encoders, generate, metrics
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints
 from utils.models import drawing, loading
@@ -191,6 +191,81 @@ def test_images_with_equal_settings_are_not_made_again(trained_dir, tmp_path, ca
     assert run(trained_dir, result, "--only", "generate", "--num_images", "3") == 0
     now = times(result)
     assert {path.name for path in now if before.get(path) != now[path]} == {"output-3.png", "baseline-3.png"}
+
+
+def drawn(monkeypatch) -> list:
+    """(prompt, seed) of each image that is drawn from now on."""
+    images, sample = [], drawing.sample
+
+    def noting(pipeline, prompts, seeds, **options):
+        images.extend(zip(prompts, seeds, strict=True))
+        return sample(pipeline, prompts, seeds, **options)
+
+    monkeypatch.setattr(drawing, "sample", noting)
+    return images
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """{its name: the file} of every image."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in times(folder)}
+
+
+def test_another_prompt_costs_its_own_images_alone(trained_dir, tmp_path, monkeypatch):
+    """Though the others then have other names: a number more, and with one prompt the recipe's."""
+    result, other = tmp_path / "result", ["--prompt", "sks cat in snow"]
+    one, two = ["--only", "generate", "--prompt", PROMPT], ["--only", "generate", "--prompt", PROMPT, *other]
+    assert run(trained_dir, result, *one) == 0
+    first = contents(result)
+    images = drawn(monkeypatch)
+    assert run(trained_dir, result, *two) == 0
+    assert images == 2 * [(other[1], 0), (other[1], 1)]
+    second = contents(result)
+    assert set(first.values()) < set(second.values()) and len(second) == len(first) + 4
+    assert run(trained_dir, result, *one) == 0
+    assert contents(result) == first and len(images) == 4
+
+
+def test_other_seeds_keep_the_images_of_those_that_stay(trained_dir, tmp_path, monkeypatch):
+    """output-1.png is then what output-2.png was, and back: nothing is overwritten before it has been copied."""
+    result, more = tmp_path / "result", ["--only", "generate", "--num_drift_images", "0", "--num_images", "3"]
+    assert run(trained_dir, result, *more) == 0
+    images = drawn(monkeypatch)
+    assert run(trained_dir, result, *more, "--seed", "1") == 0
+    assert run(trained_dir, result, *more, "--seed", "0") == 0
+    assert [seed for _, seed in images] == [3, 3, 0, 0]
+
+
+def test_a_run_cut_off_between_two_copies_loses_no_image(trained_dir, tmp_path, monkeypatch):
+    result, more = tmp_path / "result", ["--only", "generate", "--prompt", PROMPT]
+    assert run(trained_dir, result, *more) == 0
+    copy_file, copied = generate.copy_file, []
+
+    def fail_at_the_third(source, target):
+        copied.append(target)
+        if len(copied) == 3:
+            raise OSError(28, "No space left on device")
+        copy_file(source, target)
+
+    monkeypatch.setattr(generate, "copy_file", fail_at_the_third)
+    more += ["--prompt", "sks cat in snow"]
+    assert run(trained_dir, result, *more) == 2
+    monkeypatch.undo()
+    images = drawn(monkeypatch)
+    assert run(trained_dir, result, *more) == 0
+    assert {prompt for prompt, _ in images} == {"sks cat in snow"} and len(images) == 4
+    assert contents(result).keys() == {entry["file"] for entry in read(result, "samples.json")["images"]}
+
+
+def test_prompts_that_exchange_their_files_are_right(trained_dir, tmp_path, monkeypatch):
+    """Their names differ in nothing but the number; one of the two has to be drawn again."""
+    more = ["--only", "generate", "--num_drift_images", "0"]
+    one, other = ["--prompt", "sks cat"], ["--prompt", "sks cat!"]
+    assert run(trained_dir, tmp_path / "result", *more, *one, *other) == 0
+    assert run(trained_dir, tmp_path / "fresh", *more, *other, *one) == 0
+    images = drawn(monkeypatch)
+    assert run(trained_dir, tmp_path / "result", *more, *other, *one) == 0
+    assert len(images) == 4
+    assert contents(tmp_path / "result") == contents(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("more", [["--guidance_scale", "3"], ["--seed", "4"], ["--negative_prompt", "x"]])
