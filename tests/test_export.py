@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import write_pipeline
@@ -13,7 +15,8 @@ from tests.helpers.script import UNET_FILE
 from utils import PROGRAM
 from utils.command_line import run_main
 from utils.export import main
-from utils.models.single_file import UNET_PREFIX
+from utils.models.card import MARK, write_card
+from utils.models.single_file import UNET_PREFIX, export_single_file
 from utils.run.lineage import FORMAT, STATE_FILE
 
 
@@ -24,7 +27,10 @@ def tuned(tmp_path_factory, tiny_pipeline_dir) -> Path:
     shutil.copytree(write_pipeline(folder.parent / "other", seed=2) / "unet", folder / "checkpoint-2" / "unet")
     (folder / "checkpoint-2" / STATE_FILE).write_text(json.dumps(dict(program=PROGRAM, format=FORMAT, step=2)))
     arguments = dict(pretrained_model_name_or_path=str(tiny_pipeline_dir), instance_prompt="a photo of my cat.")
-    (folder / "run.json").write_text(json.dumps(dict(program=PROGRAM, status="complete", arguments=arguments)))
+    run = dict(program=PROGRAM, status="complete", arguments=arguments | dict(max_train_steps=3))
+    (folder / "run.json").write_text(json.dumps(run | dict(result=dict(num_steps=3, final_loss=0.25))))
+    (folder / "validation").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "validation/step-000003-seed-0.png")
     return folder
 
 
@@ -68,6 +74,57 @@ def test_a_checkpoint_at_a_strength_as_one_file(tuned, tiny_pipeline_dir, tmp_pa
     unet = {name: value for name, value in load_file(path).items() if name.startswith(UNET_PREFIX)}
     sums = sorted(float(value.double().sum()) for value in unet.values())
     assert sums == pytest.approx(sorted(float(value.double().sum()) for value in expected.values()), abs=1e-4)
+
+
+def header(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_an_earlier_exports_scores_and_picture_do_not_stay_beside_other_weights(tuned, tmp_path):
+    target = tmp_path / "cat"
+    assert export(tuned, target, "--checkpoint", 2) == 0
+    Image.new("RGB", (8, 8)).save(tmp_path / "sheet.png")
+    scores = dict(models=dict(baseline=dict(clip_i=dict(value=0.5)), finetuned=dict(clip_i=dict(value=0.75))))
+    assert write_card(target, metrics=scores, picture=tmp_path / "sheet.png")
+    assert export(tuned, target, "--strength", 0.25) == 0
+    text = (target / "README.md").read_text(encoding="utf-8")
+    assert "CLIP-I" not in text and "comparison.png" not in text and not (target / "comparison.png").exists()
+    assert "| strength | 0.25 times the way" in text and "| steps | 3 |" in text
+    mine = text.replace(MARK, "")
+    (target / "README.md").write_text(mine)
+    assert export(tuned, target) == 0 and (target / "README.md").read_text() == mine
+
+
+def test_a_checkpoint_and_a_strength_are_named_wherever_an_export_says_what_it_is(tuned, tmp_path):
+    flags = ["--checkpoint", 2, "--strength", 0.5]
+    assert export(tuned, tmp_path / "cat", *flags) == 0
+    record = json.loads((tmp_path / "cat/run.json").read_text())
+    assert record["result"] == dict(num_steps=2)  # the loss is the result's
+    assert (record["checkpoint_step"], record["strength"]) == (2, 0.5)
+    card = (tmp_path / "cat/README.md").read_text(encoding="utf-8")
+    assert "| steps | 2 of 3 |" in card and "| strength | 0.5 times the way" in card
+    for source, name, more in (
+        (tuned, "one", flags),
+        (tuned, "lora", [*flags, "--lora_rank", 2]),
+        (tmp_path / "cat", "again", []),
+    ):
+        assert export(source, tmp_path / f"{name}.safetensors", *more) == 0
+        found = header(tmp_path / f"{name}.safetensors")
+        assert found["modelspec.description"].endswith(", 2 steps, at strength 0.5"), name
+        assert (found["ss_steps"], found["ss_max_train_steps"]) == ("2", "3"), name
+        assert "modelspec.thumbnail" not in found, name
+
+
+def test_the_plain_result_is_said_as_ever(tuned, tmp_path):
+    assert export(tuned, tmp_path / "one.safetensors") == export(tuned, tmp_path / "cat") == 0
+    export_single_file(tuned, tmp_path / "two" / "one.safetensors")
+    assert header(tmp_path / "one.safetensors") == header(tmp_path / "two/one.safetensors")
+    assert "modelspec.thumbnail" in header(tmp_path / "one.safetensors")
+    record = json.loads((tuned / "run.json").read_text())
+    assert json.loads((tmp_path / "cat/run.json").read_text()) == record | dict(exported_from=str(tuned))
+    card = (tmp_path / "cat/README.md").read_text(encoding="utf-8")
+    assert "| steps | 3 |" in card and "strength" not in card
 
 
 def test_what_is_the_users_is_refused_in_one_line(tuned, tiny_pipeline_dir, tmp_path, capsys):

@@ -14,12 +14,11 @@ from utils.errors import UserError
 from utils.files.json_files import read_json_or_none
 from utils.files.ownership import RUN_FILE, check_export_file
 from utils.models.base import base_folder
-from utils.models.blending import blended_weights
 from utils.models.check import check_base_model, check_same_unet
-from utils.models.exporting import check_export_folder, export_folder, export_lora
+from utils.models.exporting import check_export_folder, export_file, export_folder, export_lora
 from utils.models.folder import prediction_type
-from utils.models.single_file import DTYPES, export_single_file
-from utils.run.lineage import read_checkpoint
+from utils.models.single_file import DTYPES
+from utils.run.lineage import Checkpoint, read_checkpoint
 
 BASE_FLAG = "--pretrained_model_name_or_path"
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -48,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     """Checks folders and the target, then writes it."""
     args = build_parser().parse_args(argv)
     check_base_model(args.folder, "PIPELINE_DIR")
-    tuned = checkpoint_folder(args.folder, args.checkpoint) if args.checkpoint else args.folder
+    checkpoint = find_checkpoint(args.folder, args.checkpoint) if args.checkpoint else None
+    tuned, step = (checkpoint.path, checkpoint.step) if checkpoint else (args.folder, None)
     is_file = args.lora_rank or args.target.suffix in FILE_ENDINGS
     with_config = not args.lora_rank and prediction_type(args.folder) == "v_prediction"
     if is_file:
@@ -57,25 +57,26 @@ def main(argv: list[str] | None = None) -> None:
         check_export_folder(args.target, args.folder)
     base = find_base(args, tuned) if args.strength != 1 or args.lora_rank else tuned
     if args.lora_rank:
-        lora = export_lora(args.folder, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
+        lora = export_lora(args.folder, tuned, base, args.target, args.lora_rank, args.strength, args.dtype, step)
         print(
             f"{args.target}: {megabytes(args.target)}, {lora.share:.1%} of the squared change; read by diffusers' "
             "load_lora_weights, ComfyUI and A1111"
         )
     elif is_file:
-        export_single_file(args.folder, args.target, args.dtype, blended_weights(base, tuned, args.strength))
+        export_file(args.folder, tuned, base, args.target, args.strength, args.dtype, step)
         print(f"{args.target}: {megabytes(args.target)}, read by ComfyUI, A1111 and from_single_file")
     else:
-        export_folder(args.folder, tuned, base, args.target, args.strength, args.dtype)
+        export_folder(args.folder, tuned, base, args.target, args.strength, args.dtype, step)
         print(f"{args.target}: a pipeline folder, read by DiffusionPipeline.from_pretrained and evaluate.py")
 
 
-def checkpoint_folder(folder: Path, name: str) -> Path:
+def find_checkpoint(folder: Path, name: str) -> Checkpoint:
     """Of checkpoint-N or N. Raises UserError if it is not there whole."""
     path = folder / (f"checkpoint-{name}" if name.isdecimal() else name)
-    if read_checkpoint(path) is None:
+    checkpoint = read_checkpoint(path)
+    if checkpoint is None:
         raise UserError(f"--checkpoint {name}: {folder} holds no whole {path.name}")
-    return path
+    return checkpoint
 
 
 def find_base(args: argparse.Namespace, tuned: Path) -> Path:

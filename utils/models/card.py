@@ -18,7 +18,7 @@ from utils.files.json_files import read_json
 from utils.files.ownership import is_own_output
 from utils.models.folder import MODEL_INDEX, prediction_type
 from utils.models.layout import unet_shapes
-from utils.models.metadata import prompts_of, run_of
+from utils.models.metadata import prompts_of, run_of, step_and_strength
 
 CARD_FILE = "README.md"
 PICTURE_FILE = "comparison.png"
@@ -183,10 +183,15 @@ def _settings(folder: Path, run: Mapping[str, Any]) -> str:
     arguments, versions = run.get("arguments"), run.get("versions")
     arguments = arguments if isinstance(arguments, Mapping) else {}
     versions = versions if isinstance(versions, Mapping) else {}
+    step, strength = step_and_strength(run)
+    if step is not None:
+        arguments = {**arguments, "max_train_steps": f"{step} of {arguments.get('max_train_steps')}"}
     used = dict(SETTINGS)
     if not arguments.get("with_prior_preservation"):
         del used["prior_loss_weight"]
     rows = [(said, arguments[name]) for name, said in used.items() if arguments.get(name) not in (None, 0.0)]
+    if strength is not None:
+        rows.append(("strength", f"{strength:g} times the way from the base to the trained weights"))
     rows += [("prediction type", prediction_type(folder)), ("device", run.get("device"))]
     rows += [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     lines = [f"| {name} | {_escaped(str(value))} |" for name, value in rows if value]

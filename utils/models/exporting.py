@@ -1,18 +1,22 @@
 """What a training's output is written as: a pipeline folder, one checkpoint file, or a LoRA; each at any strength."""
 
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import RUN_FILE, nearest_existing, overlap
+from utils.files.ownership import RUN_FILE, VALIDATION_FOLDER, nearest_existing, overlap
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash, write_safetensors
 from utils.models.blending import blended_weights
+from utils.models.card import write_card
 from utils.models.folder import UNET_STEM, default_save_dtype, image_size, prediction_type, weight_files
 from utils.models.lora import Lora, extract_lora, network_metadata
-from utils.models.metadata import ARCHITECTURE, LORA_LAYOUT, file_metadata, run_of
+from utils.models.metadata import ARCHITECTURE, CHECKPOINT_STEP, LORA_LAYOUT, STRENGTH, file_metadata, run_of
 from utils.models.saving import commit_pipeline
+from utils.models.single_file import export_single_file
 
 EXPORTED_FROM = "exported_from"  # in the run.json of a folder that was written by export_folder
 
@@ -30,27 +34,66 @@ def check_export_folder(target: Path, source: Path) -> None:
         raise UserError(f"{target}: nothing can be written in {existing}")
 
 
-def export_folder(folder: Path, tuned: Path, base: Path, target: Path, strength: float, dtype: str | None) -> None:
+def exported_record(folder: Path, strength: float, step: int | None) -> dict[str, Any]:
+    """The run.json of `folder`, of the weights of its checkpoint `step` (None: its own) at `strength`.
+
+    What the run measured of its result is not said of other weights. Empty for a base.
+    """
+    record = run_of(folder)
+    if not record or (step is None and strength == 1):
+        return record
+    said = {STRENGTH: strength * record.get(STRENGTH, 1)} | ({} if step is None else {CHECKPOINT_STEP: step})
+    return record | said | dict(result=dict(num_steps=step or (record.get("result") or {}).get("num_steps")))
+
+
+def export_folder(
+    folder: Path, tuned: Path, base: Path, target: Path, strength: float, dtype: str | None, step: int | None = None
+) -> None:
     """Writes a pipeline folder: all of `folder`, with the UNet of `tuned` at `strength` of its way from `base`.
 
-    Its run.json is the folder's, with where it came from, so that evaluate.py finds prompts and photos.
+    Its run.json is the folder's, with where it came from, so that evaluate.py finds prompts and photos. An earlier
+    export's card and picture, which tell of other weights, go.
 
     Args:
         dtype: fp32 or fp16, of the UNet; None: as in `tuned`.
+        step: of the checkpoint that `tuned` is; None: it is `folder`.
     """
     target.mkdir(parents=True, exist_ok=True)
-    record = read_json_or_none(folder / RUN_FILE) or {}
-    said = {EXPORTED_FROM: str(tuned), "strength": strength * record.get("strength", 1)}
-    write_json(target / RUN_FILE, record | said)
+    write_json(target / RUN_FILE, exported_record(folder, strength, step) | {EXPORTED_FROM: str(tuned)})
     save_dtype = SAVE_DTYPES[dtype or default_save_dtype(weight_files(tuned, "unet"))]
     named = list(blended_weights(base, tuned, strength))
     commit_pipeline(
         target, folder, lambda unet: write_safetensors(unet / f"{UNET_STEM}.safetensors", named, save_dtype)
     )
+    write_card(target)
+
+
+def export_file(
+    folder: Path, tuned: Path, base: Path, path: Path, strength: float, dtype: str | None, step: int | None = None
+) -> None:
+    """As export_folder, as one file in the original layout; `dtype` fp32 or fp16, of all tensors."""
+    named = blended_weights(base, tuned, strength)
+    if step is None and strength == 1:
+        export_single_file(folder, path, dtype, named)
+        return
+    with tempfile.TemporaryDirectory() as name:  # the folder with another run.json, and without pictures of its UNet
+        view = Path(name)
+        for each in folder.iterdir():
+            if each.name not in (RUN_FILE, VALIDATION_FOLDER):
+                (view / each.name).symlink_to(each.resolve())
+        write_json(view / RUN_FILE, exported_record(folder, strength, step))
+        export_single_file(view, path, dtype, named)
 
 
 def export_lora(
-    folder: Path, tuned: Path, base: Path, path: Path, rank: int, strength: float, dtype: str | None
+    folder: Path,
+    tuned: Path,
+    base: Path,
+    path: Path,
+    rank: int,
+    strength: float,
+    dtype: str | None,
+    step: int | None = None,
 ) -> Lora:
     """Writes the change from `base` to `tuned` as a LoRA to the file `path`; returns what is in it.
 
@@ -61,7 +104,7 @@ def export_lora(
     lora = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = file_metadata(
-        run_of(folder),
+        exported_record(folder, strength, step),
         title=path.stem,
         image_size=image_size(folder),
         prediction_type=prediction_type(folder),

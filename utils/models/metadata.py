@@ -21,6 +21,7 @@ ARCHITECTURE = "stable-diffusion-v1"
 ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
 THUMBNAIL_SIDE = 256  # pixels at most
 LORA_LAYOUT = "https://github.com/kohya-ss/sd-scripts"
+CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of an export
 # ss_ key: the argument of run.json that it says.
 SS_ARGUMENTS = {
     "ss_learning_rate": "learning_rate",
@@ -43,6 +44,13 @@ SS_ARGUMENTS = {
 def run_of(folder: Path) -> dict:
     """The run.json beside a pipeline that training wrote; empty for a base."""
     return read_json_or_none(folder / RUN_FILE) or {}
+
+
+def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]:
+    """Of which checkpoint and how strong the weights are that a run.json stands beside; None: as the run made them."""
+    step, strength = run.get(CHECKPOINT_STEP), run.get(STRENGTH)
+    is_plain = not isinstance(strength, int | float) or strength == 1
+    return step if isinstance(step, int) else None, None if is_plain else strength
 
 
 def thumbnail_of(folder: Path) -> str | None:
@@ -90,6 +98,9 @@ def file_metadata(
     """
     height, width = image_size
     prompts = prompts_of(run)
+    step, strength = step_and_strength(run)
+    said = f", {step} steps" if step is not None else ""
+    said += f", at strength {strength:g}" if strength is not None else ""
     found = {
         "sai_model_spec": "1.0.1",
         "architecture": architecture,
@@ -100,7 +111,7 @@ def file_metadata(
         "date": run.get("started_at"),
         "trigger_phrase": ", ".join(prompts),
         "thumbnail": thumbnail,
-        "description": f"DreamBooth fine-tuning of Stable Diffusion v1 with {PROGRAM}" if run else None,
+        "description": f"DreamBooth fine-tuning of Stable Diffusion v1 with {PROGRAM}{said}" if run else None,
     }
     modelspec = {f"modelspec.{key}": str(value) for key, value in found.items() if value}
     return {**EXPORT_METADATA, **modelspec, **(_ss_keys(run, title, prompts, prediction_type) if run else {})}
@@ -110,6 +121,8 @@ def _ss_keys(run: Mapping[str, Any], title: str, prompts: dict[str, int], predic
     """What kohya's trainer writes and A1111 and the managers of model folders show; None is "None" there."""
     arguments = _arguments(run)
     said = {key: arguments[name] for key, name in SS_ARGUMENTS.items() if name in arguments}
+    step, _ = step_and_strength(run)
+    said |= {"ss_steps": step} if step is not None else {}
     resolution = arguments.get("resolution")
     base = arguments.get("pretrained_model_name_or_path")
     said |= {
