@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.models.folder import weight_files
 from utils.preflight.output import check_resolution
+from utils.run.lineage import STATE_FILE, TENSORS_FILE
 
 
 def edit_index(folder: Path, part: str, value) -> None:
@@ -262,3 +263,18 @@ def test_a_folder_with_a_single_file_names_it(tmp_path):
         UserError, match=r"has no model_index\.json: it holds a single file: name that one, .*v1-4\.ckpt"
     ):
         check_base_model(tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["--finetuned_model_name_or_path", "PIPELINE_DIR"])
+def test_a_checkpoint_of_a_run_is_named_as_one(base, tmp_path, flag):
+    folder = tmp_path / "output" / "checkpoint-40"
+    shutil.copytree(base / "unet", folder / "unet")
+    for name in (STATE_FILE, TENSORS_FILE):
+        (folder / name).touch()
+    with pytest.raises(UserError) as error:
+        check_base_model(folder, flag)
+    assert f"it is a checkpoint of a run: name {folder.parent} and --checkpoint 40, or" in str(error.value)
+    assert f"utils.export {folder.parent} NEW_FOLDER --checkpoint 40' writes" in str(error.value)
+    (folder / "vae").mkdir()
+    with pytest.raises(UserError, match="holds a single file"):
+        check_base_model(folder, flag)

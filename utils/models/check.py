@@ -1,5 +1,7 @@
 """Whether a folder is a whole Stable Diffusion v1 pipeline, by its configurations and its weights' headers."""
 
+import re
+import shlex
 from pathlib import Path
 
 from utils.errors import UserError
@@ -15,6 +17,7 @@ from utils.models.folder import (
     weight_files,
 )
 from utils.models.layout import SHAPES, today_name, with_defaults
+from utils.runtime.programs import typed_module
 
 PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third: old names of the safety checker
@@ -27,6 +30,7 @@ NUMBERS = {  # that have to be positive
 }
 MOST_LAYERS = 100
 SDXL_SCALING_FACTOR = 0.13025
+CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]+)")
 ONLY_V1 = "this program trains Stable Diffusion v1 (1.1 to 1.5 and what was made from them)"
 # Of each part: a key, the values it may have (leaving it out is v1's, too), and whose any other value is.
 SD2, SDXL, OTHER = "is Stable Diffusion 2's", "is Stable Diffusion XL's", "is another architecture's"
@@ -188,6 +192,12 @@ def _what_it_looks_like(folder: Path) -> str:
     names = {path.name for path in folder.iterdir()}
     if not names:
         return "it is empty: let training finish, or name another folder"
+    if (found := CHECKPOINT_NAME.fullmatch(folder.name)) and "unet" in names and "vae" not in names:
+        words = [*typed_module("utils.export"), str(folder.parent), "NEW_FOLDER", "--checkpoint", found[1]]
+        return (
+            f"it is a checkpoint of a run: name {folder.parent} and --checkpoint {found[1]}, or the folder that "
+            f"'{shlex.join(words)}' writes"
+        )
     if {RUN_FILE, "metrics.jsonl"} & names or any(name.startswith((".assembling-", "checkpoint-")) for name in names):
         return "it looks like an unfinished training output: let train_dreambooth_colossalai.py finish first"
     singles = sorted(name for name in names if name.endswith((".safetensors", ".ckpt")))
