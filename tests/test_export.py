@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_pipeline
-from tests.helpers.script import UNET_FILE
+from tests.helpers.script import ROOT, UNET_FILE
 from utils import PROGRAM
 from utils.command_line import run_main
 from utils.export import main
@@ -127,14 +127,12 @@ def test_the_plain_result_is_said_as_ever(tuned, tmp_path):
     assert "| steps | 3 |" in card and "strength" not in card
 
 
-def test_what_is_the_users_is_refused_in_one_line(tuned, tiny_pipeline_dir, tmp_path, capsys):
+def test_what_is_the_users_is_refused_in_one_line(tuned, tmp_path, capsys):
     foreign = tmp_path / "mine"
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
     without_run = write_pipeline(tmp_path / "plain")
-    wide = shutil.copytree(tiny_pipeline_dir, tmp_path / "wide")
-    weights = load_file(wide / UNET_FILE)
-    save_file(weights | {"conv_in.bias": torch.zeros(17)}, wide / UNET_FILE, {"format": "pt"})
+    other = ["--pretrained_model_name_or_path", ROOT / "model/tiny-stable-diffusion"]
     capsys.readouterr()
     for argv, message in (
         ((tuned, foreign), "holds files that no export wrote"),
@@ -147,8 +145,9 @@ def test_what_is_the_users_is_refused_in_one_line(tuned, tiny_pipeline_dir, tmp_
         ((tuned, tmp_path / "new", "--lora_rank", 0), "--lora_rank"),
         ((without_run, tmp_path / "new", "--strength", 0.5), "--pretrained_model_name_or_path is missing"),
         ((tuned, tmp_path / "new", "--strength", 0.5, "--pretrained_model_name_or_path", "gone"), "gone"),
+        ((tuned, tmp_path / "l.safetensors", "--lora_rank", 4, *other), f"error: {other[0]} {other[1]}: its UNet and"),
     ):
         assert export(*argv) == 2
         stderr = capsys.readouterr().err
         assert message in stderr and stderr.count("\n") == 1, stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "plain", "wide"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "plain"]

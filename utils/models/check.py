@@ -139,8 +139,8 @@ def check_same_unet(base: Path, tuned: Path) -> None:
     shapes = [SHAPES["unet"](read_json(folder / "unet" / "config.json")) for folder in (base, tuned)]
     if shapes[0] != shapes[1]:
         raise UserError(
-            f"--strength: the UNets in {base} and {tuned} are not of one architecture: name the base that "
-            f"{tuned.name} was trained from"
+            f"--pretrained_model_name_or_path {base}: its UNet and that in {tuned} are not of one architecture: "
+            f"name the base that {tuned} was trained from"
         )
 
 
