@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         check_export_file(args.target, with_config=with_config)
     else:
         check_export_folder(args.target, args.folder)
+    if args.lora_rank and not args.strength:
+        raise UserError("--strength 0 is the base itself, without a change to write as a LoRA: give a larger one")
     base = find_base(args, tuned) if args.strength != 1 or args.lora_rank else tuned
     if args.lora_rank:
         lora = export_lora(args.folder, tuned, base, args.target, args.lora_rank, args.strength, args.dtype, step)
