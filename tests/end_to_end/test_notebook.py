@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,6 +22,49 @@ def test_the_notebook_holds_no_results():
     for cell in cells:
         if cell["cell_type"] == "code":
             compile("".join(cell["source"]), cell["id"], "exec")
+
+
+class NoProcess:
+    """In place of subprocess.Popen: keeps each environment, runs nothing."""
+
+    environments: list[dict] = []
+    stdout, returncode = (), 0
+
+    def __init__(self, command, env, **options):
+        self.environments.append(env)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_settings_that_are_edited_count_when_the_cells_run_again(tmp_path, monkeypatch):
+    cells = {cell["id"]: "".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]}
+    monkeypatch.chdir(NOTEBOOK.parent)
+    for name in ("INSTANCE_DIR", "INSTANCE_PROMPT", "MAX_TRAIN_STEPS", "RESULT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VENV", sys.prefix)
+    monkeypatch.setenv("MODEL_NAME", "outside")
+    monkeypatch.setattr(subprocess, "Popen", NoProcess)
+    monkeypatch.setattr(NoProcess, "environments", [])
+    shown = SimpleNamespace(HTML=str, Image=lambda filename: filename, display=print)
+    monkeypatch.setitem(sys.modules, "IPython.display", shown)
+    before, names = dict(os.environ), {}
+    for photos, settings in (("instance", dict(MODEL_NAME="inside")), (str(tmp_path), dict(RESULT_DIR="elsewhere"))):
+        prompt = f"a photo in {photos}"
+        again = cells | {
+            "cell-4": re.sub("PHOTOS = .*", f"PHOTOS = {photos!r}", cells["cell-4"], count=1),
+            "cell-6": re.sub("INSTANCE_PROMPT=.*", f"INSTANCE_PROMPT={prompt!r}, **{settings}", cells["cell-6"]),
+        }
+        for cell in ("cell-2", "cell-4", "cell-6", "cell-8"):
+            exec(again[cell], names)
+        assert NoProcess.environments[-1] == before | settings | dict(
+            INSTANCE_DIR=photos, INSTANCE_PROMPT=prompt, MODEL_NAME="outside"
+        )
+        assert names["result"] == Path(settings.get("RESULT_DIR", "result"))
+        assert dict(os.environ) == before
 
 
 @pytest.mark.slow
