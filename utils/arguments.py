@@ -154,7 +154,7 @@ def _add_memory(add: Callable[..., object]) -> None:
     add(
         "--offload_optimizer",
         choices=["none", "moments", "all"],
-        help="keep AdamW's moments, or fp32 master weights too, in the host's memory: the same bits, more time "
+        help="keep AdamW's moments, or the masters' 16 bits too, in the host's memory: the same result, more time "
         "(default: none)",
     )
     add("--use_8bit_adam", action="store_true", help="AdamW's moments in 8 bits: less memory, nearly the same result")
