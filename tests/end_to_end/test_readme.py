@@ -77,6 +77,11 @@ def test_what_a_page_names_exists(page):
         assert any((folder / path).exists() for folder in (ROOT, ROOT / "utils", ROOT / "tests")), path
 
 
+def test_the_variables_of_run_sh_are_in_the_readme():
+    read = set(re.findall(r"\$\{([A-Z_]+):", (ROOT / "run.sh").read_text(encoding="utf-8")))
+    assert read == {"VENV", *re.search(r"`run.sh` takes `([A-Z_\s]+)`", README)[1].split()}
+
+
 def anchors(page: Path) -> set[str]:
     """What GitHub makes of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
