@@ -77,6 +77,23 @@ def test_what_a_page_names_exists(page):
         assert any((folder / path).exists() for folder in (ROOT, ROOT / "utils", ROOT / "tests")), path
 
 
+def test_what_comments_and_docstrings_name_exists():
+    """Paths of the source, and modules of packages. A "run." is run.json as a rule."""
+    modules = {
+        ".".join(path.relative_to(ROOT / "utils").with_suffix("").parts) for path in ROOT.glob("utils/*/**/*.py")
+    }
+    packages = "|".join({name.partition(".")[0] for name in modules} - {"run"})
+    source = [path for folder in ("utils", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+    missing = []
+    for path in (*ROOT.glob("requirements*.txt"), *source):
+        prose = "\n".join(re.findall(r'"""[\s\S]*?"""|#.*', path.read_text(encoding="utf-8")))
+        paths = re.findall(r"(?<![\w/.])(?:utils|bench|tools|tests|docs)/[\w/.]*\w\.(?:py|md)\b", prose)
+        named = re.findall(rf"(?<![\w/.])(?:{packages})\.\w+", prose)
+        missing += [f"{path.name}: {name}" for name in paths if not (ROOT / name).exists()]
+        missing += [f"{path.name}: {name}" for name in named if name not in modules]
+    assert missing == []
+
+
 def test_the_variables_of_run_sh_are_in_the_readme():
     read = set(re.findall(r"\$\{([A-Z_]+):", (ROOT / "run.sh").read_text(encoding="utf-8")))
     assert read == {"VENV", *re.search(r"`run.sh` takes `([A-Z_\s]+)`", README)[1].split()}

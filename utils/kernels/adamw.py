@@ -20,7 +20,7 @@ _SMALLEST_EXPONENT = tl.constexpr(rounding.SMALLEST_EXPONENT)
 
 @triton.jit
 def adamw_update(grad, exp_avg, exp_avg_sq, master, scalars_ptr):
-    """The new moments and masters, all fp32; scalars as in kernels.adamw_."""
+    """The new moments and masters, all fp32; scalars as in kernels.updates.adamw_."""
     beta1 = tl.load(scalars_ptr + 2)
     beta2 = tl.load(scalars_ptr + 3)
     lr = tl.load(scalars_ptr + 1)
@@ -152,7 +152,7 @@ def root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
 def adamw_(
     weight: Tensor, remainder: Tensor | None, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
 ) -> None:
-    """See kernels.adamw_."""
+    """See kernels.updates.adamw_."""
     n = weight.numel()
     num_full = n // _ADAMW_BLOCK
     constants = dict(IS_SPLIT=remainder is not None, BLOCK=_ADAMW_BLOCK, num_warps=4)
@@ -175,7 +175,7 @@ def add_one_(x: Tensor) -> None:
 
 
 def grad_norm_(grad: Tensor, out: Tensor) -> None:
-    """See kernels.grad_norm_."""
+    """See kernels.updates.grad_norm_."""
     num_blocks = grad.numel() // _NORM_BLOCK
     num_programs = max(1, min(_NORM_PROGRAMS, num_blocks))
     part = torch.empty(num_programs, dtype=torch.float32, device=grad.device)

@@ -64,7 +64,7 @@ class GradientTable:
         exp_avg_sq: Tensor,
         scalars: Tensor,
     ) -> None:
-        """As kernels.adamw_, with gradients in the weights' dtype."""
+        """As kernels.updates.adamw_, with gradients in the weights' dtype."""
         tables = (self.address, self.start, self.count)
         constants = dict(IS_SPLIT=remainder is not None, GRAD_DTYPE=_DTYPES[weight.dtype], BLOCK=BLOCK, num_warps=4)
         for first, count, masked in self._launches():
@@ -72,7 +72,7 @@ class GradientTable:
             _adamw_scattered[(count,)](*tables, *buffers, first, self.is_aligned, MASKED=masked, **constants)
 
     def grad_norm_(self, grad_dtype: torch.dtype, out: Tensor) -> None:
-        """As kernels.grad_norm_."""
+        """As kernels.updates.grad_norm_."""
         blocks = (self.num_full, self.num_full + self.num_rest)
         options = dict(GRAD_DTYPE=_DTYPES[grad_dtype], BLOCK=BLOCK, num_warps=4)
         _sums_of_squares_scattered[(_NORM_PROGRAMS,)](self.address, self.count, self.part, *blocks, **options)
