@@ -33,7 +33,7 @@ from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE, read_met
 from utils.evaluation.subjects import Mean, means
 from utils.files.atomic import replace_file
 from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import RUN_FILE
+from utils.files.ownership import run_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES_FILE = "prompts_and_classes.txt"
@@ -182,7 +182,7 @@ def run_subject(subject: Subject, args: argparse.Namespace, training: list[str],
         print(f"{subject.name}: done already", flush=True)
         return
     folder.mkdir(exist_ok=True)
-    record = read_json_or_none(folder / "model" / RUN_FILE) or {}
+    record = run_of(folder / "model")
     if record.get("status") != "complete":
         call(subject, [*training_command(subject, args, training), "--resume_from_checkpoint=latest"], folder, gpu)
     call(subject, evaluation_command(subject, args), folder, gpu)

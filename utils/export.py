@@ -11,8 +11,7 @@ from pathlib import Path
 
 from utils.command_line import Parser, non_negative_float, positive_int, run_main
 from utils.errors import UserError
-from utils.files.json_files import read_json_or_none
-from utils.files.ownership import RUN_FILE, check_export_file
+from utils.files.ownership import RUN_FILE, check_export_file, run_of
 from utils.models.base import base_folder
 from utils.models.check import check_base_model, check_same_unet
 from utils.models.exporting import check_export_folder, export_file, export_folder, export_lora
@@ -83,7 +82,7 @@ def find_checkpoint(folder: Path, name: str) -> Checkpoint:
 
 def find_base(args: argparse.Namespace, tuned: Path) -> Path:
     """The folder that training began from, by flag or by run.json. Raises UserError."""
-    recorded = (read_json_or_none(args.folder / RUN_FILE) or {}).get("arguments", {})
+    recorded = run_of(args.folder).get("arguments", {})
     named = args.pretrained_model_name_or_path or recorded.get("pretrained_model_name_or_path")
     if not named:
         raise UserError(f"{BASE_FLAG} is missing, and {args.folder / RUN_FILE} names no base: give it")

@@ -12,8 +12,7 @@ from utils.evaluation.findings import Comparison
 from utils.evaluation.prompts import CLASS, SUBJECT, Prompt
 from utils.evaluation.samples import BASELINE, FINETUNED, Model, plan_models, step_of
 from utils.evaluation.wording import LABELS, MINUS
-from utils.files.json_files import read_json_or_none
-from utils.files.ownership import RUN_FILE
+from utils.files.ownership import run_of
 from utils.runtime.programs import typed_module
 
 STRENGTHS = (0.5, 0.75, 1.0)  # of the result; a checkpoint as it is lies near one of them (docs/strength.md)
@@ -110,7 +109,7 @@ def export_command(folder: Path, baseline: Path, name: str) -> str | None:
     command = [*typed_module("utils.export"), str(folder), f"{folder}-chosen"]
     command += ["--checkpoint", model] if model != FINETUNED else []
     command += ["--strength", strength] if strength else []
-    recorded = (read_json_or_none(folder / RUN_FILE) or {}).get("arguments", {}).get("pretrained_model_name_or_path")
+    recorded = run_of(folder).get("arguments", {}).get("pretrained_model_name_or_path")
     is_recorded = recorded is not None and Path(recorded).resolve() == baseline.resolve()
     command += ["--pretrained_model_name_or_path", str(baseline)] if strength and not is_recorded else []
     return shlex.join(command)

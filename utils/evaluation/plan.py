@@ -22,8 +22,8 @@ from utils.evaluation.samples import (
     plan_samples,
     step_of,
 )
-from utils.files.json_files import read_json, read_json_or_none
-from utils.files.ownership import RUN_FILE, nearest_existing
+from utils.files.json_files import read_json
+from utils.files.ownership import RUN_FILE, nearest_existing, run_of
 from utils.models.base import base_folder
 from utils.models.check import check_is_folder, check_pipeline, check_same_unet
 from utils.models.folder import image_size, vae_scale_factor
@@ -92,7 +92,7 @@ def make_plan(args: argparse.Namespace) -> EvaluationPlan:
 
 def plan_candidates(plan: EvaluationPlan) -> EvaluationPlan:
     """The same for the models to choose among, with fewer prompts, images and steps."""
-    run = read_json_or_none(plan.finetuned_model_name_or_path / RUN_FILE) or {}
+    run = run_of(plan.finetuned_model_name_or_path)
     own, _ = own_checkpoints(plan.finetuned_model_name_or_path)
     models = candidates.candidate_models(own, (run.get("result") or {}).get("num_steps"))
     check_same_unet(plan.baseline_folder, plan.finetuned_model_name_or_path)
@@ -172,7 +172,7 @@ def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
 
 def own_checkpoints(folder: Path) -> tuple[list[str], list[str]]:
     """(checkpoints of the run that made the folder's result, all checkpoints there are), by step."""
-    record = read_json_or_none(folder / RUN_FILE) or {}
+    record = run_of(folder)
     lineage = lineage_of(record) if record.get("run_id") else None
     found = list_checkpoints(folder)
     own = [checkpoint for checkpoint in found if lineage is None or lineage.holds(checkpoint)]

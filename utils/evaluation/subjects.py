@@ -13,8 +13,8 @@ from utils.evaluation.metrics import mean_interval
 from utils.evaluation.prompts import slug
 from utils.evaluation.samples import BASELINE, FINETUNED
 from utils.evaluation.wording import LABELS, number
-from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import RUN_FILE
+from utils.files.json_files import write_json
+from utils.files.ownership import run_of
 
 SUBJECTS_FILE = "subjects.json"
 METRICS = ("dino", "clip_i", "clip_t", "clip_t_other")
@@ -63,7 +63,7 @@ def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
     given = [flag for flag in ONE_SUBJECT if getattr(args, flag)]
     path = args.concepts_list
     if path is None and not given:
-        recorded = (read_json_or_none(args.finetuned_model_name_or_path / RUN_FILE) or {}).get("arguments") or {}
+        recorded = run_of(args.finetuned_model_name_or_path).get("arguments") or {}
         named = recorded.get("concepts_list")
         path = Path(named) if named and Path(named).is_file() else None
     if path is None:

@@ -82,9 +82,14 @@ def nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
+def run_of(folder: Path) -> dict:
+    """The run.json of an output folder; empty if there is none that can be read, as beside a base."""
+    return read_json_or_none(folder / RUN_FILE) or {}
+
+
 def is_own_output(folder: Path) -> bool:
     """Whether a run of this program made `folder`: its run.json says so."""
-    return (read_json_or_none(folder / RUN_FILE) or {}).get("program") == PROGRAM
+    return run_of(folder).get("program") == PROGRAM
 
 
 def check_export_file(path: Path, *, with_config: bool = False) -> None:

@@ -15,10 +15,10 @@ import yaml
 
 from utils.files.atomic import replace_file
 from utils.files.json_files import read_json
-from utils.files.ownership import is_own_output
+from utils.files.ownership import is_own_output, run_of
 from utils.models.folder import MODEL_INDEX, prediction_type
 from utils.models.layout import unet_shapes
-from utils.models.metadata import prompts_of, run_of, step_and_strength
+from utils.models.metadata import prompts_of, step_and_strength
 
 CARD_FILE = "README.md"
 PICTURE_FILE = "comparison.png"

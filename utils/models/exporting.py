@@ -7,14 +7,14 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files.atomic import replace_path
-from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import RUN_FILE, VALIDATION_FOLDER, nearest_existing, overlap
+from utils.files.json_files import write_json
+from utils.files.ownership import RUN_FILE, VALIDATION_FOLDER, nearest_existing, overlap, run_of
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash, write_safetensors
 from utils.models.blending import blended_weights
 from utils.models.card import write_card
 from utils.models.folder import UNET_STEM, default_save_dtype, image_size, prediction_type, weight_files
 from utils.models.lora import Lora, extract_lora, network_metadata
-from utils.models.metadata import ARCHITECTURE, CHECKPOINT_STEP, LORA_LAYOUT, STRENGTH, file_metadata, run_of
+from utils.models.metadata import ARCHITECTURE, CHECKPOINT_STEP, LORA_LAYOUT, STRENGTH, file_metadata
 from utils.models.saving import commit_pipeline
 from utils.models.single_file import export_single_file
 
@@ -27,7 +27,7 @@ def check_export_folder(target: Path, source: Path) -> None:
         raise UserError(f"{target} overlaps {source}: give the new pipeline a folder of its own")
     if os.path.lexists(target) and not target.is_dir():
         raise UserError(f"{target} is a file: name a new folder, or a file that ends in .safetensors")
-    if target.is_dir() and any(target.iterdir()) and EXPORTED_FROM not in (read_json_or_none(target / RUN_FILE) or {}):
+    if target.is_dir() and any(target.iterdir()) and EXPORTED_FROM not in run_of(target):
         raise UserError(f"{target} holds files that no export wrote: name an empty or a new folder")
     existing = nearest_existing(target)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

@@ -14,8 +14,7 @@ from typing import Any
 from PIL import Image
 
 from utils import PROGRAM
-from utils.files.json_files import read_json_or_none
-from utils.files.ownership import EXPORT_METADATA, RUN_FILE, VALIDATION_FOLDER
+from utils.files.ownership import EXPORT_METADATA, VALIDATION_FOLDER
 
 ARCHITECTURE = "stable-diffusion-v1"
 ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
@@ -39,11 +38,6 @@ SS_ARGUMENTS = {
     "ss_min_snr_gamma": "snr_gamma",
     "ss_prior_loss_weight": "prior_loss_weight",
 }
-
-
-def run_of(folder: Path) -> dict:
-    """The run.json beside a pipeline that training wrote; empty for a base."""
-    return read_json_or_none(folder / RUN_FILE) or {}
 
 
 def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]:

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_json
+from utils.files.ownership import run_of
 from utils.files.safetensors_writer import save_with_hash
 from utils.models.folder import image_size, prediction_type, weight_files
 from utils.models.layout import with_defaults
-from utils.models.metadata import file_metadata, run_of, thumbnail_of
+from utils.models.metadata import file_metadata, thumbnail_of
 from utils.models.original_config import write_config
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."

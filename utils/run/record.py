@@ -16,8 +16,8 @@ from utils.dataset import ClassDataset, Photo
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.filesystems import move
 from utils.files.hashing import in_background
-from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import METRICS_FILE, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE
+from utils.files.json_files import write_json
+from utils.files.ownership import METRICS_FILE, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, run_of
 from utils.run.fingerprint import determinants
 from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
 from utils.run.logs import TrainingLog
@@ -71,7 +71,7 @@ class RunRecord:
         """
         output_dir, start = self.plan.output_dir, self.sources.start
         checkpoint = start.checkpoint
-        continues = checkpoint is not None and lineage_of(read_record(output_dir)).holds(checkpoint)
+        continues = checkpoint is not None and lineage_of(run_of(output_dir)).holds(checkpoint)
         start_output(output_dir, self.entries, continues)  # another run's record and metrics are set aside
         self._determines = in_background(self._determinants)
 
@@ -203,14 +203,9 @@ def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
     write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
 
 
-def read_record(output_dir: Path) -> dict:
-    """The run.json of an output folder; empty if there is none that can be read."""
-    return read_json_or_none(output_dir / RUN_FILE) or {}
-
-
 def _set_aside(output_dir: Path, run_id: str | None) -> None:
     """Keeps a finished run's run.json and metrics.jsonl under other names until its result is replaced."""
-    record = read_record(output_dir)
+    record = run_of(output_dir)
     if not record or record.get("run_id") == run_id:
         return
     if record.get("status") == "complete":
