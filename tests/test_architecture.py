@@ -35,7 +35,7 @@ IN_THE_OPEN = {
     "command_line": {"files", "runtime"},
     "doctor": {"runtime"},
     "export": {"command_line", "files", "models", "run.lineage"},
-    "import_file": {"command_line", "models"},
+    "import_file": {"command_line", "files", "models"},
     "share": {"command_line", "files", "models"},
 }
 # What is imported inside functions, and why: --help, complaints and the preflight are quick. Nothing is added here.

@@ -3,12 +3,12 @@
 python -m utils.import_file MODEL.safetensors NEW_FOLDER
 """
 
-import os
 import sys
 from pathlib import Path
 
 from utils.command_line import Parser, run_main
 from utils.errors import UserError
+from utils.files.ownership import check_new_folder
 from utils.models.base import SINGLE_FILES, write_converted
 from utils.models.check import check_base_model
 from utils.models.folder import check_file
@@ -26,8 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     check_file(args.file)
     if args.file.suffix.lower() not in SINGLE_FILES:
         raise UserError(f"FILE {args.file} is none of {', '.join(SINGLE_FILES)}; give a checkpoint file")
-    if os.path.lexists(args.folder) and not (args.folder.is_dir() and not any(args.folder.iterdir())):
-        raise UserError(f"FOLDER {args.folder} exists and is not an empty folder; give another name")
+    check_new_folder(args.folder, "FOLDER")
     try:
         write_converted(args.file, args.folder)
     except OSError as error:

@@ -3,7 +3,6 @@
 python -m utils.share OUTPUT NEW_FOLDER
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from utils.command_line import Parser, run_main
 from utils.errors import UserError
 from utils.files.atomic import copy_into
 from utils.files.json_files import read_json, write_json
-from utils.files.ownership import RUN_FILE, is_own_output, nearest_existing, overlap
+from utils.files.ownership import RUN_FILE, check_new_folder, check_writable, is_own_output, overlap
 from utils.models.card import CARD_FILE, PICTURE_FILE, clean_record, write_card
 from utils.models.check import check_pipeline
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX
@@ -42,11 +41,8 @@ def check_target(folder: Path, target: Path) -> None:
         raise UserError(f"OUTPUT {folder} was not written by training: its {RUN_FILE} is missing")
     if overlap(folder, target):
         raise UserError(f"NEW_FOLDER {target} overlaps {folder}; give it a place of its own")
-    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"NEW_FOLDER {target} exists and is not an empty folder; give another name")
-    existing = nearest_existing(target)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"NEW_FOLDER {target}: nothing can be written in {existing}")
+    check_new_folder(target, "NEW_FOLDER")
+    check_writable(target, f"NEW_FOLDER {target}")
 
 
 def copy_for_sharing(folder: Path, target: Path) -> None:

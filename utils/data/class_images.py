@@ -19,7 +19,7 @@ from PIL import Image
 from utils.dataset import decode, find_photos
 from utils.errors import UserError, first_line
 from utils.files.json_files import read_json
-from utils.files.ownership import nearest_existing
+from utils.files.ownership import is_writable, nearest_existing
 from utils.files.png import save_png
 from utils.models.folder import image_size
 from utils.photos.captions import looks_like_captions
@@ -117,7 +117,7 @@ def check_class_images(folder: Path, prompt: str, base_folder: Path, num_class_i
             _check_whole(path)
     needed = len(plan.missing) * settings["height"] * settings["width"] * 3  # at most: PNGs are compressed
     place = nearest_existing(folder)
-    if plan.missing and not os.access(place, os.W_OK | os.X_OK):
+    if plan.missing and not is_writable(place):
         raise UserError(f"--class_data_dir {folder}: no permission to write in {place}")
     if (free := shutil.disk_usage(place).free) < needed:
         raise UserError(

@@ -82,6 +82,24 @@ def nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether something can be made in a folder that exists; not in a file."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def check_writable(folder: Path, named: object) -> None:
+    """Something can be written in `folder`, which may have to be made. Raises UserError about `named`."""
+    existing = nearest_existing(folder)
+    if not is_writable(existing):
+        raise UserError(f"{named}: nothing can be written in {existing}")
+
+
+def check_new_folder(folder: Path, argument: str) -> None:
+    """`folder` is new or empty. Raises UserError about that argument of a command."""
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{argument} {folder} exists and is not an empty folder; give another name")
+
+
 def run_of(folder: Path) -> dict:
     """The run.json of an output folder; empty if there is none that can be read, as beside a base."""
     return read_json_or_none(folder / RUN_FILE) or {}
@@ -109,9 +127,7 @@ def check_export_file(path: Path, *, with_config: bool = False) -> None:
             f"{config} exists and was not written by this program, and {path.name} needs one of that name beside it "
             f"(v_prediction); give another name, or move it away"
         )
-    existing = nearest_existing(path.parent)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: nothing can be written in {existing}")
+    check_writable(path.parent, path)
 
 
 def _is_own_export(path: Path) -> bool:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files.lock import LOCK_FILE, check_not_in_use
-from utils.files.ownership import check_export_file, is_left_by_system, is_own_output, nearest_existing, overlap
+from utils.files.ownership import (
+    check_export_file,
+    is_left_by_system,
+    is_own_output,
+    is_writable,
+    nearest_existing,
+    overlap,
+)
 from utils.models.folder import BaseModel
 from utils.runtime import environment
 
@@ -39,7 +46,7 @@ def check_output_dir(output: Path, others: Mapping[str, Path | None], export_sin
     existing = nearest_existing(output)
     if not existing.is_dir():
         raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
-    if not os.access(existing, os.W_OK | os.X_OK):
+    if not is_writable(existing):
         raise UserError(f"--output_dir {output}: no permission to write in {existing}")
     if environment.is_main():
         check_not_in_use(output)
