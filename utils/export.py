@@ -12,15 +12,14 @@ from pathlib import Path
 from utils.command_line import Parser, non_negative_float, positive_int, run_main
 from utils.errors import UserError
 from utils.files.ownership import RUN_FILE, check_export_file, run_of
-from utils.models.base import base_folder
+from utils.files.safetensors_writer import SAVE_DTYPES
+from utils.models.base import SINGLE_FILES, base_folder
 from utils.models.check import check_base_model, check_same_unet
 from utils.models.exporting import check_export_folder, export_file, export_folder, export_lora
 from utils.models.folder import prediction_type
-from utils.models.single_file import DTYPES
 from utils.run.lineage import Checkpoint, read_checkpoint
 
 BASE_FLAG = "--pretrained_model_name_or_path"
-FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("target", type=Path, metavar="TARGET", help="a file that ends in .safetensors, or a folder")
     add(
         "--dtype",
-        choices=list(DTYPES),
+        choices=list(SAVE_DTYPES),
         help="of all tensors; in a folder the UNet's (as in PIPELINE_DIR; LoRA fp16)",
     )
     add("--checkpoint", metavar="NAME", help="the UNet of this checkpoint-N in PIPELINE_DIR, not the final one")
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     check_base_model(args.folder, "PIPELINE_DIR")
     checkpoint = find_checkpoint(args.folder, args.checkpoint) if args.checkpoint else None
     tuned, step = (checkpoint.path, checkpoint.step) if checkpoint else (args.folder, None)
-    is_file = args.lora_rank or args.target.suffix in FILE_ENDINGS
+    is_file = args.lora_rank or args.target.suffix in SINGLE_FILES
     with_config = not args.lora_rank and prediction_type(args.folder) == "v_prediction"
     if is_file:
         check_export_file(args.target, with_config=with_config)

@@ -21,13 +21,12 @@ from utils.errors import UserError, first_line
 from utils.files.json_files import read_json
 from utils.files.ownership import is_writable, nearest_existing
 from utils.files.png import save_png
-from utils.models.folder import image_size
+from utils.models.folder import MODEL_PARTS, image_size
 from utils.photos.captions import looks_like_captions
 
 METADATA_KEY = "dreambooth_class_image"
 NUM_INFERENCE_STEPS = 50
 GUIDANCE_SCALE = 7.5
-MODEL_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PNG_END = b"IEND\xaeB`\x82"
 
 

@@ -16,6 +16,7 @@ from utils.files.safetensors_files import SAFETENSORS_DTYPES, safetensors_dtype,
 from utils.models.layout import unet_shapes
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
+MODEL_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # what an image depends on
 UNET_STEM = "diffusion_pytorch_model"
 MODEL_INDEX = "model_index.json"
 WEIGHT_STEMS = {

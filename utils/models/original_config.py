@@ -10,7 +10,7 @@ from utils.errors import UserError, first_line
 from utils.files.atomic import replace_file
 from utils.files.json_files import read_json
 from utils.files.ownership import CONFIG_LINE, export_config, is_own_config
-from utils.models.layout import with_defaults
+from utils.models.layout import WITH_ATTENTION, with_defaults
 
 
 def original_config(folder: Path) -> dict:
@@ -18,7 +18,7 @@ def original_config(folder: Path) -> dict:
     unet, vae = (with_defaults(part, read_json(folder / part / "config.json")) for part in ("unet", "vae"))
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     widths = unet["block_out_channels"]
-    attention = [2**block for block, kind in enumerate(unet["down_block_types"]) if "CrossAttn" in kind]
+    attention = [2**block for block, kind in enumerate(unet["down_block_types"]) if WITH_ATTENTION in kind]
     network = dict(
         image_size=32,  # unused by those who read it
         in_channels=unet["in_channels"],

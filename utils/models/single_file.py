@@ -15,16 +15,15 @@ from safetensors.torch import load_file
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_json
 from utils.files.ownership import run_of
-from utils.files.safetensors_writer import save_with_hash
+from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash
 from utils.models.folder import image_size, prediction_type, weight_files
-from utils.models.layout import with_defaults
+from utils.models.layout import WITH_ATTENTION, with_defaults
 from utils.models.metadata import file_metadata, thumbnail_of
 from utils.models.original_config import write_config
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration
 Named = tuple[str, torch.Tensor]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 UNET_NAMES = {
     "time_embedding.linear_1": "time_embed.0",
@@ -123,7 +122,7 @@ def original_state_dict(folder: Path, unet_weights: Iterable[Named] | None = Non
     """
     unet, vae = (with_defaults(part, read_json(folder / part / "config.json")) for part in ("unet", "vae"))
     layers = unet["layers_per_block"]
-    with_attention = {number for number, kind in enumerate(unet["up_block_types"]) if "CrossAttn" in kind}
+    with_attention = {number for number, kind in enumerate(unet["up_block_types"]) if WITH_ATTENTION in kind}
     state_dict = {}
     for name, value in read_weights(folder, "unet").items() if unet_weights is None else unet_weights:
         state_dict[UNET_PREFIX + original_unet_name(name, layers, with_attention)] = value
@@ -169,7 +168,7 @@ def export_single_file(
     """
     state_dict = original_state_dict(folder, unet_weights)
     for name, value in state_dict.items():
-        wanted = DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
+        wanted = SAVE_DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
         state_dict[name] = value.to(wanted).contiguous()
     metadata = file_metadata(
         run_of(folder),

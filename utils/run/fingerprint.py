@@ -7,9 +7,8 @@ from typing import Any
 from utils.data.concepts import Concept
 from utils.dataset import InstanceDataset, Photo
 from utils.files.hashing import sha256_of
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, BaseModel
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
 
-TRAINED_ON = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
 NOT_COMPARED = {
     "pretrained_model_name_or_path",  # its files are compared by their hashes, as are the tokenizer's and the photos
@@ -106,5 +105,5 @@ def base_files(base: BaseModel) -> dict[Path, tuple[int, int]]:
 def hash_files(base: BaseModel) -> dict[str, Any]:
     """Folder and SHA-256 of every file of the base that training reads."""
     files = [base.folder / MODEL_INDEX]
-    files += sorted(path for part in TRAINED_ON for path in (base.folder / part).glob("*") if path.is_file())
+    files += sorted(path for part in MODEL_PARTS for path in (base.folder / part).glob("*") if path.is_file())
     return dict(folder=str(base.folder), sha256={str(p.relative_to(base.folder)): sha256_of(p) for p in files})
