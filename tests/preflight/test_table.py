@@ -34,7 +34,7 @@ def test_a_run_shows_the_table_first(flags, capsys):
 def test_a_table_cannot_be_written_into_by_a_name():
     table = PreflightTable(collects=True)
     table.add("photo", "a\nSTOP\x1b[31m 🐈")
-    assert str(table).count("\n") == 2 and "\x1b" not in str(table) and "🐈" in str(table)
+    assert table.text().count("\n") == 2 and "\x1b" not in table.text() and "🐈" in table.text()
 
 
 def test_a_terminal_gets_no_line_that_is_too_long():
@@ -45,7 +45,7 @@ def test_a_terminal_gets_no_line_that_is_too_long():
     assert all(len(line) <= 100 for line in lines) and len(lines) > 5
     assert lines[2].startswith(" " * 18 + "words") and lines[-2] == "ok    disk        short"
     assert "".join("".join(lines[1:-2]).split()) == "ok" + "basemodel" + "words" * 40 + "x" * 120
-    assert len(str(table).splitlines()) == 4
+    assert len(table.text().splitlines()) == 4
 
 
 def test_the_folders_are_said_in_full(tmp_path, tiny_pipeline_dir, photos_dir, capsys, monkeypatch):

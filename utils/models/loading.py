@@ -206,7 +206,6 @@ def load_pipeline(
         safety_checker: whether to load the folder's safety checker and feature extractor; an image that it objects to
             becomes black.
     """
-    folder = Path(folder)
     components: dict[str, Any] = {} if shared_with is None else dict(_common_components(shared_with, folder))
     memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
     for part, cls, layout in (

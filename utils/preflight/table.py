@@ -47,9 +47,6 @@ class PreflightTable:
         """Rows that stop the run."""
         return sum(verdict == STOP for *_, verdict in self.rows)
 
-    def __str__(self) -> str:
-        return self.text()
-
     def text(self, columns: int | None = None) -> str:
         """The table; findings that are too long for `columns` go on below themselves."""
         width = max(len(check) for check, *_ in self.rows)

@@ -46,8 +46,6 @@ def host_memory_problem(device: torch.device) -> str | None:
 
 def reaches_host_memory(device: torch.device) -> bool:
     """Whether kernels on this GPU can read and write the buffers of host_memory.pinned_zeros: tried, not assumed."""
-    if not HAS_TRITON:
-        return False
     x = pinned_zeros(256, torch.float32, device)
     try:
         with torch.cuda.device(device):
