@@ -226,7 +226,7 @@ def test_a_second_run_into_the_same_folder_replaces_the_first(flags, tmp_path):
         (dict(instance_data_dir="nowhere"), "--instance_data_dir: there is no folder nowhere"),
         (dict(pretrained_model_name_or_path="nowhere"), "--pretrained_model_name_or_path nowhere does not exist"),
         (dict(train_batch_size=0), "argument --train_batch_size"),
-        (dict(tokenizer_name="nowhere"), "--tokenizer_name nowhere"),
+        (dict(tokenizer_name="nowhere"), "--tokenizer_name nowhere is not a tokenizer's folder: no tokenizer_config"),
         (dict(instance_prompt=" "), "--instance_prompt is empty"),
         (dict(text_encoder_lr=1), "unrecognized arguments: --text_encoder_lr=1"),
     ],

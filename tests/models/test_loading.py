@@ -59,10 +59,7 @@ def test_weights_of_another_shape_are_refused_when_loaded(base, part):
 
 
 def test_another_tokenizer_is_a_tokenizers_folder(tmp_path, tiny_pipeline_dir):
-    assert load_tokenizer(tiny_pipeline_dir, tiny_pipeline_dir / "tokenizer").model_max_length == 77
-    for name in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(UserError, match="--tokenizer_name .* no tokenizer_config.json in it"):
-            load_tokenizer(tiny_pipeline_dir, name)
+    assert load_tokenizer(tmp_path, tiny_pipeline_dir / "tokenizer").model_max_length == 77
 
 
 def test_an_fp16_pipeline_is_loaded_in_fp32_for_the_masters(tmp_path):

@@ -127,14 +127,7 @@ def _load_frozen(
 
 def load_tokenizer(folder: Path, tokenizer_name: Path | None = None) -> CLIPTokenizer:
     """CLIPTokenizer from `tokenizer_name` (a folder), else from the pipeline's tokenizer/."""
-    if tokenizer_name:
-        if not (Path(tokenizer_name) / "tokenizer_config.json").is_file():
-            raise UserError(
-                f"--tokenizer_name {tokenizer_name} is not a tokenizer's folder: no tokenizer_config.json in it"
-            )
-        tokenizer = _load(CLIPTokenizer, Path(tokenizer_name))
-    else:
-        tokenizer = _load(CLIPTokenizer, folder, "tokenizer")
+    tokenizer = _load(CLIPTokenizer, tokenizer_name) if tokenizer_name else _load(CLIPTokenizer, folder, "tokenizer")
     if tokenizer.model_max_length > LONGEST:
         tokenizer.model_max_length = MAX_TOKENS
     return tokenizer
