@@ -46,7 +46,7 @@ def test_a_new_file_has_the_usual_permissions_whoever_makes_it(tmp_path, umask):
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"} == {0o666 & ~umask}
 
 
-@pytest.mark.parametrize("write", [lambda path: write_json(path, {}), lambda path: keep_rows(path, 0)])
+@pytest.mark.parametrize("write", [lambda path: write_json(path, {}), lambda path: keep_rows(path, 0, set())])
 def test_json_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch, write):
     calls, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))

@@ -18,9 +18,9 @@ def test_rows_that_are_damaged_or_later_are_cut_off(tmp_path):
     rows = [{"step": step, "loss": 0.5, "skipped": False} for step in (1, 2, 3)]
     lines = [json_files.json_line(row) for row in (rows[0], rows[1], rows[1], {"step": 2.5}, rows[2])]
     path.write_text("".join(lines) + '[1]\n"x"\n{"step": "2"}\n{"step": 3, "lo')
-    assert json_files.keep_rows(path, 2) == rows[:2]
+    assert json_files.keep_rows(path, 2, {"loss", "skipped"}) == rows[:2]
     assert json_files.read_rows(path) == rows[:2]
-    assert json_files.keep_rows(path, 0) == json_files.read_rows(path) == []
+    assert json_files.keep_rows(path, 0, {"loss"}) == json_files.read_rows(path) == []
 
 
 def test_an_object_or_none(tmp_path):

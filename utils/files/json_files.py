@@ -59,8 +59,8 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def keep_rows(path: Path, last_step: int, names: frozenset[str] = frozenset({"loss", "skipped"})) -> list[dict]:
-    """Cuts a metrics.jsonl down to its rows up to `last_step` that have `names`, in order of steps; returns them."""
+def keep_rows(path: Path, last_step: int, names: set[str]) -> list[dict]:
+    """Cuts JSON lines down to those up to `last_step` that have `names`, in order of their "step"; returns them."""
     rows: list[dict] = []
     for row in read_rows(path) if last_step else []:
         step, previous = row.get("step"), rows[-1]["step"] if rows else -1

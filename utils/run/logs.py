@@ -74,9 +74,9 @@ class TrainingLog:
         settings: Mapping[str, Any],
     ) -> None:
         if validates:
-            keep_rows(self.output_dir / VALIDATION_FILE, first_step, frozenset({"validation_loss"}))
+            keep_rows(self.output_dir / VALIDATION_FILE, first_step, {"validation_loss"})
         path = self.output_dir / METRICS_FILE
-        for row in keep_rows(path, first_step):
+        for row in keep_rows(path, first_step, {"loss", "skipped"}):
             self._count(float(row["loss"]), row["skipped"])
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._bar = progress_bar("training", num_steps, "step", done=first_step)
