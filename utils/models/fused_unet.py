@@ -57,8 +57,8 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
     plain_resnets = [module for module in resnets if is_plain_resnet(module)]
     shifts_at_once = resnets == plain_resnets != [] and has_plain_time_embedding(unet)
     if shifts_at_once:
-        projections = [resnet.time_emb_proj for resnet in resnets]
-        replace(unet.time_embedding, partial(_shifts, unet.time_embedding.forward, projections))
+        time_layers = [resnet.time_emb_proj for resnet in resnets]
+        replace(unet.time_embedding, partial(_shifts, unet.time_embedding.forward, time_layers))
         counts["time_embedding"] = 1
     for number, resnet in enumerate(plain_resnets):
         replace(resnet, partial(_resnet_forward, resnet, number if shifts_at_once else None))
@@ -118,12 +118,12 @@ def _add_norm(norm: Any, x: Tensor, residual: Tensor | None, x_bias: Tensor | No
     return add_layer_norm(x, norm.weight, norm.bias, norm.eps, residual, x_bias)
 
 
-def _shifts(plain_forward: Callable, projections: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+def _shifts(plain_forward: Callable, layers: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     """In place of the time embedding: what each ResNet block's projection makes of it, [B, O] each, by one product."""
-    weight = torch.cat([projection.weight for projection in projections])
-    bias = torch.cat([projection.bias for projection in projections])
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
     shifts = F.linear(F.silu(plain_forward(*args, **kwargs)), weight, bias)
-    return shifts.split([projection.out_features for projection in projections], dim=1)
+    return shifts.split([layer.out_features for layer in layers], dim=1)
 
 
 def _block_forward(
