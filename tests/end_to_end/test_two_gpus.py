@@ -112,7 +112,7 @@ def test_class_images_are_shared_out_and_a_killed_rank_ends_the_other_with_a_lin
     victim = next(child for child in children if child.environ().get("RANK") == "1")
     victim.send_signal(signal.SIGKILL)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode != 0 and "exitcode: -9" in stderr or "exitcode  : -9" in stderr
+    assert process.returncode != 0 and ("exitcode: -9" in stderr or "exitcode  : -9" in stderr)
     assert not (output / "model_index.json").exists()
     images = sorted(folder.glob("*.png"))
     assert len(images) == 5 and len({read_metadata(path)["seed"] for path in images}) == 5
