@@ -1,14 +1,13 @@
 """What a training's output is written as: a pipeline folder, one checkpoint file, or a LoRA; each at any strength."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 from utils.files.atomic import replace_path
 from utils.files.json_files import write_json
-from utils.files.ownership import RUN_FILE, VALIDATION_FOLDER, nearest_existing, overlap, run_of
+from utils.files.ownership import RUN_FILE, nearest_existing, overlap, run_of
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash, write_safetensors
 from utils.models.blending import blended_weights
 from utils.models.card import write_card
@@ -72,17 +71,8 @@ def export_file(
     folder: Path, tuned: Path, base: Path, path: Path, strength: float, dtype: str | None, step: int | None = None
 ) -> None:
     """As export_folder, as one file in the original layout; `dtype` fp32 or fp16, of all tensors."""
-    named = blended_weights(base, tuned, strength)
-    if step is None and strength == 1:
-        export_single_file(folder, path, dtype, named)
-        return
-    with tempfile.TemporaryDirectory() as name:  # the folder with another run.json, and without pictures of its UNet
-        view = Path(name)
-        for each in folder.iterdir():
-            if each.name not in (RUN_FILE, VALIDATION_FOLDER):
-                (view / each.name).symlink_to(each.resolve())
-        write_json(view / RUN_FILE, exported_record(folder, strength, step))
-        export_single_file(view, path, dtype, named)
+    run = None if step is None and strength == 1 else exported_record(folder, strength, step)
+    export_single_file(folder, path, dtype, blended_weights(base, tuned, strength), run)
 
 
 def export_lora(

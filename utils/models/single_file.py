@@ -6,8 +6,9 @@ library's version and no dtype comes between: every tensor is what the folder ho
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -157,7 +158,11 @@ def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
 
 
 def export_single_file(
-    folder: Path, path: Path, dtype: str | None = None, unet_weights: Iterable[Named] | None = None
+    folder: Path,
+    path: Path,
+    dtype: str | None = None,
+    unet_weights: Iterable[Named] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the pipeline in `folder` to the file `path`, whole or not at all; `dtype` fp32 or fp16 converts it.
 
@@ -165,17 +170,18 @@ def export_single_file(
 
     Args:
         unet_weights: take the place of those in the folder's unet/.
+        run: the run.json of these weights, which no picture was drawn with; None: the folder's own.
     """
     state_dict = original_state_dict(folder, unet_weights)
     for name, value in state_dict.items():
         wanted = SAVE_DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
         state_dict[name] = value.to(wanted).contiguous()
     metadata = file_metadata(
-        run_of(folder),
+        run_of(folder) if run is None else run,
         title=path.stem,
         image_size=image_size(folder),
         prediction_type=prediction_type(folder),
-        thumbnail=thumbnail_of(folder),
+        thumbnail=thumbnail_of(folder) if run is None else None,
     )
     metadata[CONFIG_KEY] = json.dumps(configurations(folder))
     path.parent.mkdir(parents=True, exist_ok=True)
