@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -15,6 +16,7 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 VALIDATION_FOLDER = "validation"
+CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]{1,12})")
 PREVIOUS_SUFFIX = ".previous"
 PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")  # a finished run's, set aside
 CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, in small letters

@@ -1,12 +1,12 @@
 """Whether a folder is a whole Stable Diffusion v1 pipeline, by its configurations and its weights' headers."""
 
-import re
 import shlex
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files.atomic import STAGING_PREFIX
 from utils.files.json_files import read_json
-from utils.files.ownership import RUN_FILE
+from utils.files.ownership import CHECKPOINT_NAME, METRICS_FILE, RUN_FILE
 from utils.files.safetensors_files import safetensors_header
 from utils.models.folder import (
     MODEL_INDEX,
@@ -30,7 +30,6 @@ NUMBERS = {  # that have to be positive
 }
 MOST_LAYERS = 100
 SDXL_SCALING_FACTOR = 0.13025
-CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]+)")
 ONLY_V1 = "this program trains Stable Diffusion v1 (1.1 to 1.5 and what was made from them)"
 # Of each part: a key, the values it may have (leaving it out is v1's, too), and whose any other value is.
 SD2, SDXL, OTHER = "is Stable Diffusion 2's", "is Stable Diffusion XL's", "is another architecture's"
@@ -198,7 +197,7 @@ def _what_it_looks_like(folder: Path) -> str:
             f"it is a checkpoint of a run: name {folder.parent} and --checkpoint {found[1]}, or the folder that "
             f"'{shlex.join(words)}' writes"
         )
-    if {RUN_FILE, "metrics.jsonl"} & names or any(name.startswith((".assembling-", "checkpoint-")) for name in names):
+    if {RUN_FILE, METRICS_FILE} & names or any(name.startswith((STAGING_PREFIX, "checkpoint-")) for name in names):
         return "it looks like an unfinished training output: let train_dreambooth_colossalai.py finish first"
     singles = sorted(name for name in names if name.endswith((".safetensors", ".ckpt")))
     if singles and "config.json" not in names:

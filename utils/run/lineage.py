@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import shutil
 import uuid
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import NamedTuple
 
 from utils import PROGRAM
 from utils.files.atomic import STAGING_PREFIX
+from utils.files.ownership import CHECKPOINT_NAME
 from utils.models.folder import UNET_STEM
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "training_state.safetensors"
 UNET_FILE = f"unet/{UNET_STEM}.safetensors"
 FORMAT = 1
-NAME = re.compile(r"checkpoint-([0-9]{1,12})")
 
 
 class Checkpoint(NamedTuple):
@@ -88,7 +87,7 @@ def list_checkpoints(output_dir: Path, lineage: Lineage | None = None) -> list[C
     """This program's checkpoints in a folder, oldest step first; of one lineage only if it is given."""
     found = []
     for path in output_dir.glob("checkpoint-*"):
-        match = NAME.fullmatch(path.name)
+        match = CHECKPOINT_NAME.fullmatch(path.name)
         if not match or not path.is_dir() or path.is_symlink():
             continue
         checkpoint = read_checkpoint(path)

@@ -14,12 +14,11 @@ from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json
-from utils.files.ownership import RUN_FILE, expand_home
+from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, expand_home
 from utils.files.safetensors_files import safetensors_dtype
 from utils.models.folder import BaseModel
 from utils.run.fingerprint import base_files, determinants, hash_files
 from utils.run.lineage import (
-    NAME,
     TENSORS_FILE,
     UNET_FILE,
     Checkpoint,
@@ -123,7 +122,7 @@ def _run_of(output_dir: Path) -> dict:
 
 
 def _named(output_dir: Path, wanted: str) -> Checkpoint:
-    path = output_dir / wanted if NAME.fullmatch(wanted) else expand_home(wanted)
+    path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else expand_home(wanted)
     checkpoint = read_checkpoint(path)
     if checkpoint is None:
         found = ", ".join(found.path.name for found in list_checkpoints(output_dir)) or "none"
