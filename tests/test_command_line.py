@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -318,3 +319,65 @@ leave(7)
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (7, "no newline, not flushed", "")
     assert {path.name for path in tmp_path.iterdir()} == {"thread", "exit"}
+
+
+PRINTS = """
+import resource, sys, threading
+from utils.command_line import leave, run_main
+from utils.runtime.progress import progress_bar
+def main(argv):
+    print("x" * 100_000)
+    print("flushed", flush=True)
+    with progress_bar("steps", 3, "step") as bar:
+        bar.update(3)
+    threading.Thread(target=print, args=("of a thread",)).start()
+    sys.stdout.write("at the end")
+end = leave if sys.argv[1] == "leave" else sys.exit
+end(run_main(main))
+"""
+
+
+@pytest.mark.parametrize(("end", "unbuffered"), [("leave", ""), ("sys.exit", ""), ("leave", "1")])
+@pytest.mark.parametrize("place", ["> /dev/full 2>&1", "2>&1 | exec sleep 0", ">&- 2>&-"])
+def test_what_is_printed_may_get_lost(place, end, unbuffered, tmp_path):
+    """On a full disk, in a pipe that nobody reads, without stdout: the program ends as it would have."""
+    run = f"PYTHONUNBUFFERED={unbuffered} {sys.executable} -c '{PRINTS}' {end}"
+    command = f"({'sleep 0.1; ' if '|' in place else ''}{run}; echo $? > {tmp_path}/code) {place}"
+    subprocess.run(["bash", "-c", command], cwd=ROOT, check=True, timeout=60)
+    assert (tmp_path / "code").read_text() == "0\n"
+
+
+@pytest.mark.parametrize("script", ["train_dreambooth_colossalai.py", "evaluate.py", "-m utils.export"])
+def test_help_that_nobody_reads_to_its_end(script):
+    command = f"(PYTHONUNBUFFERED= {sys.executable} {script} --help; echo $? >&2) | true"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stderr == "0\n"
+
+
+def test_a_log_goes_on_when_its_disk_has_space_again(tmp_path):
+    code = """
+import resource
+from utils.command_line import make_printable
+make_printable()
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (6, most))
+print("first\\nlost", flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+print("last", flush=True)
+"""
+    with (tmp_path / "log").open("w") as log:
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=log).returncode == 0
+    assert (tmp_path / "log").read_text() == "first\nlast\n"
+
+
+def test_a_terminal_that_does_not_wait_is_waited_for():
+    """O_NONBLOCK is of the terminal, not of the process: another program can have set it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = subprocess.Popen([sys.executable, "-c", PRINTS, "leave"], cwd=ROOT, stdout=writer, stderr=writer)
+    os.close(writer)
+    time.sleep(0.5)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    assert process.wait() == 0
+    assert text.count("x") >= 100_000 and "at the end" in text

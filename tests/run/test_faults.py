@@ -1,6 +1,7 @@
 """What goes wrong around a run: each fault ends with a clear line, the right exit code, and nothing half-written."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -73,6 +74,24 @@ def test_no_space_for_the_checkpoint_of_a_signal(flags, tmp_path):
     assert process.wait() == 1
     assert "error: checkpoint-" in process.text() and "File too large" in process.text()
     assert not list(output.glob("checkpoint-*")) and no_debris(output)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGINT])
+def test_the_log_is_on_a_full_disk(flags, tmp_path, number):
+    output = tmp_path / "output"
+
+    def log_to_a_full_disk() -> None:
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, 1), os.dup2(full, 2)
+
+    argv = as_argv(flags | dict(max_train_steps=5000 if number else 5, checkpointing_steps=2))
+    process = Process(argv, tmp_path / "text", log_to_a_full_disk)
+    if number:
+        wait_for(lambda: len(rows(output)) > 2)
+        process.kill(number)
+    assert process.wait() == (128 + number if number else 0)
+    assert run_json(output)["status"] == ("stopped" if number else "complete") and list_checkpoints(output)
+    assert (output / "model_index.json").exists() == (number is None)
 
 
 def test_the_output_folder_vanishes(flags, tmp_path):

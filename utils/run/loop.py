@@ -159,12 +159,14 @@ class TrainingRun:
             self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
         try:
             self.plan.output_dir.mkdir(parents=True, exist_ok=True)
-            self._write_pipeline()
+            closing = self._write_pipeline()
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             self._fail(f"the pipeline could not be written to {self.plan.output_dir}: {reason}")
+        print(closing, flush=True)
 
-    def _write_pipeline(self) -> None:
+    def _write_pipeline(self) -> str:
+        """Returns the closing line."""
         plan, flat = self.plan, self.optimizer.flat
         flat.wait_for_device()
         commit_pipeline(
@@ -175,9 +177,10 @@ class TrainingRun:
         if plan.export_single_file:
             export_single_file(plan.output_dir, plan.export_single_file)
         mark("saved")
-        print(self.record.finish(self.log), flush=True)
+        closing = self.record.finish(self.log)
         with contextlib.suppress(OSError):  # the model is there; a full disk only costs its card
             write_card(plan.output_dir)
+        return closing
 
     def _fail(self, reason: str) -> None:
         if self.checkpointer is not None:

@@ -42,7 +42,6 @@ class StopRequest:
         under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         heard = [number for number in SIGNALS if number != signal.SIGHUP or not under_nohup]
         self._previous = {number: signal.signal(number, lambda *_: None) for number in heard}
-        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._count, args=(reader,), name="signals", daemon=True).start()
 
@@ -50,8 +49,6 @@ class StopRequest:
         while received := reader.recv(1):
             if received[0] not in SIGNALS:
                 continue
-            if received[0] == signal.SIGHUP:
-                self._let_go_of_the_terminal()
             if not self._code:
                 self._code, self._first_at = 128 + received[0], time.monotonic()
                 if self.is_main:
@@ -59,13 +56,6 @@ class StopRequest:
             elif time.monotonic() - self._first_at > SECONDS_OF_ONE_SIGNAL:
                 os._exit(self._code)
         reader.close()
-
-    def _let_go_of_the_terminal(self) -> None:
-        """It is gone: what would be printed there must not fail the checkpoint."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in self._terminals:
-            os.dup2(nowhere, descriptor)
-        os.close(nowhere)
 
     def poll(self, own_code: int = 0) -> int:
         """The exit code that all ranks agree on: the largest of what each of them knew one call ago (alone: now).
