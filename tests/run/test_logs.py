@@ -1,9 +1,11 @@
 """metrics.jsonl and TensorBoard."""
 
+import shutil
+
 import pytest
 
-from tests.helpers.processes import Process
-from tests.helpers.script import as_argv, losses, run
+from tests.helpers.processes import Process, after_step
+from tests.helpers.script import as_argv, losses, rows, run
 
 
 def test_tensorboard(flags, tmp_path):
@@ -27,6 +29,40 @@ def test_the_metrics_file_on_a_full_disk(flags, tmp_path):
     process = Process(as_argv(flags | dict(max_train_steps=60)), tmp_path / "text", full_metrics)
     assert process.wait() == 0
     assert process.text().count("could not be written (No space left on device); the training continues") == 1
+
+
+def test_a_validation_on_a_full_disk(flags, tmp_path):
+    output = tmp_path / "output"
+    validation = dict(validation_prompt="x", validation_steps=1, num_validation_images=1, validation_inference_steps=2)
+
+    def nothing_of_it_can_be_written() -> None:
+        (output / "validation.jsonl").unlink()
+        (output / "validation.jsonl").mkdir()
+        shutil.rmtree(output / "validation")
+        (output / "validation").write_text("in the way")
+
+    argv = as_argv(flags | validation | dict(max_train_steps=4))
+    process = Process(argv, tmp_path / "text", after_step(2, nothing_of_it_can_be_written))
+    assert process.wait() == 0, process.text()
+    for name in ("validation.jsonl", "validation"):
+        assert process.text().count(f"{output / name} could not be written (") == 1, name
+    assert [process.text().count(f"step {step}: validation loss") for step in range(5)] == [1] * 5
+
+
+def test_tensorboard_on_a_full_disk(flags, tmp_path):
+    def full_boards() -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        def full(self, *arguments, **options):
+            raise OSError(28, "No space left on device")
+
+        SummaryWriter.add_scalar = SummaryWriter.close = full
+
+    argv = as_argv(flags | dict(report_to="tensorboard", validation_steps=2))
+    process = Process(argv, tmp_path / "text", full_boards)
+    assert process.wait() == 0, process.text()
+    assert process.text().count("TensorBoard's files could not be written (No space left on device)") == 1
+    assert len(rows(tmp_path / "output")) == 3
 
 
 def full_metrics() -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from utils.runtime.timing import mark
 from utils.training.train_step import METRICS
 
 LOSS_SMOOTHING = 0.95
+TENSORBOARD = "TensorBoard's files"
 MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for
 
 
@@ -61,7 +62,7 @@ class TrainingLog:
         self._pending: collections.deque = collections.deque()
         self._last_time = time.perf_counter()
         self._tensorboard: Any = None
-        self._has_gaps = False
+        self._with_gaps: set[str] = set()  # of what is written, that which was not
         if is_main:
             self._open(num_steps, first_step, validates, tensorboard_dir, settings or {})
 
@@ -119,17 +120,24 @@ class TrainingLog:
         row["skipped"] = bool(row["skipped"])
         self._count(row["loss"], row["skipped"])
         plain = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
-        try:
+        with self._gaps_in(self._file.name):
             self._file.write(json.dumps({"step": global_step, **plain}) + "\n")
-            if self._tensorboard is not None:
+        if self._tensorboard is not None:
+            with self._gaps_in(TENSORBOARD):
                 for name, value in (row | self._speed_and_memory(row)).items():
                     self._tensorboard.add_scalar(f"train/{name}", value, global_step)
-        except OSError as error:  # a full disk does not end the training: only its record has gaps
-            if not self._has_gaps:
-                self.say(f"{self._file.name} could not be written ({error.strerror}); the training continues")
-            self._has_gaps = True
         self._bar.set_postfix(self._postfix(row), refresh=False)
         self._bar.update(1)
+
+    @contextlib.contextmanager
+    def _gaps_in(self, written: str) -> Iterator[None]:
+        """A full disk does not end the training: only its record has gaps, which is said once."""
+        try:
+            yield
+        except OSError as error:
+            if written not in self._with_gaps:
+                self.say(f"{written} could not be written ({error.strerror or error}); the training continues")
+            self._with_gaps.add(written)
 
     def _speed_and_memory(self, row: dict) -> dict[str, float]:
         """What TensorBoard shows beside the metrics: samples a second, and the GPU's memory at its peak."""
@@ -159,20 +167,23 @@ class TrainingLog:
 
     def validation(self, step: int, loss: float, images: list[Image.Image]) -> None:
         """A validation's loss, and each prompt's images with the seeds validation_seed, ... + 1, ...; rank 0 only."""
-        with (self.output_dir / VALIDATION_FILE).open("a", encoding="utf-8") as file:
+        self.say(f"step {step}: validation loss {loss:.4f}")
+        path, folder = self.output_dir / VALIDATION_FILE, self.output_dir / VALIDATION_FOLDER
+        with self._gaps_in(str(path)), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "validation_loss": loss}) + "\n")
+        if self._tensorboard is not None:
+            with self._gaps_in(TENSORBOARD):
+                self._tensorboard.add_scalar("validation/loss", loss, step)
         for place, image in enumerate(images):
             prompt, number = divmod(place, self.num_validation_images)
             of_prompt = f"-prompt-{prompt + 1}" if prompt else ""
-            name = f"step-{step:06d}{of_prompt}-seed-{self.validation_seed + number}.png"
-            (self.output_dir / VALIDATION_FOLDER).mkdir(exist_ok=True)
-            save_png(self.output_dir / VALIDATION_FOLDER / name, image)
+            with self._gaps_in(str(folder)):
+                folder.mkdir(exist_ok=True)
+                save_png(folder / f"step-{step:06d}{of_prompt}-seed-{self.validation_seed + number}.png", image)
             if self._tensorboard is not None:
-                tag = f"validation{of_prompt}/{number}"
-                self._tensorboard.add_image(tag, np.asarray(image), step, dataformats="HWC")
-        self.say(f"step {step}: validation loss {loss:.4f}")
-        if self._tensorboard is not None:
-            self._tensorboard.add_scalar("validation/loss", loss, step)
+                with self._gaps_in(TENSORBOARD):
+                    tag = f"validation{of_prompt}/{number}"
+                    self._tensorboard.add_image(tag, np.asarray(image), step, dataformats="HWC")
 
     def say(self, line: str) -> None:
         """A line that does not break the progress bar, also when that is closed; rank 0 only."""
@@ -196,4 +207,5 @@ class TrainingLog:
         with contextlib.suppress(OSError):
             self._file.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with self._gaps_in(TENSORBOARD):
+                self._tensorboard.close()
