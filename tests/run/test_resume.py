@@ -17,6 +17,7 @@ from tests.helpers.processes import Process, after_step, finish, start_ranks, wa
 from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json, without_times
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
+from utils.models.metadata import thumbnail_of
 from utils.run.lineage import list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.resume import resume_command
@@ -42,6 +43,7 @@ def die_at(rank: int, step: int, seconds: float) -> Callable[[], None]:
     return prepare
 
 
+VALIDATED = dict(validation_prompt="x", validation_steps=2, num_validation_images=1, validation_inference_steps=2)
 KINDS = dict(
     fp32=(1, dict(max_train_steps=12)),
     fp16=(1, dict(max_train_steps=12, mixed_precision="fp16", gradient_accumulation_steps=2)),
@@ -224,18 +226,54 @@ def test_an_unfinished_runs_checkpoints_are_not_left_behind(flags, tmp_path):
 
 def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, tmp_path):
     output = tmp_path / "output"
-    run(flags, checkpointing_steps=2)
-    old = rows(output)
-    process = Process(as_argv(flags | dict(max_train_steps=10_000, seed=1)), tmp_path / "text")
-    wait_for(lambda: (output / "metrics.jsonl.previous").exists() and len(rows(output)) > 2)
-    process.kill()
-    process.wait()
-    previous = [json.loads(line) for line in (output / "metrics.jsonl.previous").read_text().splitlines()]
-    assert previous == old and json.loads((output / "run.json.previous").read_text())["status"] == "complete"
+    run(flags, checkpointing_steps=2, **VALIDATED)
+    old = logs(output)
+    assert len(old) == 3 and len(rows(output)) == 3
+    kill_after_3_steps(flags, tmp_path)
+    assert logs(output, ".previous") == old
+    assert json.loads((output / "run.json.previous").read_text())["status"] == "complete"
     assert (output / "checkpoint-2").is_dir() and (output / "model_index.json").is_file()
+    assert logs(output).keys() == {"metrics.jsonl"} and thumbnail_of(output) is None
     run(flags, seed=2)
     assert not list(output.glob("*.previous")) and not list(output.glob("checkpoint-*"))
-    assert run_json(output)["seed"] == 2 and len(rows(output)) == 3
+    assert run_json(output)["seed"] == 2 and len(rows(output)) == 3 and logs(output).keys() == {"metrics.jsonl"}
+
+
+def kill_after_3_steps(flags: dict, tmp_path: Path, **changes) -> None:
+    """Another run in the same folder, killed."""
+    argv = as_argv(flags | dict(max_train_steps=10_000, seed=1) | changes)
+    process = Process(argv, tmp_path / "text", after_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    assert process.wait() == -signal.SIGKILL
+
+
+def logs(output: Path, suffix: str = "") -> dict[str, bytes | list[str]]:
+    """What a run left of its way to the result."""
+    files = {name: output / f"{name}{suffix}" for name in ("metrics.jsonl", "validation.jsonl", "validation")}
+    return {
+        name: sorted(picture.name for picture in path.iterdir()) if path.is_dir() else path.read_bytes()
+        for name, path in files.items()
+        if path.exists()
+    }
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_finished_run_that_goes_on_after_another_has_its_own_logs_again(flags, tmp_path, step):
+    """From its last checkpoint, or as a branch from an earlier one, after a run in its folder was killed."""
+    output = tmp_path / "output"
+    run(flags, checkpointing_steps=2, max_train_steps=4, **VALIDATED)
+    kill_after_3_steps(flags, tmp_path, **VALIDATED)
+    run(flags, resume_from_checkpoint=f"checkpoint-{step}", max_train_steps=5)
+    assert [row["step"] for row in rows(output)] == [1, 2, 3, 4, 5] and not list(output.glob("*.previous"))
+    validated = [row["step"] for row in map(json.loads, (output / "validation.jsonl").read_text().splitlines())]
+    pictures = sorted(path.name for path in (output / "validation").iterdir())
+    assert validated == [0, 2, 4][: step // 2 + 1] and [int(name[5:11]) for name in pictures] == validated
+
+
+def test_an_unfinished_run_that_is_started_over_leaves_no_logs(flags, tmp_path):
+    kill_after_3_steps(flags, tmp_path, **VALIDATED)
+    assert len(logs(tmp_path / "output")) == 3
+    run(flags)
+    assert logs(tmp_path / "output").keys() == {"metrics.jsonl"} and len(rows(tmp_path / "output")) == 3
 
 
 def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):

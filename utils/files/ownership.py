@@ -17,10 +17,11 @@ METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 VALIDATION_FOLDER = "validation"
 CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]{1,12})")
+LOGS = (METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER)  # what a run leaves of its way to the result
 PREVIOUS_SUFFIX = ".previous"
-PREVIOUS_NAMES = (f"{RUN_FILE}{PREVIOUS_SUFFIX}", f"{METRICS_FILE}{PREVIOUS_SUFFIX}")  # a finished run's, set aside
+PREVIOUS_NAMES = tuple(f"{name}{PREVIOUS_SUFFIX}" for name in (RUN_FILE, *LOGS))  # a finished run's, set aside
 CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, in small letters
-RUN_NAMES = (RUN_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, *PREVIOUS_NAMES, *CARD_NAMES)
+RUN_NAMES = (RUN_FILE, *LOGS, *PREVIOUS_NAMES, *CARD_NAMES)
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
 CONFIG_LINE = f"# written by {PROGRAM}\n"  # the first of every .yaml that we write beside one

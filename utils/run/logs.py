@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -74,8 +75,11 @@ class TrainingLog:
         tensorboard_dir: Path | None,
         settings: Mapping[str, Any],
     ) -> None:
-        if validates:
+        if validates or (self.output_dir / VALIDATION_FILE).exists():
             keep_rows(self.output_dir / VALIDATION_FILE, first_step, {"validation_loss"})
+        for picture in (self.output_dir / VALIDATION_FOLDER).glob("step-*.png"):
+            if (step := re.match(r"step-(\d+)-", picture.name)) and int(step[1]) > first_step:
+                picture.unlink()
         path = self.output_dir / METRICS_FILE
         for row in keep_rows(path, first_step, {"loss", "skipped"}):
             self._count(float(row["loss"]), row["skipped"])

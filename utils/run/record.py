@@ -16,8 +16,8 @@ from utils.dataset import ClassDataset, Photo
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.filesystems import move
 from utils.files.hashing import in_background
-from utils.files.json_files import write_json
-from utils.files.ownership import METRICS_FILE, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, run_of
+from utils.files.json_files import read_json_or_none, write_json
+from utils.files.ownership import LOGS, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, run_of
 from utils.run.fingerprint import determinants
 from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
 from utils.run.logs import TrainingLog
@@ -72,7 +72,7 @@ class RunRecord:
         output_dir, start = self.plan.output_dir, self.sources.start
         checkpoint = start.checkpoint
         continues = checkpoint is not None and lineage_of(run_of(output_dir)).holds(checkpoint)
-        start_output(output_dir, self.entries, continues)  # another run's record and metrics are set aside
+        start_output(output_dir, self.entries, continues)  # another run's record and logs are set aside
         self._determines = in_background(self._determinants)
 
     def _base_hashes(self) -> dict[str, Any]:
@@ -156,9 +156,8 @@ class RunRecord:
 
     def _remove_earlier_runs(self) -> None:
         """What was kept of an earlier run in this folder until its result was replaced."""
-        for path in self.plan.output_dir.glob(f"*{PREVIOUS_SUFFIX}"):
-            if path.name in PREVIOUS_NAMES:
-                path.unlink()
+        for name in PREVIOUS_NAMES:
+            _remove(self.plan.output_dir / name)
         for checkpoint in list_checkpoints(self.plan.output_dir):
             if not self.lineage.holds(checkpoint):
                 discard(checkpoint.path)
@@ -193,24 +192,47 @@ def device_name(device: torch.device) -> str:
 def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
     """Claims the output folder: makes it if needed and writes run.json. An earlier result in it stays loadable.
 
-    `continues`: the run resumes the one that the folder's metrics.jsonl is of. Another run's is set aside.
+    `continues`: the run resumes the one that the folder's logs are of. Another run's are set aside.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     if not continues:
         _set_aside(output_dir, run.get("run_id"))
+    _put_back(output_dir, run)
     write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
 
 
 def _set_aside(output_dir: Path, run_id: str | None) -> None:
-    """Keeps a finished run's run.json and metrics.jsonl under other names until its result is replaced."""
+    """Keeps a finished run's run.json and logs under other names until its result is replaced."""
     record = run_of(output_dir)
     if not record or record.get("run_id") == run_id:
         return
-    if record.get("status") == "complete":
+    is_kept = record.get("status") == "complete"
+    if is_kept:
         shutil.copyfile(output_dir / RUN_FILE, output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}")
-        if (output_dir / METRICS_FILE).exists():
-            move(output_dir / METRICS_FILE, output_dir / f"{METRICS_FILE}{PREVIOUS_SUFFIX}")
+    for path in (output_dir / name for name in LOGS):
+        if is_kept and path.exists():
+            previous = path.with_name(f"{path.name}{PREVIOUS_SUFFIX}")
+            _remove(previous)
+            move(path, previous)
+        elif not is_kept:
+            _remove(path)
+
+
+def _put_back(output_dir: Path, run: dict) -> None:
+    """The logs that were set aside get their names again if `run` goes on with the run that they are of."""
+    kept = read_json_or_none(output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}") or {}
+    if kept.get("run_id") not in (run.get("run_id"), *(ancestor for ancestor, _ in run.get("ancestors", []))):
+        return
+    for path in (output_dir / name for name in LOGS):
+        previous = path.with_name(f"{path.name}{PREVIOUS_SUFFIX}")
+        if previous.exists() and not path.exists():
+            move(previous, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        (output_dir / METRICS_FILE).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
