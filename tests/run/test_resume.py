@@ -276,6 +276,14 @@ def test_an_unfinished_run_that_is_started_over_leaves_no_logs(flags, tmp_path):
     assert logs(tmp_path / "output").keys() == {"metrics.jsonl"} and len(rows(tmp_path / "output")) == 3
 
 
+def test_of_the_pictures_folder_only_pictures_are_moved_and_removed(flags, tmp_path):
+    output = tmp_path / "output"
+    run(flags, **VALIDATED)
+    (output / "validation" / "mine.txt").write_text("keep")
+    run(flags, seed=1)
+    assert logs(output)["validation"] == ["mine.txt"] and not list(output.glob("*.previous"))
+
+
 def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):
     argv = as_argv(flags | dict(max_train_steps=8, checkpointing_steps=2))
     assert finish(start_ranks(1, argv, tmp_path / "whole.txt")) == [0]

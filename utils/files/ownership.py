@@ -16,6 +16,7 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 VALIDATION_FOLDER = "validation"
+VALIDATION_PICTURES = "step-*.png"  # in it; anything else there is not ours
 CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]{1,12})")
 LOGS = (METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER)  # what a run leaves of its way to the result
 PREVIOUS_SUFFIX = ".previous"

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from utils import PROGRAM
-from utils.files.ownership import EXPORT_METADATA, VALIDATION_FOLDER
+from utils.files.ownership import EXPORT_METADATA, VALIDATION_FOLDER, VALIDATION_PICTURES
 
 ARCHITECTURE = "stable-diffusion-v1"
 ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
@@ -49,7 +49,7 @@ def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]
 
 def thumbnail_of(folder: Path) -> str | None:
     """The last picture that a run drew of --validation_prompt, as ModelSpec wants it: a small JPEG in a data URL."""
-    pictures = sorted((folder / VALIDATION_FOLDER).glob("step-*.png"))
+    pictures = sorted((folder / VALIDATION_FOLDER).glob(VALIDATION_PICTURES))
     last = [path for path in pictures if path.name[:11] == pictures[-1].name[:11]]  # of one step, a seed each
     try:
         with Image.open(last[0]) as image:

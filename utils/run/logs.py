@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from utils.files.json_files import keep_rows
-from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER
+from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, VALIDATION_PICTURES
 from utils.files.png import save_png
 from utils.runtime.progress import progress_bar
 from utils.runtime.timing import mark
@@ -77,7 +77,7 @@ class TrainingLog:
     ) -> None:
         if validates or (self.output_dir / VALIDATION_FILE).exists():
             keep_rows(self.output_dir / VALIDATION_FILE, first_step, {"validation_loss"})
-        for picture in (self.output_dir / VALIDATION_FOLDER).glob("step-*.png"):
+        for picture in (self.output_dir / VALIDATION_FOLDER).glob(VALIDATION_PICTURES):
             if (step := re.match(r"step-(\d+)-", picture.name)) and int(step[1]) > first_step:
                 picture.unlink()
         path = self.output_dir / METRICS_FILE

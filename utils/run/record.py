@@ -1,5 +1,6 @@
 """run.json: what was run, on what, with what result, and the command that repeats it."""
 
+import contextlib
 import platform
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from utils.files.atomic import STAGING_PREFIX
 from utils.files.filesystems import move
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import LOGS, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, run_of
+from utils.files.ownership import LOGS, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, VALIDATION_PICTURES, run_of
 from utils.run.fingerprint import determinants
 from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
 from utils.run.logs import TrainingLog
@@ -212,10 +213,10 @@ def _set_aside(output_dir: Path, run_id: str | None) -> None:
     if is_kept:
         shutil.copyfile(output_dir / RUN_FILE, output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}")
     for path in (output_dir / name for name in LOGS):
+        previous = path.with_name(f"{path.name}{PREVIOUS_SUFFIX}")
         if is_kept and path.exists():
-            previous = path.with_name(f"{path.name}{PREVIOUS_SUFFIX}")
             _remove(previous)
-            move(path, previous)
+            _move(path, previous)
         elif not is_kept:
             _remove(path)
 
@@ -228,11 +229,26 @@ def _put_back(output_dir: Path, run: dict) -> None:
     for path in (output_dir / name for name in LOGS):
         previous = path.with_name(f"{path.name}{PREVIOUS_SUFFIX}")
         if previous.exists() and not path.exists():
-            move(previous, path)
+            _move(previous, path)
+
+
+def _move(path: Path, target: Path) -> None:
+    """A file, or a folder's validation pictures; what else is in the folder stays."""
+    if not path.is_dir():
+        move(path, target)
+        return
+    target.mkdir(exist_ok=True)
+    for picture in path.glob(VALIDATION_PICTURES):
+        move(picture, target / picture.name)
+    _remove(path)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """A file if it is there, or a folder's validation pictures, and the folder if nothing else is in it."""
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    for picture in path.glob(VALIDATION_PICTURES):
+        picture.unlink()
+    with contextlib.suppress(OSError):  # somebody's own file, or a link
+        path.rmdir()
