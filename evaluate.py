@@ -1,6 +1,7 @@
 """Evaluates a fine-tuned pipeline beside its baseline: samples both, scores the images, writes one page to look at."""
 
 import sys
+from pathlib import Path
 
 from utils.command_line import leave, run_main
 from utils.evaluation import candidates, subjects
@@ -54,7 +55,7 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
 
         metrics = read_metrics(plan.output_dir, samples)
         write_report(plan.output_dir, samples, metrics)
-        update_card(plan.finetuned_model_name_or_path, plan.output_dir, metrics)
+        update_card(Path(samples["models"][FINETUNED]["path"]), plan.output_dir, metrics)
 
     if "generate" in plan.stages:
         print(f"Look at {plan.output_dir / COMPARISON_FILE}")

@@ -96,3 +96,14 @@ def test_a_mean_over_subjects_needs_all_of_them():
     assert found.keys() == {"clip_i"} and found["clip_i"].value == pytest.approx(0.7)
     assert found["clip_i"].num_subjects == 2
     assert means(dict(one=metrics(clip_i=0.8)), "finetuned")["clip_i"].interval is None
+
+
+def test_what_was_drawn_is_found_again_without_the_model(tiny_pipeline_dir, trained, concepts, tmp_path):
+    result, report = tmp_path / "result", ["--only", "report", "--output_dir", str(tmp_path / "result")]
+    assert run(tiny_pipeline_dir, trained, result, "--prompt", "a photo", "--only", "generate") == 0
+    assert [args.output_dir for args in split_by_subject(parse_args(report))] == [result]
+    assert run(tiny_pipeline_dir, trained, result, "--concepts_list", str(concepts), "--only", "generate") == 0
+    folders = [result / "01-a-photo-of-sks-cat", result / "02-a-photo-of-rex-dog"]
+    assert [args.output_dir for args in split_by_subject(parse_args(report))] == folders
+    assert run(tiny_pipeline_dir, trained, result, "--prompt", "a photo", "--only", "generate") == 0
+    assert [args.output_dir for args in split_by_subject(parse_args(report))] == [result]

@@ -11,7 +11,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.evaluation.metrics import mean_interval
 from utils.evaluation.prompts import slug
-from utils.evaluation.samples import BASELINE, FINETUNED
+from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE
 from utils.evaluation.wording import LABELS, number
 from utils.files.json_files import write_json
 from utils.files.ownership import run_of
@@ -58,10 +58,13 @@ def read_subjects(path: Path) -> list[Subject]:
 def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
     """The arguments of one evaluation a subject, each in a folder of its own; `args` alone if there is no list.
 
-    The list is that of --concepts_list, or the one that the fine-tuned run.json names if no subject was given.
+    The list is that of --concepts_list, or the one that the fine-tuned run.json names if no subject was given. If
+    nothing is drawn, the folders are those that were drawn into.
     """
     given = [flag for flag in ONE_SUBJECT if getattr(args, flag)]
     path = args.concepts_list
+    if path is None and "generate" not in args.stages:
+        return [argparse.Namespace(**vars(args) | dict(output_dir=folder)) for folder in drawn_last(args.output_dir)]
     if path is None and not given:
         recorded = run_of(args.finetuned_model_name_or_path).get("arguments") or {}
         named = recorded.get("concepts_list")
@@ -80,6 +83,16 @@ def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
         for place, subject in enumerate(read_subjects(path), 1)
     ]
     return [argparse.Namespace(**vars(args) | change) for change in changes]
+
+
+def drawn_last(output_dir: Path) -> list[Path]:
+    """The folders of the evaluation that was drawn last into `output_dir`: that folder itself, or one a subject."""
+    paths = sorted([*output_dir.glob(SAMPLES_FILE), *output_dir.glob(f"[0-9]*-*/{SAMPLES_FILE}")])
+    if not paths:
+        return [output_dir]
+    command = {path: (read_json_or_none(path) or {}).get("command") for path in paths}
+    last = max(paths, key=lambda path: path.stat().st_mtime_ns)
+    return [path.parent for path in paths if command[path] == command[last]]
 
 
 def mean_over_subjects(values: list[float]) -> Mean:
