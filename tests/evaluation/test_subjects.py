@@ -12,7 +12,8 @@ from tests.helpers.pipelines import write_photos
 from utils.command_line import run_main
 from utils.errors import UserError
 from utils.evaluation.arguments import parse_args
-from utils.evaluation.subjects import means, read_subjects, split_by_subject
+from utils.evaluation.plan import make_plan
+from utils.evaluation.subjects import means, read_concepts, split_by_subject
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_what_is_for_one_subject_is_refused_beside_several(concepts, flag):
 def test_a_malformed_list_is_named(tmp_path, text, message):
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_subjects(tmp_path / "list.json")
+        read_concepts(tmp_path / "list.json")
 
 
 def test_a_mean_over_subjects_needs_all_of_them():
@@ -107,3 +108,66 @@ def test_what_was_drawn_is_found_again_without_the_model(tiny_pipeline_dir, trai
     assert [args.output_dir for args in split_by_subject(parse_args(report))] == folders
     assert run(tiny_pipeline_dir, trained, result, "--prompt", "a photo", "--only", "generate") == 0
     assert [args.output_dir for args in split_by_subject(parse_args(report))] == [result]
+
+
+def planned(trained: Path, concepts: Path | None) -> list[tuple]:
+    """(class, identifier) of each subject, evaluated with --concepts_list, or without flags."""
+    more = ["--concepts_list", str(concepts)] if concepts else []
+    args = parse_args(["--finetuned_model_name_or_path", str(trained), *more])
+    plans = [make_plan(each) for each in split_by_subject(args)]
+    return [(plan.class_name, plan.identifier) for plan in plans]
+
+
+def write_run(trained: Path, base: Path, photos: list[dict], **arguments) -> None:
+    arguments |= dict(pretrained_model_name_or_path=str(base))
+    (trained / "run.json").write_text(json.dumps(dict(arguments=arguments, photos=photos)))
+
+
+def test_each_subject_is_called_what_its_own_photos_were_trained_with(tiny_pipeline_dir, trained, concepts):
+    cats, dogs = ([each.instance_data_dir] * 2 for each in read_concepts(concepts))
+    captions = ["my cat on a rug", "my cat", "a photo of sks dog", "a photo of sks dog"]
+    photos = [dict(folder=str(folder), prompt=text) for folder, text in zip(cats + dogs, captions, strict=True)]
+    write_run(trained, tiny_pipeline_dir, photos, concepts_list=str(concepts))
+    assert planned(trained, None) == [("cat", "my"), ("dog", "sks")]
+    alone = ["--finetuned_model_name_or_path", str(trained), "--prompt", "a photo of sks dog"]
+    assert make_plan(parse_args(alone)).class_name == "dog"  # of one subject alone, whose photos are not named
+
+
+@pytest.mark.parametrize("class_prompt", [None, "a photo of my cat", "a photo of a cat"])
+def test_a_subject_that_the_run_does_not_know_is_called_by_its_own_prompt(
+    tiny_pipeline_dir, trained, concepts, class_prompt
+):
+    run = dict(instance_prompt="a photo of my cat", class_prompt=class_prompt)
+    cats, dogs = (str(each.instance_data_dir) for each in read_concepts(concepts))
+    write_run(trained, tiny_pipeline_dir, [{}, {}], instance_data_dir=cats, **run)
+    assert planned(trained, concepts) == [("cat", "my"), ("dog", "rex")]
+    second = dict(instance_prompt="a photo of rex dog", class_prompt="a photo of sks cat")  # the first one preserved
+    write_run(trained, tiny_pipeline_dir, [{}, {}], instance_data_dir=dogs, **second)
+    assert planned(trained, concepts) == [("cat", "sks"), ("dog", "rex")]
+
+
+def test_photos_that_have_moved_are_still_the_runs(tiny_pipeline_dir, trained, photos_dir):
+    write_run(trained, tiny_pipeline_dir, [{}], instance_data_dir="gone", instance_prompt="a photo of my cat")
+    flags = ["--finetuned_model_name_or_path", str(trained), "--instance_data_dir", str(photos_dir)]
+    plan = make_plan(parse_args([*flags, "--prompt", "a photo of it"]))
+    assert (plan.class_name, plan.identifier) == ("cat", "my")
+
+
+def test_what_corrects_the_class_of_one_of_several_is_not_refused(tiny_pipeline_dir, trained, concepts):
+    entries = json.loads(concepts.read_text())
+    for entry in entries:
+        entry.update(instance_prompt="a photo of sks", class_prompt=None)
+    concepts.write_text(json.dumps(entries[:1]))
+    write_run(trained, tiny_pipeline_dir, [], concepts_list=str(concepts))
+    flags = parse_args(["--finetuned_model_name_or_path", str(trained)])
+    (notes,) = [make_plan(each).notes for each in split_by_subject(flags)]
+    assert 'say what the subject is one of by a "class_prompt" in --concepts_list' in notes[-1][1]
+    concepts.write_text(json.dumps([entries[0] | dict(class_prompt="a photo of a cat")]))
+    assert planned(trained, None) == [("cat", "sks")]
+
+
+def test_a_home_folder_in_the_list_is_the_one_that_training_takes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    concept = dict(instance_prompt="a photo of sks cat", instance_data_dir="~/cats")
+    (tmp_path / "list.json").write_text(json.dumps([concept]))
+    assert read_concepts(tmp_path / "list.json")[0].instance_data_dir == tmp_path / "cats"

@@ -105,6 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     if args.dreambench and not (args.identifier and args.class_name):
         raise UserError("--dreambench needs --identifier (such as sks) and --class_name (such as dog)")
+    args.concept = None  # the entry of --concepts_list that this evaluation is of
     args.stages = tuple(stage for stage in STAGES if stage in (args.only or STAGES))
     return args
 

@@ -1,6 +1,7 @@
 """What an evaluation's flags leave open: filled in from the fine-tuned folder's run.json, and from the prompts."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from utils.errors import UserError
@@ -11,6 +12,7 @@ from utils.files.json_files import read_json
 from utils.files.ownership import RUN_FILE
 from utils.models.base import from_hub_cache
 from utils.models.folder import MODEL_INDEX
+from utils.models.metadata import prompts_of
 
 Notes = list[tuple[str, str]]  # ("note" or "warning", what is said)
 
@@ -44,26 +46,37 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         raise UserError(f"--pretrained_model_name_or_path is missing, and {path} does not record one: give it")
     instance_prompt = recorded.get("instance_prompt")
     notes += fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
-    notes += fill_subject(args, photo_prompts(run), recorded.get("class_prompt"))
+    notes += fill_subject(args, run | dict(arguments=recorded))
     if args.num_drift_images and args.drift_prompt is None:
         args.drift_prompt = other_prompts(args.class_name) if args.class_name else []
     args.drift_prompt = args.drift_prompt or []
     return notes
 
 
-def photo_prompts(run: dict) -> list[str]:
-    """The prompts that run.json says its photos were trained with: captions, else --instance_prompt."""
-    instance_prompt = (run.get("arguments") or {}).get("instance_prompt")
-    photos = run.get("photos")
-    prompts = [photo.get("prompt", instance_prompt) for photo in photos or [{}] if isinstance(photo, dict)]
-    return [prompt for prompt in prompts if isinstance(prompt, str) and prompt]
+def own_prompts(run: dict, folder: Path | None, *, is_one_of_several: bool) -> list[str]:
+    """The prompts that run.json says this subject's photos were trained with, one a photo; none if it was not there.
+
+    The photos are those of the folder. If it is the evaluation's only subject and the run's, they may be elsewhere
+    now, or others.
+    """
+    trained_in = run["arguments"].get("instance_data_dir") or ""
+    by_folder: dict[Path, list[dict]] = {}
+    for photo in run.get("photos") or [{}]:
+        by_folder.setdefault(Path(photo.get("folder") or trained_in).resolve(), []).append(photo)
+    if is_one_of_several or len(by_folder) > 1:
+        photos = by_folder.get(folder.resolve(), []) if folder is not None else []
+        run = run | dict(photos=photos) if photos else {}
+    return list(Counter(prompts_of(run)).elements())
 
 
-def fill_subject(args: argparse.Namespace, trained_with: list[str], class_prompt: object) -> Notes:
+def fill_subject(args: argparse.Namespace, run: dict) -> Notes:
     """Sets the class and the identifier that were not given, by the prompts; returns notes on what was guessed."""
-    given = f"a {args.class_name}" if args.class_name else class_prompt
+    concept = args.concept
+    trained_with = own_prompts(run, args.instance_data_dir, is_one_of_several=concept is not None)
     prompts = trained_with or args.prompt
-    subject = guess_subject(prompts, given if isinstance(given, str) else None)
+    class_prompts = [f"a {args.class_name}" if args.class_name else None, concept and concept.class_prompt]
+    class_prompts += [run["arguments"].get("class_prompt")] if trained_with else []
+    subject = guess_subject(prompts, next((prompt for prompt in class_prompts if names_class(prompt)), None))
     notes: Notes = []
     found = []
     for flag in Subject._fields:
@@ -74,12 +87,19 @@ def fill_subject(args: argparse.Namespace, trained_with: list[str], class_prompt
                 setattr(args, flag, guess)
                 found.append(f'--{flag} "{guess}"')
     if found:
-        notes.append(("note", f'read from the prompt "{prompts[0]}": {" ".join(found)} (these flags correct it)'))
-    if args.class_name is None:
-        notes.append(
-            ("note", f'no class in the prompt "{prompts[0]}": say what the subject is one of by --class_name')
+        how = "these flags correct it" + (
+            ", beside --prompt and --instance_data_dir of this subject" if concept else ""
         )
+        notes.append(("note", f'read from the prompt "{prompts[0]}": {" ".join(found)} ({how})'))
+    if args.class_name is None:
+        how = 'a "class_prompt" in --concepts_list' if concept else "--class_name"
+        notes.append(("note", f'no class in the prompt "{prompts[0]}": say what the subject is one of by {how}'))
     return notes
+
+
+def names_class(prompt: object) -> bool:
+    """Whether it is a class's prompt: one that preserves another subject ("a photo of sks cat") says no class."""
+    return isinstance(prompt, str) and guess_subject([prompt]).identifier is None
 
 
 def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path) -> Notes:

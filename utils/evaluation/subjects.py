@@ -13,19 +13,20 @@ from utils.evaluation.metrics import mean_interval
 from utils.evaluation.prompts import slug
 from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE
 from utils.evaluation.wording import LABELS, number
-from utils.files.json_files import write_json
-from utils.files.ownership import run_of
+from utils.files.json_files import read_json_or_none, write_json
+from utils.files.ownership import expand_home, run_of
 
 SUBJECTS_FILE = "subjects.json"
 METRICS = ("dino", "clip_i", "clip_t", "clip_t_other")
 ONE_SUBJECT = ("prompt", "prompts_file", "dreambench", "instance_data_dir", "identifier", "class_name")
 
 
-class Subject(NamedTuple):
-    """One entry of a --concepts_list."""
+class Concept(NamedTuple):
+    """One entry of a --concepts_list: a subject."""
 
     instance_prompt: str
     instance_data_dir: Path
+    class_prompt: str | None
 
 
 class Mean(NamedTuple):
@@ -36,23 +37,23 @@ class Mean(NamedTuple):
     num_subjects: int
 
 
-def read_subjects(path: Path) -> list[Subject]:
+def read_concepts(path: Path) -> list[Concept]:
     """The subjects of a --concepts_list file, the one that training takes. Raises UserError."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"--concepts_list {path} cannot be read as JSON: {error}") from None
-    subjects = []
+    concepts = []
     for place, entry in enumerate(entries if isinstance(entries, list) else [None], 1):
-        given = [entry.get(name) for name in Subject._fields] if isinstance(entry, dict) else []
-        texts = [text for text in given if isinstance(text, str) and text.strip()]
-        if len(texts) < len(Subject._fields):
-            wanted = " and ".join(Subject._fields)
+        given = [entry.get(name) for name in Concept._fields] if isinstance(entry, dict) else [None] * 3
+        prompt, folder, class_prompt = [text if isinstance(text, str) and text.strip() else None for text in given]
+        if prompt is None or folder is None:
+            wanted = " and ".join(Concept._fields[:2])
             raise UserError(f"--concepts_list {path}, concept {place}: it is not an object with {wanted}")
-        subjects.append(Subject(str(texts[0]), Path(str(texts[1]))))
-    if not subjects:
+        concepts.append(Concept(prompt, expand_home(folder), class_prompt))
+    if not concepts:
         raise UserError(f"--concepts_list {path} names no subject")
-    return subjects
+    return concepts
 
 
 def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
@@ -76,11 +77,12 @@ def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
         raise UserError(f"--concepts_list names several subjects, and --{flag} is for one: leave one of them out")
     changes = [
         dict(
-            prompt=[subject.instance_prompt],
-            instance_data_dir=subject.instance_data_dir,
-            output_dir=args.output_dir / f"{place:02d}-{slug(subject.instance_prompt)}",
+            concept=concept,
+            prompt=[concept.instance_prompt],
+            instance_data_dir=concept.instance_data_dir,
+            output_dir=args.output_dir / f"{place:02d}-{slug(concept.instance_prompt)}",
         )
-        for place, subject in enumerate(read_subjects(path), 1)
+        for place, concept in enumerate(read_concepts(path), 1)
     ]
     return [argparse.Namespace(**vars(args) | change) for change in changes]
 
