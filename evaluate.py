@@ -1,7 +1,6 @@
 """Evaluates a fine-tuned pipeline beside its baseline: samples both, scores the images, writes one page to look at."""
 
 import sys
-from pathlib import Path
 
 from utils.command_line import leave, run_main
 from utils.evaluation import candidates, subjects
@@ -9,7 +8,7 @@ from utils.evaluation.arguments import parse_args
 from utils.evaluation.card import update_card
 from utils.evaluation.hashes import hash_models
 from utils.evaluation.plan import EvaluationPlan, make_plan
-from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples
+from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples, recorded_path
 from utils.files.hashing import in_background
 from utils.runtime import timing
 from utils.runtime.terminal import wrapped
@@ -39,6 +38,7 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
 
         generate(plan, hashing)
     samples, metrics = read_samples(plan.output_dir), None
+    folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
 
     if "score" in plan.stages:  # metrics.json, metrics.csv
         from utils.evaluation.score import score
@@ -47,7 +47,7 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
         metrics = score(plan, samples)
         lines = summary(metrics)
         if "candidates" in metrics:
-            lines += candidates.summary(metrics["candidates"], samples["models"][FINETUNED]["path"])
+            lines += candidates.summary(metrics["candidates"], folder)
         print("\n".join(map(wrapped, lines)))
 
     if "report" in plan.stages:  # report.html
@@ -55,7 +55,7 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
 
         metrics = read_metrics(plan.output_dir, samples)
         write_report(plan.output_dir, samples, metrics)
-        update_card(Path(samples["models"][FINETUNED]["path"]), plan.output_dir, metrics)
+        update_card(folder, plan.output_dir, metrics)
 
     if "generate" in plan.stages:
         print(f"Look at {plan.output_dir / COMPARISON_FILE}")

@@ -533,6 +533,42 @@ def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):
     )
 
 
+def test_scoring_again_does_not_depend_on_the_folder_it_is_called_from(
+    trained_dir, photos_dir, models, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(photos_dir, tmp_path / "photos")
+    shutil.copytree(trained_dir, tmp_path / "output")
+    monkeypatch.chdir(tmp_path)
+    assert run(Path("output"), Path("result"), "--instance_data_dir", "photos", *models) == 0
+    samples, first = read(Path("result"), "samples.json"), read(Path("result"), "metrics.json")
+    assert (samples["instance_data_dir"], samples["models"]["finetuned"]["path"]) == ("photos", "output")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    again = ["--only", "score", "--output_dir", "../result", *models]
+    assert run_main(evaluate.main, again) == 0
+    assert read(tmp_path / "result", "metrics.json")["models"] == first["models"]
+    assert run_main(evaluate.main, ["--only", "report", "--output_dir", "../result"]) == 0
+    page = (tmp_path / "result/report.html").read_text()
+    assert "Your photo photo-0.jpg" in page and "Training loss" in page and str(tmp_path / "output") not in page
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    before = (tmp_path / "result/metrics.json").read_bytes()
+    assert run_main(evaluate.main, again) == 2
+    said = capsys.readouterr().err
+    assert f"are not at {tmp_path / 'photos'}: say where they are by --instance_data_dir" in said
+    assert (tmp_path / "result/metrics.json").read_bytes() == before
+    assert run_main(evaluate.main, [*again, "--instance_data_dir", "../moved"]) == 0
+
+
+def test_a_baseline_that_is_gone_does_not_cost_the_scores(whole, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / "result")
+    samples, before = read(folder, "samples.json"), (folder / "metrics.json").read_bytes()
+    samples["models"]["baseline"]["path"] = str(tmp_path / "gone")
+    (folder / "samples.json").write_text(json.dumps(samples))
+    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder)]) == 2
+    assert f"is not at {tmp_path / 'gone'}: give --clip_model, or draw again" in capsys.readouterr().err
+    assert (folder / "metrics.json").read_bytes() == before
+
+
 def spoil(folder: Path, part: str) -> Path:
     """Puts a NaN into the first weights of a model's file."""
     path = next((folder / part).glob("*.safetensors"))

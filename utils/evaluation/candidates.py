@@ -43,13 +43,13 @@ def candidate_prompts(prompts: list[Prompt]) -> list[Prompt]:
     return subject + [prompt for prompt in prompts if prompt.role not in (SUBJECT, CLASS)]
 
 
-def describe(metrics: dict, samples: dict, folder: Path) -> dict | None:
+def describe(metrics: dict, samples: dict, baseline: Path, finetuned: Path) -> dict | None:
     """metrics.json's "candidates": the choice, and every candidate's place; None if likeness was not measured.
 
     Args:
         metrics: what score.py measured on the candidates' images.
         samples: samples.json's "candidates".
-        folder: the fine-tuned pipeline's.
+        baseline, finetuned: the pipelines' folders.
     """
     chosen = choice.choose(metrics)
     if chosen is None:
@@ -68,16 +68,18 @@ def describe(metrics: dict, samples: dict, folder: Path) -> dict | None:
         sentence=chosen.sentence,
         why=chosen.why,
         num_inference_steps=samples["num_inference_steps"],
-        entries=[_entry(metrics, samples, folder, standing, y) for standing in standings],
+        entries=[
+            _entry(metrics, samples, standing, y) | dict(command=export_command(finetuned, baseline, standing.name))
+            for standing in standings
+        ],
     )
 
 
-def _entry(metrics: dict, samples: dict, folder: Path, standing: Standing, y: str) -> dict:
+def _entry(metrics: dict, samples: dict, standing: Standing, y: str) -> dict:
     values = metrics["models"][standing.name]
     return dict(
         name=standing.name,
         label=label(standing.name),
-        command=export_command(folder, Path(samples["models"][BASELINE]["path"]), standing.name),
         value=dict(x=standing.likeness.value, y=_value(values, y)),
         interval=dict(x=_around_baseline(standing.likeness), y=_around_baseline(standing.faithfulness)),
         images=_shown(samples, standing.name),
@@ -115,7 +117,7 @@ def export_command(folder: Path, baseline: Path, name: str) -> str | None:
     return shlex.join(command)
 
 
-def summary(candidates: dict | None, folder: str) -> list[str]:
+def summary(candidates: dict | None, folder: Path) -> list[str]:
     """The choice in one sentence, its reason, and the command, for the terminal."""
     if candidates is None:
         return ["Which one to use: likeness to your subject could not be measured (the report says why)."]

@@ -293,6 +293,7 @@ def describe(
         complete=True,
         samples_id=samples_id(entries),
         command=plan.command,
+        working_directory=str(Path.cwd()),  # of the paths here, which are as they were typed
         files=[*(entry["file"] for entry in entries), COMPARISON_FILE],
         prompts=[dict(text=prompt.text, role=prompt.role) for prompt in plan.prompts],
         num_images=plan.num_images,

@@ -182,6 +182,12 @@ def read_samples(output_dir: Path) -> dict:
     return samples
 
 
+def recorded_path(samples: dict, path: str) -> Path:
+    """Where a path of samples.json lies, from whichever folder this is called; as it was typed if from the same."""
+    called_from = Path(samples.get("working_directory", ""))
+    return Path(path) if called_from == Path.cwd() else called_from / path
+
+
 def all_images(samples: dict) -> list[dict]:
     """The entries of samples.json, the candidates' among them."""
     return samples["images"] + (samples.get("candidates") or {}).get("images", [])

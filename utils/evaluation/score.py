@@ -17,7 +17,16 @@ from utils.evaluation.image_table import COLUMNS, NO_PHOTOS, ImageTable, as_csv,
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import CLASS, OTHER, SUBJECT
-from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV, METRICS_FORMAT, METRICS_JSON, WRITTEN_BY
+from utils.evaluation.samples import (
+    BASELINE,
+    FINETUNED,
+    METRICS_CSV,
+    METRICS_FORMAT,
+    METRICS_JSON,
+    SAMPLES_FILE,
+    WRITTEN_BY,
+    recorded_path,
+)
 from utils.evaluation.verdict import judge
 from utils.evaluation.visible import DRAWN_SHARE
 from utils.files.atomic import replace_file
@@ -40,8 +49,7 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
     """Computes every metric that there is a model for; writes metrics.json and metrics.csv, and returns the former."""
     device = pick_device()
     clip, dino = load_encoders(plan, samples, device)
-    recorded = samples["instance_data_dir"]
-    photos = load_photos(plan.instance_data_dir or (Path(recorded) if recorded else None))
+    photos = load_photos(photos_folder(plan, samples))
     make_table = partial(ImageTable, folder=plan.output_dir, photos=list(photos.values()), clip=clip, dino=dino)
     table = make_table(samples)
     lpips_distance, no_lpips = encoders.load_lpips()
@@ -59,8 +67,8 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         values["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
     record["verdicts"] = {model: asdict(judge(record, model)) for model in record["changes"]}
     if quick := samples.get("candidates"):
-        folder = Path(samples["models"][FINETUNED]["path"])
-        record["candidates"] = candidates.describe(record | measure(make_table(quick), quick), quick, folder)
+        folders = [recorded_path(samples, samples["models"][model]["path"]) for model in (BASELINE, FINETUNED)]
+        record["candidates"] = candidates.describe(record | measure(make_table(quick), quick), quick, *folders)
     try:
         replace_file(plan.output_dir / METRICS_CSV, lambda file: file.write(as_csv(table).encode()))
         write_json(plan.output_dir / METRICS_JSON, record)
@@ -94,9 +102,24 @@ def _by_prompt(values: np.ndarray | None, rows: np.ndarray) -> list[list[float]]
     return values[rows].tolist() if values is not None and rows.size else None
 
 
+def photos_folder(plan: EvaluationPlan, samples: dict) -> Path | None:
+    """The photos that are compared with; None if there never were any. Raises UserError if they are gone."""
+    recorded = samples["instance_data_dir"]
+    if plan.instance_data_dir is not None or recorded is None:
+        return plan.instance_data_dir
+    folder = recorded_path(samples, recorded)
+    if not folder.is_dir():
+        where = "say where they are by --instance_data_dir, or draw again (--only generate)"
+        raise UserError(f"the photos that {plan.output_dir / SAMPLES_FILE} names are not at {folder}: {where}")
+    return folder
+
+
 def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> tuple[Encoder | None, Encoder | None]:
     """(CLIP, DINO) as given, else CLIP as the pipeline provides it; None for what is not there."""
-    baseline = Path(samples["models"][BASELINE]["path"])
+    baseline = recorded_path(samples, samples["models"][BASELINE]["path"])
+    if plan.clip_model is None and not baseline.is_dir():
+        where = "give --clip_model, or draw again (--only generate)"
+        raise UserError(f"the baseline that {plan.output_dir / SAMPLES_FILE} names is not at {baseline}: {where}")
     clip_folder, clip = plan.clip_model or embedded_clip(baseline), None
     if clip_folder is not None:
         clip = encoders.load_clip(clip_folder, device)

@@ -31,7 +31,7 @@ from utils.evaluation.report.candidates import make_selection
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.gallery import label, make_gallery, ordered
 from utils.evaluation.report.numbers import REPORTED_METRICS, metric_table
-from utils.evaluation.samples import BASELINE, FINETUNED, REPORT_FILE, SamplingSettings
+from utils.evaluation.samples import BASELINE, FINETUNED, REPORT_FILE, SamplingSettings, recorded_path
 from utils.evaluation.subject import subject_line
 from utils.evaluation.verdict import judge
 from utils.evaluation.visible import fidelity_metric, main_encoder
@@ -72,11 +72,11 @@ CURVES = (
 
 def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     """Writes report.html from what the other stages and the training left on disk."""
-    folder = Path(samples["models"][FINETUNED]["path"])
+    folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
     run = read_json_or_empty(folder / "run.json")
     photos = samples["instance_data_dir"]
     gallery = make_gallery(
-        output_dir, samples, load_photos(Path(photos) if photos is not None else None), metrics is not None
+        output_dir, samples, load_photos(recorded_path(samples, photos) if photos else None), metrics is not None
     )
     page = TEMPLATES.get_template("report.html.jinja").render(
         prompts=samples["prompts"],
