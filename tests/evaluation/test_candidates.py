@@ -91,7 +91,10 @@ def test_the_choice_is_in_metrics_json_and_on_the_terminal(trained, tmp_path, ca
     assert run(trained, result, "--choose", *clip) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     (result / found["entries"][0]["images"][0]["file"]).unlink()
-    assert run(trained, result, "--only", "score") == 2 and "is missing" in capsys.readouterr().err
+    assert (
+        run_main(evaluate.main, ["--only", "score", "--output_dir", str(result)]) == 2
+        and "is missing" in capsys.readouterr().err
+    )
     assert run(trained, result, *clip) == 0
     assert not (result / "candidates").exists() and "candidates" not in json.loads(
         (result / "metrics.json").read_text()

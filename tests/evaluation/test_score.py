@@ -317,7 +317,7 @@ def test_the_papers_prompts_and_a_file_of_prompts(trained_dir, tmp_path):
         (["--prompts_file", "/no/such/file"], "--prompts_file /no/such/file"),
         (["--only", "draw"], "--only"),
         (["--clip_model", "/no/such/folder"], "--clip_model /no/such/folder does not exist"),
-        (["--only", "score"], "run evaluate.py without --only first"),
+        (["--only", "score"], "does not read --finetuned_model_name_or_path (generate), --num_images (generate)"),
         (["--drift_prompt", "\udcff"], "--drift_prompt: holds characters"),
     ],
 )
@@ -644,6 +644,13 @@ def test_metrics_of_other_images_are_not_shown(trained_dir, models, tmp_path):
     assert "Not scored yet" not in (result / "report.html").read_text()
     assert run(trained_dir, result, "--seed", "7", "--only", "generate", "--only", "report") == 0
     assert "Not scored yet" in (result / "report.html").read_text()
+
+
+@pytest.mark.parametrize("stage", ["score", "report"])
+def test_a_folder_without_images_is_named(tmp_path, capsys, stage):
+    assert run_main(evaluate.main, ["--only", stage, "--output_dir", str(tmp_path / "result")]) == 2
+    assert "run evaluate.py without --only first" in capsys.readouterr().err
+    assert not (tmp_path / "result").exists()
 
 
 def test_an_older_or_unfinished_samples_json_is_refused(whole, tmp_path, capsys):

@@ -14,6 +14,11 @@ BASELINE_FLAG = "--pretrained_model_name_or_path"
 FINETUNED_FLAG = "--finetuned_model_name_or_path"
 VAE_FLAG = "--pretrained_vae_name_or_path"
 STAGES = ("generate", "score", "report")
+READ_BY = {  # flag: the stages that read it; all others are for generate alone
+    **dict.fromkeys(("output_dir", "concepts_list", "only", "debug"), STAGES),
+    **dict.fromkeys(("clip_model", "dino_model"), ("score",)),
+    "instance_data_dir": ("generate", "score"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,13 +106,25 @@ def _add_sampling_flags(add: Callable[..., object]) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses `argv` and checks every value that can be judged by itself. Raises UserError."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    stages = tuple(stage for stage in STAGES if stage in (args.only or STAGES))
+    check_stages([flag for flag, value in vars(args).items() if value != parser.get_default(flag)], stages)
+    args.stages = stages
     args.command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     if args.dreambench and not (args.identifier and args.class_name):
         raise UserError("--dreambench needs --identifier (such as sks) and --class_name (such as dog)")
     args.concept = None  # the entry of --concepts_list that this evaluation is of
-    args.stages = tuple(stage for stage in STAGES if stage in (args.only or STAGES))
     return args
+
+
+def check_stages(given: list[str], stages: tuple[str, ...]) -> None:
+    """Checks that every flag given is read by one of the stages that run. Raises UserError."""
+    readers = {flag: READ_BY.get(flag, ("generate",)) for flag in given}
+    unread = [f"--{flag} ({' and '.join(by)})" for flag, by in readers.items() if not set(by) & set(stages)]
+    if unread:
+        said, asked = ", ".join(unread), " and ".join(stages)
+        raise UserError(f"--only {asked} does not read {said}: leave that out, or name its stage too (--only)")
 
 
 def check_text(where: str, text: str) -> None:
