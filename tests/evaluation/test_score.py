@@ -459,11 +459,13 @@ def test_the_table_has_a_line_an_image(whole):
         assert np.mean(values) == pytest.approx(record["models"]["finetuned"][name]["value"], abs=1e-5)
 
 
-def test_scoring_again_gives_the_same_file(whole, models, tmp_path):
+def test_scoring_again_gives_the_same_but_for_the_command(whole, models, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "result")
-    before = (folder / "metrics.json").read_bytes()
+    before = read(folder, "metrics.json")
     assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder), *models]) == 0
-    assert (folder / "metrics.json").read_bytes() == before
+    after = read(folder, "metrics.json")
+    assert "--only score" in after.pop("command") and "--only" not in before.pop("command")
+    assert after == before
 
 
 def test_without_models_every_metric_says_what_it_needs(trained_dir, tmp_path):
@@ -517,6 +519,10 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     assert values["photos"]["real_clip"] == dict(value=None, reason="needs two different photos or more")
     assert values["photos"]["clip_t"] == values["photos"]["clip_t_class"]  # the prompt names the class alone
     assert values["photos"]["clip_t"]["value"] is not None
+    assert run_main(evaluate.main, ["--only", "report", "--output_dir", str(tmp_path / "result")]) == 0
+    page = (tmp_path / "result/report.html").read_text()
+    assert "Your photo photo-0.jpg" in page  # of the scores; the images were drawn without any
+    assert page.count("python evaluate.py") == 2 and f"--instance_data_dir {tmp_path / 'one'}" in page
 
 
 def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):

@@ -49,7 +49,8 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
     """Computes every metric that there is a model for; writes metrics.json and metrics.csv, and returns the former."""
     device = pick_device()
     clip, dino = load_encoders(plan, samples, device)
-    photos = load_photos(photos_folder(plan, samples))
+    folder = photos_folder(plan, samples)
+    photos = load_photos(folder)
     make_table = partial(ImageTable, folder=plan.output_dir, photos=list(photos.values()), clip=clip, dino=dino)
     table = make_table(samples)
     lpips_distance, no_lpips = encoders.load_lpips()
@@ -57,10 +58,15 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         written_by=WRITTEN_BY,
         format=METRICS_FORMAT,
         samples_id=samples["samples_id"],
+        command=plan.command,
         subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
         encoders=dict(clip=clip and clip.description(), dino=dino and dino.description()),
         intervals=dict(confidence=metrics.CONFIDENCE, method=INTERVALS),
-        photos=dict(files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos], **photo_metrics(table)),
+        photos=dict(
+            folder=str(folder.absolute()) if folder is not None else None,
+            files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos],
+            **photo_metrics(table),
+        ),
     )
     record |= measure(table, samples)
     for model, values in record["models"].items():

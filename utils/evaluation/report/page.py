@@ -74,10 +74,7 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     """Writes report.html from what the other stages and the training left on disk."""
     folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
     run = read_json_or_empty(folder / "run.json")
-    photos = samples["instance_data_dir"]
-    gallery = make_gallery(
-        output_dir, samples, load_photos(recorded_path(samples, photos) if photos else None), metrics is not None
-    )
+    gallery = make_gallery(output_dir, samples, load_photos(photos_folder(samples, metrics)), metrics is not None)
     page = TEMPLATES.get_template("report.html.jinja").render(
         prompts=samples["prompts"],
         subject_line=subject_line(samples),
@@ -93,13 +90,27 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
         settings=settings(samples, metrics, run),
         script=Markup(SCRIPT),
         policy=POLICY,
-        commands={"Training": run.get("command"), "Evaluation": samples.get("command")},
+        commands=commands(samples, metrics, run),
     )
     content = page.encode("utf-8", "backslashreplace")  # a file's name may hold what UTF-8 cannot
     try:
         replace_file(output_dir / REPORT_FILE, lambda file: file.write(content))
     except OSError as error:
         raise UserError(f"--output_dir {output_dir}: {error.strerror or error}: make room there") from error
+
+
+def photos_folder(samples: dict, metrics: dict | None) -> Path | None:
+    """Of the photos that the images were compared with, else of those that were named when they were drawn."""
+    compared, named = (metrics or {}).get("photos", {}).get("folder"), samples["instance_data_dir"]
+    if compared is not None:
+        return Path(compared)
+    return recorded_path(samples, named) if named is not None else None
+
+
+def commands(samples: dict, metrics: dict | None, run: dict) -> dict[str, str | None]:
+    """Those that made the model, the images, and the scores if that was another."""
+    drawing, scoring = samples.get("command"), (metrics or {}).get("command")
+    return {"Training": run.get("command"), "Evaluation": drawing, "Scores": scoring if scoring != drawing else None}
 
 
 # Verdict
