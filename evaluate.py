@@ -19,13 +19,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     plans = [make_plan(each) for each in subjects.split_by_subject(args)]
     measured = {plan.output_dir.name: evaluate(plan) for plan in plans}
-    if len(plans) > 1 and "score" in plans[0].stages:
+    if len(plans) > 1 and "score" in args.stages:
         scored = {name: metrics for name, metrics in measured.items() if metrics is not None}
         print("\n".join(subjects.write_subjects(args.output_dir, scored)))
+    if "report" in args.stages:
+        update_card(plans[0].output_dir, measured)
+    for plan in plans:
+        for stage, file in (("generate", COMPARISON_FILE), ("report", REPORT_FILE)):
+            if stage in args.stages:
+                print(f"Look at {plan.output_dir / file}")
 
 
 def evaluate(plan: EvaluationPlan) -> dict | None:
-    """The stages that the plan has; returns metrics.json if images were scored."""
+    """The stages that the plan has; returns metrics.json if images were scored or shown with their scores."""
     timing.start()
     for level, note in plan.notes:
         line, stream = (f"warning: {note}", sys.stderr) if level == "warning" else (note, sys.stdout)
@@ -38,7 +44,6 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
 
         generate(plan, hashing)
     samples, metrics = read_samples(plan.output_dir), None
-    folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
 
     if "score" in plan.stages:  # metrics.json, metrics.csv
         from utils.evaluation.score import score
@@ -47,6 +52,7 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
         metrics = score(plan, samples)
         lines = summary(metrics)
         if "candidates" in metrics:
+            folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
             lines += candidates.summary(metrics["candidates"], folder)
         print("\n".join(map(wrapped, lines)))
 
@@ -55,12 +61,6 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
 
         metrics = read_metrics(plan.output_dir, samples)
         write_report(plan.output_dir, samples, metrics)
-        update_card(folder, plan.output_dir, metrics)
-
-    if "generate" in plan.stages:
-        print(f"Look at {plan.output_dir / COMPARISON_FILE}")
-    if "report" in plan.stages:
-        print(f"Look at {plan.output_dir / REPORT_FILE}")
     return metrics
 
 

@@ -2,22 +2,37 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from utils.evaluation.samples import COMPARISON_FILE
+from utils.evaluation.samples import BASELINE, COMPARISON_FILE, FINETUNED, read_samples, recorded_path
+from utils.evaluation.subjects import means
 from utils.models.card import CARD_FILE, write_card
 
 
-def update_card(folder: Path, output_dir: Path, metrics: Mapping[str, Any] | None) -> None:
-    """Writes the card of the pipeline in `folder` anew; says so. A folder that cannot be written keeps the old one.
+def update_card(output_dir: Path, measured: Mapping[str, dict | None]) -> None:
+    """Writes the card of the pipeline that drew anew; says so. A folder that cannot be written keeps the old one.
 
     Args:
-        output_dir: the evaluation's, with its picture.
-        metrics: metrics.json's content; None without scores.
+        output_dir: the evaluation's, of several subjects the first's: its samples.json names the pipeline.
+        measured: metrics.json by subject; None without scores. Of several subjects the card has the means, no picture.
     """
-    picture = output_dir / COMPARISON_FILE
+    samples = read_samples(output_dir)
+    folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
+    picture: Path | None = output_dir / COMPARISON_FILE
+    scored = {name: metrics for name, metrics in measured.items() if metrics is not None}
+    metrics, said = next(iter(measured.values())), "the scores and the comparison picture"
+    if len(measured) > 1:
+        picture, said = None, f"the means of {len(measured)} subjects"
+        metrics = mean_metrics(scored)
+        if len(scored) < len(measured):
+            metrics, said = None, f"no scores, since not all of {len(measured)} subjects have any"
     try:
-        if write_card(folder, metrics=metrics, picture=picture if picture.is_file() else None):
-            print(f"{folder / CARD_FILE} has the scores and the comparison picture")
+        if write_card(folder, metrics=metrics, picture=picture if picture and picture.is_file() else None):
+            print(f"{folder / CARD_FILE} has {said}")
     except OSError as error:
         print(f"note: {folder / CARD_FILE} stays as it was ({error.strerror or error})")
+
+
+def mean_metrics(measured: Mapping[str, dict]) -> dict:
+    """The means over subjects, as metrics.json has one subject's."""
+    models = (BASELINE, FINETUNED)
+    return dict(models={model: {k: v._asdict() for k, v in means(measured, model).items()} for model in models})
