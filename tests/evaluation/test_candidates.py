@@ -139,6 +139,14 @@ def test_the_command_writes_the_candidate(trained, tiny_pipeline_dir, tmp_path):
     assert "--strength" not in export_command(folder, tmp_path, "checkpoint-10")
 
 
+@pytest.mark.parametrize("typed_as", [".", "checkpoint-5/..", "../output"])
+def test_the_chosen_one_lies_beside_the_folder_however_that_is_typed(trained, tmp_path, monkeypatch, typed_as):
+    folder = shutil.copytree(trained, tmp_path / "output")
+    monkeypatch.chdir(folder)
+    command = shlex.split(export_command(Path(typed_as), tmp_path, "checkpoint-10"))
+    assert Path(command[4]).resolve() == tmp_path / "output-chosen"
+
+
 def test_labels_are_for_people():
     assert [label(name) for name in ("finetuned", "finetuned@0.75", "checkpoint-20", "checkpoint-20@2")] == [
         "the result",

@@ -108,7 +108,8 @@ def export_command(folder: Path, baseline: Path, name: str) -> str | None:
     if name == FINETUNED:
         return None
     model, _, strength = name.partition("@")
-    command = [*typed_module("utils.export"), str(folder), f"{folder}-chosen"]
+    named = folder if folder.name not in ("", "..") else folder.resolve()  # beside the folder, also if that is "."
+    command = [*typed_module("utils.export"), str(folder), str(named.with_name(f"{named.name}-chosen"))]
     command += ["--checkpoint", model] if model != FINETUNED else []
     command += ["--strength", strength] if strength else []
     recorded = run_of(folder).get("arguments", {}).get("pretrained_model_name_or_path")
