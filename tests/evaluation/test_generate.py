@@ -265,6 +265,8 @@ def test_a_run_cut_off_while_writing_can_be_repeated(trained_dir, result, monkey
         (["--mixed_precision", "fp8"], "--mixed_precision"),
         (["--num_image", "4"], "--num_image"),
         (["--prompt", "\udcff"], "argument --prompt: holds characters"),
+        (["--prompt", "a cat", "--prompt", ""], "argument --prompt: is empty"),
+        (["--drift_prompt", " "], "argument --drift_prompt: is empty"),
         (["--pretrained_model_name_or_path", ""], "--pretrained_model_name_or_path: is empty"),
         (
             ["--pretrained_model_name_or_path", "CompVis/stable-diffusion-v1-4"],

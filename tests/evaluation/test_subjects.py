@@ -82,6 +82,7 @@ def test_what_is_for_one_subject_is_refused_beside_several(concepts, flag):
         ("[]", "names no subject"),
         ('[{"instance_prompt": "x"}]', "concept 1"),
         ('[{"instance_prompt": "x", "instance_data_dir": " "}]', "concept 1"),
+        ('[{"instance_prompt": "", "instance_data_dir": "x"}]', "concept 1"),
     ],
 )
 def test_a_malformed_list_is_named(tmp_path, text, message):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.command_line import Parser, non_negative_float, non_negative_int, positive_int, seed_int
+from utils.command_line import Parser, as_text, non_negative_float, non_negative_int, positive_int, seed_int
 from utils.errors import UserError
 from utils.evaluation.prompts import DREAMBENCH
 
@@ -63,7 +63,12 @@ def _add_subject_flags(add: Callable[..., object]) -> None:
         metavar="FILE",
         help="several subjects, each with its own photos",
     )
-    add("--prompt", action="append", help="what to draw; repeatable (the instance prompt of the fine-tuned run.json)")
+    add(
+        "--prompt",
+        action="append",
+        type=as_prompt,
+        help="what to draw; repeatable (the instance prompt of the fine-tuned run.json)",
+    )
     add("--prompts_file", type=Path, metavar="FILE", help="prompts, one a line")
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
     add(
@@ -71,7 +76,12 @@ def _add_subject_flags(add: Callable[..., object]) -> None:
         help="the subject's name in prompts, such as sks (guessed from the prompts it was trained with)",
     )
     add("--class_name", help="what the subject is one of, such as dog (guessed from the prompts it was trained with)")
-    add("--drift_prompt", action="append", help="a prompt without the subject; repeatable (two other things)")
+    add(
+        "--drift_prompt",
+        action="append",
+        type=as_prompt,
+        help="a prompt without the subject; repeatable (two other things)",
+    )
     add("--checkpoint", action="append", metavar="NAME", help="also a checkpoint-N of the fine-tuned folder, or all")
     add(
         "--strength",
@@ -125,6 +135,13 @@ def check_stages(given: list[str], stages: tuple[str, ...]) -> None:
     if unread:
         said, asked = ", ".join(unread), " and ".join(stages)
         raise UserError(f"--only {asked} does not read {said}: leave that out, or name its stage too (--only)")
+
+
+def as_prompt(text: str) -> str:
+    """What to draw: an empty prompt draws anything."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: is a shell variable unset?")
+    return as_text(text)
 
 
 def check_text(where: str, text: str) -> None:
