@@ -9,7 +9,7 @@ from importlib import metadata
 from utils.errors import first_line
 from utils.runtime.gpu import REINSTALL, Finding, examine_gpu, version_numbers
 
-# The oldest and the newest version of tests/stacks/'s legs (docs/compatibility.md).
+# The oldest and the newest version of tests/stacks/matrix.sh's legs (docs/compatibility.md).
 TESTED = {
     "torch": ("2.2.2", "2.15.0"),
     "transformers": ("4.39.3", "5.24.0"),
