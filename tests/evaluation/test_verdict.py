@@ -168,7 +168,24 @@ def test_pictures_of_other_things_that_look_like_the_subject_are_counted(ours, b
         record["models"][model]["clip_i_other"].update(like_subject=files, num_images=8)
     found = check(record, "spread")
     assert found.state == state and f"{len(ours)} of 8 pictures" in found.text
-    assert found.files == tuple(ours) and ("stays out" in found.title) == (not ours)
+    assert found.files == tuple(ours) and ("in none of 8 other pictures" in found.title) == (not ours)
+    assert ("more than 31% of all such" in found.text) == (not ours)
+
+
+@pytest.mark.parametrize(("num_images", "state"), [(1, UNCERTAIN), (4, UNCERTAIN), (5, NOT_FOUND), (8, NOT_FOUND)])
+def test_none_of_a_few_pictures_proves_nothing(num_images, state):
+    """If half of all pictures showed the subject, none of five would in 3 cases of 100, none of four in 6."""
+    record = measured(clip_i_other=0.1, margin=0.6)
+    record["models"]["finetuned"]["clip_i_other"].update(like_subject=[], num_images=num_images)
+    found = check(record, "spread")
+    assert found.state == state and f"Like your subject: 0 of {num_images} pictures" in found.text
+    assert ("whether your subject appears in other pictures" in judge(record).gaps) == (state == UNCERTAIN)
+
+
+def test_few_pictures_are_enough_where_the_interval_leaves_no_room():
+    record = measured(clip_i_other=0.05, margin=0.01)
+    record["models"]["finetuned"]["clip_i_other"].update(like_subject=[], num_images=4)
+    assert check(record, "spread").state == NOT_FOUND
 
 
 def test_images_of_one_colour_among_the_baselines_spoil_the_comparison():

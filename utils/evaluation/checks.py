@@ -21,6 +21,7 @@ COLLAPSED_SHARE = 0.25  # of the baseline's diversity
 ALIKE_PHOTOS = 0.95  # REAL above which the photos are all but one photo
 TAKEN_OVER_SHARE = 0.5  # of the subject's gain, gone into the bare class too
 COPIED_SHARE = 0.1  # of the images
+TELLING_PICTURES = 5  # if half of all pictures showed the subject, none of five would in 3 cases of 100
 
 BLANK_BASELINE = "Images of one colour among the baseline's"
 LESS_TRAINING = "Train for fewer steps or at a lower learning rate."
@@ -208,24 +209,24 @@ def check_spread(metrics: dict, model: str) -> Check:
     if comparison is None:
         return missing(metrics, model, "spread", WARNING, key)
     ours, before = (metrics["models"][name][key] for name in (model, BASELINE))
-    files = tuple(ours.get("like_subject", ()))
-    is_counted = len(files) >= max(1, COPIED_SHARE * ours.get("num_images", 1)) and len(files) > len(
-        before.get("like_subject", ())
-    )
+    files, of_baseline = (tuple(values.get("like_subject", ())) for values in (ours, before))
+    num_counted = ours["num_images"] if "like_subject" in ours else 0
+    counted = f"Like your subject: {len(files)} of {num_counted} pictures of other things. " if num_counted else ""
+    is_counted = len(files) >= max(1, COPIED_SHARE * num_counted) and len(files) > len(of_baseline)
     state = FOUND if is_counted else effect(comparison, 1)
-    if state == UNCERTAIN and "like_subject" in ours:
-        state = NOT_FOUND
-    if state == UNCERTAIN:
-        return uncertain("spread", WARNING, comparison, MORE_OTHER_IMAGES)
-    title = "Your subject appears in few other pictures" if files else "Your subject stays out of other pictures"
-    advice = ""
+    if state == UNCERTAIN and num_counted < TELLING_PICTURES:
+        found = uncertain("spread", WARNING, comparison, MORE_OTHER_IMAGES)
+        return replace(found, text=counted + found.text)
+    text = f"{counted}Likeness to your photos in pictures of other things: {in_words(comparison)}; "
+    text += f"{comparison.visible:g} is visible."
     if state == FOUND:
         title, advice = "Your subject appears in other pictures", f"{LESS_TRAINING[:-1]}, or with prior preservation."
-    text = f"Likeness to your photos in pictures of other things: {in_words(comparison)}; "
-    text += f"{comparison.visible:g} is visible."
-    if "like_subject" in ours:
-        text = f"Like your subject: {len(files)} of {ours['num_images']} pictures of other things. {text}"
-    return Check("spread", WARNING, state, title, text, advice, (comparison,), files)
+        return Check("spread", WARNING, FOUND, title, text, advice, (comparison,), files)
+    title = "Your subject appears in few other pictures" if files else "Your subject stays out of other pictures"
+    if num_counted and not files:
+        title = f"Your subject is in none of {num_counted} other pictures"
+        text += f" So many rule out (95%) that it is in more than {1 - 0.05 ** (1 / num_counted):.0%} of all such."
+    return Check("spread", WARNING, NOT_FOUND, title, text, "", (comparison,), files)
 
 
 def check_class(metrics: dict, model: str, encoder: str, subject: Check) -> Check:
