@@ -3,7 +3,8 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils.run.fingerprint import photo_hashes
+from utils.data.class_images import file_name
+from utils.run.fingerprint import MADE, in_numbered_folders, photo_hashes, used_of
 from utils.run.resume import differences
 
 
@@ -14,7 +15,28 @@ def test_captions_and_folders_are_part_of_what_a_resumed_run_compares(tmp_path):
     assert photo_hashes([photo("a/1.jpg", "my cat")], "my cat") == {"1.jpg": "abc"}
     assert photo_hashes([photo("a/1.jpg", "asleep")], "my cat") == {"1.jpg": "abc 'asleep'"}
     two = photo_hashes([photo("a/1.jpg", "my cat"), photo("b/1.jpg", "my dog")], None)
-    assert two == {"a/1.jpg": "abc 'my cat'", "b/1.jpg": "abc 'my dog'"}
+    assert two == {"1/1.jpg": "abc 'my cat'", "2/1.jpg": "abc 'my dog'"}
+
+
+def test_how_folders_are_spelled_does_not_matter():
+    files = {"/data/b/1.jpg": "x", "/data/b/2.jpg": "y", "/data/a/1.jpg": "z"}
+    found = in_numbered_folders(files)
+    assert found == {"1/1.jpg": "x", "1/2.jpg": "y", "2/1.jpg": "z"}
+    assert (
+        in_numbered_folders({file[6:]: value for file, value in files.items()}) == in_numbered_folders(found) == found
+    )
+    assert in_numbered_folders({"a/1.jpg": "x"}) == in_numbered_folders({"1.jpg": "x"}) == {"1.jpg": "x"}
+
+
+def test_of_an_older_checkpoints_class_folders_what_was_used_counts():
+    made = [f"a/class-0000{number}.png" for number in (3, 1, 0, 4)]
+    files = dict.fromkeys([*made, "a/Thumbs.db", "a/own.jpg", "b/2.jpg", "b/Thumbs.db", "b/1.jpg", "b/3.jpg"], "x")
+    used = {"a/class-00000.png", "a/class-00001.png", "b/1.jpg", "b/2.jpg"}
+    assert used_of(files, 2).keys() == used and used_of(used_of(files, 2), 2).keys() == used
+
+
+def test_the_names_of_made_class_images():
+    assert MADE.fullmatch(file_name(0)) and MADE.fullmatch(file_name(123456)) and not MADE.fullmatch("class-0.png")
 
 
 def test_differences_of_groups():

@@ -181,6 +181,82 @@ def test_what_does_not_change_the_result_may_change(flags, tmp_path):
     assert main(as_argv(flags | LATEST | changes | dict(max_train_steps=4))) == 0
 
 
+class TestClassImages:
+    """Those that a run uses are compared, not their folder."""
+
+    @pytest.fixture(autouse=True)
+    def trained(self, prior, tmp_path, monkeypatch):
+        """Five of six images of the user's own."""
+        write_photos(tmp_path / "class", 6)
+        run(prior, checkpointing_steps=2)
+        monkeypatch.chdir(tmp_path)
+
+    def test_the_folder_may_be_named_otherwise_or_moved(self, prior, tmp_path):
+        assert main(as_argv(prior | LATEST | dict(class_data_dir="class"))) == 0
+        (tmp_path / "class").rename(tmp_path / "moved")
+        assert main(as_argv(prior | LATEST | dict(class_data_dir=tmp_path / "moved"))) == 0
+
+    def test_files_that_are_not_used_may_come_and_go(self, prior, tmp_path):
+        (tmp_path / "class/Thumbs.db").write_text("of Windows")
+        write_photos(tmp_path / "class", 8)
+        assert main(as_argv(prior | LATEST)) == 0
+        (tmp_path / "class/photo-5.jpg").unlink()
+        assert main(as_argv(prior | LATEST)) == 0
+
+    def test_a_checkpoint_that_names_the_whole_folder(self, prior, tmp_path):
+        path = tmp_path / "output/checkpoint-2/state.json"
+        state = json.loads(path.read_text())
+        files = {str(tmp_path / "old" / f"photo-{number}.jpg"): "of no use" for number in range(6)}
+        files |= {str(tmp_path / "old" / name): value for name, value in state["determines"]["class_images"].items()}
+        state["determines"]["class_images"] = files | {str(tmp_path / "old/Thumbs.db"): "x"}
+        path.write_text(json.dumps(state))
+        assert main(as_argv(prior | LATEST)) == 0
+
+    def test_what_is_used_has_to_be_the_same(self, prior, tmp_path):
+        used, first = tmp_path / "class/photo-4.jpg", tmp_path / "class/a.jpg"
+        content = used.read_bytes()
+        used.unlink()
+        self.refused(prior, "class_images: 'photo-4.jpg' has gone; class_images: 'photo-5.jpg' is new")
+        used.write_bytes((tmp_path / "class/photo-1.jpg").read_bytes())
+        self.refused(prior, "class_images: 'photo-4.jpg' has changed")
+        used.write_bytes(content)
+        first.write_bytes(content)
+        self.refused(prior, "class_images: 'photo-4.jpg' has gone; class_images: 'a.jpg' is new")
+
+    def test_of_many_changes_three_are_named(self, prior, tmp_path):
+        write_photos(tmp_path / "other", 5, size=(40, 40))
+        said = "; ".join(f"class_images: 'photo-{number}.jpg' has changed" for number in range(3))
+        self.refused(prior | dict(class_data_dir=tmp_path / "other"), f"{said}; and 2 more")
+
+    def refused(self, prior: dict, message: str) -> None:
+        with pytest.raises(UserError) as error:
+            main(as_argv(prior | LATEST))
+        assert f"other inputs: {message}. Give" in str(error.value)
+
+
+def test_subjects_may_be_named_otherwise_but_not_in_another_order(flags, tmp_path, monkeypatch):
+    folders = [write_photos(tmp_path / name, 1, size=(side, side)) for name, side in (("a", 40), ("b", 48))]
+    monkeypatch.chdir(tmp_path)
+
+    def listed(*folders) -> dict:
+        entries = [dict(instance_prompt="a cat", instance_data_dir=str(folder)) for folder in folders]
+        (tmp_path / "concepts.json").write_text(json.dumps(entries))
+        return flags | dict(concepts_list="concepts.json", instance_data_dir=None, instance_prompt=None)
+
+    run(listed(*folders), checkpointing_steps=2)
+    path = tmp_path / "output/checkpoint-2/state.json"
+    state = json.loads(path.read_text())
+    assert main(as_argv(listed("a", "b") | LATEST)) == 0
+    with pytest.raises(UserError, match="photos: '1/photo-0.jpg' has changed"):
+        main(as_argv(listed("b", "a") | LATEST))
+    hashes = dict(
+        zip([f"{folder}/photo-0.jpg" for folder in folders], state["determines"]["photos"].values(), strict=True)
+    )
+    state["determines"]["photos"] = hashes  # as checkpoints before 2026-11-26 name them
+    path.write_text(json.dumps(state))
+    assert main(as_argv(listed("a", "b") | LATEST)) == 0
+
+
 def test_a_flag_newer_than_the_checkpoint_counts_as_left_out(flags, tmp_path):
     run(flags, checkpointing_steps=2)
     path = tmp_path / "output/checkpoint-2/state.json"

@@ -1,12 +1,15 @@
 """What a run is made from: the arguments, the photos and the base's files, as hashes and as they lie on the disk."""
 
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from utils.data.class_images import plan_class_images
 from utils.data.concepts import Concept
 from utils.dataset import InstanceDataset, Photo
 from utils.files.hashing import sha256_of
+from utils.files.ownership import is_left_by_system
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
 
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
@@ -47,7 +50,7 @@ NOT_COMPARED = {
     "overwrite_output_dir",
     "max_nonfinite_steps",
 }
-OLD_MANIFEST = "manifest.json"  # in class folders that were filled before 2026-11-25
+MADE = re.compile(r"class-\d{5,}\.png")  # class_images.file_name's
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 
 
@@ -64,32 +67,59 @@ def what_determines(arguments: Mapping[str, Any], *, num_ranks: int, **hashes: d
 
 
 def photo_hashes(photos: list[Photo], instance_prompt: str | None) -> dict[str, str]:
-    """{file: SHA-256}, with the prompt if the flags do not say it; whole paths if there are several folders."""
-    several = len({photo.path.parent for photo in photos}) > 1
+    """{file: SHA-256}, with the prompt if the flags do not say it; files are named as by in_numbered_folders."""
     hashes = {}
     for photo in photos:
         said = "" if photo.prompt == instance_prompt else f" {photo.prompt!r}"
-        hashes[str(photo.path) if several else photo.path.name] = photo.sha256 + said
-    return hashes
+        hashes[str(photo.path)] = photo.sha256 + said
+    return in_numbered_folders(hashes)
+
+
+def in_numbered_folders(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Files by their names, of several folders by the folder's number too: how a folder is spelled does not matter."""
+    paths = [PurePath(file) for file in hashes]
+    folders = list(dict.fromkeys(path.parent for path in paths))
+    names = [f"{folders.index(path.parent) + 1}/{path.name}" if len(folders) > 1 else path.name for path in paths]
+    return dict(zip(names, hashes.values(), strict=True))
+
+
+def used_class_images(concepts: list[Concept], num_class_images: int) -> list[Path]:
+    """Those that a run would train on, each class's in order; the missing ones among them are not there yet."""
+    classes = {each.class_data_dir.resolve(): each for each in concepts if each.class_data_dir}
+    found = []
+    for concept in classes.values():
+        assert concept.class_data_dir is not None and concept.class_prompt is not None
+        found += plan_class_images(concept.class_data_dir, concept.class_prompt, {}, num_class_images).used
+    return found
+
+
+def used_of(class_images: Mapping[str, str], num_class_images: int) -> dict[str, str]:
+    """Of all files of the class folders, which checkpoints name from before 2026-11-26, those that were used."""
+    used: list[str] = []
+    for folder in dict.fromkeys(PurePath(file).parent for file in class_images):
+        files = sorted(file for file in class_images if PurePath(file).parent == folder)
+        if len(files) > num_class_images:
+            made = [file for file in files if MADE.fullmatch(PurePath(file).name)]
+            files = made or [file for file in files if not is_left_by_system(PurePath(file).name)]
+        used += files[:num_class_images]
+    return {file: class_images[file] for file in used}
 
 
 def determinants(
     arguments: Mapping[str, Any],
     num_ranks: int,
-    concepts: list[Concept],
+    class_images: list[Path],
     dataset: InstanceDataset,
     base_hashes: dict[str, Any],
 ) -> dict:
     """what_determines of a run whose base files were hashed by hash_files; reads its class images and tokenizer."""
-    class_folders = [concept.class_data_dir for concept in concepts if concept.class_data_dir]
-    images = [path for folder in class_folders for path in sorted(folder.glob("[!.]*")) if path.name != OLD_MANIFEST]
     name = arguments["tokenizer_name"]
     tokenizer = sorted(Path(name).glob("*")) if name else []
     return what_determines(
         arguments,
         num_ranks=num_ranks,
         photos=photo_hashes(dataset.photos, arguments["instance_prompt"]),
-        class_images={str(path): sha256_of(path) for path in images if path.is_file()},
+        class_images=in_numbered_folders({str(path): sha256_of(path) for path in class_images if path.is_file()}),
         base_model=base_hashes["sha256"],
         tokenizer={path.name: sha256_of(path) for path in tokenizer if path.is_file()},
     )

@@ -82,8 +82,9 @@ class RunRecord:
         return hashes.result()
 
     def _determinants(self) -> dict:
-        sources, plan = self.sources, self.plan
-        return determinants(plan.arguments, plan.num_ranks, sources.concepts, sources.dataset, self._base_hashes())
+        plan, dataset = self.plan, self.sources.dataset
+        class_images = [path for path, _ in self.class_dataset.images] if self.class_dataset else []
+        return determinants(plan.arguments, plan.num_ranks, class_images, dataset, self._base_hashes())
 
     def describe(self) -> dict:
         """What a checkpoint of this run says about it; waits for the hashes of what it is made from."""

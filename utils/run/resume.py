@@ -17,7 +17,14 @@ from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, expand_home
 from utils.files.safetensors_files import safetensors_dtype
 from utils.models.folder import BaseModel
-from utils.run.fingerprint import base_files, determinants, hash_files
+from utils.run.fingerprint import (
+    base_files,
+    determinants,
+    hash_files,
+    in_numbered_folders,
+    used_class_images,
+    used_of,
+)
 from utils.run.lineage import (
     TENSORS_FILE,
     UNET_FILE,
@@ -31,6 +38,7 @@ from utils.run.plan import Plan
 from utils.runtime import environment
 from utils.runtime.programs import typed
 
+SHOWN_CHANGES = 3
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
 
 
@@ -74,7 +82,8 @@ def prepare_start(
     hashes = in_background(hash_files, base)
     if not dry_run:
         importlib.import_module("utils.runtime.colossal")  # training needs it: it takes as long as the hashing does
-    found = determinants(plan.arguments, plan.num_ranks, concepts, dataset, hashes.result())
+    class_images = used_class_images(concepts, plan.arguments["num_class_images"])
+    found = determinants(plan.arguments, plan.num_ranks, class_images, dataset, hashes.result())
     for change in check_same_run(checkpoint, found, plan.arguments):
         print(f"changed since the checkpoint: {change}", flush=True)
     _say_what_is_left(output_dir, checkpoint)
@@ -156,7 +165,7 @@ def _file_changes(before: dict, after: dict) -> list[str]:
 
 
 def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[str, Any]) -> list[str]:
-    """Differences from the run that the checkpoint is of; UserError if there are some and no --allow_changes.
+    """Differences from the run that the checkpoint is of, a few; UserError if there are some and no --allow_changes.
 
     A flag that is newer than the checkpoint counts as left out then: its default is what was done before it. A flag
     that has gone since is not compared.
@@ -165,7 +174,11 @@ def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[
     parser = training_parser()
     defaults = {flag: parser.get_default(flag) for flag in determines["arguments"]}
     kept["arguments"] = defaults | {k: v for k, v in kept.get("arguments", {}).items() if k in arguments}
+    kept["class_images"] = used_of(kept.get("class_images", {}), kept["arguments"]["num_class_images"])
+    kept |= {group: in_numbered_folders(kept.get(group, {})) for group in ("photos", "class_images")}
     found = differences(kept, determines)
+    if more := found[SHOWN_CHANGES:]:
+        found = [*found[:SHOWN_CHANGES], f"and {len(more)} more"]
     if found and not arguments["allow_changes"]:
         raise UserError(
             f"{checkpoint.path} is of a run with other inputs: {'; '.join(found)}. Give it the same inputs, or "
