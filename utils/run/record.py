@@ -129,10 +129,12 @@ class RunRecord:
 
     def finish(self, log: TrainingLog) -> str:
         """Marks the run complete in run.json; returns the closing line."""
-        seconds = time.perf_counter() - self.started
+        seconds, checkpoint = time.perf_counter() - self.started, self.sources.start.checkpoint
+        num_steps_now = self.plan.num_steps - (checkpoint.step if checkpoint else 0)
         self.entries["base_model"] = self._base_hashes()
         self.entries["result"] = dict(
             num_steps=self.plan.num_steps,
+            num_steps_now=num_steps_now,  # the others were made before: `seconds` are without them
             num_skipped=log.num_skipped,
             final_loss=log.smoothed_loss,
             seconds=round(seconds, 2),
@@ -142,8 +144,9 @@ class RunRecord:
         self.write_status("complete")
         self._remove_earlier_runs()
         skipped = f", {log.num_skipped} skipped for overflow" if log.num_skipped else ""
+        now = f", {num_steps_now} of them now," if checkpoint else ""
         return (
-            f"{self.plan.num_steps} steps in {seconds:.1f} s{skipped}; the pipeline is in {self.plan.output_dir} "
+            f"{self.plan.num_steps} steps{now} in {seconds:.1f} s{skipped}; the pipeline is in {self.plan.output_dir} "
             f"(DiffusionPipeline.from_pretrained loads it).\nTo draw it beside the base, with scores:\n"
             f"  {self._next_command()}"
         )
