@@ -123,3 +123,15 @@ class TestOutputDir:
         for output in ("new", "new/deep/er", "elsewhere", "to_elsewhere", "own"):
             check(tmp_path, output_dir=tmp_path / output)
         assert listing(tmp_path) == before
+
+    @pytest.mark.parametrize(
+        "folder", ["unet", "vae", "UNet/deeper", "validation", "checkpoint-2/unet", "../out/unet"]
+    )
+    def test_a_single_file_among_the_runs_own(self, tmp_path, folder):
+        file = tmp_path / "out" / folder / "diffusion_pytorch_model.safetensors"
+        with pytest.raises(UserError, match="--export_single_file .* lies among the run's own files"):
+            check(tmp_path, output_dir=tmp_path / "out", export_single_file=file)
+
+    @pytest.mark.parametrize("folder", ["out", "out/files", "elsewhere/unet"])
+    def test_a_single_file_in_the_output_folder_or_elsewhere(self, tmp_path, folder):
+        check(tmp_path, output_dir=tmp_path / "out", export_single_file=tmp_path / folder / "cat.safetensors")
