@@ -26,12 +26,8 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
     notes: Notes = []
     if run.get("status") == "running" and (path.parent / MODEL_INDEX).is_file():
         notes.append(("warning", f"{path} says that training has not finished: {path.parent} holds an earlier result"))
-    for flag, key, kind in (
-        ("pretrained_model_name_or_path", "pretrained_model_name_or_path", Path),
-        ("pretrained_vae_name_or_path", "pretrained_vae_name_or_path", Path),
-        ("instance_data_dir", "instance_data_dir", Path),
-    ):
-        value = recorded.get(key)
+    for flag in ("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "instance_data_dir"):
+        value = recorded.get(flag)
         if getattr(args, flag) is not None or not isinstance(value, str) or not value:
             continue
         if flag == "instance_data_dir" and not Path(value).is_dir():
@@ -40,7 +36,7 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         if flag != "instance_data_dir" and not from_hub_cache(Path(value), f"--{flag}").exists():
             what = "baseline" if flag == BASELINE_FLAG[2:] else "VAE"
             raise UserError(f"the {what} that {path} names is not at {value} (seen from here): give --{flag}")
-        setattr(args, flag, kind(value))
+        setattr(args, flag, Path(value))
         notes.append(("note", f'from {path}: --{flag} "{value}"'))
     if args.pretrained_model_name_or_path is None:
         raise UserError(f"--pretrained_model_name_or_path is missing, and {path} does not record one: give it")

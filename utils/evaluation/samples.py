@@ -53,7 +53,7 @@ class SamplingSettings(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "batch_size"}
 
     def of_sampling(self) -> dict:
-        """The keywords of sampling.sample: the others are the pipeline's."""
+        """The keywords of drawing.sample: the others are the pipeline's."""
         return {k: v for k, v in self._asdict().items() if k not in ("mixed_precision", "safety_checker")}
 
     def png_text(self, prompt: str, **image: object) -> dict:

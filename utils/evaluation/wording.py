@@ -38,6 +38,6 @@ def change_in_words(change: float, interval: tuple[float, float] | None) -> str:
     return text + (f", 95% interval {signed(interval[0])} to {signed(interval[1])}" if interval else "")
 
 
-def listed(parts: list[str], last: str = "and") -> str:
+def listed(parts: list[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
-    return f" {last} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

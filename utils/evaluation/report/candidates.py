@@ -10,7 +10,7 @@ from utils.evaluation.prompts import OTHER, SUBJECT
 from utils.evaluation.report.charts import Scatter, ScatterPoint, scatter_chart
 from utils.evaluation.report.gallery import label
 from utils.evaluation.report.images import Picture, picture
-from utils.evaluation.samples import FINETUNED
+from utils.evaluation.samples import BASELINE, FINETUNED
 from utils.evaluation.visible import VISIBLE, fidelity_metric
 from utils.evaluation.wording import LABELS, number
 
@@ -117,7 +117,7 @@ def from_models(samples: dict, metrics: dict) -> dict | None:
         return None
 
     def axis(key: str) -> dict:
-        return dict(metric=key, label=LABELS[key], baseline=metrics["models"]["baseline"][key]["value"])
+        return dict(metric=key, label=LABELS[key], baseline=metrics["models"][BASELINE][key]["value"])
 
     def entry(name: str) -> dict:
         values = metrics["models"][name]

@@ -49,7 +49,7 @@ class Chart(NamedTuple):
     frame: Frame = Frame()
 
 
-def line_chart(title: str, series: list[Series], note: str = "", x_label: str = "step") -> Chart | None:
+def line_chart(title: str, series: list[Series], note: str = "") -> Chart | None:
     """The chart of all series that have a finite point; None if no series has one."""
     series = [Series(thin(finite(s.points)), s.style, s.intervals) for s in series]
     points = [point for s in series for point in s.points]
@@ -62,9 +62,9 @@ def line_chart(title: str, series: list[Series], note: str = "", x_label: str = 
     return Chart(
         title=title,
         note=note,
-        label=f"{title}: from {short(last[0][1], 3)} at {x_label} {last[0][0]:g} "
+        label=f"{title}: from {short(last[0][1], 3)} at step {last[0][0]:g} "
         f"to {short(last[-1][1], 3)} at {last[-1][0]:g}",
-        x_ticks=x_ticks(place, x_label),
+        x_ticks=x_ticks(place),
         y_ticks=[(place.y(y), short(y)) for y in ys],
         curves=[curve(place, s) for s in series],
     )
@@ -190,7 +190,7 @@ def curve(place: Place, series: Series) -> Curve:
     )
 
 
-def x_ticks(place: Place, x_label: str) -> list[tuple[str, str, str]]:
+def x_ticks(place: Place) -> list[tuple[str, str, str]]:
     """The values below the chart; the last has the unit."""
     low, high = place.x_range
     inside = [x for x in ticks(low, high, whole=True) if low <= x <= high]
@@ -199,7 +199,7 @@ def x_ticks(place: Place, x_label: str) -> list[tuple[str, str, str]]:
     marks = [(place.x(x), f"{x:g}", "middle") for x in inside]
     if marks:
         x, text, _ = marks[-1]
-        marks[-1] = (x, f"{x_label} {text}", "end" if len(marks) > 1 else "middle")
+        marks[-1] = (x, f"step {text}", "end" if len(marks) > 1 else "middle")
     return marks
 
 

@@ -105,7 +105,7 @@ def make_gallery(output_dir: Path, samples: dict, photos: dict[Path, Image.Image
 
 def label(model: str) -> str:
     """A model's name for people."""
-    return model.replace("finetuned", "fine-tuned").replace("@", " at strength ")
+    return model.replace(FINETUNED, "fine-tuned").replace("@", " at strength ")
 
 
 def ordered(models: dict) -> list[str]:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -31,12 +30,14 @@ from utils.evaluation.report.candidates import make_selection
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.gallery import label, make_gallery, ordered
 from utils.evaluation.report.numbers import REPORTED_METRICS, metric_table
-from utils.evaluation.samples import BASELINE, FINETUNED, REPORT_FILE, SamplingSettings, recorded_path
+from utils.evaluation.samples import BASELINE, FINETUNED, REPORT_FILE, SamplingSettings, recorded_path, step_of
 from utils.evaluation.subject import subject_line
 from utils.evaluation.verdict import judge
 from utils.evaluation.visible import fidelity_metric, main_encoder
 from utils.evaluation.wording import number
 from utils.files.atomic import replace_file
+from utils.files.json_files import read_json_or_none, read_rows
+from utils.files.ownership import METRICS_FILE, RUN_FILE, VALIDATION_FILE
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).resolve().parent),
@@ -73,7 +74,7 @@ CURVES = (
 def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     """Writes report.html from what the other stages and the training left on disk."""
     folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
-    run = read_json_or_empty(folder / "run.json")
+    run = read_json_or_none(folder / RUN_FILE) or {}
     gallery = make_gallery(output_dir, samples, load_photos(photos_folder(samples, metrics)), metrics is not None)
     page = TEMPLATES.get_template("report.html.jinja").render(
         prompts=samples["prompts"],
@@ -191,9 +192,9 @@ def tiles(metrics: dict) -> list[Tile]:
 
 def loss_curves(folder: Path) -> list[Chart]:
     """Training loss and validation loss."""
-    loss = read_points(folder / "metrics.jsonl", "loss")
+    loss = read_points(folder / METRICS_FILE, "loss")
     curves = [Series(loss, "raw"), Series(smooth(loss), "smooth")]
-    validation = read_points(folder / "validation.jsonl", "validation_loss")
+    validation = read_points(folder / VALIDATION_FILE, "validation_loss")
     charts = [
         line_chart("Training loss", curves, "as measured, and its moving average"),
         line_chart("Validation loss", [Series(validation, "smooth")], "your photos with fixed noise"),
@@ -207,7 +208,7 @@ def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Chart]
     if metrics is None or not plain:
         return []
     last = (run.get("result") or {}).get("num_steps") or (run.get("arguments") or {}).get("max_train_steps")
-    steps = {BASELINE: 0} | {name: int(name.rpartition("-")[2]) for name in plain}
+    steps = {BASELINE: 0} | {name: step_of(name) for name in plain}
     if isinstance(last, int):
         steps[FINETUNED] = last
     charts = []
@@ -223,25 +224,12 @@ def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Chart]
 def read_points(path: Path, key: str) -> list[tuple[float, float]]:
     """(step, value) of each line of a JSON-lines file; what is not a number, or not whole, is passed over."""
     points = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-    for line in lines:
+    for row in read_rows(path):
         try:
-            row = json.loads(line)
             points.append((float(row["step"]), float(row[key])))
         except (ValueError, KeyError, TypeError):
             continue
     return points
-
-
-def read_json_or_empty(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 # Settings
