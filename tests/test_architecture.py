@@ -33,7 +33,7 @@ IN_THE_OPEN = {
     "arguments": {"command_line", "files", "flags_of_others", "models"},
     "before_launch": {"arguments", "command_line", "evaluation", "preflight"},
     "command_line": {"files", "runtime"},
-    "doctor": {"runtime"},
+    "doctor": {"command_line", "runtime"},
     "export": {"command_line", "files", "models", "run.lineage"},
     "import_file": {"command_line", "files", "models"},
     "share": {"command_line", "files", "models"},

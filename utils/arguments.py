@@ -17,11 +17,8 @@ from utils.command_line import (
     with_config,
 )
 from utils.errors import UserError
-from utils.files.atomic import STAGING_PREFIX
-from utils.files.lock import LOCK_FILE
-from utils.files.ownership import RUN_NAMES
 from utils.flags_of_others import add_not_needed, refuse, report_to, take_out_not_needed
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX
+from utils.models.folder import is_reserved
 
 HIDDEN: Any = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # another name of a flag
 OFFSET_NOISE = 0.1  # of diffusers' --offset_noise, which has no value
@@ -285,7 +282,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespac
         raise UserError(
             f"--logging_dir {args.logging_dir} is not inside --output_dir; give it a relative name like 'logs'"
         )
-    if args.logging_dir.parts and _is_reserved(args.logging_dir.parts[0]):
+    if args.logging_dir.parts and is_reserved(args.logging_dir.parts[0]):
         raise UserError(f"--logging_dir {args.logging_dir} is a part of the result; give it a name like 'logs'")
     if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
         raise UserError("--resume_from_checkpoint continues a run, --overwrite_output_dir starts over: give one")
@@ -319,12 +316,6 @@ def _check_concept_flags(args: argparse.Namespace) -> None:
         raise UserError("--instance_prompt is empty; say what the photos show, as in 'a photo of my cat.'")
     if args.class_prompt is not None and not args.class_prompt.strip():
         raise UserError("--class_prompt is empty; say what the class images show, as in 'a photo of a cat.'")
-
-
-def _is_reserved(name: str) -> bool:
-    """Whether the output folder holds something of the program's own under that name, be it in other letters."""
-    name, reserved = name.lower(), (*FROZEN_PARTS, "unet", MODEL_INDEX, LOCK_FILE, *RUN_NAMES)
-    return name in reserved or name.startswith(("checkpoint-", STAGING_PREFIX))
 
 
 def as_plain(args: argparse.Namespace) -> dict:

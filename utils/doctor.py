@@ -6,6 +6,7 @@ import platform
 import sys
 from importlib import metadata
 
+from utils.command_line import run_main
 from utils.errors import first_line
 from utils.runtime.gpu import REINSTALL, Finding, examine_gpu, version_numbers
 
@@ -86,4 +87,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

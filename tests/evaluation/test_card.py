@@ -39,6 +39,7 @@ def test_of_several_subjects_the_card_has_the_means(tmp_path, photos_dir, tiny_p
     dog["models"]["finetuned"]["dino"]["value"] = 0.9
     update_card(result, dict(cat=cat, dog=dog))
     assert "| DINO | 0.200 | 0.700 |" in card.read_text() and "![" not in card.read_text()
+    assert "## Scores, means over 2 subjects" in card.read_text()
     assert f"{card} has the means of 2 subjects" in capsys.readouterr().out
     update_card(result, dict(cat=cat, dog=None))
     assert "| DINO |" not in card.read_text()

@@ -35,4 +35,5 @@ def update_card(output_dir: Path, measured: Mapping[str, dict | None]) -> None:
 def mean_metrics(measured: Mapping[str, dict]) -> dict:
     """The means over subjects, as metrics.json has one subject's."""
     models = (BASELINE, FINETUNED)
-    return dict(models={model: {k: v._asdict() for k, v in means(measured, model).items()} for model in models})
+    values = {model: {key: mean._asdict() for key, mean in means(measured, model).items()} for model in models}
+    return dict(models=values, num_subjects=len(measured))

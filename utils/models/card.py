@@ -175,7 +175,8 @@ def _scores(metrics: Mapping[str, Any]) -> str:
         if any(isinstance(value, float) for value in values):
             cells = [f"{value:.3f}" if isinstance(value, float) else "-" for value in values]
             rows.append(f"| {name} | {' | '.join(cells)} | {meaning} |")
-    head = "## Scores\n| | base | this model | |\n|---|---|---|---|\n"
+    subjects = f", means over {num} subjects" if (num := metrics.get("num_subjects")) else ""
+    head = f"## Scores{subjects}\n| | base | this model | |\n|---|---|---|---|\n"
     return head + "\n".join(rows) if rows else ""
 
 

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files.atomic import STAGING_PREFIX
 from utils.files.filesystems import is_same_place
 from utils.files.lock import LOCK_FILE, check_not_in_use
 from utils.files.ownership import (
-    VALIDATION_FOLDER,
     check_export_file,
     is_left_by_system,
     is_own_output,
@@ -17,7 +15,7 @@ from utils.files.ownership import (
     nearest_existing,
     overlap,
 )
-from utils.models.folder import FROZEN_PARTS, BaseModel
+from utils.models.folder import BaseModel, is_reserved
 from utils.runtime import environment
 
 
@@ -61,8 +59,8 @@ def check_output_dir(output: Path, others: Mapping[str, Path | None], export_sin
 def _check_export_place(output: Path, file: Path) -> None:
     """The single file may lie in the output folder, but in no folder that a run fills or replaces there."""
     place = output.resolve()
-    inside = next((path.name.lower() for path in file.resolve().parents if is_same_place(path.parent, place)), "")
-    if inside in (*FROZEN_PARTS, "unet", VALIDATION_FOLDER) or inside.startswith(("checkpoint-", STAGING_PREFIX)):
+    inside = next((path.name for path in file.resolve().parents if is_same_place(path.parent, place)), "")
+    if is_reserved(inside):
         raise UserError(f"--export_single_file {file} lies among the run's own files; name another folder")
 
 

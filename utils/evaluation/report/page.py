@@ -1,6 +1,7 @@
 """What the report shows, as plain values. report.html.jinja says how they are shown, and escapes them all."""
 
 import base64
+import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -224,11 +225,10 @@ def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Chart]
 def read_points(path: Path, key: str) -> list[tuple[float, float]]:
     """(step, value) of each line of a JSON-lines file; what is not a number, or not whole, is passed over."""
     points = []
-    for row in read_rows(path):
-        try:
-            points.append((float(row["step"]), float(row[key])))
-        except (ValueError, KeyError, TypeError):
-            continue
+    with contextlib.suppress(OSError):
+        for row in read_rows(path):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                points.append((float(row["step"]), float(row[key])))
     return points
 
 
