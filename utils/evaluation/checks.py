@@ -225,7 +225,7 @@ def check_spread(metrics: dict, model: str) -> Check:
     title = "Your subject appears in few other pictures" if files else "Your subject stays out of other pictures"
     if num_counted and not files:
         title = f"Your subject is in none of {num_counted} other pictures"
-        text += f" So many rule out (95%) that it is in more than {1 - 0.05 ** (1 / num_counted):.0%} of all such."
+        text += f" So many rule out (95%) that more than {1 - 0.05 ** (1 / num_counted):.0%} of such pictures show it."
     return Check("spread", WARNING, NOT_FOUND, title, text, "", (comparison,), files)
 
 
