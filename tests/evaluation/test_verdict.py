@@ -169,7 +169,7 @@ def test_pictures_of_other_things_that_look_like_the_subject_are_counted(ours, b
     found = check(record, "spread")
     assert found.state == state and f"{len(ours)} of 8 pictures" in found.text
     assert found.files == tuple(ours) and ("in none of 8 other pictures" in found.title) == (not ours)
-    assert ("more than 31% of all such" in found.text) == (not ours)
+    assert ("more than 31% of such pictures" in found.text) == (not ours)
 
 
 @pytest.mark.parametrize(("num_images", "state"), [(1, UNCERTAIN), (4, UNCERTAIN), (5, NOT_FOUND), (8, NOT_FOUND)])
