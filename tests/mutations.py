@@ -606,6 +606,27 @@ MUTATIONS = [
         "low, high = sorted(bound for bound in interval)",
         "tests/evaluation/test_verdict.py",
     ),
+    Mutation(
+        "a lost log ends the run",
+        "utils/command_line.py",
+        "stream = _lasting(stream)",
+        "pass",
+        "tests/test_command_line.py -k lost",
+    ),
+    Mutation(
+        "a class image that is not used stops a resume",
+        "utils/run/resume.py",
+        'class_images = used_class_images(concepts, plan.arguments["num_class_images"])',
+        'class_images = [p for c in concepts if c.class_data_dir for p in sorted(c.class_data_dir.glob("*"))]',
+        "tests/run/test_resume.py",
+    ),
+    Mutation(
+        "a Triton that finds no compiler is used",
+        "utils/kernels/operations.py",
+        "_is_new and (not torch.cuda.is_available() or missing_for_triton() is None)",
+        "_is_new",
+        "tests/kernels/test_targets.py -k cannot_build",
+    ),
     # Metrics, the report
     Mutation(
         "photos are compared with themselves",
@@ -676,6 +697,27 @@ MUTATIONS = [
         'copies < max(1, COPIED_SHARE * copy["num_images"])',
         'copies < copy["num_images"]',
         "tests/evaluation/test_verdict.py",
+    ),
+    Mutation(
+        "a prompt that the photos follow no better counts as lost",
+        "utils/evaluation/checks.py",
+        "if state == FOUND and not is_like_photos(comparison):",
+        "if state == FOUND:",
+        "tests/evaluation/test_verdict.py",
+    ),
+    Mutation(
+        "images that have another name are drawn again",
+        "utils/evaluation/generate.py",
+        "there = reuse_images(plan.output_dir, digests)",
+        "there = {file: recorded_settings(plan.output_dir / file) for file in digests}",
+        "tests/evaluation/test_score.py",
+    ),
+    Mutation(
+        "scores without their photos replace good ones",
+        "utils/evaluation/score.py",
+        "if not folder.is_dir():",
+        "if False:",
+        "tests/evaluation/test_score.py",
     ),
     Mutation(
         "the report escapes nothing",
