@@ -57,7 +57,7 @@ def own_prompts(run: dict, folder: Path | None, *, is_one_of_several: bool) -> l
     """
     trained_in = run["arguments"].get("instance_data_dir") or ""
     by_folder: dict[Path, list[dict]] = {}
-    for photo in run.get("photos") or [{}]:
+    for photo in (photo for photo in run.get("photos") or [{}] if isinstance(photo, dict)):
         by_folder.setdefault(Path(photo.get("folder") or trained_in).resolve(), []).append(photo)
     if is_one_of_several or len(by_folder) > 1:
         photos = by_folder.get(folder.resolve(), []) if folder is not None else []
@@ -83,9 +83,8 @@ def fill_subject(args: argparse.Namespace, run: dict) -> Notes:
                 setattr(args, flag, guess)
                 found.append(f'--{flag} "{guess}"')
     if found:
-        how = "these flags correct it" + (
-            ", beside --prompt and --instance_data_dir of this subject" if concept else ""
-        )
+        how = "these flags correct it"
+        how += ", beside --prompt and --instance_data_dir of this subject" if concept else ""
         notes.append(("note", f'read from the prompt "{prompts[0]}": {" ".join(found)} ({how})'))
     if args.class_name is None:
         how = 'a "class_prompt" in --concepts_list' if concept else "--class_name"
