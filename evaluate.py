@@ -8,7 +8,7 @@ from utils.evaluation.arguments import parse_args
 from utils.evaluation.card import update_card
 from utils.evaluation.hashes import hash_models
 from utils.evaluation.plan import EvaluationPlan, make_plan
-from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples, recorded_path
+from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, model_folder, read_metrics, read_samples
 from utils.files.hashing import in_background
 from utils.runtime import timing
 from utils.runtime.terminal import wrapped
@@ -52,8 +52,7 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
         metrics = score(plan, samples)
         lines = summary(metrics)
         if "candidates" in metrics:
-            folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
-            lines += candidates.summary(metrics["candidates"], folder)
+            lines += candidates.summary(metrics["candidates"], model_folder(samples, FINETUNED))
         print("\n".join(map(wrapped, lines)))
 
     if "report" in plan.stages:  # report.html

@@ -715,7 +715,7 @@ MUTATIONS = [
     Mutation(
         "scores without their photos replace good ones",
         "utils/evaluation/score.py",
-        "if not folder.is_dir():",
+        "if folder is not None and not folder.is_dir():",
         "if False:",
         "tests/evaluation/test_score.py",
     ),

@@ -17,7 +17,7 @@ from utils.models.base import SINGLE_FILES, base_folder
 from utils.models.check import check_base_model, check_same_unet
 from utils.models.exporting import check_export_folder, export_file, export_folder, export_lora
 from utils.models.folder import prediction_type
-from utils.run.lineage import Checkpoint, read_checkpoint
+from utils.run.lineage import read_checkpoint
 
 BASE_FLAG = "--pretrained_model_name_or_path"
 
@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     """Checks folders and the target, then writes it."""
     args = build_parser().parse_args(argv)
     check_base_model(args.folder, "PIPELINE_DIR")
-    checkpoint = find_checkpoint(args.folder, args.checkpoint) if args.checkpoint else None
-    tuned, step = (checkpoint.path, checkpoint.step) if checkpoint else (args.folder, None)
+    tuned = checkpoint_folder(args.folder, args.checkpoint) if args.checkpoint else args.folder
     is_file = args.lora_rank or args.target.suffix in SINGLE_FILES
     with_config = not args.lora_rank and prediction_type(args.folder) == "v_prediction"
     if is_file:
@@ -57,26 +56,25 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--strength 0 is the base itself, without a change to write as a LoRA: give a larger one")
     base = find_base(args, tuned) if args.strength != 1 or args.lora_rank else tuned
     if args.lora_rank:
-        lora = export_lora(args.folder, tuned, base, args.target, args.lora_rank, args.strength, args.dtype, step)
+        lora = export_lora(args.folder, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
         print(
             f"{args.target}: {megabytes(args.target)}, {lora.share:.1%} of the squared change; read by diffusers' "
             "load_lora_weights, ComfyUI and A1111"
         )
     elif is_file:
-        export_file(args.folder, tuned, base, args.target, args.strength, args.dtype, step)
+        export_file(args.folder, tuned, base, args.target, args.strength, args.dtype)
         print(f"{args.target}: {megabytes(args.target)}, read by ComfyUI, A1111 and from_single_file")
     else:
-        export_folder(args.folder, tuned, base, args.target, args.strength, args.dtype, step)
+        export_folder(args.folder, tuned, base, args.target, args.strength, args.dtype)
         print(f"{args.target}: a pipeline folder, read by DiffusionPipeline.from_pretrained and evaluate.py")
 
 
-def find_checkpoint(folder: Path, name: str) -> Checkpoint:
+def checkpoint_folder(folder: Path, name: str) -> Path:
     """Of checkpoint-N or N. Raises UserError if it is not there whole."""
     path = folder / (f"checkpoint-{name}" if name.isdecimal() else name)
-    checkpoint = read_checkpoint(path)
-    if checkpoint is None:
+    if read_checkpoint(path) is None:
         raise UserError(f"--checkpoint {name}: {folder} holds no whole {path.name}")
-    return checkpoint
+    return path
 
 
 def find_base(args: argparse.Namespace, tuned: Path) -> Path:

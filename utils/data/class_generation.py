@@ -19,7 +19,7 @@ from utils.data.class_images import (
     file_name,
     generation_settings,
     model_hash,
-    plan_class_images,
+    plan_classes,
     write_class_image,
 )
 from utils.data.concepts import Concept
@@ -86,13 +86,7 @@ def _plan_all(
     concepts: list[Concept], base_folder: Path, base_hashes: Future, num_class_images: int
 ) -> list[ClassPlan]:
     model = model_hash(base_hashes.result()["sha256"])
-    classes = {concept.class_data_dir.resolve(): concept for concept in concepts if concept.class_data_dir}
-    plans = []
-    for concept in classes.values():
-        assert concept.class_data_dir is not None and concept.class_prompt is not None
-        settings = generation_settings(base_folder, model, concept.class_prompt)
-        plans.append(plan_class_images(concept.class_data_dir, concept.class_prompt, settings, num_class_images))
-    return plans
+    return plan_classes(concepts, num_class_images, functools.partial(generation_settings, base_folder, model))
 
 
 def make_missing(

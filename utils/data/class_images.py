@@ -10,12 +10,14 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from utils.data.concepts import Concept
 from utils.dataset import decode, find_photos
 from utils.errors import UserError, first_line
 from utils.files.json_files import read_json
@@ -100,6 +102,19 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
         _check_settings(folder, metadata["settings"], settings)
         found.add(metadata["number"])
     return _choose(folder, prompt, settings, num_class_images, found, foreign)
+
+
+def plan_classes(
+    concepts: list[Concept], num_class_images: int, settings_of: Callable[[str], dict]
+) -> list[ClassPlan]:
+    """plan_class_images of every class folder; `settings_of` says what images of a class prompt are made with."""
+    classes = {concept.class_data_dir.resolve(): concept for concept in concepts if concept.class_data_dir}
+    plans = []
+    for concept in classes.values():
+        folder, prompt = concept.class_data_dir, concept.class_prompt
+        assert folder is not None and prompt is not None
+        plans.append(plan_class_images(folder, prompt, settings_of(prompt), num_class_images))
+    return plans
 
 
 def check_class_images(folder: Path, prompt: str, base_folder: Path, num_class_images: int) -> tuple[str, str]:

@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "In brackets: what holds without the flag.",
     )
     _add_subject_flags(parser.add_argument)
+    _add_model_flags(parser.add_argument)
     _add_sampling_flags(parser.add_argument)
     add = parser.add_argument
     add(
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_subject_flags(add: Callable[..., object]) -> None:
-    """Which models and prompts."""
+    """Which folders and prompts."""
     add(BASELINE_FLAG, type=Path, metavar="PATH", help="the baseline (default: what the fine-tuned run.json names)")
     add(VAE_FLAG, type=Path, metavar="PATH", help="another VAE for the baseline (default: what run.json names)")
     add(FINETUNED_FLAG, type=Path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
@@ -82,6 +83,10 @@ def _add_subject_flags(add: Callable[..., object]) -> None:
         type=as_prompt,
         help="a prompt without the subject; repeatable (two other things)",
     )
+
+
+def _add_model_flags(add: Callable[..., object]) -> None:
+    """What is drawn beside the baseline and the fine-tuned model."""
     add("--checkpoint", action="append", metavar="NAME", help="also a checkpoint-N of the fine-tuned folder, or all")
     add(
         "--strength",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils.evaluation.samples import BASELINE, COMPARISON_FILE, FINETUNED, read_samples, recorded_path
+from utils.evaluation.samples import BASELINE, COMPARISON_FILE, FINETUNED, model_folder, read_samples
 from utils.evaluation.subjects import means
 from utils.models.card import CARD_FILE, write_card
 
@@ -16,15 +16,16 @@ def update_card(output_dir: Path, measured: Mapping[str, dict | None]) -> None:
         measured: metrics.json by subject; None without scores. Of several subjects the card has the means, no picture.
     """
     samples = read_samples(output_dir)
-    folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
-    picture: Path | None = output_dir / COMPARISON_FILE
+    folder = model_folder(samples, FINETUNED)
     scored = {name: metrics for name, metrics in measured.items() if metrics is not None}
-    metrics, said = next(iter(measured.values())), "the scores and the comparison picture"
-    if len(measured) > 1:
-        picture, said = None, f"the means of {len(measured)} subjects"
-        metrics = mean_metrics(scored)
-        if len(scored) < len(measured):
-            metrics, said = None, f"no scores, since not all of {len(measured)} subjects have any"
+    metrics, picture = None, None
+    if len(measured) == 1:
+        metrics, said = next(iter(measured.values())), "the scores and the comparison picture"
+        picture = output_dir / COMPARISON_FILE
+    elif len(scored) == len(measured):
+        metrics, said = mean_metrics(scored), f"the means of {len(measured)} subjects"
+    else:
+        said = f"no scores, since not all of {len(measured)} subjects have any"
     try:
         if write_card(folder, metrics=metrics, picture=picture if picture and picture.is_file() else None):
             print(f"{folder / CARD_FILE} has {said}")

@@ -25,6 +25,7 @@ TELLING_PICTURES = 5  # if half of all pictures showed the subject, none of five
 
 BLANK_BASELINE = "Images of one colour among the baseline's"
 LESS_TRAINING = "Train for fewer steps or at a lower learning rate."
+ONE_PHOTO = "needs two different photos or more"
 MORE_IMAGES = "More images tell: --num_images."
 MORE_OTHER_IMAGES = "More images tell: --num_drift_images, --drift_prompt."
 # What each check looks for, as the end of a sentence that begins with "It is not known".
@@ -140,7 +141,7 @@ def check_memorisation(metrics: dict, model: str, encoder: str) -> Check:
         return missing(metrics, model, kind, WARNING, key)
     nearest, copies = metrics["photos"].get(f"nearest_{encoder}", {}), copy.get("num_above_photos")
     if nearest.get("value") is None or copies is None:
-        return not_looked_for(kind, WARNING, nearest.get("reason") or "needs two different photos or more")
+        return not_looked_for(kind, WARNING, nearest.get("reason") or ONE_PHOTO)
     comparison = compare(metrics, model, key, f"nearest_{encoder}")
     assert comparison is not None
     largest = metrics["models"][model][f"{key}_max"]
@@ -164,7 +165,7 @@ def check_collapse(metrics: dict, model: str, encoder: str) -> Check:
     if comparison is None or comparison.baseline is None:
         return missing(metrics, model, kind, WARNING, key)
     if real.get("value") is None:
-        return not_looked_for(kind, WARNING, real.get("reason") or "needs two different photos or more")
+        return not_looked_for(kind, WARNING, real.get("reason") or ONE_PHOTO)
     text = f"Images of different seeds differ by {number(comparison.value)} (DIV) on average, "
     text += f"your photos by {number(1 - real['value'])}, the baseline's images by {number(comparison.baseline)}."
     if comparison.value >= 1 - real["value"] or comparison.value >= COLLAPSED_SHARE * comparison.baseline:
@@ -251,7 +252,7 @@ def check_photos(metrics: dict, encoder: str) -> Check:
     """Photos that are nearly one photo: likeness and copy cannot be told apart by them."""
     real = metrics["photos"].get(f"real_{encoder}", {})
     if real.get("value") is None:
-        return not_looked_for("photos", NOTE, real.get("reason") or "needs two different photos or more")
+        return not_looked_for("photos", NOTE, real.get("reason") or ONE_PHOTO)
     text = f"REAL, their mean likeness, is {number(real['value'])}."
     if real["value"] < ALIKE_PHOTOS:
         return Check("photos", NOTE, NOT_FOUND, "Your photos differ from one another", text)

@@ -237,7 +237,9 @@ def reuse_images(output_dir: Path, digests: dict[str, str]) -> dict[str, str | N
     Args:
         digests: {file: the digest of the image that belongs there}.
     """
-    there = {name: recorded_settings(output_dir / name) for name in own_files(output_dir) - {COMPARISON_FILE}}
+    kinds = {is_candidates(file) for file in digests}  # candidates have settings of their own
+    names = {name for name in own_files(output_dir) - {COMPARISON_FILE} if is_candidates(name) in kinds}
+    there = {name: recorded_settings(output_dir / name) for name in names}
     while True:
         found = {digest: name for name, digest in there.items()}
         moves = {file: digest for file, digest in digests.items() if digest != there.get(file) and digest in found}
@@ -248,6 +250,11 @@ def reuse_images(output_dir: Path, digests: dict[str, str]) -> dict[str, str | N
         (output_dir / file).parent.mkdir(parents=True, exist_ok=True)
         replace_path(output_dir / file, functools.partial(copy_file, output_dir / found[moves[file]]), is_shared=True)
         there[file] = moves[file]
+
+
+def is_candidates(file: str) -> bool:
+    """Whether an image is one that --choose drew."""
+    return Path(file).parts[0] == CANDIDATES
 
 
 def recorded_settings(path: Path) -> str | None:

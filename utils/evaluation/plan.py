@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from utils.evaluation.samples import (
     step_of,
 )
 from utils.files.json_files import read_json
-from utils.files.ownership import RUN_FILE, nearest_existing, run_of
+from utils.files.ownership import RUN_FILE, is_writable, nearest_existing, run_of
 from utils.models.base import base_folder
 from utils.models.check import check_is_folder, check_pipeline, check_same_unet
 from utils.models.folder import image_size, vae_scale_factor
@@ -213,7 +212,7 @@ def check_output_dir(args: argparse.Namespace) -> None:
     existing = nearest_existing(resolved)
     if not existing.is_dir():
         raise UserError(f"--output_dir {output_dir}: {existing} is a file: name another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
+    if not is_writable(existing):
         raise UserError(f"--output_dir {output_dir}: no permission to write in {existing}: name another folder")
     names = [METRICS_JSON, METRICS_CSV] if "score" in args.stages else []
     names += [REPORT_FILE] if "report" in args.stages else []

@@ -188,6 +188,17 @@ def recorded_path(samples: dict, path: str) -> Path:
     return Path(path) if called_from == Path.cwd() else called_from / path
 
 
+def model_folder(samples: dict, model: str) -> Path:
+    """Where a model lies that samples.json names."""
+    return recorded_path(samples, samples["models"][model]["path"])
+
+
+def photos_named(samples: dict) -> Path | None:
+    """Where the photos lay when the images were drawn; None if none were named."""
+    named = samples["instance_data_dir"]
+    return None if named is None else recorded_path(samples, named)
+
+
 def all_images(samples: dict) -> list[dict]:
     """The entries of samples.json, the candidates' among them."""
     return samples["images"] + (samples.get("candidates") or {}).get("images", [])

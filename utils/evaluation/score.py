@@ -12,6 +12,7 @@ from PIL import Image
 from utils.dataset import decode
 from utils.errors import UserError
 from utils.evaluation import candidates, encoders, metrics
+from utils.evaluation.checks import ONE_PHOTO
 from utils.evaluation.encoders import Encoder
 from utils.evaluation.image_table import COLUMNS, NO_PHOTOS, ImageTable, as_csv, present
 from utils.evaluation.photos import load_photos
@@ -25,7 +26,8 @@ from utils.evaluation.samples import (
     METRICS_JSON,
     SAMPLES_FILE,
     WRITTEN_BY,
-    recorded_path,
+    model_folder,
+    photos_named,
 )
 from utils.evaluation.verdict import judge
 from utils.evaluation.visible import DRAWN_SHARE
@@ -36,7 +38,6 @@ from utils.runtime.gpu import pick_device
 
 NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
 SAYS_MORE = "needs prompts that say nothing but the class: photos show nothing else"
-ONE_PHOTO = "needs two different photos or more"
 ONE_IMAGE = "needs two images or more of a prompt: --num_images"
 NO_CLASS_IMAGES = "needs images of the bare class: --class_name, and --num_drift_images above 0"
 NO_OTHER_IMAGES = "needs images without the subject: --drift_prompt, and --num_drift_images above 0"
@@ -73,7 +74,7 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         values["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
     record["verdicts"] = {model: asdict(judge(record, model)) for model in record["changes"]}
     if quick := samples.get("candidates"):
-        folders = [recorded_path(samples, samples["models"][model]["path"]) for model in (BASELINE, FINETUNED)]
+        folders = [model_folder(samples, model) for model in (BASELINE, FINETUNED)]
         record["candidates"] = candidates.describe(record | measure(make_table(quick), quick), quick, *folders)
     try:
         replace_file(plan.output_dir / METRICS_CSV, lambda file: file.write(as_csv(table).encode()))
@@ -110,11 +111,10 @@ def _by_prompt(values: np.ndarray | None, rows: np.ndarray) -> list[list[float]]
 
 def photos_folder(plan: EvaluationPlan, samples: dict) -> Path | None:
     """The photos that are compared with; None if there never were any. Raises UserError if they are gone."""
-    recorded = samples["instance_data_dir"]
-    if plan.instance_data_dir is not None or recorded is None:
+    if plan.instance_data_dir is not None:
         return plan.instance_data_dir
-    folder = recorded_path(samples, recorded)
-    if not folder.is_dir():
+    folder = photos_named(samples)
+    if folder is not None and not folder.is_dir():
         where = "say where they are by --instance_data_dir, or draw again (--only generate)"
         raise UserError(f"the photos that {plan.output_dir / SAMPLES_FILE} names are not at {folder}: {where}")
     return folder
@@ -122,7 +122,7 @@ def photos_folder(plan: EvaluationPlan, samples: dict) -> Path | None:
 
 def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> tuple[Encoder | None, Encoder | None]:
     """(CLIP, DINO) as given, else CLIP as the pipeline provides it; None for what is not there."""
-    baseline = recorded_path(samples, samples["models"][BASELINE]["path"])
+    baseline = model_folder(samples, BASELINE)
     if plan.clip_model is None and not baseline.is_dir():
         where = "give --clip_model, or draw again (--only generate)"
         raise UserError(f"the baseline that {plan.output_dir / SAMPLES_FILE} names is not at {baseline}: {where}")

@@ -7,7 +7,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.files.atomic import replace_path
 from utils.files.json_files import write_json
-from utils.files.ownership import RUN_FILE, nearest_existing, overlap, run_of
+from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, check_writable, overlap, run_of
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash, write_safetensors
 from utils.models.blending import blended_weights
 from utils.models.card import write_card
@@ -28,26 +28,24 @@ def check_export_folder(target: Path, source: Path) -> None:
         raise UserError(f"{target} is a file: name a new folder, or a file that ends in .safetensors")
     if target.is_dir() and any(target.iterdir()) and EXPORTED_FROM not in run_of(target):
         raise UserError(f"{target} holds files that no export wrote: name an empty or a new folder")
-    existing = nearest_existing(target)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{target}: nothing can be written in {existing}")
+    check_writable(target, target)
 
 
-def exported_record(folder: Path, strength: float, step: int | None) -> dict[str, Any]:
-    """The run.json of `folder`, of the weights of its checkpoint `step` (None: its own) at `strength`.
+def exported_record(folder: Path, tuned: Path, strength: float) -> dict[str, Any]:
+    """The run.json of `folder`, of the weights of `tuned`, a checkpoint of it or itself, at `strength`.
 
     What the run measured of its result is not said of other weights. Empty for a base.
     """
     record = run_of(folder)
-    if not record or (step is None and strength == 1):
+    if not record or (tuned == folder and strength == 1):
         return record
-    said = {STRENGTH: strength * record.get(STRENGTH, 1)} | ({} if step is None else {CHECKPOINT_STEP: step})
-    return record | said | dict(result=dict(num_steps=step or (record.get("result") or {}).get("num_steps")))
+    said, num_steps = {STRENGTH: strength * record.get(STRENGTH, 1)}, (record.get("result") or {}).get("num_steps")
+    if tuned != folder and (found := CHECKPOINT_NAME.fullmatch(tuned.name)):
+        num_steps = said[CHECKPOINT_STEP] = int(found[1])
+    return record | said | dict(result=dict(num_steps=num_steps))
 
 
-def export_folder(
-    folder: Path, tuned: Path, base: Path, target: Path, strength: float, dtype: str | None, step: int | None = None
-) -> None:
+def export_folder(folder: Path, tuned: Path, base: Path, target: Path, strength: float, dtype: str | None) -> None:
     """Writes a pipeline folder: all of `folder`, with the UNet of `tuned` at `strength` of its way from `base`.
 
     Its run.json is the folder's, with where it came from, so that evaluate.py finds prompts and photos. An earlier
@@ -55,10 +53,9 @@ def export_folder(
 
     Args:
         dtype: fp32 or fp16, of the UNet; None: as in `tuned`.
-        step: of the checkpoint that `tuned` is; None: it is `folder`.
     """
     target.mkdir(parents=True, exist_ok=True)
-    write_json(target / RUN_FILE, exported_record(folder, strength, step) | {EXPORTED_FROM: str(tuned)})
+    write_json(target / RUN_FILE, exported_record(folder, tuned, strength) | {EXPORTED_FROM: str(tuned)})
     save_dtype = SAVE_DTYPES[dtype or default_save_dtype(weight_files(tuned, "unet"))]
     named = list(blended_weights(base, tuned, strength))
     commit_pipeline(
@@ -67,11 +64,9 @@ def export_folder(
     write_card(target)
 
 
-def export_file(
-    folder: Path, tuned: Path, base: Path, path: Path, strength: float, dtype: str | None, step: int | None = None
-) -> None:
+def export_file(folder: Path, tuned: Path, base: Path, path: Path, strength: float, dtype: str | None) -> None:
     """As export_folder, as one file in the original layout; `dtype` fp32 or fp16, of all tensors."""
-    run = None if step is None and strength == 1 else exported_record(folder, strength, step)
+    run = None if tuned == folder and strength == 1 else exported_record(folder, tuned, strength)
     export_single_file(folder, path, dtype, blended_weights(base, tuned, strength), run)
 
 
@@ -83,7 +78,6 @@ def export_lora(
     rank: int,
     strength: float,
     dtype: str | None,
-    step: int | None = None,
 ) -> Lora:
     """Writes the change from `base` to `tuned` as a LoRA to the file `path`; returns what is in it.
 
@@ -94,7 +88,7 @@ def export_lora(
     lora = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = file_metadata(
-        exported_record(folder, strength, step),
+        exported_record(folder, tuned, strength),
         title=path.stem,
         image_size=image_size(folder),
         prediction_type=prediction_type(folder),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from utils.data.class_images import plan_class_images
+from utils.data.class_images import plan_classes
 from utils.data.concepts import Concept
 from utils.dataset import InstanceDataset, Photo
 from utils.files.hashing import sha256_of
@@ -85,12 +85,7 @@ def in_numbered_folders(hashes: Mapping[str, str]) -> dict[str, str]:
 
 def used_class_images(concepts: list[Concept], num_class_images: int) -> list[Path]:
     """Those that a run would train on, each class's in order; the missing ones among them are not there yet."""
-    classes = {each.class_data_dir.resolve(): each for each in concepts if each.class_data_dir}
-    found = []
-    for concept in classes.values():
-        assert concept.class_data_dir is not None and concept.class_prompt is not None
-        found += plan_class_images(concept.class_data_dir, concept.class_prompt, {}, num_class_images).used
-    return found
+    return [path for plan in plan_classes(concepts, num_class_images, lambda prompt: {}) for path in plan.used]
 
 
 def used_of(class_images: Mapping[str, str], num_class_images: int) -> dict[str, str]:

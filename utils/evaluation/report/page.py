@@ -31,14 +31,22 @@ from utils.evaluation.report.candidates import make_selection
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.gallery import label, make_gallery, ordered
 from utils.evaluation.report.numbers import REPORTED_METRICS, metric_table
-from utils.evaluation.samples import BASELINE, FINETUNED, REPORT_FILE, SamplingSettings, recorded_path, step_of
+from utils.evaluation.samples import (
+    BASELINE,
+    FINETUNED,
+    REPORT_FILE,
+    SamplingSettings,
+    model_folder,
+    photos_named,
+    step_of,
+)
 from utils.evaluation.subject import subject_line
 from utils.evaluation.verdict import judge
 from utils.evaluation.visible import fidelity_metric, main_encoder
 from utils.evaluation.wording import number
 from utils.files.atomic import replace_file
-from utils.files.json_files import read_json_or_none, read_rows
-from utils.files.ownership import METRICS_FILE, RUN_FILE, VALIDATION_FILE
+from utils.files.json_files import read_rows
+from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, run_of
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).resolve().parent),
@@ -74,8 +82,8 @@ CURVES = (
 
 def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     """Writes report.html from what the other stages and the training left on disk."""
-    folder = recorded_path(samples, samples["models"][FINETUNED]["path"])
-    run = read_json_or_none(folder / RUN_FILE) or {}
+    folder = model_folder(samples, FINETUNED)
+    run = run_of(folder)
     gallery = make_gallery(output_dir, samples, load_photos(photos_folder(samples, metrics)), metrics is not None)
     page = TEMPLATES.get_template("report.html.jinja").render(
         prompts=samples["prompts"],
@@ -103,10 +111,8 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
 
 def photos_folder(samples: dict, metrics: dict | None) -> Path | None:
     """Of the photos that the images were compared with, else of those that were named when they were drawn."""
-    compared, named = (metrics or {}).get("photos", {}).get("folder"), samples["instance_data_dir"]
-    if compared is not None:
-        return Path(compared)
-    return recorded_path(samples, named) if named is not None else None
+    compared = (metrics or {}).get("photos", {}).get("folder")
+    return photos_named(samples) if compared is None else Path(compared)
 
 
 def commands(samples: dict, metrics: dict | None, run: dict) -> dict[str, str | None]:
