@@ -1,22 +1,16 @@
 """Promises of the documentation that show neither in a result nor in a message, observed from outside.
 
-Durability, the disk that a run will need, TensorBoard's curves, LPIPS.
+Durability, the disk that a run will need, TensorBoard's curves.
 """
 
 import json
 import os
 import re
-import sys
 import threading
-import types
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-import evaluate
 from tests.helpers.pipelines import write_photos, write_pipeline
 from train_dreambooth_colossalai import main as train
 
@@ -125,30 +119,3 @@ def test_tensorboard_shows_validation_and_no_step_twice_after_a_resume(inputs, t
     assert speeds == pytest.approx(times, rel=1e-5)  # one sample a step
     (_, settings) = events.Tensors("settings/text_summary")
     assert b"| learning_rate | " in settings.tensor_proto.string_val[0]
-
-
-class MeanDifference(torch.nn.Module):
-    """In the place of LPIPS: a distance that can be computed by hand."""
-
-    def __init__(self, **options):
-        super().__init__()
-
-    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Mean absolute difference of images [1,3,H,W] in [-1,1]."""
-        return (one - other).abs().mean()
-
-
-def test_lpips_distances_are_those_of_the_network(inputs, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=MeanDifference))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    backbone = Path(torch.hub.get_dir()) / "checkpoints/alexnet-owt-7be5be79.pth"
-    backbone.parent.mkdir(parents=True)
-    backbone.touch()
-    models = [f"--{kind}_model_name_or_path={inputs / 'base'}" for kind in ("pretrained", "finetuned")]
-    quick = ["--num_images=2", "--num_drift_images=0", "--num_inference_steps=2", "--prompt=a photo of sks cat"]
-    evaluate.main([*models, *quick, f"--output_dir={tmp_path / 'result'}"])
-    metrics = json.loads((tmp_path / "result/metrics.json").read_text())
-    first, second = (np.asarray(Image.open(tmp_path / f"result/output-{n}.png"), float) for n in (1, 2))
-    expected = np.abs(first - second).mean() / 127.5
-    assert expected > 0.01
-    assert metrics["models"]["finetuned"]["div_lpips"]["value"] == pytest.approx(expected, rel=1e-5)

@@ -4,8 +4,6 @@ import hashlib
 import json
 import math
 import shutil
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -195,25 +193,6 @@ def test_lacking_weights_are_not_filled_in_at_random(folders, tmp_path):
     (folder / "model.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match="cannot be loaded"):
         encoders.load_dino(folder, CPU)
-
-
-def test_lpips_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "lpips", None)
-    assert encoders.load_lpips() == (None, "needs the lpips package: pip install lpips")
-
-    class Network(torch.nn.Module):
-        def forward(self, first, second):
-            return (first - second).abs().mean()
-
-    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=lambda net, verbose: Network()))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert "nothing is downloaded" in encoders.load_lpips()[1]
-    weights = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
-    weights.parent.mkdir()
-    weights.write_bytes(b"")
-    distance, reason = encoders.load_lpips()
-    black, white = (Image.new("RGB", (4, 4), colour) for colour in ("black", "white"))
-    assert (distance(black, white), distance(black, black), reason) == (2.0, 0.0, "")
 
 
 def test_many_images_are_encoded_behind_a_progress_bar(tmp_path, capfd):

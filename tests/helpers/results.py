@@ -64,7 +64,7 @@ def measured(samples: dict) -> dict:
     for place, model in enumerate(samples["models"]):
         value = entry(0.2 + 0.3 * place, [0.1 + 0.3 * place, 0.3 * place + 0.25])
         values[model] = {key: dict(value) for key, *_ in REPORTED_METRICS}
-        values[model]["div_lpips"] = dict(value=None, reason="needs <b>lpips</b>")
+        values[model]["clip_t_with_token"] = dict(value=None, reason="needs <b>text</b>")
         values[model]["copy_dino"].update(num_above_photos=3, num_images=8)
     photos = {name: entry(0.9) for name in ("real_clip", "real_dino", "nearest_clip", "nearest_dino", "clip_t_class")}
     encoder = dict(name="CLIP", folder="model/clip", sha256={"model.safetensors": "0" * 64}, transform=dict(crop=224))

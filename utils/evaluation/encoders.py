@@ -1,6 +1,5 @@
 """Feature extractors for the metrics: images and texts to unit vectors, by transforms that are fixed here."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,25 +156,6 @@ def load_dino(folder: Path, device: torch.device) -> Encoder:
         transform=Transform(round(crop * DINO_RESIZE_OVER_CROP), crop, IMAGENET_MEAN, IMAGENET_STD),
         image_features=lambda pixels: model(pixel_values=pixels.to(device)).last_hidden_state[:, 0],
     )
-
-
-def load_lpips() -> tuple[Callable[[Image.Image, Image.Image], float] | None, str]:
-    """(the LPIPS distance of two images, "") or (None, why not). Nothing is downloaded."""
-    try:
-        lpips = importlib.import_module("lpips")
-    except ImportError:
-        return None, "needs the lpips package: pip install lpips"
-    backbone = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
-    if not backbone.is_file():
-        return None, f"needs AlexNet's weights at {backbone} (torchvision's, and nothing is downloaded)"
-    network = lpips.LPIPS(net="alex", verbose=False).eval()
-
-    @torch.inference_mode()
-    def distance(first: Image.Image, second: Image.Image) -> float:
-        pixels = [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1 for image in (first, second)]
-        return float(network(*map(torch.from_numpy, pixels)))
-
-    return distance, ""
 
 
 def _load(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:

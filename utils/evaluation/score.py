@@ -1,15 +1,12 @@
 """The second stage of an evaluation: from the images on disk to metrics.json and a table with a line an image."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from utils.dataset import decode
 from utils.errors import UserError
 from utils.evaluation import candidates, encoders, metrics
 from utils.evaluation.checks import ONE_PHOTO
@@ -42,7 +39,6 @@ ONE_IMAGE = "needs two images or more of a prompt: --num_images"
 NO_CLASS_IMAGES = "needs images of the bare class: --class_name, and --num_drift_images above 0"
 NO_OTHER_IMAGES = "needs images without the subject: --drift_prompt, and --num_drift_images above 0"
 INTERVALS = "Student's t over prompts and seeds, crossed"
-Distance = Callable[[Image.Image, Image.Image], float]
 EMBEDDED_MODEL, EMBEDDED_CLIP = "tiny-stable-diffusion", "tiny-clip"
 
 
@@ -54,7 +50,6 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
     photos = load_photos(folder)
     make_table = partial(ImageTable, folder=plan.output_dir, photos=list(photos.values()), clip=clip, dino=dino)
     table = make_table(samples)
-    lpips_distance, no_lpips = encoders.load_lpips()
     record = dict(
         written_by=WRITTEN_BY,
         format=METRICS_FORMAT,
@@ -70,8 +65,6 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         ),
     )
     record |= measure(table, samples)
-    for model, values in record["models"].items():
-        values["div_lpips"] = lpips_diversity(table, model, lpips_distance, no_lpips)
     record["verdicts"] = {model: asdict(judge(record, model)) for model in record["changes"]}
     if quick := samples.get("candidates"):
         folders = [model_folder(samples, model) for model in (BASELINE, FINETUNED)]
@@ -240,20 +233,6 @@ def photo_metrics(table: ImageTable) -> dict:
         result["clip_t_class"] = dict(value=float((values @ table.class_row).mean()))
     result["clip_t"] = result["clip_t_class"] if table.names_only_class else _null(SAYS_MORE)
     return result
-
-
-def lpips_diversity(table: ImageTable, model: str, distance: Distance | None, reason: str) -> dict:
-    """DIV with LPIPS for the distance."""
-    rows = table.rows(model, SUBJECT)
-    if distance is None or rows.shape[1] < 2:
-        return _null(reason if distance is None else ONE_IMAGE)
-    distances = np.zeros((*rows.shape, rows.shape[1]))
-    for prompt, row in enumerate(rows):
-        images = [decode(table.folder / table.entries[index]["file"]) for index in row]
-        for i, j in zip(*np.triu_indices(len(row), 1), strict=True):
-            distances[prompt, [i, j], [j, i]] = distance(images[i], images[j])
-    interval = metrics.diversity_interval(distances)
-    return dict(value=metrics.diversity(distances), interval=interval)
 
 
 def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "", role: str = "") -> dict:

@@ -21,7 +21,6 @@ REPORTED_METRICS = (
     ("copy_clip_max", "COPY max (CLIP)", "the image that is most like a photo", BELOW_PHOTOS),
     ("div_dino", "DIV (DINO)", "variety: mean distance of two seeds of a prompt", MORE),
     ("div_clip", "DIV (CLIP)", "variety: mean distance of two seeds of a prompt", MORE),
-    ("div_lpips", "DIV (LPIPS)", "variety: mean LPIPS distance of two seeds of a prompt", MORE),
     ("pres_dino", "PRES (DINO)", "likeness of the bare class to your photos", LESS),
     ("pres_clip", "PRES (CLIP)", "likeness of the bare class to your photos", LESS),
     ("clip_t_class", "CLIP-T, class", "prompt fidelity on the bare class", MORE),
