@@ -21,8 +21,6 @@ SKIPS = [
     Skip("needs Triton", "bash setup.sh --dev, on Linux x86-64"),
     Skip("is not installed .Debian: apt-get install chromium", "apt-get install chromium"),
     Skip("playwright is not installed|playwright-python is not installed", "bash setup.sh --dev"),
-    Skip("needs the font DejaVu Sans", "apt-get install fonts-dejavu-core"),
-    Skip("fontconfig knows no font for", "apt-get install fontconfig fonts-noto-core fonts-noto-cjk"),
     Skip("older libraries import more", "the transformers and diffusers of requirements.txt"),
     Skip("scikit-image is only needed by tools/", ".venv/bin/python -m pip install -r requirements-tools.txt"),
     Skip("root may write anywhere", "another user than root", in_ci=True),

@@ -1,12 +1,11 @@
 """The comparison sheet: photos on top, then one row of images a model, one column a seed."""
 
 import functools
-import subprocess
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps, features
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 BACKGROUND = (250, 250, 247)
 BLANK = (238, 238, 233)
@@ -23,10 +22,6 @@ LABEL_SIZE, SMALL_SIZE = 20, 15
 SUBTITLE_LINE = 26
 MIN_WIDTH = 640
 LARGEST_PHOTO = 1024  # pixels; a sheet shows no more
-# Pillow's own font is Latin. These have Greek, Cyrillic and Arabic, then Chinese, Japanese and Korean, if installed;
-# for what they lack, fontconfig is asked, if there is one.
-SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf")
-MOST_FONTS = 4  # of fontconfig's are tried
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -87,9 +82,9 @@ def make_comparison(
     """Draws the sheet. `photos` are (file name, image): the first len(seeds) are shown; None leaves their row out."""
     num_columns = len(seeds)
     title_width = plan(num_columns, len(rows), 1, False).width - 2 * MARGIN
-    title_lines = wrap(title, font_for(title, TITLE_SIZE), title_width, MAX_TITLE_LINES)
+    title_lines = wrap(title, own_font(TITLE_SIZE), title_width, MAX_TITLE_LINES)
     sheet = _Sheet(plan(num_columns, len(rows), len(title_lines), photos is not None))
-    sheet.title(title_lines, font_for(title, TITLE_SIZE), subtitle)
+    sheet.title(title_lines, subtitle)
     if photos is not None:
         note = f"{num_columns} of {len(photos)}" if len(photos) > num_columns else ""
         blanks: list[tuple[str, Image.Image | None]] = [("", None)] * num_columns
@@ -112,13 +107,13 @@ class _Sheet:
         self.draw = ImageDraw.Draw(self.image)
 
     def text(self, place: tuple[int, int], text: str, color: tuple, size: int, anchor: str, width: float) -> None:
-        """A line of at most `width` pixels, in a font that has its letters."""
-        font = font_for(text, size)
+        """A line of at most `width` pixels."""
+        font = own_font(size)
         self.draw.text(place, wrap(text, font, width)[0], color, font, anchor=anchor)
 
-    def title(self, lines: list[str], font: Font, subtitle: str) -> None:
+    def title(self, lines: list[str], subtitle: str) -> None:
         for number, line in enumerate(lines):
-            self.draw.text((MARGIN, MARGIN + number * TITLE_LINE), line, INK, font, anchor="la")
+            self.draw.text((MARGIN, MARGIN + number * TITLE_LINE), line, INK, own_font(TITLE_SIZE), anchor="la")
         top = MARGIN + len(lines) * TITLE_LINE + 4
         self.text((MARGIN, top), subtitle, MUTED, SMALL_SIZE, "la", self.layout.width - 2 * MARGIN)
 
@@ -145,56 +140,15 @@ def one_line(text: str) -> str:
     return " ".join("".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text).split())
 
 
-def font_for(text: str, size: int) -> Font:
-    """Pillow's font, or the system's that has more letters of `text`."""
-    letters = set(one_line(text))
-    own = ImageFont.load_default(size)
-    system_fonts = [font for name in SYSTEM_FONTS if (font := _system_font(name, size)) is not None]
-
-    def num_letters(font: Font) -> int:
-        return sum(has_letter(font, letter) for letter in letters)
-
-    best = max([own, *system_fonts], key=num_letters)
-    if SYSTEM_FONTS and num_letters(best) < len(letters):
-        others = (_system_font(file, size) for file in _files_with("".join(sorted(letters)))[:MOST_FONTS])
-        best = max([best, *(font for font in others if font is not None)], key=num_letters)
-    return best
-
-
 @functools.cache
-def _files_with(letters: str) -> list[str]:
-    """Files of installed fonts that have all of these, plain upright ones first; none without fontconfig."""
-    pattern = ":charset=" + " ".join(f"{ord(letter):x}" for letter in letters)
-    try:
-        listed = subprocess.run(["fc-list", pattern, "file"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    files = sorted(line.rstrip(": ") for line in listed.stdout.splitlines())
-    return sorted(files, key=lambda file: ("Regular" not in file, "Sans" not in file))
-
-
-@functools.cache
-def _system_font(name: str, size: int) -> Font | None:
-    try:
-        return ImageFont.truetype(name, size)
-    except OSError:
-        return None
+def own_font(size: int) -> Font:
+    """Pillow's own, which is Latin."""
+    return ImageFont.load_default(size)
 
 
 def has_letter(font: Font, letter: str) -> bool:
-    """Whether the font draws this letter as itself, and in its script's direction."""
-    if unicodedata.bidirectional(letter) in ("R", "AL") and not features.check("raqm"):
-        return False  # would be written from left to right
-    plain = _without_shaping(font)
-    return bytes(plain.getmask(letter)) != bytes(plain.getmask("\uffff"))
-
-
-@functools.cache
-def _without_shaping(font: Font) -> Font:
-    """The font drawing each letter by itself: a layout engine puts a circle under a mark that stands alone."""
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        return font
-    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
+    """Whether the font draws this letter as itself, and not as the box of what it lacks."""
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
 
 
 def displayable(text: str, font: Font) -> str:
