@@ -43,7 +43,6 @@ TORCH = "torch takes longer than the whole preflight, which has this module"
 MAY_BE_MISSING = "may be missing, and the photo that needs it says so"
 KNOWS_HOW = "this module decides in which order the libraries are imported, and what they find"
 LATE_IMPORTS = {
-    "command_line": {"yaml": "only --config needs it; 16 ms, an eighth of --help"},
     "dataset": {"torch": TORCH},
     "models.base": {"utils.models.importing": TORCH},
     "models.folder": {"torch": TORCH},

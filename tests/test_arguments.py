@@ -228,7 +228,7 @@ def test_resuming_and_starting_over_exclude_each_other():
 def test_every_flag_has_its_line_of_help():
     help_text = training_parser().format_help()
     assert all(f"--{name}" in help_text for name in DEFAULTS)
-    assert all(action.help for action in training_parser()._actions)
+    assert all(action.help for action in training_parser().flags.values())
 
 
 def test_arguments_as_plain_values():

@@ -144,7 +144,7 @@ def write_inputs(folder: Path) -> None:
     write_cut_out(folder / "cut out")
     write_other_tokenizer(folder)
     write_encoders(folder)
-    (folder / "config.yaml").write_text("seed: 7\n")
+    (folder / "config.json").write_text('{"seed": 7}')
     (folder / "prompts.txt").write_text("a sks cat in the snow\na sks cat on a beach\n")
     concepts = [
         dict(instance_prompt=f"a photo of sks {name}", instance_data_dir=str(folder / photos))
@@ -275,7 +275,7 @@ def refuses_without(runs: Runs, flag: str, **flags) -> Seen:
 
 def config(runs: Runs) -> None:
     assert (
-        losses(runs("train", config="{inputs}/config.yaml")) == losses(runs("train", seed=7)) != losses(runs("train"))
+        losses(runs("train", config="{inputs}/config.json")) == losses(runs("train", seed=7)) != losses(runs("train"))
     )
 
 
@@ -535,7 +535,7 @@ EVALUATION = {
 
 @pytest.mark.parametrize(("parser", "table"), [(training_parser(), TRAINING), (build_parser(), EVALUATION)])
 def test_every_flag_has_a_row(parser, table):
-    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    shown = [action for action in parser.flags.values() if action.help != argparse.SUPPRESS]
     flags = {name.removeprefix("--") for action in shown for name in action.option_strings if name.startswith("--")}
     assert flags - {"compile"} == table.keys()
 

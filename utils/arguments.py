@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.flags_of_others import add_not_needed, refuse, report_to, take_out_not_needed
 from utils.models.folder import is_reserved
 
-HIDDEN: Any = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # another name of a flag
+Add = Callable[..., None]  # Parser.add_group's: the flag, its line of help, its type (bool: a switch), its default
 OFFSET_NOISE = 0.1  # of diffusers' --offset_noise, which has no value
 LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 
@@ -37,230 +37,191 @@ def training_parser() -> Parser:
         epilog="(!): not the default, or not the meaning, of the flag of that name in diffusers' script.",
         refuse=refuse,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="flags from a YAML file, or from a run's run.json")
-    _add_files(parser.add_argument_group("files"))
-    _add_prior_preservation(parser.add_argument_group("prior preservation"))
-    _add_run(parser.add_argument_group("run"))
-    _add_optimization(parser.add_argument_group("optimization"))
-    output = parser.add_argument_group("output and logs")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="flags from a JSON file, or from a run's run.json")
+    _add_files(parser.add_group("files"))
+    _add_prior_preservation(parser.add_group("prior preservation"))
+    _add_run(parser.add_group("run"))
+    _add_optimization(parser.add_group("optimization"))
+    output = parser.add_group("output and logs")
     _add_output(output)
     _add_monitoring(output)
+    hidden: Any = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # others' names of two flags
+    parser.add_argument("--save_steps", dest="checkpointing_steps", type=positive_int, **hidden)
+    parser.add_argument("--offset_noise", dest="noise_offset", action="store_const", const=OFFSET_NOISE, **hidden)
     add_not_needed(parser)
     return parser
 
 
-def _add_files(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+def _add_files(add: Add) -> None:
     add(
         "--pretrained_model_name_or_path",
+        "the base: a pipeline's folder, one .safetensors or .ckpt file, or a Hub name that is in the local cache",
+        Path,
         required=True,
-        type=Path,
         metavar="PATH",
-        help="the base: a pipeline's folder, one .safetensors or .ckpt file, or a Hub name that is in the local cache",
     )
     add(
         "--pretrained_vae_name_or_path",
-        type=Path,
+        "another VAE than the base's: its folder, or one file; the result has it too",
+        Path,
         metavar="PATH",
-        help="another VAE than the base's: its folder, or one file; the result has it too",
     )
-    add("--tokenizer_name", type=Path, metavar="DIR", help="folder of another CLIPTokenizer (default: the base's own)")
+    add("--tokenizer_name", "folder of another CLIPTokenizer (default: the base's own)", Path, metavar="DIR")
     add(
         "--instance_data_dir",
-        type=Path,
+        "folder with the photos of the subject; NAME.txt beside NAME.jpg replaces --instance_prompt for it",
+        Path,
         metavar="DIR",
-        help="folder with the photos of the subject; NAME.txt beside NAME.jpg replaces --instance_prompt for it",
     )
-    add(
-        "--output_dir", type=Path, default=Path("output"), metavar="DIR", help="the new pipeline (default: output) (!)"
-    )
-    add("--instance_prompt", metavar="TEXT", help='what the photos show, as in "a photo of my cat."')
+    add("--output_dir", "the new pipeline (default: output) (!)", Path, Path("output"), metavar="DIR")
+    add("--instance_prompt", 'what the photos show, as in "a photo of my cat."', metavar="TEXT")
     add(
         "--concepts_list",
-        type=Path,
-        metavar="FILE",
-        help="several subjects at once: a JSON list of objects with instance_prompt, instance_data_dir, class_prompt, "
+        "several subjects at once: a JSON list of objects with instance_prompt, instance_data_dir, class_prompt, "
         "class_data_dir; replaces those four flags",
+        Path,
+        metavar="FILE",
     )
 
 
-def _add_prior_preservation(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--with_prior_preservation", action="store_true", help="train on images of the class too, so that it stays")
-    add("--class_data_dir", type=Path, metavar="DIR", help="the class images; missing ones are made there first")
-    add("--class_prompt", metavar="TEXT", help='what the class images show, as in "a photo of a cat."')
-    add("--prior_loss_weight", type=non_negative_float, default=1.0, help="of the class images' loss (default: 1.0)")
+def _add_prior_preservation(add: Add) -> None:
+    add("--with_prior_preservation", "train on images of the class too, so that it stays", bool)
+    add("--class_data_dir", "the class images; missing ones are made there first", Path, metavar="DIR")
+    add("--class_prompt", 'what the class images show, as in "a photo of a cat."', metavar="TEXT")
+    add("--prior_loss_weight", "of the class images' loss (default: 1.0)", non_negative_float, 1.0)
     add(
         "--num_class_images",
-        type=positive_int,
-        default=100,
-        help="class images to use (default: 100); own and made images are not mixed (!)",
+        "class images to use (default: 100); own and made images are not mixed (!)",
+        positive_int,
+        100,
     )
-    add("--sample_batch_size", type=positive_int, default=4, help="class images made at once per rank (default: 4)")
+    add("--sample_batch_size", "class images made at once per rank (default: 4)", positive_int, 4)
     add(
         "--prior_generation_precision",
+        "dtype in which class images are made; no is fp32 (default: fp16 on a GPU, else fp32) (!)",
         choices=["no", "fp32", "fp16", "bf16"],
-        help="dtype in which class images are made; no is fp32 (default: fp16 on a GPU, else fp32) (!)",
     )
 
 
-def _add_run(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--seed", type=seed_int, default=0, help="fixes every random draw (default: 0) (!)")
-    add("--resolution", type=positive_int, default=512, help="side of the training crops in pixels (default: 512)")
-    add("--center_crop", action="store_true", help="crop the middle of a photo that is not square, not a random place")
-    add(
-        "--alpha_mask",
-        action="store_true",
-        help="what is transparent in a photo does not count in the loss",
-    )
-    add("--train_batch_size", type=positive_int, default=4, help="photos per rank and forward pass (default: 4)")
-    add(
-        "--num_train_epochs",
-        type=positive_int,
-        default=1,
-        help="passes over the photos, not the class images (default: 1) (!)",
-    )
-    add("--max_train_steps", type=positive_int, help="optimisation steps; overrides --num_train_epochs")
-    add(
-        "--gradient_accumulation_steps",
-        type=positive_int,
-        default=1,
-        help="forward passes per optimisation step (default: 1)",
-    )
+def _add_run(add: Add) -> None:
+    add("--seed", "fixes every random draw (default: 0) (!)", seed_int, 0)
+    add("--resolution", "side of the training crops in pixels (default: 512)", positive_int, 512)
+    add("--center_crop", "crop the middle of a photo that is not square, not a random place", bool)
+    add("--alpha_mask", "what is transparent in a photo does not count in the loss", bool)
+    add("--train_batch_size", "photos per rank and forward pass (default: 4)", positive_int, 4)
+    add("--num_train_epochs", "passes over the photos, not the class images (default: 1) (!)", positive_int, 1)
+    add("--max_train_steps", "optimisation steps; overrides --num_train_epochs", positive_int)
+    add("--gradient_accumulation_steps", "forward passes per optimisation step (default: 1)", positive_int, 1)
     _add_memory(add)
     add(
         "--mixed_precision",
+        "dtype of VAE, text encoder and UNet; masters are fp32 always (default: fp16 on a GPU, else no) (!)",
         choices=["fp16", "bf16", "no"],
-        help="dtype of VAE, text encoder and UNet; masters are fp32 always (default: fp16 on a GPU, else no) (!)",
     )
-    add("--dry_run", action="store_true", help="check everything that can be checked without training, then stop")
+    add("--dry_run", "check everything that can be checked without training, then stop", bool)
     add(
         "--max_nonfinite_steps",
-        type=positive_int,
-        default=20,
-        help="stop after so many steps in a row without a finite gradient (default: 20)",
+        "stop after so many steps in a row without a finite gradient (default: 20)",
+        positive_int,
+        20,
     )
-    add("--no_cuda_graph", action="store_true", help="launch every kernel by itself: slower, for debugging")
-    add("--deterministic", action="store_true", help="same bits in every run of the same command on a GPU: slower")
-    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--no_cuda_graph", "launch every kernel by itself: slower, for debugging", bool)
+    add("--deterministic", "same bits in every run of the same command on a GPU: slower", bool)
+    add("--debug", "show the traceback of an error", bool)
 
 
-def _add_memory(add: Callable[..., object]) -> None:
-    add("--gradient_checkpointing", action="store_true", help="less memory at larger batches, more time")
+def _add_memory(add: Add) -> None:
+    add("--gradient_checkpointing", "less memory at larger batches, more time", bool)
     add(
         "--offload_optimizer",
-        choices=["none", "moments", "all"],
-        help="keep AdamW's moments, or the masters' 16 bits too, in the host's memory: the same result, more time "
+        "keep AdamW's moments, or the masters' 16 bits too, in the host's memory: the same result, more time "
         "(default: none)",
+        choices=["none", "moments", "all"],
     )
-    add("--use_8bit_adam", action="store_true", help="AdamW's moments in 8 bits: less memory, nearly the same result")
-    add("--low_memory", action="store_true", help="--gradient_checkpointing and --offload_optimizer all")
+    add("--use_8bit_adam", "AdamW's moments in 8 bits: less memory, nearly the same result", bool)
+    add("--low_memory", "--gradient_checkpointing and --offload_optimizer all", bool)
 
 
-def _add_optimization(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--learning_rate", type=positive_float, default=5e-6, help="AdamW's (default: 5e-6)")
-    add("--scale_lr", action="store_true", help="multiply the learning rate by ranks x accumulation x batch size")
-    add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="default: constant")
-    add("--lr_warmup_steps", type=non_negative_int, default=500, help="steps (default: 500; constant has none)")
-    add("--lr_num_cycles", type=positive_int, default=1, help="restarts of cosine_with_restarts (default: 1)")
-    add("--lr_power", type=positive_float, default=1.0, help="exponent of polynomial (default: 1.0)")
-    add("--adam_beta1", type=unit_float, default=0.9, help="default: 0.9")
-    add("--adam_beta2", type=unit_float, default=0.999, help="default: 0.999")
-    add("--adam_weight_decay", type=non_negative_float, default=1e-2, help="default: 1e-2")
-    add("--adam_epsilon", type=positive_float, default=1e-8, help="default: 1e-8")
-    add(
-        "--max_grad_norm",
-        type=non_negative_float,
-        default=1.0,
-        help="clip gradients to this norm; 0: off (default: 1) (!)",
-    )
+def _add_optimization(add: Add) -> None:
+    add("--learning_rate", "AdamW's (default: 5e-6)", positive_float, 5e-6)
+    add("--scale_lr", "multiply the learning rate by ranks x accumulation x batch size", bool)
+    add("--lr_scheduler", "default: constant", choices=LR_SCHEDULERS, default="constant")
+    add("--lr_warmup_steps", "steps (default: 500; constant has none)", non_negative_int, 500)
+    add("--lr_num_cycles", "restarts of cosine_with_restarts (default: 1)", positive_int, 1)
+    add("--lr_power", "exponent of polynomial (default: 1.0)", positive_float, 1.0)
+    add("--adam_beta1", "default: 0.9", unit_float, 0.9)
+    add("--adam_beta2", "default: 0.999", unit_float, 0.999)
+    add("--adam_weight_decay", "default: 1e-2", non_negative_float, 1e-2)
+    add("--adam_epsilon", "default: 1e-8", positive_float, 1e-8)
+    add("--max_grad_norm", "clip gradients to this norm; 0: off (default: 1) (!)", non_negative_float, 1.0)
     add(
         "--snr_gamma",
-        type=positive_float,
-        help="min-SNR loss weights with this gamma, of photos and class images apart; 5 is usual (default: off) (!)",
+        "min-SNR loss weights with this gamma, of photos and class images apart; 5 is usual (default: off) (!)",
+        positive_float,
     )
-    add(
-        "--noise_offset",
-        type=non_negative_float,
-        default=0.0,
-        help="noise common to a channel; 0.1 at most (default: 0)",
-    )
-    add("--offset_noise", dest="noise_offset", action="store_const", const=OFFSET_NOISE, **HIDDEN)
+    add("--noise_offset", "noise common to a channel; 0.1 at most (default: 0)", non_negative_float, 0.0)
 
 
-def _add_output(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+def _add_output(add: Add) -> None:
     add(
         "--save_dtype",
+        "dtype of the saved UNet (default: that of the base's UNet file: fp16 rounds most small changes away)",
         choices=["fp32", "fp16"],
-        help="dtype of the saved UNet (default: that of the base's UNet file: fp16 rounds most small changes away)",
     )
     add(
         "--save_format",
+        "file format of the saved UNet; bin is the recipe's (default: safetensors)",
         choices=["safetensors", "bin"],
         default="safetensors",
-        help="file format of the saved UNet; bin is the recipe's (default: safetensors)",
     )
     add(
         "--export_single_file",
-        type=Path,
+        "write the result as one checkpoint file too, for ComfyUI and A1111: a name ending in .safetensors",
+        Path,
         metavar="FILE",
-        help="write the result as one checkpoint file too, for ComfyUI and A1111: a name ending in .safetensors",
     )
-    add(
-        "--logging_dir", type=Path, default=Path("logs"), help="TensorBoard's, inside --output_dir (default: logs) (!)"
-    )
-    add(
-        "--checkpointing_steps",
-        type=positive_int,
-        default=500,
-        metavar="N",
-        help="a checkpoint every N steps (default: 500)",
-    )
-    add("--save_steps", dest="checkpointing_steps", type=positive_int, **HIDDEN)  # ColossalAI's name of it
-    add("--checkpoints_total_limit", type=positive_int, metavar="K", help="keep the newest K of them (default: all)")
+    add("--logging_dir", "TensorBoard's, inside --output_dir (default: logs) (!)", Path, Path("logs"))
+    add("--checkpointing_steps", "a checkpoint every N steps (default: 500)", positive_int, 500, metavar="N")
+    add("--checkpoints_total_limit", "keep the newest K of them (default: all)", positive_int, metavar="K")
     add(
         "--resume_from_checkpoint",
-        type=str,
+        "resume from a checkpoint's folder, from 'checkpoint-N' in --output_dir, or from the 'latest' there",
+        str,
         metavar="NAME",
-        help="resume from a checkpoint's folder, from 'checkpoint-N' in --output_dir, or from the 'latest' there",
     )
-    add("--allow_changes", action="store_true", help="resume also with other photos, base model or arguments")
-    add("--overwrite_output_dir", action="store_true", help="start over where an unfinished run's checkpoints are")
+    add("--allow_changes", "resume also with other photos, base model or arguments", bool)
+    add("--overwrite_output_dir", "start over where an unfinished run's checkpoints are", bool)
 
 
-def _add_monitoring(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+def _add_monitoring(add: Add) -> None:
     add(
         "--validation_prompt",
+        "draw this with fixed seeds while training, before the first step too, into OUTPUT/validation/; "
+        "repeatable (!)",
         action="append",
         metavar="TEXT",
-        help="draw this with fixed seeds while training, before the first step too, into OUTPUT/validation/; "
-        "repeatable (!)",
     )
-    add("--validation_negative_prompt", metavar="TEXT", help="what these images steer away from")
-    add("--validation_inference_steps", type=positive_int, default=50, help="their denoising steps (default: 50)")
+    add("--validation_negative_prompt", "what these images steer away from", metavar="TEXT")
+    add("--validation_inference_steps", "their denoising steps (default: 50)", positive_int, 50)
     add(
         "--validation_guidance_scale",
-        type=non_negative_float,
-        default=7.5,
-        help="their strength of the prompt; 1 switches guidance off (default: 7.5)",
+        "their strength of the prompt; 1 switches guidance off (default: 7.5)",
+        non_negative_float,
+        7.5,
     )
     add(
         "--validation_steps",
-        type=positive_int,
-        help="steps between validations: the loss on the photos with fixed noise, and --validation_prompt's images "
+        "steps between validations: the loss on the photos with fixed noise, and --validation_prompt's images "
         "(default: 100 with --validation_prompt, else none)",
+        positive_int,
     )
-    add("--num_validation_images", type=positive_int, default=4, help="images a validation and prompt (default: 4)")
+    add("--num_validation_images", "images a validation and prompt (default: 4)", positive_int, 4)
     add(
         "--report_to",
-        type=report_to,
+        "besides metrics.jsonl; all is tensorboard (default: none) (!)",
+        report_to,
+        "none",
         metavar="{none,tensorboard,all}",
-        default="none",
-        help="besides metrics.jsonl; all is tensorboard (default: none) (!)",
     )
 
 

@@ -11,8 +11,6 @@ import os
 import select
 import shutil
 import sys
-import textwrap
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +25,8 @@ SECONDS_FOR_RANK_0 = 0.5  # torchrun ends all ranks as soon as one has failed: r
 # Of an earlier run's arguments, those that a new one does not take over.
 PER_RUN = ("config", "debug", "dry_run", "resume_from_checkpoint", "allow_changes", "overwrite_output_dir")
 
-REPEATABLE = argparse._AppendAction  # flags that may be given several times, and are lists in a file
-
-Value = str | None | list[str]
+HOW_CONFIG = 'write it like {"learning_rate": 1e-6, "center_crop": true}, with the flags without their dashes'
+_leaving: list[int] = []  # the exit code, once leave() was called
 Number = TypeVar("Number", int, float)
 
 
@@ -103,137 +100,126 @@ def as_text(text: str) -> str:
         raise argparse.ArgumentTypeError("holds characters that are not valid UTF-8: type it again") from None
 
 
-class Help(argparse.HelpFormatter):
-    """As wide as the terminal, up to 119 columns; a number is N or X, not the flag's own name once more."""
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    """As wide as the terminal, up to 119 columns."""
+    columns = shutil.get_terminal_size().columns
+    return argparse.HelpFormatter(prog, max_help_position=36 if columns > 100 else 24, width=min(119, columns - 1))
 
-    def __init__(self, prog: str):
-        columns = shutil.get_terminal_size().columns
-        super().__init__(prog, max_help_position=36 if columns > 100 else 24, width=min(119, columns - 1))
 
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(text, width, break_on_hyphens=False)
+class Repeated(argparse.Action):
+    """A flag that may be given several times: its values are a list, also in a file."""
 
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        kind = getattr(action.type, "__name__", "text")
-        return "N" if "int" in kind else "X" if "float" in kind else "TEXT"
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), value])
 
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose complaints are UserErrors that name the nearest flag; a flag of type Path is as_path's,
-    one without a type as_text's.
+    one without a type as_text's. `flags` are its arguments by their names, with dashes.
     """
 
     def __init__(self, refuse: Callable[[list[str]], None] = lambda words: None, **options: Any):
         self.refuse = refuse  # raises UserError if a word is a flag that is not here on purpose
-        super().__init__(allow_abbrev=False, formatter_class=Help, **options)
+        self.flags: dict[str, argparse.Action] = {}
+        super().__init__(allow_abbrev=False, formatter_class=_help_formatter, **options)
         self.register("type", Path, as_path)
         self.register("type", None, as_text)
+        self.register("action", "append", Repeated)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        return self._kept(super().add_argument(*names, **options))
+
+    def add_group(self, title: str) -> Callable[..., None]:
+        """add(name, help, type, default, **options) for a new group in the help; the type bool is a switch's."""
+        group = self.add_argument_group(title)
+
+        def add(name: str, text: str, kind: Any = None, default: Any = None, **options: Any) -> None:
+            value = dict(action="store_true") if kind is bool else dict(type=kind, default=default)
+            self._kept(group.add_argument(name, help=text, **value, **options))
+
+        return add
+
+    def _kept(self, flag: argparse.Action) -> argparse.Action:
+        """In the help a number is N or X, not the flag's own name once more."""
+        self.flags |= dict.fromkeys(flag.option_strings, flag)
+        if flag.metavar is None and flag.choices is None and flag.option_strings and flag.nargs != 0:
+            kind = getattr(flag.type, "__name__", "text")
+            flag.metavar = "N" if "int" in kind else "X" if "float" in kind else "TEXT"
+        return flag
+
+    def nearest(self, unknown: str) -> str | None:
+        """Of the flags that --help shows, the one that was probably meant."""
+        shown = [name for name, flag in self.flags.items() if flag.help != argparse.SUPPRESS]
+        return next(iter(difflib.get_close_matches(unknown, shown, n=1, cutoff=0.7)), None)
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ") if "unrecognized" in message else ""
         if unknown:
-            shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
-            flags = [flag for action in shown for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown.partition(" ")[0].partition("=")[0], flags, n=1, cutoff=0.7)
-            message += f"; did you mean {near[0]}?" if near else "; --help lists the flags"
+            near = self.nearest(unknown.partition(" ")[0].partition("=")[0])
+            message += f"; did you mean {near}?" if near else "; --help lists the flags"
         raise UserError(message)
 
 
 def with_config(argv: list[str], parser: Parser) -> list[str]:
     """`argv` with `--config FILE` replaced by the flags in FILE, put first: what the command line says wins.
 
-    Keys are the flags without their dashes. true switches a flag without value on; false, null and nothing leave a key
-    out. Raises UserError if the file cannot be read and for keys that are no flags.
+    Keys are the flags without their dashes. true switches a flag without value on; false and null leave a key out.
+    Raises UserError if the file cannot be read and for keys that are no flags.
     """
-    finder = type(parser)(add_help=False)  # the Parser of utils.arguments, whose complaints are UserErrors
+    finder = Parser(add_help=False)
     finder.add_argument("--config", type=Path)
     found, rest = finder.parse_known_args(argv)
     if found.config is None:
         return argv
-    flags = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
     tokens, given = [], {word.partition("=")[0] for word in rest}
     for key, value in _read_config(found.config).items():
-        if key not in flags or key in ("config", "help"):
+        flag = parser.flags.get(f"--{key}")
+        if flag is None or key in ("config", "help"):
             parser.refuse([f"--{key}"])
-            shown = [name for name, action in flags.items() if action.help != argparse.SUPPRESS]
-            near = difflib.get_close_matches(key, shown, n=1, cutoff=0.6)
-            advice = f"did you mean {near[0]}?" if near else "keys are the flags that --help lists, without dashes"
+            near = parser.nearest(f"--{key}")
+            advice = f"did you mean {near[2:]}?" if near else "keys are the flags that --help lists, without dashes"
             raise UserError(f"{found.config}: there is no flag {key!r}; {advice}")
-        is_repeatable = isinstance(flags[key], REPEATABLE)
-        if isinstance(value, list) and not is_repeatable:
-            raise UserError(f"--config {found.config}: {key} holds a list; the flag takes one value")
-        if is_repeatable and f"--{key}" in given:
+        is_list = isinstance(flag, Repeated) and isinstance(value, list)
+        if isinstance(value, list | dict) and not is_list:
+            raise UserError(f"--config {found.config}: {key} holds a list or a table; the flag takes one value")
+        if isinstance(flag, Repeated) and f"--{key}" in given:
             continue
-        for each in value if isinstance(value, list) else [value]:
-            tokens += _tokens(found.config, key, each, takes_value=flags[key].nargs != 0)
+        for each in value if is_list else [value]:
+            tokens += _tokens(found.config, key, each, takes_value=flag.nargs != 0)
     return tokens + rest
 
 
-def _tokens(path: Path, key: str, value: str | None, takes_value: bool) -> list[str]:
+def _tokens(path: Path, key: str, value: object, takes_value: bool) -> list[str]:
+    """A JSON value as it would stand on a command line."""
     if value is None:
         return []
+    spelled = str(value).lower() if isinstance(value, bool) else str(value)
     if takes_value:
-        return [f"--{key}={value}"]
-    if value.lower() not in ("true", "false"):
+        return [f"--{key}={spelled}"]
+    if spelled not in ("true", "false"):
         raise UserError(f"{path}: {key} is {value!r}, but it can only be true or false")
-    return [f"--{key}"] if value.lower() == "true" else []
+    return [f"--{key}"] if spelled == "true" else []
 
 
-def _read_config(path: Path) -> dict[str, Value]:
-    """Keys and values of the file as they are spelled there; None for null."""
+def _read_config(path: Path) -> dict[str, Any]:
+    """Keys and values of the file; of a run.json, the arguments of its run."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    return _read_json(path, text) if text.lstrip().startswith("{") else _read_yaml(path, text)
-
-
-def _read_json(path: Path, text: str) -> dict[str, Value]:
-    try:
-        values = json.loads(text)
     except ValueError as error:
-        raise UserError(f"--config {path} is not valid JSON: {error}") from None
+        raise UserError(f"--config {path} is not valid JSON: {error}; {HOW_CONFIG}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} does not hold an object of flags; {HOW_CONFIG}")
     if "program" in values and isinstance(values.get("arguments"), dict):
-        values = {key: value for key, value in values["arguments"].items() if key not in PER_RUN}
-    return {key: _spelled(path, key, value) for key, value in values.items()}
-
-
-def _spelled(path: Path, key: str, value: object) -> Value:
-    """A JSON value as it would stand on a command line."""
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return value
-    _refuse_nested(path, {key: value} if isinstance(value, dict | list) else {})
-    return None if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
-
-
-def _read_yaml(path: Path, text: str) -> dict[str, Value]:
-    """Scalars as they are spelled: by YAML's own rules `no` would be false, and 1e-6 no number."""
-    import yaml
-
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if root is None:
-        return {}
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"--config {path} does not hold lines of the form 'flag: value'")
-    values: dict[str, Value] = {}
-    for key, value in root.value:
-        if not isinstance(key, yaml.ScalarNode) or key.value in values:
-            raise UserError(f"--config {path}, line {key.start_mark.line + 1}: {key.value!r} is there twice")
-        if isinstance(value, yaml.SequenceNode) and all(isinstance(each, yaml.ScalarNode) for each in value.value):
-            values[key.value] = [each.value for each in value.value]
-            continue
-        _refuse_nested(path, {} if isinstance(value, yaml.ScalarNode) else {key.value: value})
-        is_null = value.style is None and value.value.lower() in ("", "null", "~")
-        values[key.value] = None if is_null else value.value
+        return {key: value for key, value in values["arguments"].items() if key not in PER_RUN}
     return values
-
-
-def _refuse_nested(path: Path, nested: dict) -> None:
-    if nested:
-        raise UserError(f"--config {path}: {next(iter(nested))} holds a list or a table; a flag takes one value")
 
 
 def run_main(
@@ -264,17 +250,19 @@ def run_main(
 def leave(exit_code: int) -> NoReturn:
     """Ends the process as sys.exit does (threads are joined, what is registered at exit is called, output is flushed),
     but leaves its memory to the system: taking millions of objects and a GPU's context apart takes seconds.
-
-    If what was printed cannot be flushed, sys.exit says so as it always does.
     """
-    threading._shutdown()  # type: ignore[attr-defined]  # the interpreter's own: it also ends idle pools of threads
-    atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        sys.exit(exit_code)
-    os._exit(exit_code)
+    _leaving.append(exit_code)
+    sys.exit(exit_code)
+
+
+@atexit.register  # when this module is imported, before the libraries: what they register is called before it
+def _end_at_once() -> None:
+    """The end of leave(). If what was printed cannot be flushed, the interpreter says so as it always does."""
+    if _leaving:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_leaving[0])
 
 
 def make_printable() -> None:

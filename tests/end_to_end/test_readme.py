@@ -30,7 +30,7 @@ if [ "$1" = clone ]; then cp -R "$PIPELINE" "$3"; else echo "git $*" >> "$GIT_LO
 
 def parser_flags() -> set[str]:
     """The training script's flags that --help shows, but --help."""
-    shown = [action for action in training_parser()._actions if action.help != argparse.SUPPRESS]
+    shown = [action for action in training_parser().flags.values() if action.help != argparse.SUPPRESS]
     strings = {string for action in shown for string in action.option_strings}
     return {string for string in strings if string.startswith("--")} - {"--help"}
 
@@ -48,7 +48,7 @@ def test_the_table_of_flags_is_the_parsers():
 
 
 def test_what_differs_from_diffusers_is_marked_in_both_places():
-    marked = {a.option_strings[0] for a in training_parser()._actions if (a.help or "").endswith("(!)")}
+    marked = {a.option_strings[0] for a in training_parser().flags.values() if (a.help or "").endswith("(!)")}
     page = (ROOT / "docs/flags.md").read_text(encoding="utf-8")
     part = page[page.index("## What differs from diffusers") :]
     assert {f"--{name}" for name in re.findall(r"^\| `(\w+)`", part, re.M)} == marked and len(marked) > 9

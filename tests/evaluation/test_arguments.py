@@ -12,7 +12,7 @@ from utils.evaluation.arguments import build_parser, parse_args
 
 
 def test_the_flags_are_these():
-    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
+    flags = {flag for action in build_parser().flags.values() for flag in action.option_strings}
     assert flags == {
         "-h",
         "--help",

@@ -21,7 +21,7 @@ READ_BY = {  # flag: the stages that read it; all others are for generate alone
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The flags of evaluate.py, with their defaults."""
     parser = Parser(
         prog="evaluate.py",
