@@ -32,7 +32,6 @@ from bench.random_sd14 import EMBEDDED, write_pipeline
 from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import draw, image_size
-from utils.models.threaded_unet import ThreadedUNet
 from utils.runtime import gpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,7 +113,7 @@ def our_rows(pipeline, batch_sizes: list[int], num_calls: int, steps: int, say) 
     rows = []
     for batch_size in batch_sizes:
         reset_memory()
-        captured = CapturedUNet(say) if IS_GPU else ThreadedUNet()
+        captured = CapturedUNet(say) if IS_GPU else None
         embeddings = drawing.PromptEmbeddings(None, GUIDANCE)
         options = dict(num_inference_steps=steps, guidance_scale=GUIDANCE, embeddings=embeddings, captured=captured)
         calls = []

@@ -100,12 +100,9 @@ class StandIn:
 
 def is_launched(kernel: Any, target: int) -> bool:
     """Whether the program launches a kernel there."""
-    from utils.kernels import geglu_product, short_attention
+    from utils.kernels import short_attention
 
-    capability = divmod(target, 10)
-    if kernel is geglu_product._geglu_product:
-        return capability == geglu_product.CAPABILITY
-    return kernel is not short_attention._short_attention_backward or capability >= short_attention.OLDEST
+    return kernel is not short_attention._short_attention_backward or divmod(target, 10) >= short_attention.OLDEST
 
 
 Launch = tuple[Any, tuple, dict]  # kernel, arguments, keywords

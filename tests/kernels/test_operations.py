@@ -149,37 +149,6 @@ def test_geglu(device, dtype, has_bias, shape):
     check(operations.geglu, definition, [argument.to(dtype) for argument in arguments], 1, ROUNDING[dtype])
 
 
-PRODUCTS = [((5, 40), 24), ((2, 77, 320), 1280), ((1200, 64), 72), ((3, 36), 20)]  # the last is not aligned
-
-
-@pytest.mark.parametrize("device, dtype", [("cpu", torch.float16), *FEW_CASES])
-@pytest.mark.parametrize("shape, width", PRODUCTS, ids=str)
-def test_geglu_product(device, dtype, shape, width):
-    torch.manual_seed(0)
-    sizes = shape, (2 * width, shape[-1]), (2 * width,)
-    x, weight, bias = (torch.randn(size, device=device).to(dtype) for size in sizes)
-    x = x / shape[-1] ** 0.5
-    hidden, gate = F.linear(x.double(), weight.double(), bias.double()).chunk(2, dim=-1)
-    with torch.no_grad():
-        result = operations.geglu_product(x, weight, bias)
-    assert result.shape == (*shape[:-1], width) and result.dtype == dtype
-    assert relative_error(result, hidden * F.gelu(gate)) < 2 * ROUNDING[dtype]
-
-
-@pytest.mark.skipif(not INTERPRETED, reason=TRITON_ONLY)
-def test_the_product_with_geglu_is_one_kernel_only_without_gradients(monkeypatch):
-    """Gradients need both halves, and the kernel keeps neither."""
-    monkeypatch.setattr(operations, "fused_product", lambda *_: "one kernel")
-    x, weight, bias = torch.randn(4, 8).half(), torch.randn(16, 8).half().requires_grad_(), torch.randn(16).half()
-    operations.geglu_product(x, weight, bias).sum().backward()
-    assert weight.grad.shape == weight.shape
-    with torch.no_grad():
-        assert operations.geglu_product(x, weight, bias) == "one kernel"
-        assert torch.is_tensor(operations.geglu_product(x, weight, None))
-        assert torch.is_tensor(operations.geglu_product(x[:, :4].contiguous(), weight[:, :4].contiguous(), bias[:16]))
-        assert torch.is_tensor(operations.geglu_product(x.float(), weight.float(), bias.float()))
-
-
 @pytest.mark.parametrize("device, dtype", FEW_CASES)
 @pytest.mark.parametrize("num_biases", [0, 1, 2])
 def test_add_bias_residual(device, dtype, num_biases):

@@ -43,7 +43,6 @@ from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.loading import WEIGHT_DTYPES
-from utils.models.threaded_unet import ThreadedUNet
 from utils.runtime import gpu, timing
 from utils.runtime.progress import progress_bar
 from utils.runtime.timing import mark
@@ -208,7 +207,7 @@ def sample_groups(
     )
     options = settings.of_sampling()
     options["embeddings"] = drawing.PromptEmbeddings(settings.negative_prompt, settings.guidance_scale)
-    options["captured"] = CapturedUNet(warn) if pipelines[BASELINE].device.type == "cuda" else ThreadedUNet()
+    options["captured"] = CapturedUNet(warn) if pipelines[BASELINE].device.type == "cuda" else None
     with progress_bar("drawing", num_steps, "step", shown=bool(groups)) as bar:
         for number, group in enumerate(groups):
             name, seeds, prompts = group[0].model, [s.seed for s in group], [s.prompt for s in group]

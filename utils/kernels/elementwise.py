@@ -66,15 +66,14 @@ def _geglu_backward(dy_ptr, x_ptr, bias_ptr, dx_ptr, part_ptr, num_rows, length,
 
 @triton.jit
 def _sum_forward(x_ptr, residual_ptr, bias_ptr, residual_bias_ptr, y_ptr, num_rows, C, COLUMNS: tl.constexpr,
-                 ROWS: tl.constexpr, RESIDUAL: tl.constexpr, BIAS: tl.constexpr, RESIDUAL_BIAS: tl.constexpr):
+                 ROWS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL_BIAS: tl.constexpr):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = column < C
     mask = (row < num_rows)[:, None] & inside[None, :]
     at = row.to(tl.int64)[:, None] * C + column[None, :]
     y = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if RESIDUAL:
-        y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if BIAS:
         y += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     if RESIDUAL_BIAS:
@@ -123,14 +122,11 @@ class Geglu(torch.autograd.Function):
 
 
 class AddBiasResidual(torch.autograd.Function):
-    """x + bias + residual + residual_bias, channels_last [B, C, H, W]; one reduction makes both biases' gradient.
-
-    What is None is left out.
-    """
+    """x + bias + residual + residual_bias, channels_last [B, C, H, W]; one reduction makes both biases' gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, bias: Tensor | None, residual_bias: Tensor | None
+        ctx: Any, x: Tensor, residual: Tensor, bias: Tensor | None, residual_bias: Tensor | None
     ) -> Tensor:
         channels = x.shape[1]
         num_rows = x.numel() // channels
@@ -138,9 +134,9 @@ class AddBiasResidual(torch.autograd.Function):
         rows = 4 * _rows(num_rows)
         _sum_forward[(triton.cdiv(channels, _SUM_CHANNELS), triton.cdiv(num_rows, rows))](
             x, residual, bias, residual_bias, y, num_rows, C=channels, COLUMNS=_SUM_CHANNELS, ROWS=rows,
-            RESIDUAL=residual is not None, BIAS=bias is not None, RESIDUAL_BIAS=residual_bias is not None,
+            BIAS=bias is not None, RESIDUAL_BIAS=residual_bias is not None,
         )
-        ctx.has_residual, ctx.has_bias = residual is not None, (bias is not None, residual_bias is not None)
+        ctx.has_bias = bias is not None, residual_bias is not None
         return y
 
     @staticmethod
@@ -148,4 +144,4 @@ class AddBiasResidual(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         dy = dy.contiguous(memory_format=torch.channels_last)
         dbias = column_sums(dy, dy.shape[1]) if any(ctx.has_bias) else None
-        return dy, dy if ctx.has_residual else None, *(dbias if has_bias else None for has_bias in ctx.has_bias)
+        return dy, dy, *(dbias if has_bias else None for has_bias in ctx.has_bias)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.kernels.linear import linear
 from utils.runtime.gpu import missing_for_triton
 
 # Triton 3.10 will no longer join a product and a sum into one instruction unless told to, and results would change.
@@ -30,14 +29,6 @@ try:
     HAS_TRITON = _is_new and (not torch.cuda.is_available() or missing_for_triton() is None)
 except ImportError:
     HAS_TRITON = False
-
-try:
-    from utils.kernels.geglu_product import geglu_product as fused_product
-    from utils.kernels.geglu_product import is_multipliable
-
-    _HAS_PRODUCT = True
-except ImportError:  # no Triton, or one before 3.3
-    _HAS_PRODUCT = False
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -100,14 +91,6 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     return hidden * F.gelu(gate)
 
 
-def geglu_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """geglu(x @ weight.T, bias) of x [..., K], weight [2D, K], bias [2D] -> [..., D]: without gradients one kernel."""
-    is_sampling = _HAS_PRODUCT and runs_triton(x) and not torch.is_grad_enabled()
-    if is_sampling and bias is not None and is_multipliable(x, weight):
-        return fused_product(x, weight, bias)
-    return geglu(linear(x, weight), bias)
-
-
 def add_bias_residual(
     x: Tensor, residual: Tensor, bias: Tensor | None = None, residual_bias: Tensor | None = None
 ) -> Tensor:
@@ -118,13 +101,6 @@ def add_bias_residual(
     for addend in (bias, residual_bias):
         x = x if addend is None else x + addend[:, None, None]
     return x + residual
-
-
-def add_bias(x: Tensor, bias: Tensor) -> Tensor:
-    """x [B, C, H, W] + bias [C]."""
-    if runs_triton(x):
-        return AddBiasResidual.apply(x.contiguous(memory_format=torch.channels_last), None, bias, None)
-    return x + bias[:, None, None]
 
 
 def add_bias_residual_of_tokens(x: Tensor, residual: Tensor, bias: Tensor | None) -> Tensor:

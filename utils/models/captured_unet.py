@@ -100,6 +100,8 @@ class CapturedUNet:
             try:
                 if fuses:
                     fused_unet.install(unet, equal_halves=is_guided)
+                    if not self._graphs and (line := fused_unet.what_is_not_fused(unet)):
+                        self.say(line)
                 return _Graph(plain, inputs, self._earlier_graph())
             except Exception as error:  # a compiler that is missing, memory, an operation that cannot be captured
                 reason = first_line(error)

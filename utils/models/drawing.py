@@ -19,7 +19,6 @@ from utils.errors import UserError
 from utils.models import loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.folder import in_pixels
-from utils.models.threaded_unet import ThreadedUNet
 
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5
 
@@ -95,7 +94,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     embeddings: PromptEmbeddings | None = None,
-    captured: CapturedUNet | ThreadedUNet | None = None,
+    captured: CapturedUNet | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Image.Image]:
     """One image a seed. Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
@@ -104,7 +103,7 @@ def sample(
         prompt: of all images, or one an image.
         batch_size, height, width: images at once, and pixels; when None all of them, and the model's own size.
         embeddings: shared between calls, and made with the same negative prompt and guidance: encodes no text twice.
-        captured: calls the UNet, by graphs on a GPU or in threads on a CPU; shared between calls and models.
+        captured: calls the UNet by graphs, on a GPU; shared between calls and models.
         on_step: called after every denoising step of every batch (on a GPU: when it has been launched).
 
     Raises NotANumber if an image holds one that is none.

@@ -3,8 +3,7 @@
 Modules, parameters, names and the state dict stay what they are; only instances' `forward` changes. What is replaced
 computes the same with fewer kernels or faster ones:
 - GroupNorm and SiLU are one operation that stays channels_last; nothing else leaves channels_last either;
-- a convolution's bias is added by the operation that follows it, or by one of its own, which also makes its gradient;
-  so is GEGLU's;
+- the biases of a ResNet block's convolutions are added by the operations that follow them, and so is GEGLU's;
 - attention to the prompt has a backward pass that divides the work by queries;
 - nothing is divided by 1;
 - a residual stream's two gradients are added inside the norm's backward;
@@ -16,6 +15,7 @@ Install after choosing attention processors.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -28,20 +28,23 @@ from utils.kernels.operations import (
     add_bias_residual,
     add_bias_residual_of_tokens,
     add_layer_norm,
-    geglu_product,
+    attention,
+    geglu,
     group_norm,
 )
-from utils.kernels.operations import attention as attend
-from utils.models.fused_convolutions import fuse_the_rest, modules_of, pointwise, replace
 from utils.models.fusible import (
+    BLOCK,
+    FIRST_BLOCK,
+    RESNET,
+    TRANSFORMER,
     has_plain_time_embedding,
+    is_a,
+    is_affine,
     is_plain_block,
     is_plain_resnet,
     is_plain_transformer,
     projections,
 )
-
-_KINDS = ("resnets", "transformers", "blocks", "time_embedding")
 
 
 def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
@@ -52,60 +55,94 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
             the first prompt, the longest attention among it, is computed once. In sampling they are.
     """
     uninstall(unet)
-    counts = dict.fromkeys(_KINDS, 0)
-    resnets = modules_of(unet, "ResnetBlock2D")
-    plain_resnets = [module for module in resnets if is_plain_resnet(module)]
+    resnets = _modules_of(unet, RESNET)
+    plain_resnets = [resnet for resnet in resnets if is_plain_resnet(resnet)]
     shifts_at_once = resnets == plain_resnets != [] and has_plain_time_embedding(unet)
     if shifts_at_once:
         time_layers = [resnet.time_emb_proj for resnet in resnets]
-        replace(unet.time_embedding, partial(_shifts, unet.time_embedding.forward, time_layers))
-        counts["time_embedding"] = 1
+        _replace(unet.time_embedding, partial(_shifts, unet.time_embedding.forward, time_layers))
     for number, resnet in enumerate(plain_resnets):
-        replace(resnet, partial(_resnet_forward, resnet, number if shifts_at_once else None))
-    counts["resnets"] = len(plain_resnets)
-    for transformer in modules_of(unet, "Transformer2DModel"):
+        _replace(resnet, partial(_resnet_forward, resnet, number if shifts_at_once else None))
+    counts = dict(resnets=len(plain_resnets), transformers=0, blocks=0, time_embedding=int(shifts_at_once))
+    for transformer in _modules_of(unet, TRANSFORMER):
         blocks = [block for block in transformer.transformer_blocks if is_plain_block(block)]
         for block in blocks:
-            replace(block, partial(_block_forward, block, block.forward))
+            _replace(block, partial(_block_forward, block, block.forward))
         counts["blocks"] += len(blocks)
         if len(blocks) == len(transformer.transformer_blocks) and is_plain_transformer(transformer):
-            replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
+            _replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
             counts["transformers"] += 1
-    counts |= fuse_the_rest(unet)
-    if equal_halves and counts["time_embedding"] and type(unet.down_blocks[0]).__name__ == "CrossAttnDownBlock2D":
+    counts["norm_out"] = _fuse_last_norm(unet)
+    if equal_halves and shifts_at_once and is_a(unet.down_blocks[0], FIRST_BLOCK):
         first = unet.down_blocks[0]
         for module in (first.resnets[0], first.attentions[0].transformer_blocks[0]):
-            if "forward" in module.__dict__:
-                replace(module, partial(module.forward, equal_halves=True))
+            if _is_fused(module):
+                _replace(module, partial(module.forward, equal_halves=True))
     return counts
 
 
 def install_decoder(decoder: Any) -> int:
     """Fuses what can be fused of a VAE's decoder, as `install` does; returns how many ResNet blocks."""
     uninstall(decoder)
-    resnets = [resnet for resnet in modules_of(decoder, "ResnetBlock2D") if is_plain_resnet(resnet, has_time=False)]
+    resnets = [resnet for resnet in _modules_of(decoder, RESNET) if is_plain_resnet(resnet, has_time=False)]
     for resnet in resnets:
-        replace(resnet, partial(_resnet_forward, resnet, None))
-    fuse_the_rest(decoder)
+        _replace(resnet, partial(_resnet_forward, resnet, None))
+    _fuse_last_norm(decoder)
     return len(resnets)
 
 
-def uninstall(unet: nn.Module) -> None:
+def uninstall(network: nn.Module) -> None:
     """Puts every module's own forward back."""
-    for module in unet.modules():
-        if getattr(module.__dict__.get("forward"), "is_fused", False):
+    for module in network.modules():
+        if _is_fused(module):
             del module.forward
 
 
-def _attention(attention: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+def what_is_not_fused(unet: Any) -> str | None:
+    """A line about what `install` has found changed of Stable Diffusion v1's UNet, or not found; None if nothing."""
+    parts = {name: _modules_of(unet, name) for name in (RESNET, BLOCK, TRANSFORMER)}
+    parts["time_embedding"] = [unet.time_embedding]
+    changed = [name for name, modules in parts.items() if not modules or not all(map(_is_fused, modules))]
+    if not changed:
+        return None
+    return (
+        f"the UNet runs without fused kernels in {', '.join(changed)}, more slowly: diffusers {version('diffusers')} "
+        f"has changed these, or what they are made of"
+    )
+
+
+def _modules_of(network: nn.Module, kind: str) -> list[Any]:
+    return [module for module in network.modules() if is_a(module, kind)]
+
+
+def _replace(module: nn.Module, forward: Any) -> None:
+    """Gives a module a fused forward, which `uninstall` knows."""
+    forward.is_fused = True
+    module.forward = forward
+
+
+def _is_fused(module: nn.Module) -> bool:
+    return getattr(module.__dict__.get("forward"), "is_fused", False)
+
+
+def _fuse_last_norm(network: Any) -> int:
+    """Fuses a UNet's or a decoder's last norm; returns how many it had."""
+    norm: Any = getattr(network, "conv_norm_out", None)
+    if not is_affine(norm, nn.GroupNorm):
+        return 0
+    _replace(norm, partial(_norm_forward, norm))
+    return 1
+
+
+def _attend(layer: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Multi-head attention without its output projection: x [B, T, D], context [B, S, E] or None -> [B, T, D]."""
-    to_q, to_k, to_v = projections(attention)
+    to_q, to_k, to_v = projections(layer)
     if context is None:
         query_key_value = project(x, (to_q.weight, to_k.weight, to_v.weight))
     else:
         query_key_value = (linear(x, to_q.weight), *project(context, (to_k.weight, to_v.weight)))
-    heads = [states.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for states in query_key_value]
-    return attend(*heads).transpose(1, 2).flatten(2)
+    heads = [states.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for states in query_key_value]
+    return attention(*heads).transpose(1, 2).flatten(2)
 
 
 def _takes_plain_forward(*unusual: object) -> bool:
@@ -132,36 +169,23 @@ def _block_forward(
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     encoder_hidden_states: Tensor | None = None,
-    encoder_attention_mask: Tensor | None = None,
-    timestep: Tensor | None = None,
-    cross_attention_kwargs: dict | None = None,
-    class_labels: Tensor | None = None,
-    added_cond_kwargs: dict | None = None,
+    *others: Any,
     input_bias: Tensor | None = None,
     equal_halves: bool = False,
+    **named: Any,
 ) -> Tensor:
     """BasicTransformerBlock.forward of hidden_states [B, T, D] + input_bias [D], encoder_hidden_states [B, S, E]."""
-    unusual = attention_mask, encoder_attention_mask, cross_attention_kwargs
-    if encoder_hidden_states is None or _takes_plain_forward(*unusual):
+    if encoder_hidden_states is None or _takes_plain_forward(attention_mask, *others, *named.values()):
         hidden_states = hidden_states if input_bias is None else hidden_states + input_bias
-        return plain_forward(
-            hidden_states,
-            attention_mask,
-            encoder_hidden_states,
-            encoder_attention_mask,
-            timestep,
-            cross_attention_kwargs,
-            class_labels,
-            added_cond_kwargs,
-        )
+        return plain_forward(hidden_states, attention_mask, encoder_hidden_states, *others, **named)
     attn2, (up, _, down) = block.attn2, block.ff.net
     if equal_halves:
         hidden_states, normed = map(_twice, _self_attention(block, _half(hidden_states), input_bias))
     else:
         hidden_states, normed = _self_attention(block, hidden_states, input_bias)
-    out = linear(_attention(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
+    out = linear(_attend(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
     hidden_states, normed = _add_norm(block.norm3, out, hidden_states, attn2.to_out[0].bias)
-    gated = geglu_product(normed, up.proj.weight, up.proj.bias)
+    gated = geglu(linear(normed, up.proj.weight), up.proj.bias)
     return add_bias_residual_of_tokens(linear(gated, down.weight), hidden_states, down.bias)
 
 
@@ -169,7 +193,7 @@ def _self_attention(block: Any, hidden_states: Tensor, input_bias: Tensor | None
     """A block's hidden states [B, T, D] after its self-attention, and what its second norm makes of them [B, T, D]."""
     hidden_states, normed = _add_norm(block.norm1, hidden_states, None, input_bias)
     to_out = block.attn1.to_out[0]
-    return _add_norm(block.norm2, linear(_attention(block.attn1, normed), to_out.weight), hidden_states, to_out.bias)
+    return _add_norm(block.norm2, linear(_attend(block.attn1, normed), to_out.weight), hidden_states, to_out.bias)
 
 
 def _half(x: Tensor) -> Tensor:
@@ -187,28 +211,13 @@ def _transformer_forward(
     plain_forward: Callable,
     hidden_states: Tensor,
     encoder_hidden_states: Tensor | None = None,
-    timestep: Tensor | None = None,
-    added_cond_kwargs: dict | None = None,
-    class_labels: Tensor | None = None,
-    cross_attention_kwargs: dict | None = None,
-    attention_mask: Tensor | None = None,
-    encoder_attention_mask: Tensor | None = None,
+    *others: Any,
     return_dict: bool = True,
+    **named: Any,
 ) -> Any:
     """Transformer2DModel.forward of hidden_states [B, C, H, W]; pixels become tokens without a copy."""
-    unusual = attention_mask, encoder_attention_mask, cross_attention_kwargs
-    if return_dict or encoder_hidden_states is None or _takes_plain_forward(*unusual):
-        return plain_forward(
-            hidden_states,
-            encoder_hidden_states,
-            timestep,
-            added_cond_kwargs,
-            class_labels,
-            cross_attention_kwargs,
-            attention_mask,
-            encoder_attention_mask,
-            return_dict,
-        )
+    if return_dict or encoder_hidden_states is None or _takes_plain_forward(*others, *named.values()):
+        return plain_forward(hidden_states, encoder_hidden_states, *others, return_dict=return_dict, **named)
     norm, proj_in, proj_out = transformer.norm, transformer.proj_in, transformer.proj_out
     height, width = hidden_states.shape[2:]
     x, residual = group_norm(hidden_states, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False, fork=True)
@@ -256,4 +265,10 @@ def _shifted_resnet(resnet: Any, input_tensor: Tensor, shift: Tensor | None) -> 
     x = F.conv2d(x, conv2.weight, None, padding=1)
     if shortcut is None:
         return add_bias_residual(x, residual, conv2.bias)
-    return add_bias_residual(x, pointwise(residual, shortcut.weight), conv2.bias, shortcut.bias)
+    residual = linear(residual.permute(0, 2, 3, 1), shortcut.weight).permute(0, 3, 1, 2)
+    return add_bias_residual(x, residual, conv2.bias, shortcut.bias)
+
+
+def _norm_forward(norm: Any, x: Tensor) -> Tensor:
+    """GroupNorm.forward of x [B, C, H, W]; the result is channels_last."""
+    return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False)

@@ -5,13 +5,16 @@ from typing import Any
 
 from torch import nn
 
-_PLAIN_UNET_BLOCKS = {
-    "DownBlock2D",
-    "CrossAttnDownBlock2D",
-    "UNetMidBlock2DCrossAttn",
-    "UpBlock2D",
-    "CrossAttnUpBlock2D",
-}
+# diffusers' classes that fused_unet looks for. As text: one that is renamed or moved costs speed, but ends no run.
+RESNET, TRANSFORMER, BLOCK = "ResnetBlock2D", "Transformer2DModel", "BasicTransformerBlock"
+PROCESSOR, FEED_FORWARD = "AttnProcessor2_0", "GEGLU"
+FIRST_BLOCK = "CrossAttnDownBlock2D"
+UNET_BLOCKS = {FIRST_BLOCK, "DownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D"}
+
+
+def is_a(module: Any, kind: str) -> bool:
+    """Whether a module is of diffusers' class of that name."""
+    return type(module).__name__ == kind
 
 
 def has_no_hooks(module: Any) -> bool:
@@ -35,18 +38,10 @@ def is_dropout_off(module: Any) -> bool:
 
 
 def is_conv(conv: Any, size: int) -> bool:
-    """A convolution of `size` x `size` that keeps height and width."""
+    """A convolution of `size` x `size` that keeps height and width and pads with zeros."""
     expected = dict(kernel_size=(size, size), stride=(1, 1), padding=(size // 2,) * 2, dilation=(1, 1), groups=1)
-    return _pads_with_zeros(conv) and all(getattr(conv, k) == v for k, v in expected.items())
-
-
-def _pads_with_zeros(conv: Any) -> bool:
-    return _is(conv, nn.Conv2d) and conv.padding_mode == "zeros"
-
-
-def is_biased_conv(conv: Any) -> bool:
-    """A convolution with a bias, of any size and stride, that pads with zeros or not at all."""
-    return _pads_with_zeros(conv) and conv.bias is not None
+    has_its_form = all(getattr(conv, name, None) == value for name, value in expected.items())
+    return _is(conv, nn.Conv2d) and conv.padding_mode == "zeros" and has_its_form
 
 
 def is_plain_resnet(resnet: Any, has_time: bool = True) -> bool:
@@ -69,18 +64,12 @@ def is_plain_resnet(resnet: Any, has_time: bool = True) -> bool:
     )
 
 
-def is_plain_upsampler(upsampler: Any) -> bool:
-    """An Upsample2D: every pixel becomes four, then a convolution."""
-    kinds = dict(norm=None, use_conv_transpose=False, use_conv=True, interpolate=True, name="conv")
-    return has_no_hooks(upsampler) and all(getattr(upsampler, name, ...) == kind for name, kind in kinds.items())
-
-
 def has_plain_time_embedding(unet: Any) -> bool:
     """Whether the time embedding goes to the ResNet blocks and nowhere else, unchanged."""
     blocks = {type(block).__name__ for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)}
     added = ("class_embedding", "add_embedding", "time_embed_act")
     is_only_use = all(getattr(unet, name, None) is None for name in added)
-    return blocks <= _PLAIN_UNET_BLOCKS and is_only_use and has_no_hooks(unet.time_embedding)
+    return blocks <= UNET_BLOCKS and is_only_use and has_no_hooks(unet.time_embedding)
 
 
 def is_plain_attention(attention: Any, is_cross: bool) -> bool:
@@ -89,7 +78,7 @@ def is_plain_attention(attention: Any, is_cross: bool) -> bool:
     unwanted += ["residual_connection", "fused_projections"]
     return (
         has_no_hooks(attention)
-        and type(getattr(attention, "processor", None)).__name__ == "AttnProcessor2_0"
+        and is_a(getattr(attention, "processor", None), PROCESSOR)
         and not any(getattr(attention, name, None) for name in unwanted)
         and attention.rescale_output_factor == 1
         and all(_is(linear, nn.Linear) and linear.bias is None for linear in projections(attention))
@@ -101,7 +90,7 @@ def is_plain_attention(attention: Any, is_cross: bool) -> bool:
 
 def is_plain_block(block: Any) -> bool:
     """A BasicTransformerBlock of self-attention, cross-attention and GEGLU, each after a LayerNorm."""
-    if type(block).__name__ != "BasicTransformerBlock" or getattr(block, "norm_type", "layer_norm") != "layer_norm":
+    if not is_a(block, BLOCK) or getattr(block, "norm_type", "layer_norm") != "layer_norm":
         return False
     unwanted = ("pos_embed", "fuser", "only_cross_attention", "double_self_attention", "_chunk_size")
     feed_forward = list(block.ff.net)
@@ -114,7 +103,7 @@ def is_plain_block(block: Any) -> bool:
         and is_plain_attention(block.attn2, True)
         and has_no_hooks(block.ff)
         and len(feed_forward) == 3
-        and type(feed_forward[0]).__name__ == "GEGLU"
+        and is_a(feed_forward[0], FEED_FORWARD)
         and has_no_hooks(feed_forward[0])
         and _is(feed_forward[0].proj, nn.Linear)
         and is_dropout_off(feed_forward[1])

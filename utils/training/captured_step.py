@@ -8,6 +8,7 @@ import torch
 
 from utils.data.batches import MicroBatch
 from utils.errors import first_line
+from utils.models.fused_unet import what_is_not_fused
 from utils.training.train_step import TrainStep
 
 WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose algorithms, kernels are compiled
@@ -73,10 +74,13 @@ def fastest_step(
 ) -> Callable[[list[MicroBatch]], torch.Tensor]:
     """The step as it runs fastest: on a GPU its kernels are compiled ahead, all at once, and it becomes a CUDA graph.
 
-    `example()` are micro-batches to compile for: nothing is learned from them. `say` is told what did not work.
+    `example()` are micro-batches to compile for: nothing is learned from them. `say` is told what is slower than it
+    could be, and why.
     """
     if train_step.optimizer.flat.device.type != "cuda":
         return train_step
+    if line := what_is_not_fused(train_step.unet.unwrap()):
+        say(line)
     if reason := train_step.compile_kernels(example()):
         say(f"kernels are compiled as they first run, not all ahead: {reason}")
     return CapturedStep(train_step, say) if uses_cuda_graph else train_step

@@ -68,7 +68,7 @@ class TrainStep:
 
     def __init__(
         self,
-        unet: torch.nn.Module,
+        unet: Any,
         optimizer: MasterWeightsOptimizer,
         booster: Any,
         inputs: TrainingInputs,
