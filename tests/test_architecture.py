@@ -35,7 +35,6 @@ IN_THE_OPEN = {
     "command_line": {"files", "runtime"},
     "doctor": {"command_line", "runtime"},
     "export": {"command_line", "files", "models", "run.lineage"},
-    "import_file": {"command_line", "files", "models"},
     "share": {"command_line", "files", "models"},
 }
 # What is imported inside functions, and why: --help, complaints and the preflight are quick. Nothing is added here.

@@ -96,7 +96,6 @@ COMMANDS = {  # name: command; what it writes is called after it
     "half_precision": [*EXPORT, "{results}/half_precision.safetensors", "--dtype=fp16"],
     "lora": [*EXPORT, "{results}/lora.safetensors", "--lora_rank=4"],
     "strength": [*EXPORT, "{results}/strength", "--strength=0.5"],
-    "import_file": [PYTHON, "-m", "utils.import_file", "{results}/export.safetensors", "{results}/import_file"],
     "share": [PYTHON, "-m", "utils.share", "{results}/eight_bit", "{results}/share"],
 }
 MAKE_INPUTS = """

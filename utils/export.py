@@ -16,7 +16,6 @@ from utils.files.safetensors_writer import SAVE_DTYPES
 from utils.models.base import SINGLE_FILES, base_folder
 from utils.models.check import check_base_model, check_same_unet
 from utils.models.exporting import check_export_folder, export_file, export_folder, export_lora
-from utils.models.folder import prediction_type
 from utils.run.lineage import read_checkpoint
 
 BASE_FLAG = "--pretrained_model_name_or_path"
@@ -47,9 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     check_base_model(args.folder, "PIPELINE_DIR")
     tuned = checkpoint_folder(args.folder, args.checkpoint) if args.checkpoint else args.folder
     is_file = args.lora_rank or args.target.suffix in SINGLE_FILES
-    with_config = not args.lora_rank and prediction_type(args.folder) == "v_prediction"
     if is_file:
-        check_export_file(args.target, with_config=with_config)
+        check_export_file(args.target)
     else:
         check_export_folder(args.target, args.folder)
     if args.lora_rank and not args.strength:

@@ -51,7 +51,7 @@ def test_a_file_is_converted_once(tmp_path, one_file, own_cache, monkeypatch, ca
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, one_file, own_cache):
     save_file({name: value for name, value in load_file(one_file).items() if "out.2.bias" not in name}, one_file)
-    with pytest.raises(UserError, match="lacks 1 of its unet's"):
+    with pytest.raises(UserError, match="holds no whole UNet of Stable Diffusion v1"):
         base_folder(one_file, FLAG)
     assert [path.name for path in own_cache.iterdir()] == [".lock"]
 

@@ -2,25 +2,32 @@
 
 import json
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.helpers.pipelines import PARTS, edit_json, rename_vae_attention, write_pipeline
 from tests.helpers.script import EMBEDDED
-from utils.command_line import run_main
 from utils.errors import UserError
-from utils.import_file import main
 from utils.models.check import check_base_model
 from utils.models.folder import prediction_type
-from utils.models.importing import _original_name, import_single_file
-from utils.models.layout import SHAPES, today_name
-from utils.models.single_file import export_single_file, read_weights
-from utils.models.v1_config import CONFIGS
+from utils.models.importing import SIZES, V1, import_single_file
+from utils.models.layout import today_name
+from utils.models.loading import load_noise_scheduler, load_pipeline
+from utils.models.single_file import (
+    export_single_file,
+    original_text_name,
+    original_unet_name,
+    original_vae_name,
+    read_weights,
+)
 
 UNET, EMA = "model.diffusion_model.", "model_ema."
 
@@ -34,6 +41,12 @@ def assert_same(folder: Path, expected: Path) -> None:
     assert found.keys() == wanted.keys()
     assert [k for k, v in wanted.items() if v.dtype != found[k].dtype or not torch.equal(found[k], v)] == []
     check_base_model(folder)
+
+
+def original_name(part: str, name: str, config: dict) -> str:
+    if part == "unet":
+        return original_unet_name(name, config["layers_per_block"], {1, 2, 3})
+    return original_vae_name(name, 4) if part == "vae" else original_text_name(name)
 
 
 def config(folder: Path, part: str) -> dict:
@@ -107,28 +120,69 @@ def test_files_as_people_have_them(tmp_path, exported, kind, suffix):
     assert config(tmp_path / "new", "vae")["scaling_factor"] == 0.18215
 
 
-@pytest.mark.parametrize("how", ["export", "yaml", "modelspec"])
-def test_v_prediction_is_known_from_the_yaml_or_the_metadata(tmp_path, base, how):
+@pytest.mark.parametrize("how", ["export", "modelspec", "tensor"])
+def test_v_prediction_is_known_from_the_tensor_or_the_metadata(tmp_path, base, how):
     edit_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction")
     file = tmp_path / "one.safetensors"
     export_single_file(base, file)
-    spec = {"modelspec.prediction_type": "v"} if how == "modelspec" else {}
     if how != "export":
+        tensors = load_file(file)
+        mark = tensors.pop("v_pred")
+        spec = {"modelspec.prediction_type": "v"} if how == "modelspec" else {}
         keep = json.dumps({part: config(base, part) for part in PARTS})
-        save_file(load_file(file), file, {"format": "pt", "diffusers_config": keep} | spec)
-    if how == "modelspec":
-        file.with_suffix(".yaml").unlink()
+        save_file(tensors | ({"v_pred": mark} if how == "tensor" else {}), file, {"diffusers_config": keep} | spec)
     assert import_single_file(file, tmp_path / "new") == ["it predicts velocity (v_prediction)"]
     assert prediction_type(tmp_path / "new") == "v_prediction"
     assert_same(tmp_path / "new", base)
 
 
-def test_a_yaml_of_epsilon_wins_over_the_metadata(tmp_path, base):
-    edit_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    export_single_file(base, tmp_path / "one.safetensors")
-    (tmp_path / "one.yaml").write_text("model: {params: {linear_start: 0.00085}}")
+def test_a_zero_terminal_snr_is_known_from_the_tensor(tmp_path, exported):
+    """diffusers' PNDMScheduler knows nothing of it, so another scheduler draws."""
+    marks = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    save_file(load_file(exported) | marks, tmp_path / "one.safetensors")
+    assert import_single_file(tmp_path / "one.safetensors", tmp_path / "new") == [
+        "it predicts velocity (v_prediction)"
+    ]
+    drawing, noise = (
+        load_pipeline(tmp_path / "new", torch.float32, torch.device("cpu")).scheduler,
+        load_noise_scheduler(tmp_path / "new"),
+    )
+    assert type(drawing).__name__ == "DDIMScheduler" and drawing.config.timestep_spacing == "trailing"
+    assert drawing.alphas_cumprod[-1] == noise.alphas_cumprod[-1] == 0
+
+
+def test_a_yaml_beside_the_file_is_not_read_and_that_is_said(tmp_path, exported):
+    shutil.copy(exported, tmp_path / "one.safetensors")
+    (tmp_path / "one.yaml").write_text("model: {params: {parameterization: v}}")
+    (note,) = import_single_file(tmp_path / "one.safetensors", tmp_path / "new")
+    assert note.startswith("one.yaml beside it is not read") and prediction_type(tmp_path / "new") == "epsilon"
+
+
+@pytest.mark.parametrize("claim", ["[]", "no JSON", '{"scheduler": {"_class_name": "os.system"}, "unet": 3}'])
+def test_a_header_that_says_nonsense_is_passed_over(tmp_path, exported, claim):
+    save_file(load_file(exported), tmp_path / "one.safetensors", {"diffusers_config": claim})
+    assert import_single_file(tmp_path / "one.safetensors", tmp_path / "new") == []
+    assert_same(tmp_path / "new", EMBEDDED)
+
+
+def test_a_file_in_mixed_dtypes_has_the_widest_of_each_part(tmp_path, exported):
+    """As merges leave them: the UNet in half precision, some of it not, and the VAE in another."""
+    tensors = {
+        name: value.bfloat16() if "first" in name else value.half() for name, value in load_file(exported).items()
+    }
+    tensors[f"{UNET}out.0.bias"] = tensors[f"{UNET}out.0.bias"].float()
+    save_file(tensors, tmp_path / "one.safetensors")
     import_single_file(tmp_path / "one.safetensors", tmp_path / "new")
-    assert prediction_type(tmp_path / "new") == "epsilon"
+    found, original = weights(tmp_path / "new"), weights(EMBEDDED)
+    dtypes = {
+        "unet": (torch.float16, torch.float32),
+        "vae": (torch.bfloat16,) * 2,
+        "text_encoder": (torch.float16,) * 2,
+    }
+    for (part, name), value in found.items():
+        narrow, wide = dtypes[part]
+        expected = original[part, name].to(wide if name == "conv_norm_out.bias" else narrow).to(wide)
+        assert torch.equal(value, expected) and value.dtype == wide, (part, name)
 
 
 class Evil:
@@ -173,14 +227,17 @@ REFUSED = {
     "no VAE": (without("first_stage_model."), "holds no whole VAE of Stable Diffusion v1"),
     "no text encoder": (without("cond_stage_model."), "holds no whole text encoder of Stable Diffusion v1"),
     "no UNet": (without("model."), "holds no whole UNet of Stable Diffusion v1"),
-    "one tensor missing": (without(f"{UNET}out.0.bias"), r"lacks 1 of its unet's 324 tensors, .*out\.0\.bias first"),
+    "one tensor missing": (
+        without(f"{UNET}out.0.bias"),
+        "holds no whole UNet of Stable Diffusion v1 .some of its tensors are missing",
+    ),
     "inpainting": (
         lambda t: t | {f"{UNET}input_blocks.0.0.weight": torch.zeros(96, 9, 3, 3)},
         "in_channels is 9.*inpainting",
     ),
     "linear projections": (
         lambda t: {k: v.flatten(1) if "proj_in.weight" in k or ".1.proj_out.weight" in k else v for k, v in t.items()},
-        "use_linear_projection is True, which is Stable Diffusion 2's",
+        "holds no whole UNet of Stable Diffusion v1 .*proj_in.weight expected shape",
     ),
     "integers": (lambda t: t | {f"{UNET}out.0.bias": torch.zeros(96, dtype=torch.int8)}, "is torch.int8"),
 }
@@ -204,18 +261,8 @@ def test_a_damaged_pickle_is_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_the_command_line(tmp_path, exported, capsys):
-    assert run_main(main, [str(exported), str(tmp_path / "new/folder")]) == 0
-    assert "new/folder: a pipeline folder for --pretrained_model_name_or_path" in capsys.readouterr().out
-    assert_same(tmp_path / "new/folder", EMBEDDED)
-    assert run_main(main, [str(exported), str(tmp_path / "new/folder")]) == 2
-    assert "exists and is not an empty folder" in capsys.readouterr().err
-    assert run_main(main, [str(tmp_path / "no.safetensors"), str(tmp_path / "other")]) == 2
-    assert "no.safetensors is missing" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
-
-
-def test_the_configurations_of_stable_diffusion_v1_follow_from_its_tensors():
+def test_the_configurations_are_stable_diffusion_v1s():
+    """Those of CompVis's folders, and what its tensors' shapes say is the same."""
     unet = dict(in_channels=4, out_channels=4, layers_per_block=2, cross_attention_dim=768, attention_head_dim=8)
     unet |= dict(block_out_channels=[320, 640, 1280, 1280], sample_size=64)
     unet |= dict(down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
@@ -224,7 +271,13 @@ def test_the_configurations_of_stable_diffusion_v1_follow_from_its_tensors():
     vae |= dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
     text = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, eos_token_id=2)
     text |= dict(num_attention_heads=12, max_position_embeddings=77, projection_dim=768, hidden_act="quick_gelu")
-    for part, config, count in (("unet", unet, 686), ("vae", vae, 248), ("text_encoder", text, 196)):
-        shapes = {_original_name(part, name, config): shape for name, shape in SHAPES[part](config).items()}
-        assert len(shapes) == count
-        assert CONFIGS[part](shapes).items() >= config.items()
+    with torch.device("meta"):
+        modules = dict(unet=UNet2DConditionModel.from_config(V1 / "unet"), vae=AutoencoderKL.from_config(V1 / "vae"))
+        modules["text_encoder"] = CLIPTextModel(CLIPTextConfig.from_pretrained(V1 / "text_encoder"))
+    for part, wanted, count in (("unet", unet, 686), ("vae", vae, 248), ("text_encoder", text, 196)):
+        shipped = json.loads((V1 / part / "config.json").read_text())
+        assert shipped.items() >= wanted.items()
+        tensors = {today_name(part, name): value for name, value in modules[part].state_dict().items()}
+        assert len(tensors) == count
+        shapes = {original_name(part, name, shipped): tuple(value.shape) for name, value in tensors.items()}
+        assert shipped.items() >= SIZES[part](shapes).items()

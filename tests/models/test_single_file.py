@@ -8,26 +8,22 @@ from utils.runtime.libraries import quiet_libraries
 import numpy as np
 import pytest
 import torch
-import yaml
-from diffusers import StableDiffusionPipeline, __version__
+from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import PARTS, edit_json, rename_vae_attention, write_pipeline
-from tests.helpers.script import EMBEDDED, as_argv
+from tests.helpers.script import EMBEDDED
 from train_dreambooth_colossalai import main as train
 from utils.command_line import run_main
 from utils.export import main
 from utils.models.drawing import sample
 from utils.models.loading import load_pipeline
-from utils.models.original_config import original_config
 from utils.models.single_file import export_single_file, original_unet_name, original_vae_name
 
 
 def read_back(file: Path, config: Path):
     """The pipeline as diffusers' from_single_file makes it, with the configurations of a local folder."""
-    if __version__.startswith("0.27."):
-        pytest.skip("from_single_file of diffusers 0.27 takes no local configuration")
     with quiet_libraries():
         pipeline = StableDiffusionPipeline.from_single_file(
             str(file), config=str(config), local_files_only=True, torch_dtype=torch.float32
@@ -190,42 +186,22 @@ def test_a_failure_leaves_no_file(tmp_path, tiny_pipeline_dir, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
 
 
-def test_a_model_that_predicts_velocity_has_a_yaml_beside_it(tmp_path, base, capsys):
-    edit_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+@pytest.mark.parametrize(
+    ("scheduler", "marks", "said"),
+    [
+        (dict(), [], "epsilon"),
+        (dict(prediction_type="v_prediction"), ["v_pred"], "v"),
+        (dict(prediction_type="v_prediction", rescale_betas_zero_snr=True), ["v_pred", "ztsnr"], "v"),
+    ],
+)
+def test_what_a_model_predicts_stands_in_the_file(tmp_path, base, scheduler, marks, said):
+    """As ComfyUI, A1111 and Forge look for it: empty tensors of these names; and as ModelSpec has it."""
+    edit_json(base / "scheduler/scheduler_config.json", **scheduler)
     file = tmp_path / "one.safetensors"
-    assert run_main(main, [str(base), str(file)]) == 0
-    config = yaml.safe_load((tmp_path / "one.yaml").read_text())["model"]["params"]
-    assert config["parameterization"] == "v" and config["unet_config"]["params"]["context_dim"] == 16
-    assert config["first_stage_config"]["params"]["ddconfig"]["ch_mult"] == [1, 2, 2]
-    assert config["scale_factor"] == 0.18215 and config["unet_config"]["params"]["channel_mult"] == [1, 2]
-    edit_json(base / "scheduler/scheduler_config.json", prediction_type="epsilon")
-    assert run_main(main, [str(base), str(file)]) == 0 and not (tmp_path / "one.yaml").exists()
-    (tmp_path / "one.yaml").write_text("mine")
-    assert run_main(main, [str(base), str(file)]) == 0 and (tmp_path / "one.yaml").read_text() == "mine"
-    edit_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    assert run_main(main, [str(base), str(file)]) == 2
-    assert "one.yaml exists and was not written by this program" in capsys.readouterr().err
-    assert (tmp_path / "one.yaml").read_text() == "mine"
-
-
-def test_the_yaml_of_stable_diffusion_v1_has_the_numbers_of_the_original(tmp_path, base):
-    """v1-inference.yaml's, as CompVis published it."""
-    unet = dict(block_out_channels=[320, 640, 1280, 1280], layers_per_block=2, attention_head_dim=8)
-    unet |= dict(down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], cross_attention_dim=768)
-    edit_json(base / "unet/config.json", **unet, sample_size=64)
-    edit_json(base / "vae/config.json", block_out_channels=[128, 256, 512, 512], layers_per_block=2)
-    params = original_config(base)["model"]["params"]
-    network, stage = params["unet_config"]["params"], params["first_stage_config"]["params"]["ddconfig"]
-    assert network["model_channels"] == 320 and network["attention_resolutions"] == [4, 2, 1]
-    assert network["channel_mult"] == [1, 2, 4, 4] and network["num_res_blocks"] == 2 and network["num_heads"] == 8
-    assert stage["ch"] == 128 and stage["ch_mult"] == [1, 2, 4, 4] and stage["num_res_blocks"] == 2
-    assert params["image_size"] == 64 and params["linear_start"] == 0.00085 and params["linear_end"] == 0.012
-
-
-def test_a_dry_run_finds_a_yaml_of_someone_elses(flags, base, tmp_path, capsys):
-    edit_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    (tmp_path / "one.yaml").write_text("mine")
-    given = flags | dict(pretrained_model_name_or_path=base, export_single_file=tmp_path / "one.safetensors")
-    assert train(as_argv(given | dict(dry_run=True))) == 2
-    out = capsys.readouterr().out
-    assert "one.yaml exists and was not written by this program" in out
+    assert run_main(main, [str(base), str(file), "--dtype=fp16"]) == 0
+    found = load_file(file)
+    assert {name: list(value.shape) for name, value in found.items() if "." not in name} == dict.fromkeys(marks, [0])
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["modelspec.prediction_type"] == said
+    assert [path.name for path in tmp_path.glob("one.*")] == ["one.safetensors"]
+    assert_same_weights(read_back(file, base).to(torch.float16), load_folder(base).to(torch.float16))

@@ -25,9 +25,6 @@ CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, 
 RUN_NAMES = (RUN_FILE, *LOGS, *PREVIOUS_NAMES, *CARD_NAMES)
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
-CONFIG_LINE = f"# written by {PROGRAM}\n"  # the first of every .yaml that we write beside one
-
-
 # What systems, file managers and notebooks leave in a folder by themselves, in lower case.
 LEFT_BY_SYSTEMS = (
     ".ds_store",
@@ -114,23 +111,14 @@ def is_own_output(folder: Path) -> bool:
     return run_of(folder).get("program") == PROGRAM
 
 
-def check_export_file(path: Path, *, with_config: bool = False) -> None:
-    """A single file can be written to `path`: it ends in .safetensors, and an existing one is this program's.
-
-    `with_config`: so can the .yaml beside it. Raises UserError otherwise.
-    """
+def check_export_file(path: Path) -> None:
+    """A file can be written to `path`: it ends in .safetensors, and an existing one is this program's. UserError."""
     if path.suffix != ".safetensors":
         raise UserError(
             f"{path}: a single file is written as safetensors; give it a name like {path.stem}.safetensors"
         )
     if os.path.lexists(path) and not _is_own_export(path):
         raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
-    config = export_config(path)
-    if with_config and os.path.lexists(config) and not is_own_config(config):
-        raise UserError(
-            f"{config} exists and was not written by this program, and {path.name} needs one of that name beside it "
-            f"(v_prediction); give another name, or move it away"
-        )
     check_writable(path.parent, path)
 
 
@@ -140,17 +128,4 @@ def _is_own_export(path: Path) -> bool:
             header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
         return header["__metadata__"]["written_by"] == PROGRAM
     except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
-        return False
-
-
-def export_config(path: Path) -> Path:
-    """The .yaml that belongs to a single file."""
-    return path.with_suffix(".yaml")
-
-
-def is_own_config(path: Path) -> bool:
-    """Whether this program wrote that .yaml."""
-    try:
-        return path.read_text(encoding="utf-8").startswith(CONFIG_LINE)
-    except (OSError, UnicodeDecodeError):
         return False

@@ -77,18 +77,12 @@ def _known(cache: Path, path: Path, kind: str) -> Path | None:
 
 def _identity(path: Path, kind: str) -> dict:
     found = path.resolve().stat()
-    beside = path.with_suffix(".yaml")
-    config = beside.stat().st_mtime_ns if beside.is_file() else None
-    size_and_time = dict(size=found.st_size, mtime_ns=found.st_mtime_ns, config_mtime_ns=config)
-    return dict(kind=kind, path=str(path.resolve()), **size_and_time)
+    return dict(kind=kind, path=str(path.resolve()), size=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
 def _convert(cache: Path, path: Path, kind: str) -> Path:
     """Converts a file that has no folder yet, unless a copy of it elsewhere has one."""
     digest = sha256_of(path)
-    config = path.with_suffix(".yaml")
-    if config.is_file():
-        digest = hashlib.sha256(f"{digest} {sha256_of(config)}".encode()).hexdigest()
     folder = cache / f"{path.stem[:60]}-{kind}-{digest[:16]}"
     if is_main():
         how = "its conversion is" if folder.is_dir() else "converting it"

@@ -1,49 +1,53 @@
-"""A single checkpoint file as a pipeline folder: the inverse of single_file.py.
+"""A single checkpoint file as a pipeline folder, converted by diffusers: the inverse of single_file.py.
 
-Configurations follow from the tensors' shapes, from what this program's exports say of themselves, and from a .yaml
-beside the file; what none of them says is Stable Diffusion v1's. Nothing is downloaded, and no pickle is executed.
+Configurations are Stable Diffusion v1's, in v1/, with the sizes that the tensors have and what the file's header says
+(this program's exports say all). Nothing is downloaded, and no pickle is executed.
 """
 
+import functools
 import json
-import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from utils.runtime.libraries import quiet_libraries
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from utils.errors import UserError, first_line
-from utils.files.json_files import write_json
-from utils.files.ownership import export_config
+from utils.files.json_files import read_json, write_json
 from utils.files.safetensors_files import safetensors_header
-from utils.models import v1_config
 from utils.models.check import check_config, check_fit
 from utils.models.folder import MODEL_INDEX, WEIGHT_STEMS, refuse_unsafe_pickles
-from utils.models.layout import SHAPES, WITH_ATTENTION, today_name
-from utils.models.original_config import read_config
 from utils.models.single_file import (
+    CONFIG_FILES,
     CONFIG_KEY,
+    PREDICTS_VELOCITY,
     TEXT_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
+    ZERO_TERMINAL_SNR,
     original_text_name,
-    original_unet_name,
     original_vae_name,
 )
 
-PREFIXES = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, "text_encoder": TEXT_PREFIX}
-EMA_PREFIX = "model_ema."
+V1 = Path(__file__).with_name("v1")
 TOKENIZER = Path(__file__).resolve().parents[2] / "model" / "tiny-stable-diffusion" / "tokenizer"  # CLIP's own
+PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
+PREFIXES = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, "text_encoder": TEXT_PREFIX}
+EMA_PREFIX = "model_ema.diffusion_model"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WORDS = re.compile(
     r"transformer_blocks|middle_block|time_embed|in_layers|out_layers|emb_layers|skip_connection|proj_in|proj_out|proj"
     r"|attn[12]|to_q|to_k|to_v|to_out|ff|net|norm[123]|norm|conv|op|out|weight|bias|\d+"
 )  # of the names of a UNet's tensors, in a row
 PIXELS_PER_LATENT = 8  # of Stable Diffusion v1, a side
+CHANNELS_PER_HEAD = 64  # of CLIP
 FRAMEWORK = "pytorch_lightning."  # whose classes the first checkpoints name beside their weights
 # The start of a tensor's name: what a file is that is no Stable Diffusion v1.
 OTHERS = {
@@ -58,38 +62,55 @@ OTHERS = {
     "emb_params": "a learned token (textual inversion)",
     "string_to_param": "a learned token (textual inversion)",
 }
+Tensors = dict[str, torch.Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Checkpoint(NamedTuple):
-    """The tensors of a single file, read when they are asked for, and what it says of itself."""
+def import_single_file(path: Path, folder: Path) -> list[str]:
+    """Writes the checkpoint `path` into the empty `folder` as a pipeline, its values as they are in the file.
 
-    path: Path
-    shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str]
-    pickled: Mapping[str, torch.Tensor] | None
+    Returns what there is to say about it, a line each. Raises UserError if it is not a whole Stable Diffusion v1.
+    """
+    tensors, metadata = _read(path)
+    if what := next((what for start, what in OTHERS.items() if any(name.startswith(start) for name in tensors)), None):
+        raise UserError(f"{path} is {what}; this program trains Stable Diffusion v1 (1.1 to 1.5)")
+    said, parts = _said(tensors, metadata), {part: _part(path, part, tensors) for part in PARTS}
+    configs = {part: _config(path, part, parts[part], said) for part in PARTS}
+    check_fit(path, **configs)
+    shutil.copytree(V1, folder, dirs_exist_ok=True)
+    shutil.copytree(TOKENIZER, folder / "tokenizer")
+    for part in PARTS:
+        _write_part(path, part, parts[part], configs[part], folder)
+    scheduler = read_json(V1 / CONFIG_FILES["scheduler"]) | said["scheduler"]
+    write_json(folder / CONFIG_FILES["scheduler"], scheduler)
+    index = read_json(V1 / MODEL_INDEX) | dict(scheduler=["diffusers", scheduler["_class_name"]])
+    write_json(folder / MODEL_INDEX, index)
+    return _notes(path, tensors, scheduler)
 
-    @classmethod
-    def open(cls, path: Path) -> "Checkpoint":
-        """Raises UserError if the file is no file of weights, or cannot be read without running code from it."""
-        if path.suffix == ".safetensors":
-            header = safetensors_header(path)
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-            return cls(path, {name: tuple(entry["shape"]) for name, entry in header.items()}, metadata, None)
+
+def import_vae(path: Path, folder: Path) -> list[str]:
+    """Writes the VAE in the file `path`, by itself or in a checkpoint, into `folder`/vae. Raises UserError."""
+    tensors, metadata = _read(path)
+    vae = _part(path, "vae", tensors)
+    (folder / "vae").mkdir()
+    _write_part(path, "vae", vae, _config(path, "vae", vae, _said(tensors, metadata)), folder)
+    return []
+
+
+def _read(path: Path) -> tuple[Tensors, Mapping[str, str]]:
+    """The tensors of a single file, and its header's metadata.
+
+    Raises UserError if the file is no file of weights, or cannot be read without running code from it.
+    """
+    if path.suffix != ".safetensors":
         refuse_unsafe_pickles([path])
-        tensors = _read_pickle(path)
-        return cls(path, {name: tuple(value.shape) for name, value in tensors.items()}, {}, tensors)
-
-    def read(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        """{new name: tensor} of {new name: name in the file}."""
-        if self.pickled is not None:
-            return {new: self.pickled[name] for new, name in names.items()}
-        with safe_open(self.path, "pt") as file:
-            return {new: file.get_tensor(name) for new, name in names.items()}
+        return _read_pickle(path), {}
+    safetensors_header(path)  # says in one line if the file is not whole
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
 
 
-def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    options: dict[str, Any] = dict(map_location="cpu", weights_only=True)
+def _read_pickle(path: Path) -> Tensors:
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         foreign = [name for name in unknown if not name.startswith(FRAMEWORK)]
@@ -101,163 +122,172 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         # An empty class stands for each of the framework's, which are names beside the weights and are never used.
         known: list = [(type("Unused", (), {}), name) for name in unknown]
         with torch.serialization.safe_globals(known):
-            loaded = torch.load(path, **options)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # damaged pickles fail in many ways, and every one is about the file
         raise UserError(f"{path} is not a file of weights ({first_line(error)}); copy or download it again") from None
     found = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    tensors = {
-        name: value for name, value in found.items() if isinstance(value, torch.Tensor) and isinstance(name, str)
-    }
+    tensors = {name: value for name, value in found.items() if isinstance(name, str) and torch.is_tensor(value)}
     if not tensors:
         raise UserError(f"{path} holds no weights; copy or download it again")
     return tensors
 
 
-def import_single_file(path: Path, folder: Path) -> list[str]:
-    """Writes the checkpoint `path` into the empty `folder` as a pipeline, each tensor as it is in the file.
-
-    Returns what there is to say about it, a line each. Raises UserError if it is not a whole Stable Diffusion v1.
-    """
-    checkpoint = Checkpoint.open(path)
-    _refuse_others(checkpoint)
-    own, notes = _own_config(checkpoint), []
-    names = {part: _names_in_file(checkpoint, part) for part in PREFIXES}
-    configs = {part: _part_config(checkpoint, part, names[part]) | own.get(part, {}) for part in PREFIXES}
-    check_fit(path, **configs)
-    used: set[str] = set()
-    for part in PREFIXES:
-        used |= set(_write_part(checkpoint, part, names[part], configs[part], folder / part).values())
-    scheduler = v1_config.SCHEDULER | own.get("scheduler", {})
-    write_json(_made(folder / "scheduler") / "scheduler_config.json", scheduler)
-    shutil.copytree(TOKENIZER, folder / "tokenizer")
-    write_json(folder / MODEL_INDEX, v1_config.MODEL_INDEX)
-    if scheduler["prediction_type"] != "epsilon":
-        notes.append("it predicts velocity (v_prediction)")
-    if not any(name.startswith(UNET_PREFIX) for name in checkpoint.shapes):
-        notes.append("its UNet's weights are EMA's: it has no others")
-    over = [name for name in checkpoint.shapes if name not in used and not name.endswith("position_ids")]
-    if over:
-        notes.append(f"{len(over)} tensors that a pipeline has no place for are left out, {over[0]} first")
-    return notes
-
-
-def import_vae(path: Path, folder: Path) -> list[str]:
-    """Writes the VAE in the file `path`, by itself or in a checkpoint, into `folder`/vae. Raises UserError."""
-    checkpoint = Checkpoint.open(path)
-    names = _names_in_file(checkpoint, "vae")
-    config = _part_config(checkpoint, "vae", names) | _own_config(checkpoint).get("vae", {})
-    _write_part(checkpoint, "vae", names, config, folder / "vae")
-    return []
-
-
-def _refuse_others(checkpoint: Checkpoint) -> None:
-    starts = (what for start, what in OTHERS.items() if any(name.startswith(start) for name in checkpoint.shapes))
-    if what := next(starts, None):
-        raise UserError(f"{checkpoint.path} is {what}; this program trains Stable Diffusion v1 (1.1 to 1.5)")
-
-
-def _own_config(checkpoint: Checkpoint) -> dict[str, dict]:
-    """{part: what is known of its configuration}, from the file's metadata and the .yaml beside it; this one wins."""
+def _said(tensors: Collection[str], metadata: Mapping[str, str]) -> dict[str, dict]:
+    """{part: what the file itself says of its configuration}, as export_single_file or others have written it."""
     try:
-        found = json.loads(checkpoint.metadata.get(CONFIG_KEY) or "{}")
+        found = json.loads(metadata.get(CONFIG_KEY) or "{}")
     except ValueError:
         found = {}
-    own = {part: dict(found[part]) for part in (*PREFIXES, "scheduler") if isinstance(found.get(part), dict)}
-    scheduler = own.setdefault("scheduler", {})
-    size = re.fullmatch(r"(\d+)x\1", checkpoint.metadata.get("modelspec.resolution", ""))
-    if size and not found:
-        own.setdefault("unet", {})["sample_size"] = int(size[1]) // PIXELS_PER_LATENT
-    if checkpoint.metadata.get("modelspec.prediction_type") in ("v", "v_prediction") or "v_pred" in checkpoint.shapes:
+    found = found if isinstance(found, dict) else {}
+    said = {part: dict(found[part]) for part in CONFIG_FILES if isinstance(found.get(part), dict)}
+    size = re.fullmatch(r"(\d+)x\1", metadata.get("modelspec.resolution", ""))
+    if size and not said:
+        said["unet"] = dict(sample_size=int(size[1]) // PIXELS_PER_LATENT)
+    scheduler = said.setdefault("scheduler", {})
+    if PREDICTS_VELOCITY in tensors or metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
         scheduler["prediction_type"] = "v_prediction"
-    params = read_config(export_config(checkpoint.path))
-    if params:
-        scheduler["prediction_type"] = "v_prediction" if params.get("parameterization") == "v" else "epsilon"
-        if isinstance(params.get("scale_factor"), float):
-            own.setdefault("vae", {})["scaling_factor"] = params["scale_factor"]
-    return own
+    if ZERO_TERMINAL_SNR in tensors:  # only some of diffusers' schedulers know of it
+        scheduler.setdefault("_class_name", "DDIMScheduler")
+        scheduler.setdefault("timestep_spacing", "trailing")
+        scheduler["rescale_betas_zero_snr"] = True
+    if not re.fullmatch(r"\w+Scheduler", str(scheduler.get("_class_name"))):
+        scheduler.pop("_class_name", None)
+    return said
 
 
-def _names_in_file(checkpoint: Checkpoint, part: str) -> dict[str, str]:
-    """{original name without the part's prefix: name in the file} of one part's tensors."""
+def _part(path: Path, part: str, tensors: Tensors) -> Tensors:
+    """{original name without the part's prefix: tensor} of one part. Raises UserError if there is none."""
     prefix = PREFIXES[part]
-    found = {name.removeprefix(prefix): name for name in checkpoint.shapes if name.startswith(prefix)}
-    if part == "vae" and not found:  # a VAE by itself
-        found = {
-            name: name for name in checkpoint.shapes if name.startswith(("encoder.", "decoder.", "quant_", "post_"))
-        }
-        num_blocks = sum(name.endswith(".0.conv1.weight") and ".down_blocks." in name for name in found)
-        if num_blocks:  # diffusers' names
-            return {original_vae_name(today_name(part, name), num_blocks): full for name, full in found.items()}
-    if part == "text_encoder":
-        return {today_name(part, name): full for name, full in found.items()}
+    found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if part == "unet" and not found:
-        found = {_with_dots(name.removeprefix(EMA_PREFIX)): name for name in checkpoint.shapes if EMA_PREFIX in name}
+        ema = {name.removeprefix(EMA_PREFIX): value for name, value in tensors.items() if name.startswith(EMA_PREFIX)}
+        found = {_with_dots(name): value for name, value in ema.items()}
+    if part == "vae" and not found:  # a VAE by itself
+        starts = ("encoder.", "decoder.", "quant_", "post_")
+        found = {name: value for name, value in tensors.items() if name.startswith(starts)}
+        if num_blocks := _count(found, r"encoder\.down_blocks\.(\d+)\."):  # diffusers' names
+            found = {original_vae_name(name, num_blocks): value for name, value in found.items()}
+    if part == "text_encoder":
+        found = {original_text_name(name): value for name, value in found.items() if "position_ids" not in name}
+    for name, value in found.items():
+        if value.dtype not in DTYPES:
+            raise UserError(f"{path}: {prefix}{name} is {value.dtype}; give a file in float16 or float32")
     return found
 
 
 def _with_dots(name: str) -> str:
-    """The original name of a UNet's tensor from EMA's, "diffusion_modelinput_blocks10in_layers0weight"."""
-    name = name.removeprefix("diffusion_model")
+    """The original name of a UNet's tensor from EMA's, "input_blocks10in_layers0weight"."""
     block = re.fullmatch(r"(input_blocks|output_blocks)(\d+)(\d)(\D.*)", name)
     start, rest = ([block[1], block[2], block[3]], block[4]) if block else ([], name)
     return ".".join([*start, *WORDS.findall(rest)])
 
 
-def _part_config(checkpoint: Checkpoint, part: str, names: Mapping[str, str]) -> dict[str, Any]:
+def _config(path: Path, part: str, tensors: Tensors, said: Mapping[str, dict]) -> dict[str, Any]:
+    """A part's configuration: v1's, with the sizes of its tensors and what the file says. Raises UserError."""
     try:
-        return v1_config.CONFIGS[part]({name: checkpoint.shapes[full] for name, full in names.items()})
+        sizes = SIZES[part]({name: tuple(value.shape) for name, value in tensors.items()})
     except (KeyError, IndexError, ValueError) as error:
-        what = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}[part]
         raise UserError(
-            f"{checkpoint.path} holds no whole {what} of Stable Diffusion v1 ({PREFIXES[part]}{first_line(error)} is "
+            f"{path} holds no whole {PARTS[part]} of Stable Diffusion v1 ({PREFIXES[part]}{first_line(error)} is "
             f"missing); give a file with UNet, VAE and text encoder"
         ) from None
+    config = read_json(V1 / CONFIG_FILES[part]) | sizes | said.get(part, {})
+    check_config(path, part, config)
+    return config
 
 
-def _write_part(
-    checkpoint: Checkpoint, part: str, names: Mapping[str, str], config: dict[str, Any], folder: Path
-) -> dict[str, str]:
-    """Writes a part's configuration and weights. Returns {name in the folder: name in the file} of its tensors."""
-    check_config(checkpoint.path, part, config)
-    shapes = SHAPES[part](config)
-    found = {name: names.get(_original_name(part, name, config)) for name in shapes}
-    missing = [_original_name(part, name, config) for name, full in found.items() if full is None]
-    if missing:
-        raise UserError(
-            f"{checkpoint.path} lacks {len(missing)} of its {part}'s {len(shapes)} tensors, "
-            f"{PREFIXES[part]}{missing[0]} first; copy or download it again"
-        )
-    wanted = {name: full for name, full in found.items() if full is not None}
-    tensors = {}
-    for name, value in checkpoint.read(wanted).items():
-        if value.dtype not in DTYPES:
-            raise UserError(f"{checkpoint.path}: {wanted[name]} is {value.dtype}; give a file in float16 or float32")
-        if value.numel() != math.prod(shapes[name]) or (value.dim() != len(shapes[name]) and part != "vae"):
-            raise UserError(
-                f"{checkpoint.path}: {wanted[name]} has shape {list(value.shape)}, but {list(shapes[name])} belongs "
-                f"with its other tensors; copy or download it again"
+def _write_part(path: Path, part: str, tensors: Tensors, config: dict[str, Any], folder: Path) -> None:
+    """Writes a part's configuration and its weights into `folder`, in the widest of their dtypes. Raises UserError."""
+    write_json(folder / CONFIG_FILES[part], config)
+    if part != "text_encoder":
+        tensors = _converted(path, part, tensors, folder)
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()},
+        folder / part / f"{WEIGHT_STEMS[part]}.safetensors",
+        {"format": "pt"},
+    )
+
+
+def _converted(path: Path, part: str, tensors: Tensors, folder: Path) -> Tensors:
+    """The tensors under diffusers' names, converted by it with the configuration in `folder`."""
+    cls = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
+    dtype = functools.reduce(torch.promote_types, {value.dtype for value in tensors.values()})
+    whole = {PREFIXES[part] + name: value for name, value in tensors.items()}
+    try:
+        with quiet_libraries():
+            module = cls.from_single_file(
+                whole, config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True
             )
-        tensors[_saved_name(part, name)] = value.reshape(shapes[name]).contiguous()
-    write_json(_made(folder) / "config.json", config)
-    save_file(tensors, folder / f"{WEIGHT_STEMS[part]}.safetensors", {"format": "pt"})
-    return wanted
+        return module.to("cpu").state_dict()  # fails if a tensor has got no value
+    except NotImplementedError:
+        reason = "some of its tensors are missing"
+    except Exception as error:  # what does not fit fails in many ways, and every one is about the file
+        reason = first_line(error)
+    raise UserError(
+        f"{path} holds no whole {PARTS[part]} of Stable Diffusion v1 ({reason}); copy or download it again"
+    )
 
 
-def _original_name(part: str, name: str, config: Mapping[str, Any]) -> str:
-    if part == "text_encoder":
-        return name
-    if part == "vae":
-        return original_vae_name(name, len(config["block_out_channels"]))
-    attention = {number for number, kind in enumerate(config["up_block_types"]) if WITH_ATTENTION in kind}
-    return original_unet_name(name, config["layers_per_block"], attention)
+def _notes(path: Path, tensors: Collection[str], scheduler: Mapping[str, Any]) -> list[str]:
+    notes, used = [], (*PREFIXES.values(), PREDICTS_VELOCITY, ZERO_TERMINAL_SNR)
+    if scheduler["prediction_type"] != "epsilon":
+        notes.append("it predicts velocity (v_prediction)")
+    elif path.with_suffix(".yaml").exists():
+        notes.append(f"{path.stem}.yaml beside it is not read: the model is taken to predict noise (epsilon)")
+    if not any(name.startswith(UNET_PREFIX) for name in tensors):
+        notes.append("its UNet's weights are EMA's: it has no others")
+        used += (EMA_PREFIX,)
+    if over := [name for name in tensors if not name.startswith(used)]:
+        notes.append(f"{len(over)} tensors that a pipeline has no place for are left out, {over[0]} first")
+    return notes
 
 
-def _saved_name(part: str, name: str) -> str:
-    return original_text_name(name) if part == "text_encoder" else name
+def _unet_sizes(shapes: Shapes) -> dict[str, Any]:
+    steps_down = sorted(int(name.split(".")[1]) for name in shapes if name.endswith(".0.op.weight"))
+    starts = [1, *(step + 1 for step in steps_down)]  # each block's first layer
+    attention = [f"input_blocks.{start}.1.norm.weight" in shapes for start in starts]
+    down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attention]
+    return dict(
+        in_channels=shapes["input_blocks.0.0.weight"][1],
+        block_out_channels=[shapes[f"input_blocks.{start}.0.out_layers.3.weight"][0] for start in starts],
+        layers_per_block=steps_down[0] - 1,
+        cross_attention_dim=shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
+        down_block_types=down,
+        up_block_types=[name.replace("Down", "Up") for name in reversed(down)],
+    )
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _vae_sizes(shapes: Shapes) -> dict[str, Any]:
+    num_blocks = _count(shapes, r"encoder\.down\.(\d+)\.")
+    return dict(
+        latent_channels=shapes["decoder.conv_in.weight"][1],
+        block_out_channels=[shapes[f"encoder.down.{block}.block.0.conv2.weight"][0] for block in range(num_blocks)],
+        layers_per_block=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+        down_block_types=["DownEncoderBlock2D"] * num_blocks,
+        up_block_types=["UpDecoderBlock2D"] * num_blocks,
+    )
+
+
+def _text_encoder_sizes(shapes: Shapes) -> dict[str, Any]:
+    vocab_size, width = shapes["text_model.embeddings.token_embedding.weight"]
+    return dict(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
+        max_position_embeddings=shapes["text_model.embeddings.position_embedding.weight"][0],
+        num_hidden_layers=_count(shapes, r"text_model\.encoder\.layers\.(\d+)\."),
+        num_attention_heads=max(1, width // CHANNELS_PER_HEAD),
+    )
+
+
+# Of a part's configuration what its tensors show, {original name: shape}. Raise KeyError or ValueError if they do not.
+SIZES = {"unet": _unet_sizes, "vae": _vae_sizes, "text_encoder": _text_encoder_sizes}
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """One more than the largest number at that place of a name."""
+    found = (re.match(pattern, name) for name in names)
+    return 1 + max((int(number[1]) for number in found if number), default=-1)

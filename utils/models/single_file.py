@@ -2,6 +2,7 @@
 
 ComfyUI, AUTOMATIC1111's web UI and diffusers' from_single_file read it. Works on the weight files alone, so that no
 library's version and no dtype comes between: every tensor is what the folder holds, under its original name.
+importing.py goes the other way.
 """
 
 import json
@@ -17,13 +18,16 @@ from utils.files.atomic import replace_path
 from utils.files.json_files import read_json
 from utils.files.ownership import run_of
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash
-from utils.models.folder import image_size, prediction_type, weight_files
+from utils.models.folder import image_size, weight_files
 from utils.models.layout import WITH_ATTENTION, with_defaults
 from utils.models.metadata import file_metadata, thumbnail_of
-from utils.models.original_config import write_config
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration
+CONFIG_FILES = {part: f"{part}/config.json" for part in ("unet", "vae", "text_encoder")}
+CONFIG_FILES["scheduler"] = "scheduler/scheduler_config.json"
+# Empty tensors by whose names ComfyUI, A1111 and Forge know what a model predicts, and with which noise.
+PREDICTS_VELOCITY, ZERO_TERMINAL_SNR = "v_pred", "ztsnr"
 Named = tuple[str, torch.Tensor]
 
 UNET_NAMES = {
@@ -140,9 +144,7 @@ def original_state_dict(folder: Path, unet_weights: Iterable[Named] | None = Non
 
 def configurations(folder: Path) -> dict[str, dict]:
     """{part: its configuration}, so that the file can be made into the same folder again; without local paths."""
-    files = {part: f"{part}/config.json" for part in ("unet", "vae", "text_encoder")}
-    files["scheduler"] = "scheduler/scheduler_config.json"
-    found = {part: read_json(folder / name) for part, name in files.items()}
+    found = {part: read_json(folder / name) for part, name in CONFIG_FILES.items()}
     return {part: {k: v for k, v in config.items() if k != "_name_or_path"} for part, config in found.items()}
 
 
@@ -166,8 +168,6 @@ def export_single_file(
 ) -> None:
     """Writes the pipeline in `folder` to the file `path`, whole or not at all; `dtype` fp32 or fp16 converts it.
 
-    A UNet that predicts velocity gets the .yaml beside it that A1111 needs to know so.
-
     Args:
         unet_weights: take the place of those in the folder's unet/.
         run: the run.json of these weights, which no picture was drawn with; None: the folder's own.
@@ -176,14 +176,19 @@ def export_single_file(
     for name, value in state_dict.items():
         wanted = SAVE_DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
         state_dict[name] = value.to(wanted).contiguous()
+    configs = configurations(folder)
+    prediction_type = configs["scheduler"].get("prediction_type") or "epsilon"
+    if prediction_type == "v_prediction":
+        state_dict[PREDICTS_VELOCITY] = torch.tensor([])
+    if configs["scheduler"].get("rescale_betas_zero_snr"):
+        state_dict[ZERO_TERMINAL_SNR] = torch.tensor([])
     metadata = file_metadata(
         run_of(folder) if run is None else run,
         title=path.stem,
         image_size=image_size(folder),
-        prediction_type=prediction_type(folder),
+        prediction_type=prediction_type,
         thumbnail=thumbnail_of(folder) if run is None else None,
     )
-    metadata[CONFIG_KEY] = json.dumps(configurations(folder))
+    metadata[CONFIG_KEY] = json.dumps(configs)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_path(path, lambda part: save_with_hash(part, state_dict, metadata))
-    write_config(folder, path)

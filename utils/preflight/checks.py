@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from utils.errors import EXIT_USER_ERROR
-from utils.files.ownership import check_export_file
 from utils.models.base import base_folder
 from utils.models.check import check_base_model
-from utils.models.folder import BaseModel, default_save_dtype, prediction_type
+from utils.models.folder import BaseModel, default_save_dtype
 from utils.preflight.output import check_output_dir, check_resolution
 from utils.preflight.table import NOTE, PreflightTable
 from utils.runtime import environment
@@ -59,8 +58,6 @@ def _check_model_and_output(table: PreflightTable, args: Namespace) -> tuple[Bas
     others = ("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "instance_data_dir", "tokenizer_name")
     folders = {flag: getattr(args, flag) for flag in others}
     table.run("output", check_output_dir, args.output_dir, folders, args.export_single_file)
-    if base is not None and args.export_single_file and prediction_type(base.folder) == "v_prediction":
-        table.run("output", check_export_file, args.export_single_file, with_config=True)
     if base is None or args.save_dtype:
         return base, args.save_dtype
     return base, table.run("base model", default_save_dtype, base.unet_weights)
