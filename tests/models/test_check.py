@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.models.folder import weight_files
-from utils.preflight.output import check_resolution
+from utils.preflight.checks import check_resolution
+from utils.preflight.table import Found
 from utils.run.lineage import STATE_FILE, TENSORS_FILE
 
 
@@ -228,12 +230,12 @@ def test_a_resolution_that_the_vae_cannot_encode(tmp_path, base, resolution, nea
     with pytest.raises(
         UserError, match=f"--resolution {resolution} is not divisible by the VAE's factor 4; use {near}"
     ):
-        check_resolution(resolution, check_base_model(base))
+        check_resolution(Found(Namespace(resolution=resolution), is_quick=True, base=check_base_model(base)))
 
 
 @pytest.mark.parametrize("resolution", [4, 32, 36])
 def test_a_resolution_that_the_vae_can_encode(tmp_path, base, resolution):
-    check_resolution(resolution, check_base_model(base))
+    check_resolution(Found(Namespace(resolution=resolution), is_quick=True, base=check_base_model(base)))
 
 
 def test_image_to_image_pipelines_are_as_good(base):

@@ -10,7 +10,7 @@ from tests.helpers.pipelines import listing
 from tests.helpers.script import make_args
 from utils.errors import UserError
 from utils.files.ownership import is_own_output
-from utils.preflight.output import check_output_dir
+from utils.preflight.checks import check_output_dir
 
 
 def check(tmp_path: Path, **values) -> None:
@@ -110,7 +110,7 @@ class TestOutputDir:
         self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
 
     def test_no_permission_as_the_system_says_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("utils.preflight.output.os.access", lambda path, mode: False)
+        monkeypatch.setattr("utils.preflight.checks.os.access", lambda path, mode: False)
         self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
 
     def test_new_empty_and_own_folders_pass_and_nothing_is_made(self, tmp_path):

@@ -4,7 +4,7 @@ import torch
 
 from tests.helpers.script import ROOT, as_argv, dry_run, rows_of, run
 from train_dreambooth_colossalai import main
-from utils.preflight.table import PreflightTable
+from utils.preflight.table import as_text
 
 
 def test_a_dry_run_checks_and_trains_nothing(flags, tmp_path, capsys):
@@ -32,20 +32,17 @@ def test_a_run_shows_the_table_first(flags, capsys):
 
 
 def test_a_table_cannot_be_written_into_by_a_name():
-    table = PreflightTable(collects=True)
-    table.add("photo", "a\nSTOP\x1b[31m 🐈")
-    assert table.text().count("\n") == 2 and "\x1b" not in table.text() and "🐈" in table.text()
+    text = as_text([("photo", "a\nSTOP\x1b[31m 🐈", "ok")])
+    assert text.count("\n") == 2 and "\x1b" not in text and "🐈" in text
 
 
 def test_a_terminal_gets_no_line_that_is_too_long():
-    table = PreflightTable(collects=True)
-    table.add("base model", "words " * 40 + "x" * 120)
-    table.add("disk", "short")
-    lines = table.text(100).splitlines()
+    rows = [("base model", "words " * 40 + "x" * 120, "ok"), ("disk", "short", "ok")]
+    lines = as_text(rows, 100).splitlines()
     assert all(len(line) <= 100 for line in lines) and len(lines) > 5
     assert lines[2].startswith(" " * 18 + "words") and lines[-2] == "ok    disk        short"
     assert "".join("".join(lines[1:-2]).split()) == "ok" + "basemodel" + "words" * 40 + "x" * 120
-    assert len(table.text().splitlines()) == 4
+    assert len(as_text(rows).splitlines()) == 4
 
 
 def test_the_folders_are_said_in_full(tmp_path, tiny_pipeline_dir, photos_dir, capsys, monkeypatch):

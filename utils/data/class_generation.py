@@ -30,7 +30,7 @@ from utils.files.filesystems import sync
 from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
-from utils.models.loading import load_pipeline
+from utils.models.loading import check_tokens, load_pipeline, tokenize
 from utils.runtime.progress import progress_bar
 from utils.runtime.ranks import on_all_ranks
 
@@ -98,6 +98,8 @@ def make_missing(
     dtype = DTYPES[settings.precision or ("fp16" if device.type == "cuda" else "fp32")]
     # Without the safety checker: a black image would be trained on.
     pipeline = load_pipeline(base_folder, dtype, device)
+    for plan in plans:
+        check_tokens(tokenize(pipeline.tokenizer, plan.prompt), pipeline.text_encoder, plan.prompt)
     total = sum(len(numbers) for _, numbers in shares)
     bar = progress_bar("class images", total, "image", shown=rank == 0)
     say = functools.partial(print, "warning:", file=sys.stderr, flush=True)

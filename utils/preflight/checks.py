@@ -3,22 +3,35 @@
 What needs neither a photo nor a plan comes first, and imports nothing that takes time: such complaints are instant.
 """
 
+import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.errors import EXIT_USER_ERROR
+from utils.errors import EXIT_USER_ERROR, UserError
+from utils.files.filesystems import is_same_place
+from utils.files.lock import LOCK_FILE, check_not_in_use
+from utils.files.ownership import (
+    check_export_file,
+    is_left_by_system,
+    is_own_output,
+    is_writable,
+    nearest_existing,
+    overlap,
+)
 from utils.models.base import base_folder
 from utils.models.check import check_base_model
-from utils.models.folder import BaseModel, default_save_dtype
-from utils.preflight.output import check_output_dir, check_resolution
-from utils.preflight.table import NOTE, PreflightTable
-from utils.runtime import environment
+from utils.models.folder import default_save_dtype, is_reserved
+from utils.preflight.table import NOTE, Check, Found, as_text, num_problems, rows_of
+from utils.runtime import environment, terminal
 
 if TYPE_CHECKING:
     from utils.run.plan import Plan
     from utils.run.resume import Sources
+
+# None of them may overlap --output_dir.
+INPUTS = ("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "instance_data_dir", "tokenizer_name")
 
 
 class PreflightResult(NamedTuple):
@@ -35,33 +48,94 @@ class PreflightResult(NamedTuple):
 def run_preflight(args: Namespace, notes: Sequence[str] = (), *, is_quick: bool = False) -> PreflightResult:
     """Makes all the checks and prints the table, `notes` first, on rank 0; `is_quick`: but those that need torch.
 
-    Raises UserError at the first problem, but with --dry_run lists all of them.
+    Raises UserError at the first problem, but with --dry_run lists those of all checks.
     """
-    table = PreflightTable(collects=args.dry_run, is_quick=is_quick)
-    for note in notes:
-        table.add("flag", note, NOTE)
-    base, save_dtype = _check_model_and_output(table, args)
+    found = Found(args, is_quick)
+    rows = [("flag", note, NOTE) for note in notes] + rows_of(CHECKS, found)
 
-    from utils.preflight.sources import check_sources  # photos: only now, so that what comes before is instant
+    from utils.preflight.sources import (
+        CHECKS as LATER_CHECKS,  # photos: only now, so that what comes before is instant
+    )
 
-    plan, sources = check_sources(table, args, base, save_dtype)
+    rows += rows_of(LATER_CHECKS, found)
     if environment.is_main():
-        table.show()
-    return PreflightResult(plan, sources, EXIT_USER_ERROR if table.num_problems else 0)
+        print(as_text(rows, terminal.columns()), flush=True)  # a log gets whole lines
+    return PreflightResult(found.plan, found.sources, EXIT_USER_ERROR if num_problems(rows) else 0)
 
 
-def _check_model_and_output(table: PreflightTable, args: Namespace) -> tuple[BaseModel | None, str | None]:
-    """The base, and the dtype of its UNet's file, which the result has by default."""
-    base = table.run("base model", _find_base, args.pretrained_model_name_or_path, args.pretrained_vae_name_or_path)
-    if base is not None:
-        table.run("resolution", check_resolution, args.resolution, base)
-    others = ("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "instance_data_dir", "tokenizer_name")
-    folders = {flag: getattr(args, flag) for flag in others}
-    table.run("output", check_output_dir, args.output_dir, folders, args.export_single_file)
-    if base is None or args.save_dtype:
-        return base, args.save_dtype
-    return base, table.run("base model", default_save_dtype, base.unet_weights)
+def find_base(found: Found) -> None:
+    """The base: a whole Stable Diffusion v1 pipeline."""
+    flag, vae = "pretrained_model_name_or_path", found.args.pretrained_vae_name_or_path
+    found.base = check_base_model(base_folder(getattr(found.args, flag), f"--{flag}", vae))
 
 
-def _find_base(path: Path, vae: Path | None) -> BaseModel:
-    return check_base_model(base_folder(path, "--pretrained_model_name_or_path", vae))
+def check_resolution(found: Found) -> None:
+    """UserError if the VAE cannot encode crops of --resolution."""
+    if found.base is not None and found.args.resolution % found.base.vae_scale_factor:
+        resolution, factor = found.args.resolution, found.base.vae_scale_factor
+        lower = resolution // factor * factor
+        near = f"{lower} or {lower + factor}" if lower else str(factor)
+        raise UserError(f"--resolution {resolution} is not divisible by the VAE's factor {factor}; use {near}")
+
+
+def check_output(found: Found) -> None:
+    """UserError if what the run writes has no place."""
+    args = found.args
+    check_output_dir(args.output_dir, {flag: getattr(args, flag) for flag in INPUTS}, args.export_single_file)
+
+
+def find_save_dtype(found: Found) -> None:
+    """The dtype of the saved UNet: the one asked for, or that of the base's file."""
+    found.save_dtype = found.args.save_dtype
+    if found.base is not None and not found.save_dtype:
+        found.save_dtype = default_save_dtype(found.base.unet_weights)
+
+
+def check_output_dir(output: Path, inputs: Mapping[str, Path | None], export_single_file: Path | None) -> None:
+    """--output_dir can be written and holds nothing that is not this program's; writes nothing itself.
+
+    Raises UserError otherwise, also if it overlaps one of `inputs`, {flag: folder}.
+    """
+    for flag, other in inputs.items():
+        if other and overlap(output, other):
+            raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
+    if os.path.lexists(output) and not output.is_dir():
+        raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
+    if output.is_dir() and not is_own_output(output) and (found := _foreign(output)):
+        shown = ", ".join(repr(name) for name in found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
+        raise UserError(
+            f"--output_dir {output} holds files that this program did not write ({shown}); name an empty or a new "
+            f"folder, or move them away"
+        )
+    existing = nearest_existing(output)
+    if not existing.is_dir():
+        raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
+    if not is_writable(existing):
+        raise UserError(f"--output_dir {output}: no permission to write in {existing}")
+    if environment.is_main():
+        check_not_in_use(output)
+    if export_single_file:
+        check_export_file(export_single_file)
+        _check_export_place(output, export_single_file)
+
+
+def _check_export_place(output: Path, file: Path) -> None:
+    """The single file may lie in the output folder, but in no folder that a run fills or replaces there."""
+    place = output.resolve()
+    inside = next((path.name for path in file.resolve().parents if is_same_place(path.parent, place)), "")
+    if is_reserved(inside):
+        raise UserError(f"--export_single_file {file} lies among the run's own files; name another folder")
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Names of what someone has put into a folder; what systems leave in every folder is not among them."""
+    names = sorted(path.name for path in folder.iterdir())
+    return [name for name in names if name != LOCK_FILE and not is_left_by_system(name)]
+
+
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("base model", find_base),
+    ("resolution", check_resolution),
+    ("output", check_output),
+    ("base model", find_save_dtype),
+)

@@ -1,6 +1,7 @@
 """What the preflight table says of the photos."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,22 @@ LARGE_PIXELS = 50_000_000
 SMALL_FACTOR = 1.5  # enlarging a photo more than so is worth a note
 SMALL_SHARE = 0.5  # of a photo in a crop
 NEAR_BITS = 6  # of the 64 of a difference hash
+
+
+def describe_photos(dataset: InstanceDataset) -> Iterator[tuple[str, str, str]]:
+    """The table's rows: folders, each photo, captions, duplicates, and what was skipped."""
+    for folder, count in Counter(photo.path.parent.resolve() for photo in dataset.photos).items():
+        yield "photos", f"{count} in {folder}", "ok"
+    for photo in dataset.photos:
+        finding, verdict = describe_photo(photo, dataset)
+        yield "photo", f"{photo.path.name}: {finding}", verdict
+    if captions := describe_captions(dataset):
+        yield "captions", *captions
+    for finding in describe_duplicates(dataset.photos):
+        yield "photo", finding, "note"
+    for path, reason in dataset.skipped:
+        is_meant = reason == "hidden" or path.name.lower().startswith(("readme", "license", "licence"))
+        yield "skipped", f"{path.name}: {reason}", "ok" if is_meant else "note"
 
 
 def describe_photo(photo: Photo, dataset: InstanceDataset) -> tuple[str, str]:

@@ -1,5 +1,6 @@
-"""What a run needs of the machine, against what it has: disk space, GPU memory, a GPU that torch can use."""
+"""What a run asks for: disk space, GPU memory, a GPU that torch can use; numbers that can hardly be meant."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 from utils.errors import UserError
 from utils.files.ownership import nearest_existing
 from utils.models.folder import FROZEN_PARTS, BaseModel, num_parameters, part_files, weight_files
+from utils.run.plan import Plan
 from utils.runtime import environment
 from utils.runtime.gpu import no_gpu
 from utils.training.memory import (
@@ -21,6 +23,9 @@ from utils.training.memory import (
 
 if TYPE_CHECKING:
     import torch
+
+POLYNOMIAL_END = 1e-7  # of diffusers' polynomial schedule, which must start above it
+FP16_REACH = 2**12  # a number that changes by less than this part of it is the same in fp16
 
 
 def check_disk(
@@ -136,3 +141,42 @@ def _compare_memory(needs: MemoryNeeds, low_memory: bool, gpu: str, free: float)
         said += f"; a checkpoint's copy takes {copy / GB:.1f} GB of the host's memory, {left / GB:.1f} GB free"
         return f"{said}: training will wait while parts of it are written without one", "note"
     return said, "ok"
+
+
+def check_schedule(plan: Plan) -> str | None:
+    """A phrase if the warm-up is not over before the run is; UserError for a schedule that diffusers refuses."""
+    lr, name = plan.learning_rates["lr"], plan.learning_rates["lr_scheduler"]
+    warmup, steps = plan.learning_rates["num_warmup_steps"], plan.num_steps
+    if name == "polynomial" and lr <= POLYNOMIAL_END:
+        raise UserError(
+            f"--lr_scheduler polynomial ends at {POLYNOMIAL_END:g}: --learning_rate {lr:g} is not above it"
+        )
+    if name == "constant" or warmup < steps:
+        return None
+    reached = lr * (steps - 1) / warmup
+    return (
+        f"the warm-up (--lr_warmup_steps {warmup}) is as long as the run ({steps} steps) or longer: the learning rate "
+        f"reaches {reached:.2g} of {lr:.2g}; a tenth of the steps is usual: --lr_warmup_steps {steps // 10}"
+    )
+
+
+def describe_rounding(plan: Plan) -> str | None:
+    """A phrase if the saved file keeps some changes only: AdamW moves a weight by the learning rate a step at most."""
+    reach = plan.learning_rates["lr"] * plan.num_steps
+    if plan.save_dtype != "fp16" or reach * FP16_REACH >= 1:  # there are hardly any weights above 1
+        return None
+    return (
+        f"{plan.num_steps} steps move a weight by {reach:.1g} at most: saved in fp16, those above "
+        f"{reach * FP16_REACH:.1g} stay what they were; --save_dtype fp32 keeps every change"
+    )
+
+
+def describe_launcher(plan: Plan) -> str | None:
+    """A phrase if accelerate was told another precision than the run has: nothing of accelerate's is read."""
+    theirs = os.environ.get("ACCELERATE_MIXED_PRECISION", plan.mixed_precision)
+    if theirs == plan.mixed_precision:
+        return None
+    return (
+        f"accelerate's mixed precision ({theirs}) is not read: the run is in {plan.mixed_precision}; "
+        f"--mixed_precision says another"
+    )

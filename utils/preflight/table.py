@@ -1,66 +1,76 @@
-"""The table of what is checked before a model is loaded: rows, and one verdict."""
+"""What the checks find: the parts of a run, and the rows of one table with its verdict."""
 
 import textwrap
-from collections.abc import Callable
-from typing import TypeVar
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError
-from utils.runtime import terminal
+
+if TYPE_CHECKING:
+    from utils.data.concepts import Concept
+    from utils.dataset import InstanceDataset
+    from utils.models.folder import BaseModel
+    from utils.run.plan import Plan
+    from utils.run.resume import Sources
 
 OK, NOTE, STOP = "ok", "note", "STOP"
-T = TypeVar("T")
+Row = tuple[str, str, str]  # what was checked, what was found, and one of these
 
 
-class PreflightTable:
-    """Rows of (check, finding, verdict). Without `collects`, the first problem is raised instead.
+@dataclass
+class Found:
+    """The parts of a run with these arguments; None: not looked for yet, or a check failed.
 
     `is_quick`: what needs torch, whose import takes longer than all the rest, is left out.
     """
 
-    def __init__(self, collects: bool, is_quick: bool = False):
-        self.collects, self.is_quick = collects, is_quick
-        self.rows: list[tuple[str, str, str]] = []
+    args: Namespace
+    is_quick: bool
+    base: "BaseModel | None" = None
+    save_dtype: str | None = None  # the one asked for, else that of the UNet's file
+    concepts: "list[Concept] | None" = None
+    dataset: "InstanceDataset | None" = None
+    plan: "Plan | None" = None
+    sources: "Sources | None" = None
 
-    def add(self, check: str, finding: str, verdict: str = OK) -> None:
-        """One row; what a file's name might do to a terminal is made visible."""
-        plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in finding)
-        self.rows.append((check, plain, verdict))
 
-    def run(self, check: str, function: Callable[..., T], *args: object, **options: object) -> T | None:
-        """What `function` returns; None if it raised a UserError, which is then a row."""
+Check = Callable[[Found], Iterable[Row] | None]  # adds what it finds to Found, and says it
+
+
+def rows_of(checks: Iterable[tuple[str, Check]], found: Found) -> list[Row]:
+    """The rows of all checks. One that fails is a row of its own in a dry run, else its UserError is raised."""
+    rows: list[Row] = []
+    for name, check in checks:
         try:
-            return function(*args, **options)
+            rows += check(found) or ()
         except UserError as error:
-            if not self.collects:
+            if not found.args.dry_run:
                 raise
-            self.add(check, str(error), STOP)
-            return None
+            rows.append((name, str(error), STOP))
+    return rows
 
-    def add_run(self, check: str, function: Callable[..., tuple[str, str]], *args: object, **options: object) -> None:
-        """A row with what `function` returns: a finding and a verdict."""
-        row = self.run(check, function, *args, **options)
-        if row is not None:
-            self.add(check, *row)
 
-    @property
-    def num_problems(self) -> int:
-        """Rows that stop the run."""
-        return sum(verdict == STOP for *_, verdict in self.rows)
+def num_problems(rows: list[Row]) -> int:
+    """Rows that stop the run."""
+    return sum(verdict == STOP for *_, verdict in rows)
 
-    def text(self, columns: int | None = None) -> str:
-        """The table; findings that are too long for `columns` go on below themselves."""
-        width = max(len(check) for check, *_ in self.rows)
-        lines = ["preflight"]
-        for check, finding, verdict in self.rows:
-            start = f"{verdict:<4}  {check:<{width}}  "
-            room = max(20, columns - len(start)) if columns else len(finding) + 1
-            parts = textwrap.wrap(finding, room, break_on_hyphens=False) if len(finding) > room else [finding]
-            lines += [start + parts[0], *(" " * len(start) + part for part in parts[1:])]
-        notes = sum(verdict == NOTE for *_, verdict in self.rows)
-        counted = f"{len(self.rows)} checks, {notes} note{'' if notes == 1 else 's'}"
-        verdict = f"NOT READY: {self.num_problems} to fix" if self.num_problems else "ready to train"
-        return "\n".join([*lines, f"{verdict} ({counted})"])
 
-    def show(self) -> None:
-        """Prints the table, on a terminal in as many columns as it has; a log gets whole lines."""
-        print(self.text(terminal.columns()), flush=True)
+def as_text(rows: list[Row], columns: int | None = None) -> str:
+    """The table; findings that are too long for `columns` go on below themselves.
+
+    What a file's name might do to a terminal is made visible.
+    """
+    width = max(len(check) for check, *_ in rows)
+    lines = ["preflight"]
+    for check, finding, verdict in rows:
+        finding = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in finding)
+        start = f"{verdict:<4}  {check:<{width}}  "
+        room = max(20, columns - len(start)) if columns else len(finding) + 1
+        parts = textwrap.wrap(finding, room, break_on_hyphens=False) if len(finding) > room else [finding]
+        lines += [start + parts[0], *(" " * len(start) + part for part in parts[1:])]
+    notes = sum(verdict == NOTE for *_, verdict in rows)
+    counted = f"{len(rows)} checks, {notes} note{'' if notes == 1 else 's'}"
+    verdict = f"NOT READY: {num_problems(rows)} to fix" if num_problems(rows) else "ready to train"
+    return "\n".join([*lines, f"{verdict} ({counted})"])

@@ -52,6 +52,11 @@ class StartingPoint(NamedTuple):
     base_files: dict[Path, tuple[int, int]]
     base_hashes: Future | None
 
+    @property
+    def first_step(self) -> int:
+        """Steps that were made before."""
+        return self.checkpoint.step if self.checkpoint else 0
+
 
 class Sources(NamedTuple):
     """What a run is made from, and where it starts."""
