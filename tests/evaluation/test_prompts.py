@@ -1,17 +1,20 @@
-"""The paper's prompts, the guessed class, the subject's name left out."""
+"""The paper's prompts, what prompts call the subject, its name left out."""
 
 import pytest
 
 from utils.errors import UserError
 from utils.evaluation.prompts import (
     DREAMBENCH,
+    class_in,
     class_prompt,
     dreambench_prompts,
     names_only_class,
     number_prompts,
     other_prompts,
     read_prompts_file,
+    read_subject,
     slug,
+    subject_line,
     without_identifier,
 )
 
@@ -81,7 +84,6 @@ def test_prompts_are_numbered_once_each_and_by_role():
 
 def test_other_things_are_not_the_subjects_class():
     assert other_prompts("Dog") == ["a photo of a house", "a photo of a car"]
-    assert other_prompts("golden retriever") == ["a photo of a house", "a photo of a car"]
     assert other_prompts("sports car") == ["a photo of a dog", "a photo of a house"]
     assert other_prompts("cat") == ["a photo of a dog", "a photo of a house"]
     assert class_prompt("apple") == "a photo of an apple"
@@ -91,6 +93,60 @@ def test_other_things_are_not_the_subjects_class():
 def test_a_slug_is_a_plain_folder_name(text):
     assert 1 <= len(slug(text)) <= 40
     assert set(slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a photo of my cat.", ("cat", "my")),
+        ("a photo of sks cat", ("cat", "sks")),
+        ("a photo of sks teddy bear", ("teddy bear", "sks")),
+        ("a photo of a dog", ("dog", None)),
+        ("a photo of a sks dog", ("dog", "sks")),
+        ("A close-up photo of the zwx backpack on a table", ("backpack", "zwx")),
+        ("photo of [V] dog, best quality", ("dog", "[V]")),
+        ("a photo of sks", (None, None)),
+        ("a sks dog on the beach", (None, None)),
+        ("", (None, None)),
+    ],
+)
+def test_the_words_after_photo_of_are_the_subject(prompt, expected):
+    assert read_subject([prompt]) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "class_prompt", "expected"),
+    [
+        ("a photo of my cat.", "a photo of a cat.", ("cat", "my")),
+        ("a photo of sks teddy bear", "a photo of a teddy bear", ("teddy bear", "sks")),
+        ("a painting of zwx stuffed animal", "a stuffed animal on a white background", ("stuffed animal", "zwx")),
+        ("sks dog asleep", "photo of dog", ("dog", "sks")),
+        ("a dog", "a dog", ("dog", None)),
+        ("a photo of sks golden retriever", "a photo of a dog", ("dog", "sks")),
+        ("a photo of sks", "a photo of a dog", ("dog", "sks")),
+        ("", "a photo of a dog", ("dog", None)),
+        ("a photo of zwx vase", "a photo of sks cat", ("vase", "zwx")),  # which preserves another subject
+        ("a photo of zwx vase", "", ("vase", "zwx")),
+    ],
+)
+def test_the_class_prompt_names_the_class_and_the_word_before_it_is_the_name(prompt, class_prompt, expected):
+    assert read_subject([prompt], class_in(class_prompt)) == expected
+
+
+def test_captions_are_judged_together():
+    captions = ["young sks dog lying on grass", "a happy sks dog with a red ball", "a dog in the snow, side view"]
+    assert read_subject(captions, "dog") == ("dog", "sks")
+    captions = ["a photo of blorp gizmo at night", "blorp gizmo on a table", "a photo of blorp gizmo", "a photo of it"]
+    assert read_subject(captions) == ("gizmo", "blorp")
+    assert read_subject([]) == (None, None)
+
+
+def test_the_page_says_what_was_taken_and_how_to_correct_it():
+    samples = dict(class_name="cat", identifier="my", guessed=["class_name", "identifier"])
+    line = subject_line(samples)
+    assert "“cat”" in line and "“my”" in line and "--class_name and --identifier" in line
+    assert "--class_name" not in subject_line(samples | dict(guessed=[]))
+    assert "not known" in subject_line(dict(class_name=None, identifier=None))
 
 
 def test_a_prompts_file(tmp_path):

@@ -74,9 +74,9 @@ def _add_subject_flags(add: Callable[..., object]) -> None:
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
     add(
         "--identifier",
-        help="the subject's name in prompts, such as sks (guessed from the prompts it was trained with)",
+        help="the subject's name in prompts, such as sks (read from the prompts it was trained with)",
     )
-    add("--class_name", help="what the subject is one of, such as dog (guessed from the prompts it was trained with)")
+    add("--class_name", help="what the subject is one of, such as dog (read from the prompts it was trained with)")
     add(
         "--drift_prompt",
         action="append",

@@ -6,8 +6,14 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.evaluation.arguments import BASELINE_FLAG, check_text
-from utils.evaluation.prompts import dreambench_prompts, other_prompts, read_prompts_file
-from utils.evaluation.subject import Subject, guess_subject
+from utils.evaluation.prompts import (
+    Subject,
+    class_in,
+    dreambench_prompts,
+    other_prompts,
+    read_prompts_file,
+    read_subject,
+)
 from utils.files.json_files import read_json
 from utils.files.ownership import RUN_FILE
 from utils.models.base import from_hub_cache
@@ -66,22 +72,23 @@ def own_prompts(run: dict, folder: Path | None, *, is_one_of_several: bool) -> l
 
 
 def fill_subject(args: argparse.Namespace, run: dict) -> Notes:
-    """Sets the class and the identifier that were not given, by the prompts; returns notes on what was guessed."""
+    """Sets the class and the identifier that were not given, by the prompts; returns notes on what was taken."""
     concept = args.concept
     trained_with = own_prompts(run, args.instance_data_dir, is_one_of_several=concept is not None)
     prompts = trained_with or args.prompt
-    class_prompts = [f"a {args.class_name}" if args.class_name else None, concept and concept.class_prompt]
+    class_prompts = [concept and concept.class_prompt]
     class_prompts += [run["arguments"].get("class_prompt")] if trained_with else []
-    subject = guess_subject(prompts, next((prompt for prompt in class_prompts if names_class(prompt)), None))
+    classes = [args.class_name, *(class_in(prompt) for prompt in class_prompts if isinstance(prompt, str))]
+    subject = read_subject(prompts, next((name for name in classes if name), None))
     notes: Notes = []
     found = []
     for flag in Subject._fields:
-        guess = getattr(subject, flag)
+        told = getattr(subject, flag)
         if getattr(args, flag) is None:
             args.guessed.append(flag)
-            if guess:
-                setattr(args, flag, guess)
-                found.append(f'--{flag} "{guess}"')
+            if told:
+                setattr(args, flag, told)
+                found.append(f'--{flag} "{told}"')
     if found:
         how = "these flags correct it"
         how += ", beside --prompt and --instance_data_dir of this subject" if concept else ""
@@ -90,11 +97,6 @@ def fill_subject(args: argparse.Namespace, run: dict) -> Notes:
         how = 'a "class_prompt" in --concepts_list' if concept else "--class_name"
         notes.append(("note", f'no class in the prompt "{prompts[0]}": say what the subject is one of by {how}'))
     return notes
-
-
-def names_class(prompt: object) -> bool:
-    """Whether it is a class's prompt: one that preserves another subject ("a photo of sks cat") says no class."""
-    return isinstance(prompt, str) and guess_subject([prompt]).identifier is None
 
 
 def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path) -> Notes:

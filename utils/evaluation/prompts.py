@@ -1,15 +1,25 @@
-"""The prompts an evaluation draws: the user's, the DreamBooth paper's 25, and some without the subject."""
+"""The prompts an evaluation draws, and what they call the subject.
+
+They are the user's, the DreamBooth paper's 25, and some without the subject.
+"""
 
 import re
 import unicodedata
+from collections import Counter
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
-from utils.evaluation.subject import ARTICLES, PREPOSITIONS, same_kind
 
 SUBJECT, CLASS, OTHER = "subject", "class", "other"
-OTHER_THINGS = ("dog", "house", "car")  # what "other" prompts show, less what is of the subject's own kind
+OTHER_THINGS = ("dog", "house", "car")  # what "other" prompts show, less the subject's class
+ARTICLES = ("a", "an", "the")
+PREPOSITIONS = (
+    *("of", "with", "in", "on", "at", "by", "and", "for", "from", "near", "like", "under", "over", "behind", "beside"),
+    *("against", "inside", "outside", "next", "to", "during", "among", "between", "without", "is", "are", "was", "as"),
+)
+PHOTO_OF = re.compile(r"\bphoto of\s+", re.IGNORECASE)
 
 # The prompt list of the DreamBooth data set (Google, github.com/google/dreambooth, CC BY 4.0); only the placeholders
 # are written differently.
@@ -45,6 +55,66 @@ class Prompt(NamedTuple):
     text: str
     role: str
     folder: str  # its images' folder below images/<model>/
+
+
+class Subject(NamedTuple):
+    """What the subject is one of, such as cat, and its own name in prompts, such as sks; None if it was not told."""
+
+    class_name: str | None
+    identifier: str | None
+
+
+def read_subject(prompts: list[str], class_name: str | None = None) -> Subject:
+    """The class, if it is not known, and the identifier by the prompts of the subject's photos; most decide."""
+    found = Counter(_subject_in(prompt, class_name) for prompt in prompts)
+    if not found:
+        return Subject(class_name, None)
+    return max(found, key=lambda subject: (found[subject], sum(part is not None for part in subject)))
+
+
+def _subject_in(prompt: str, class_name: str | None) -> Subject:
+    """Of one prompt: its name is the word before the class; else it and its class are the words after 'photo of'."""
+    named = re.search(rf"(?:^|(\S+)\s+){re.escape(class_name)}(?!\w)", prompt, re.IGNORECASE) if class_name else None
+    if named:
+        is_name = named[1] and named[1].lower() not in ARTICLES + PREPOSITIONS
+        return Subject(class_name, named[1] if is_name else None)
+    _, *after = PHOTO_OF.split(prompt, maxsplit=1)
+    phrase = noun_phrase(after[0]) if after else []
+    words = without_article(phrase)
+    if len(words) > 1:
+        return Subject(class_name or " ".join(words[1:]), words[0])
+    if words == phrase:  # 'a photo of sks': a word without an article is no class
+        return Subject(class_name, words[0] if words and class_name else None)
+    return Subject(class_name or " ".join(words) or None, None)
+
+
+def class_in(class_prompt: str) -> str | None:
+    """The class that its prompt names; none in 'a photo of sks cat', which preserves another subject."""
+    phrase = noun_phrase(PHOTO_OF.split(class_prompt, maxsplit=1)[-1])
+    words = without_article(phrase)
+    return " ".join(words) if len(words) == 1 or words != phrase else None
+
+
+def noun_phrase(text: str) -> list[str]:
+    """The words up to a preposition or a mark: 'my cat on a rug' gives ['my', 'cat']."""
+    words = re.split(r"[,;:.!?](?:\s|$)", text.strip())[0].split()
+    return list(takewhile(lambda word: word.lower() not in PREPOSITIONS, words))
+
+
+def without_article(words: list[str]) -> list[str]:
+    return words[1:] if words and words[0].lower() in ARTICLES else words
+
+
+def subject_line(samples: dict) -> str:
+    """What samples.json takes the subject for, and the flags that correct it: a sentence or two."""
+    class_name, identifier = samples["class_name"], samples["identifier"]
+    named = f"is called “{identifier}” in prompts" if identifier else "has no name of its own in prompts"
+    line = f"The subject is a “{class_name}” and {named}"
+    if not class_name:
+        line = f"What the subject is one of is not known, and it {named}"
+    if not samples.get("guessed") and class_name:
+        return f"{line}, as the flags say."
+    return f"{line}, by the prompts it was trained with. If that is wrong, say so with --class_name and --identifier."
 
 
 def dreambench_prompts(kind: str, identifier: str, class_name: str) -> list[str]:
@@ -88,7 +158,7 @@ def names_only_class(text: str, identifier: str | None, class_name: str | None) 
 
 def other_prompts(class_name: str) -> list[str]:
     """Two prompts of things that the subject is not."""
-    things = [thing for thing in OTHER_THINGS if not same_kind(thing, class_name)]
+    things = [thing for thing in OTHER_THINGS if thing not in class_name.lower().split()]
     return [class_prompt(thing) for thing in things[:2]]
 
 

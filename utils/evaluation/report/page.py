@@ -27,6 +27,7 @@ from utils.evaluation.findings import (
     Check,
 )
 from utils.evaluation.photos import load_photos
+from utils.evaluation.prompts import subject_line
 from utils.evaluation.report.candidates import make_selection
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.gallery import label, make_gallery, ordered
@@ -40,7 +41,6 @@ from utils.evaluation.samples import (
     photos_named,
     step_of,
 )
-from utils.evaluation.subject import subject_line
 from utils.evaluation.verdict import judge
 from utils.evaluation.visible import fidelity_metric, main_encoder
 from utils.evaluation.wording import number
