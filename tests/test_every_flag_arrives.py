@@ -335,8 +335,10 @@ def gradient_checkpointing(runs: Runs) -> None:
 
 
 def alpha_mask(runs: Runs) -> None:
-    cut_out = dict(instance_data_dir="{inputs}/cut out")
-    assert losses(runs("train", **cut_out, alpha_mask=True)) != losses(runs("train", **cut_out))
+    cut_out = dict(instance_data_dir="{inputs}/cut out", validation_steps=3)
+    masked, plain = runs("train", **cut_out, alpha_mask=True), runs("train", **cut_out)
+    assert losses(masked) != losses(plain)
+    assert validated(masked)[0]["validation_loss"] != validated(plain)[0]["validation_loss"]  # before the first step
     opaque = losses(runs("train", alpha_mask=True))
     assert opaque == pytest.approx(losses(runs("train")), rel=ANOTHER_ORDER["loss"])
 
@@ -406,9 +408,10 @@ def checkpoints(run: Seen) -> list[str]:
     return sorted(path.name for path in run.output.glob("checkpoint-*"))
 
 
-def validated_steps(run: Seen) -> list[int]:
+def validated(run: Seen) -> list[dict]:
+    """The rows of validation.jsonl."""
     path = run.output / "validation.jsonl"
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 TRAINING = {
@@ -480,7 +483,7 @@ TRAINING = {
     "validation_negative_prompt": changes(validation_pictures, without=DRAWS, validation_negative_prompt="blurry"),
     "validation_inference_steps": changes(validation_pictures, without=DRAWS, validation_inference_steps=3),
     "validation_guidance_scale": changes(validation_pictures, without=DRAWS, validation_guidance_scale=3),
-    "validation_steps": shows(lambda run: validated_steps(run) == [0, 2], **WRITES),
+    "validation_steps": shows(lambda run: [row["step"] for row in validated(run)] == [0, 2], **WRITES),
     "num_validation_images": shows(has("validation/step-*2-*.png", 3), **WRITES),
 }
 CLIP, DRIFT = dict(clip_model="{inputs}/clip"), dict(num_drift_images=1)

@@ -97,6 +97,7 @@ GOOD = dict(instance_prompt="my cat", instance_data_dir="cats", class_prompt="a 
         ([GOOD | dict(class_data_dir=3)], "'class_data_dir' is missing or empty, which --with_prior_preservation"),
         ([GOOD | dict(num_class_images=3)], "there is no field 'num_class_images'"),
         ([GOOD | dict(class_data_dir="cats")], "--class_data_dir cats overlaps cats"),
+        ([GOOD, GOOD | dict(instance_data_dir="dogs", class_data_dir="cats")], "--class_data_dir cats overlaps cats"),
         ([GOOD | dict(class_data_dir="output/class")], "--class_data_dir output/class overlaps output"),
         ([GOOD | dict(instance_data_dir="output")], "--output_dir output overlaps the photos' folder output"),
         ([GOOD, GOOD | dict(class_prompt="a dog")], "is given for two class prompts, 'a cat' and 'a dog'"),

@@ -98,6 +98,24 @@ def test_a_mistake_under_run_sh_is_one_line(variables, flags, said, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+PYTHON_OF_RUN_SH = """#!/bin/sh
+echo "$*" >> "$SAID"
+case "$*" in *torchrun*) exit "$CODE" ;; esac
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_what_an_earlier_run_left_is_not_evaluated_after_a_training_that_fails(tmp_path, code):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text(PYTHON_OF_RUN_SH)
+    (tmp_path / "bin/python").chmod(0o755)
+    environment = os.environ | dict(VENV=str(tmp_path), SAID=str(tmp_path / "said"), CODE=str(code))
+    result = subprocess.run(["bash", ROOT / "run.sh"], capture_output=True, env=environment)
+    said = (tmp_path / "said").read_text()
+    assert result.returncode == code and "train_dreambooth_colossalai.py" in said
+    assert ("evaluate.py" in said) == (code == 0)
+
+
 def test_no_file_has_the_line_ends_of_another_system():
     """A clone by Git for Windows, used in WSL: its bash would stop at the first line of run.sh."""
     attributes = subprocess.run(

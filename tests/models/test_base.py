@@ -1,7 +1,9 @@
 """Which folder a base's name means: a file is converted once, the Hub's cache is read, nothing is downloaded."""
 
+import multiprocessing
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import evaluate
-from tests.helpers.pipelines import edit_json, write_pipeline
+from tests.helpers.pipelines import write_pipeline
 from tests.helpers.script import EMBEDDED, dry_run, run, run_json, weight_change
 from utils.errors import UserError
+from utils.files.hashing import sha256_of
 from utils.models.base import base_folder, cache_folder
 from utils.models.check import check_base_model
 from utils.models.single_file import export_single_file, read_weights
@@ -32,7 +35,7 @@ def one_file(tmp_path, tiny_pipeline_dir) -> Path:
     return tmp_path / "v1-4.safetensors"
 
 
-def test_a_file_is_converted_once(tmp_path, one_file, own_cache, monkeypatch, capsys):
+def test_a_file_is_converted_once(one_file, own_cache, monkeypatch, capsys):
     folder = base_folder(one_file, FLAG)
     check_base_model(folder)
     assert folder.parent == own_cache and folder.name.startswith("v1-4-model-")
@@ -43,10 +46,26 @@ def test_a_file_is_converted_once(tmp_path, one_file, own_cache, monkeypatch, ca
     assert f"converted earlier, into {folder}" in capsys.readouterr().out
     os.utime(one_file, (1, 1))  # another time of change, the same content
     assert base_folder(one_file, FLAG) == folder
-    other = shutil.copytree(folder, tmp_path / "other")
-    edit_json(other / "scheduler/scheduler_config.json", beta_end=0.02)
-    export_single_file(other, one_file)
+
+
+def test_a_file_overwritten_by_another_of_its_size_is_converted_again(one_file):
+    folder, content = base_folder(one_file, FLAG), bytearray(one_file.read_bytes())
+    content[-1] ^= 1
+    one_file.write_bytes(content)
     assert base_folder(one_file, FLAG) != folder
+
+
+def test_several_processes_convert_one_file_once(tmp_path, one_file, monkeypatch):
+    def slow_sha256(path: Path) -> str:
+        time.sleep(0.5)  # so that all are here at once if they may be
+        with (tmp_path / "conversions").open("a") as file:
+            file.write("one\n")
+        return sha256_of(path)
+
+    monkeypatch.setattr("utils.models.base.sha256_of", slow_sha256)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        folders = pool.starmap(base_folder, [(one_file, FLAG)] * 3, chunksize=1)
+    assert len(set(folders)) == 1 and (tmp_path / "conversions").read_text() == "one\n"
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, one_file, own_cache):

@@ -203,6 +203,13 @@ def test_a_checkpoint_that_runs_code_runs_none(tmp_path, exported):
     assert not (tmp_path / "harmed").exists()
 
 
+def test_a_pickle_is_not_opened_by_a_torch_that_can_be_made_to_run_code_from_it(tmp_path, exported, monkeypatch):
+    torch.save(load_file(exported), tmp_path / "one.ckpt")
+    monkeypatch.setattr("utils.models.folder.torch_version", lambda: (2, 5))
+    with pytest.raises(UserError, match=r"one\.ckpt is a pickle, which this version of torch cannot read safely"):
+        import_single_file(tmp_path / "one.ckpt", tmp_path / "new")
+
+
 def test_the_first_checkpoints_name_a_class_of_their_framework(tmp_path, exported, monkeypatch):
     """CompVis's own sd-v1-4.ckpt has pytorch_lightning's ModelCheckpoint as a key beside the weights."""
     module = types.ModuleType("pytorch_lightning.callbacks")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.pipelines import listing
-from tests.helpers.script import make_args
+from tests.helpers.script import as_argv, make_args
+from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.files.ownership import is_own_output
 from utils.preflight.checks import check_output_dir
@@ -135,3 +136,9 @@ class TestOutputDir:
     @pytest.mark.parametrize("folder", ["out", "out/files", "elsewhere/unet"])
     def test_a_single_file_in_the_output_folder_or_elsewhere(self, tmp_path, folder):
         check(tmp_path, output_dir=tmp_path / "out", export_single_file=tmp_path / folder / "cat.safetensors")
+
+
+def test_overlap_with_another_vae_as_the_script_finds_it(flags, base):
+    flags |= dict(pretrained_vae_name_or_path=base / "vae", output_dir=base / "vae/out")
+    with pytest.raises(UserError, match="--output_dir .* overlaps --pretrained_vae_name_or_path"):
+        main(as_argv(flags))

@@ -3,9 +3,29 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
+from utils.arguments import LR_SCHEDULERS
 from utils.data.class_images import file_name
-from utils.run.fingerprint import MADE, in_numbered_folders, photo_hashes, used_of
+from utils.models.check import check_base_model
+from utils.run.fingerprint import MADE, base_files, in_numbered_folders, photo_hashes, used_of, what_determines
 from utils.run.resume import differences
+from utils.training.learning_rates import learning_rate_table
+
+
+@pytest.mark.parametrize("lr_scheduler", LR_SCHEDULERS)
+def test_the_number_of_steps_is_compared_if_the_learning_rates_depend_on_it(lr_scheduler):
+    options = dict(num_warmup_steps=2, num_cycles=2, power=2.0)
+    short, long = (learning_rate_table(1e-3, lr_scheduler, num_training_steps=n, **options)[:10] for n in (10, 20))
+    compared = what_determines(dict(lr_scheduler=lr_scheduler, max_train_steps=10), num_ranks=1)["arguments"]
+    assert ("max_train_steps" in compared) == (short != long)
+
+
+def test_a_base_file_replaced_by_one_of_the_same_size_is_noticed(base):
+    model = check_base_model(base)
+    before, config = base_files(model), base / "vae/config.json"
+    config.write_text(config.read_text().swapcase())
+    assert {path for path, found in base_files(model).items() if found != before[path]} == {config}
 
 
 def test_captions_and_folders_are_part_of_what_a_resumed_run_compares(tmp_path):

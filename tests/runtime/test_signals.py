@@ -15,19 +15,39 @@ from utils.run.lineage import list_checkpoints
 from utils.runtime import signals
 
 
+def know_it_at_the_same_step() -> None:
+    """A `prepare`: every rank waits for its signal before it votes for the fifth time."""
+    poll, votes = signals.StopRequest.poll, []
+
+    def late_poll(self, own_code: int = 0) -> int:
+        votes.append(own_code)
+        if len(votes) == 5:
+            wait_for(lambda: self._code)
+        return poll(self, own_code)
+
+    signals.StopRequest.poll = late_poll
+
+
 class TestSignals:
     """A signal on any rank ends the run after the step, with the state kept."""
 
     @pytest.mark.parametrize(
-        ("num_ranks", "rank", "number"),
-        [(1, 0, signal.SIGINT), (1, 0, signal.SIGTERM), (1, 0, signal.SIGHUP), (2, 1, signal.SIGTERM)],
+        ("num_ranks", "signalled", "number"),
+        [
+            (1, [0], signal.SIGINT),
+            (1, [0], signal.SIGTERM),
+            (1, [0], signal.SIGHUP),
+            (2, [1], signal.SIGTERM),
+            (2, [0, 1], signal.SIGTERM),
+        ],
     )
-    def test_the_state_is_kept(self, flags, tmp_path, num_ranks, rank, number):
+    def test_the_state_is_kept(self, flags, tmp_path, num_ranks, signalled, number):
         output = tmp_path / "output"
         argv = as_argv(flags | dict(max_train_steps=5000))
-        ranks = start_ranks(num_ranks, argv, tmp_path / "text")
+        ranks = start_ranks(num_ranks, argv, tmp_path / "text", know_it_at_the_same_step if signalled[1:] else None)
         wait_for(lambda: len(rows(output)) > 3)
-        ranks[rank].kill(number)
+        for rank in signalled:
+            ranks[rank].kill(number)
         assert finish(ranks) == [128 + number] * num_ranks
         (checkpoint,) = list_checkpoints(output)
         assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
