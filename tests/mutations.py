@@ -42,670 +42,400 @@ class Mutation(NamedTuple):
 # name -> why no test can notice it, or need not.
 SURVIVORS: dict[str, str] = {}
 
-CLI, FLAGS, METRICS = "tests/end_to_end/test_cli.py", "tests/test_every_flag_arrives.py", "utils/evaluation/metrics.py"
-OPTIMIZER, TEST_OPTIMIZER = "utils/training/optimizer.py", "tests/training/test_optimizer.py"
-MUTATIONS = [
-    # The method
-    Mutation(
-        "the ranks' vectors are not added up",
-        "utils/runtime/colossal.py",
-        "    dist.all_reduce(together)\n",
-        "",
-        "tests/end_to_end/test_ranks.py",
-    ),
-    Mutation(
-        "a rank alone goes on after a mistake",
-        "utils/runtime/ranks.py",
-        "    if dist.get_world_size() == 1:\n        complaints = [complaint]\n",
-        "    if dist.get_world_size() == 1:\n        complaints = [None]\n",
-        "tests/data tests/end_to_end/test_prior_preservation.py",
-    ),
-    Mutation(
-        "a run that ends early tears NCCL down while it starts",
-        "utils/runtime/colossal.py",
-        "    _NCCL.end()\n    dist.destroy_process_group()\n",
-        "    dist.destroy_process_group()\n",
-        "tests/runtime/test_colossal.py",
-    ),
-    Mutation(
-        "nobody waits for NCCL's start",
-        "utils/runtime/colossal.py",
-        "            self._thread.join()\n",
-        "            pass\n",
-        "tests/runtime/test_colossal.py",
-    ),
-    Mutation(
-        "a rank's loss is its own mean, not its share",
-        "utils/training/train_step.py",
-        "len(micro_batches) * self.num_ranks",
-        "len(micro_batches)",
-        "tests/end_to_end/test_ranks.py",
-    ),
-    Mutation(
-        "a second backward pass writes over the first one's gradients",
-        "utils/kernels/linear.py",
-        " and all(weight.grad is None for weight in weights)",
-        "",
-        "tests/kernels/test_linear.py tests/training/test_several_ranks.py",
-    ),
-    Mutation(
-        "gradients lie in buckets in the wrong layout",
-        "utils/training/optimizer.py",
-        "values.as_strided(parameter.shape, parameter.stride())",
-        "values",
-        "tests/training/test_several_ranks.py",
-    ),
-    Mutation(
-        "the time embedding's projections get it without SiLU",
-        "utils/models/fused_unet.py",
-        "F.linear(F.silu(plain_forward(*args, **kwargs)), weight, bias)",
-        "F.linear(plain_forward(*args, **kwargs), weight, bias)",
-        "tests/models/test_fused_unet.py",
-    ),
-    Mutation(
-        "a decoder that cannot be fused is tried for every image",
-        "utils/models/captured_unet.py",
-        "self._fuses_decoder, self._decoders = False, {}",
-        "self._decoders = {}",
-        "tests/models/test_captured_unet.py",
-    ),
-    Mutation(
-        "latents are not scaled",
-        "utils/diffusion.py",
-        "return (mean + std * latent_noise) * scaling_factor",
-        "return mean + std * latent_noise",
-        "tests/test_diffusion.py",
-    ),
-    Mutation(
-        "the loss is computed in half precision",
-        "utils/diffusion.py",
-        'F.mse_loss(model_pred.float(), target.float(), reduction="mean")',
-        'F.mse_loss(model_pred, target.to(model_pred.dtype), reduction="mean")',
-        "tests/test_diffusion.py",
-    ),
-    Mutation(
-        "the target is the noise for a velocity model",
-        "utils/diffusion.py",
-        "return noise_scheduler.get_velocity(latents, noise, timesteps)",
-        "return noise",
-        "tests/test_diffusion.py",
-    ),
-    Mutation(
-        "min-SNR weights of the noise for the velocity",
-        "utils/diffusion.py",
-        "/ (snr + 1)).float()",
-        "/ snr).float()",
-        "tests/training/test_train_step.py",
-    ),
-    Mutation(
-        "min-SNR weights are not capped",
-        "utils/diffusion.py",
-        "(snr_gamma / snr).clamp(max=1).float()",
-        "(snr_gamma / snr).float()",
-        "tests/training/test_train_step.py",
-    ),
-    Mutation(
-        "weights of the loss are left out",
-        "utils/diffusion.py",
-        "return (errors if sample_weights is None else errors * sample_weights).mean()",
-        "return errors.mean()",
-        "tests/training/test_train_step.py tests/test_diffusion.py",
-    ),
-    Mutation(
-        "a mask's loss is that of a sum",
-        "utils/diffusion.py",
-        "position_weights.flatten(1).sum(1).clamp(min=SMALLEST_WEIGHT)",
-        "position_weights.flatten(1).sum(1).clamp(min=1e9)",
-        "tests/test_diffusion.py",
-    ),
-    Mutation(
-        "the class images' loss counts once, whatever the weight",
-        "utils/training/train_step.py",
-        "instance_loss + self.prior_loss_weight * class_loss",
-        "instance_loss + class_loss",
-        "tests/end_to_end/test_prior_preservation.py",
-    ),
-    Mutation(
-        "the loss is not divided among micro-batches",
-        "utils/training/train_step.py",
-        "self.booster.backward(loss / num_shares, self.optimizer)",
-        "self.booster.backward(loss, self.optimizer)",
-        f"{CLI} -k micro_batches",
-    ),
-    Mutation(
-        "the halves of a batch are exchanged",
-        "utils/training/train_step.py",
-        "(instance_pred, class_pred), (instance_target, class_target) = model_pred.chunk(2), target.chunk(2)",
-        "(class_pred, instance_pred), (class_target, instance_target) = model_pred.chunk(2), target.chunk(2)",
-        "tests/end_to_end/test_prior_preservation.py",
-    ),
-    # Randomness
-    Mutation(
-        "photos and class images share a stream of noise",
-        "utils/data/randomness.py",
-        "    CLASS_NOISE = 9\n",
-        "    CLASS_NOISE = 4\n",
-        "tests/data/test_randomness.py",
-    ),
-    Mutation(
-        "the seed does not reach the draws",
-        "utils/data/randomness.py",
-        "key = np.array([seed, purpose], dtype=np.uint64)",
-        "key = np.array([0, purpose], dtype=np.uint64)",
-        "tests/data/test_randomness.py",
-    ),
-    Mutation(
-        "every epoch has the same order",
-        "utils/data/randomness.py",
-        "generator(seed, epoch, purpose).permutation(num_photos)",
-        "generator(seed, 0, purpose).permutation(num_photos)",
-        "tests/data/test_randomness.py",
-    ),
-    Mutation(
-        "all ranks draw the same samples",
-        "utils/data/randomness.py",
-        "* num_ranks + rank) * batch_size",
-        "* num_ranks) * batch_size",
-        "tests/data/test_randomness.py",
-    ),
-    Mutation(
-        "the noise offset is drawn for every value",
-        "utils/data/randomness.py",
-        "standard_normal((latent_shape[0], 1, 1), dtype=np.float32)",
-        "standard_normal(latent_shape, dtype=np.float32)",
-        "tests/data/test_randomness.py",
-    ),
-    Mutation(
-        "images of a batch share a generator",
-        "utils/models/drawing.py",
-        "for generator in generators])",
-        "for generator in [generators[0]] * len(generators)])",
-        "tests/models/test_drawing.py",
-    ),
-    # Optimizer, precision
-    Mutation(
-        "bf16 is scaled as fp16",
-        OPTIMIZER,
-        "self.scales_loss = parameters.weight.dtype == torch.float16",
-        "self.scales_loss = parameters.weight.dtype != torch.float32",
-        TEST_OPTIMIZER,
-    ),
-    Mutation(
-        "gradients are clipped before they are unscaled",
-        OPTIMIZER,
-        "grad_norm = self._scaled_grad_norm[0] / loss_scale\n",
-        "grad_norm = self._scaled_grad_norm[0]\n",
-        TEST_OPTIMIZER,
-    ),
-    Mutation(
-        "a skipped step advances the learning rate",
-        OPTIMIZER,
-        "self.num_applied += finite",
-        "self.num_applied += 1",
-        TEST_OPTIMIZER,
-    ),
-    Mutation(
-        "the loss scale grows after any number of good steps",
-        OPTIMIZER,
-        "self.num_good.add_(1).mul_(finite)",
-        "self.num_good.add_(1)",
-        TEST_OPTIMIZER,
-    ),
-    Mutation(
-        "an overflow leaves the loss scale",
-        OPTIMIZER,
-        "torch.where(finite, 1.0, 0.5)",
-        "torch.where(finite, 1.0, 1.0)",
-        TEST_OPTIMIZER,
-    ),
-    Mutation(
-        "bias corrections are one step late",
-        OPTIMIZER,
-        "corrections = 1 - self._betas ** (self.num_applied + 1)",
-        "corrections = 1 - self._betas ** (self.num_applied + 2)",
-        TEST_OPTIMIZER,
-    ),
-    Mutation(
-        "weight decay is added to the gradient's step",
-        "utils/kernels/updates.py",
-        "step_size, decay = lr / correction1, 1 - lr * weight_decay",
-        "step_size, decay = lr / correction1, 1 - weight_decay",
-        TEST_OPTIMIZER,
-    ),
-    Mutation(
-        "AdamW's epsilon is left out",
-        "utils/kernels/updates.py",
-        "exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)",
-        "exp_avg_sq_.sqrt().div_(correction2_sqrt)",
-        f"{TEST_OPTIMIZER} tests/kernels/test_updates.py",
-    ),
-    Mutation(
-        "masters are the rounded weights",
-        "utils/training/flat_parameters.py",
-        "self._shaped(values, parameter).copy_(parameter.detach())",
-        "self._shaped(values, parameter).copy_(parameter.detach().to(weight_dtype))",
-        "tests/training/test_flat_parameters.py",
-    ),
-    Mutation(
-        "what fp16 leaves over is counted in half as many steps",
-        "utils/kernels/rounding.py",
-        "UNIT_BELOW = 25 << 23",
-        "UNIT_BELOW = 24 << 23",
-        "tests/kernels/test_rounding.py",
-    ),
-    Mutation(
-        "the halves of a small master do not fit together",
-        "utils/kernels/rounding.py",
-        "values = (values / GRID).round_() * GRID + 0.0",
-        "values = values + 0.0",
-        "tests/kernels/test_rounding.py",
-    ),
-    Mutation(
-        "a resumed bf16 run joins masters by another number of updates",
-        "utils/training/snapshot.py",
-        "    for name in COUNTERS:  # first: masters are split by the number of updates\n"
-        "        getattr(optimizer, name).fill_(counters[name])\n",
-        "",
-        "tests/run/test_checkpoint.py -k 'bf16 or layout'",
-    ),
-    Mutation(
-        "a piece of the masters is joined as if it were the first",
-        "utils/training/masters.py",
-        "self.first + piece.start",
-        "self.first",
-        "tests/training/test_masters.py",
-    ),
-    Mutation(
-        "a true zero is all that 8 bits make zero",
-        "utils/training/eight_bit.py",
-        "levels = torch.where((sizes > 0) & (scales > 0), levels.clamp(min=1), levels)",
-        "levels = levels.clamp(min=0)",
-        "tests/training/test_eight_bit.py -k 'near or zero'",
-    ),
-    Mutation(
-        "warm-up steps do not reach the schedule",
-        "utils/run/plan.py",
-        "num_warmup_steps=args.lr_warmup_steps,",
-        "num_warmup_steps=0,",
-        f"{FLAGS} -k lr_warmup_steps",
-    ),
-    Mutation(
-        "the learning rate is scaled without --scale_lr",
-        "utils/run/plan.py",
-        "(samples_per_step if args.scale_lr else 1)",
-        "samples_per_step",
-        f"{FLAGS} {CLI} -k scale_lr",
-    ),
-    Mutation(
-        "AdamW's betas are exchanged",
-        "utils/run/plan.py",
-        "betas=(args.adam_beta1, args.adam_beta2)",
-        "betas=(args.adam_beta2, args.adam_beta1)",
-        "tests/run/test_plan.py",
-    ),
-    Mutation(
-        "validation uses another seed",
-        "utils/run/plan.py",
-        "            num_images=args.num_validation_images,\n            seed=args.seed,",
-        "            num_images=args.num_validation_images,\n            seed=0,",
-        "tests/training/test_validation.py",
-    ),
-    # Files
-    Mutation(
-        "a tree is renamed before it is synced",
-        "utils/run/checkpoint.py",
-        "            sync_tree(staging)\n",
-        "",
-        "tests/test_promises.py -k synced",
-    ),
-    Mutation(
-        "the result is moved before it is synced",
-        "utils/models/saving.py",
-        "        sync_tree(staging)\n",
-        "",
-        "tests/test_promises.py -k synced",
-    ),
-    Mutation(
-        "the rename itself is not synced",
-        "utils/models/saving.py",
-        "        sync(output_dir)\n",
-        "",
-        "tests/test_promises.py -k synced",
-    ),
-    Mutation(
-        "a file is renamed before it is synced",
-        "utils/files/atomic.py",
-        "        sync(part)\n        move(part, path)",
-        "        move(part, path)",
-        "tests/files/test_atomic.py tests/test_promises.py -k 'synced or atomic'",
-    ),
-    Mutation(
-        "a file is written in its place",
-        "utils/files/atomic.py",
-        "        write(part)\n",
-        "        write(path)\n",
-        "tests/files/test_atomic.py",
-    ),
-    Mutation(
-        "model_index.json is moved first",
-        "utils/models/saving.py",
-        "for name in (*parts, MODEL_INDEX)]",
-        "for name in (MODEL_INDEX, *parts)]",
-        "tests/models/test_saving.py",
-    ),
-    Mutation(
-        "a failed move is not undone",
-        "utils/models/saving.py",
-        "            move(target, source)\n",
-        "            pass\n",
-        "tests/models/test_saving.py",
-    ),
-    Mutation(
-        "safetensors' header is not aligned",
-        "utils/files/safetensors_writer.py",
-        '    encoded += b" " * (-len(encoded) % 8)\n',
-        "",
-        "tests/files/test_safetensors_writer.py",
-    ),
-    Mutation(
-        "a second run enters the folder",
-        "utils/files/lock.py",
-        "_lock(descriptor, fcntl.LOCK_EX, path, SECONDS_FOR_A_LOOK)",
-        "_lock(descriptor, fcntl.LOCK_SH, path, SECONDS_FOR_A_LOOK)",
-        "tests/files/test_lock.py",
-    ),
-    # Checkpoints, resuming
-    Mutation(
-        "the newest checkpoints are removed, not the oldest",
-        "utils/run/checkpoint.py",
-        "others[: max(0, len(others) + 1 - self.total_limit)]",
-        "others[-max(0, len(others) + 1 - self.total_limit) :]",
-        "tests/run/test_checkpoint.py -k newest",
-    ),
-    Mutation(
-        "another run's checkpoints are removed",
-        "utils/run/checkpoint.py",
-        "list_checkpoints(self.output_dir, self.lineage) if found.step != keep",
-        "list_checkpoints(self.output_dir) if found.step != keep",
-        "tests/run/test_lineage.py -k left_behind_stays",
-    ),
-    Mutation(
-        "latest is the oldest",
-        "utils/run/resume.py",
-        "checkpoint = own[-1] if own else None",
-        "checkpoint = own[0] if own else None",
-        "tests/run/test_resume.py -k 'finished_run or earlier or differences or latest'",
-    ),
-    Mutation(
-        "the seed is not compared on a resume",
-        "utils/run/fingerprint.py",
-        '    "max_nonfinite_steps",\n}',
-        '    "max_nonfinite_steps",\n    "seed",\n}',
-        "tests/run/test_resume.py -k other_inputs",
-    ),
-    Mutation(
-        "a schedule's end is not compared on a resume",
-        "utils/run/fingerprint.py",
-        'if arguments["lr_scheduler"] not in SCHEDULES_WITHOUT_END:',
-        "if False:",
-        "tests/run/test_resume.py -k other_inputs",
-    ),
-    Mutation(
-        "a later checkpoint of a run that was left counts",
-        "utils/run/lineage.py",
-        "return checkpoint.step <= last_steps.get(checkpoint.run_id, -1)",
-        "return checkpoint.run_id in last_steps",
-        "tests/run/test_lineage.py",
-    ),
-    Mutation(
-        "the moments are not restored",
-        "utils/run/checkpoint.py",
-        "                tensor.copy_(value)\n",
-        "                tensor.copy_(value) if not prefix.startswith('exp_avg') else None\n",
-        "tests/run/test_checkpoint.py",
-    ),
-    Mutation(
-        "unfinished runs are started over",
-        "utils/run/resume.py",
-        'if own and run.get("status") != "complete" and not may_start_over:',
-        "if False:",
-        "tests/run/test_resume.py -k unfinished",
-    ),
-    Mutation(
-        "a signal's exit code is 1",
-        "utils/runtime/signals.py",
-        "self._code, self._first_at = 128 + received[0], time.monotonic()",
-        "self._code, self._first_at = 128 + signal.SIGINT, time.monotonic()",
-        "tests/runtime/test_signals.py",
-    ),
-    Mutation(
-        "steps without a finite gradient never end a run",
-        "utils/run/loop.py",
-        "return NONFINITE if self.log.nonfinite_streak >= self.plan.max_nonfinite_steps else 0",
-        "return 0",
-        "tests/run/test_faults.py -k not_finite",
-    ),
-    # Photos, class images
-    Mutation(
-        "pixels are in [0,1]",
-        "utils/dataset.py",
-        "self._crop(self.photos[photo].pixels, top, left)).float() / 127.5 - 1.0",
-        "self._crop(self.photos[photo].pixels, top, left)).float() / 255.0",
-        "tests/test_dataset.py",
-    ),
-    Mutation(
-        "EXIF orientation is ignored",
-        "utils/photos/decoding.py",
-        "_split_alpha(ImageOps.exif_transpose(image))",
-        "_split_alpha(image)",
-        "tests/photos tests/test_dataset.py",
-    ),
-    Mutation(
-        "transparency is laid on black",
-        "utils/photos/decoding.py",
-        "(255, 255, 255, 255)",
-        "(0, 0, 0, 255)",
-        "tests/photos tests/test_dataset.py",
-    ),
-    Mutation(
-        "captions are not read",
-        "utils/dataset.py",
-        "captions.texts.get(path, prompt)",
-        "prompt",
-        "tests/data/test_concepts.py -k caption",
-    ),
-    Mutation(
-        "class images of another prompt are mixed in",
-        "utils/data/class_images.py",
-        "        if theirs.get(name) != value:",
-        "        if theirs.get(name) != value and name != 'prompt':",
-        "tests/data",
-    ),
-    Mutation(
-        "a class image that was cut short is used",
-        "utils/data/class_images.py",
-        "whole = file.read() == PNG_END",
-        "whole = True",
-        "tests/data/test_class_images.py",
-    ),
-    # Refusals, messages, units
-    Mutation(
-        "class flags without prior preservation are accepted",
-        "utils/arguments.py",
-        "if not args.with_prior_preservation and len(missing) < 2:",
-        "if False:",
-        "tests/test_arguments.py",
-    ),
-    Mutation(
-        "a user's mistake is exit code 1",
-        "utils/errors.py",
-        "EXIT_USER_ERROR = 2",
-        "EXIT_USER_ERROR = 1",
-        "tests/test_command_line.py tests/test_arguments.py tests/preflight",
-    ),
-    Mutation(
-        "too little disk space is only noted",
-        "utils/preflight/resources.py",
-        "    if needed > free:\n        raise UserError(",
-        "    if needed > 2 * free:\n        raise UserError(",
-        "tests/preflight/test_resources.py",
-    ),
-    Mutation(
-        "gigabytes are gibibytes",
-        "utils/training/memory.py",
-        "GB = 1e9\n",
-        "GB = 2.0**30\n",
-        "tests/training/test_memory.py tests/preflight",
-    ),
-    Mutation(
-        "moments count half in the estimate",
-        "utils/training/memory.py",
-        '"moments": 2 * moment * count',
-        '"moments": moment * count',
-        "tests/training/test_memory.py",
-    ),
-    Mutation(
-        "an older GPU than the kernels' is accepted",
-        "utils/runtime/gpu.py",
-        "if built <= capability and",
-        "if",
-        "tests/runtime/test_gpu.py",
-    ),
-    Mutation(
-        "bf16 is taken on a GPU that has none",
-        "utils/run/plan.py",
-        '() if has_bf16 else ("mixed_precision", "prior_generation_precision")',
-        "()",
-        "tests/run/test_plan.py",
-    ),
-    Mutation(
-        "an effect in the wrong direction is found",
-        "utils/evaluation/visible.py",
-        "low, high = sorted(direction * bound for bound in interval)",
-        "low, high = sorted(bound for bound in interval)",
-        "tests/evaluation/test_verdict.py",
-    ),
-    Mutation(
-        "a lost log ends the run",
-        "utils/command_line.py",
-        "stream = _lasting(stream)",
-        "pass",
-        "tests/test_command_line.py -k lost",
-    ),
-    Mutation(
-        "a class image that is not used stops a resume",
-        "utils/run/resume.py",
-        'class_images = used_class_images(concepts, plan.arguments["num_class_images"])',
-        'class_images = [p for c in concepts if c.class_data_dir for p in sorted(c.class_data_dir.glob("*"))]',
-        "tests/run/test_resume.py",
-    ),
-    Mutation(
-        "a Triton that finds no compiler is used",
-        "utils/kernels/operations.py",
-        "_is_new and (not torch.cuda.is_available() or missing_for_triton() is None)",
-        "_is_new",
-        "tests/kernels/test_targets.py -k cannot_build",
-    ),
-    # Metrics, the report
-    Mutation(
-        "photos are compared with themselves",
-        METRICS,
-        "(cosines.sum() - np.trace(cosines)) / (num_photos * (num_photos - 1))",
-        "cosines.sum() / num_photos**2",
-        "tests/evaluation/test_metrics.py",
-    ),
-    Mutation(
-        "CLIP-T is clamped at zero",
-        METRICS,
-        "return (generated * texts).sum(axis=1)",
-        "return (generated * texts).sum(axis=1).clip(0)",
-        "tests/evaluation/test_metrics.py",
-    ),
-    Mutation(
-        "COPY is the mean likeness",
-        METRICS,
-        "return (generated @ photos.T).max(axis=1)",
-        "return (generated @ photos.T).mean(axis=1)",
-        "tests/evaluation/test_metrics.py",
-    ),
-    Mutation(
-        "an image is compared with itself in DIV",
-        METRICS,
-        "first, second = np.triu_indices(num_images, 1)",
-        "first, second = np.triu_indices(num_images, 0)",
-        "tests/evaluation/test_metrics.py",
-    ),
-    Mutation(
-        "DIV's interval counts an image with itself",
-        "utils/evaluation/metrics.py",
-        "without = (total - 2 * to_others)",
-        "without = (total - to_others)",
-        "tests/evaluation/test_metrics.py",
-    ),
-    Mutation(
-        "intervals of few images are those of many",
-        "utils/evaluation/metrics.py",
-        "half = t_quantile(degrees) * math.sqrt(variance / values.size)",
-        "half = 1.96 * math.sqrt(variance / values.size)",
-        "tests/evaluation/test_metrics.py",
-    ),
-    Mutation(
-        "changes are the baseline's less ours",
-        "utils/evaluation/score.py",
-        "result[name] = _mean_value(values[ours] - values[theirs], role)",
-        "result[name] = _mean_value(values[theirs] - values[ours], role)",
-        "tests/evaluation/test_score.py",
-    ),
-    Mutation(
-        "the rare token counts in CLIP-T",
-        "utils/evaluation/image_table.py",
-        "[without_identifier(text, identifier) for text in texts]",
-        "texts",
-        "tests/evaluation/test_score.py",
-    ),
-    Mutation(
-        "an effect is found whose interval holds zero",
-        "utils/evaluation/visible.py",
-        "direction * change >= visible and low > 0:",
-        "direction * change >= visible:",
-        "tests/evaluation/test_verdict.py",
-    ),
-    Mutation(
-        "memorised photos are not warned of",
-        "utils/evaluation/checks.py",
-        'copies < max(1, COPIED_SHARE * copy["num_images"])',
-        'copies < copy["num_images"]',
-        "tests/evaluation/test_verdict.py",
-    ),
-    Mutation(
-        "a prompt that the photos follow no better counts as lost",
-        "utils/evaluation/checks.py",
-        "if state == FOUND and not is_like_photos(comparison):",
-        "if state == FOUND:",
-        "tests/evaluation/test_verdict.py",
-    ),
-    Mutation(
-        "images that have another name are drawn again",
-        "utils/evaluation/generate.py",
-        "there = reuse_images(plan.output_dir, digests)",
-        "there = {file: recorded_settings(plan.output_dir / file) for file in digests}",
-        "tests/evaluation/test_score.py",
-    ),
-    Mutation(
-        "scores without their photos replace good ones",
-        "utils/evaluation/score.py",
-        "if folder is not None and not folder.is_dir():",
-        "if False:",
-        "tests/evaluation/test_score.py",
-    ),
-    Mutation(
-        "the report escapes nothing",
-        "utils/evaluation/report/page.py",
-        "autoescape=True",
-        "autoescape=False",
-        "tests/evaluation/report/test_report.py -k 'not chromium'",
-    ),
-]
+# A file, then its wrong lines: the name and the tests that should notice; what is there, once; what is put there.
+WRONG_LINES = """
+=== run.sh
+an earlier result is evaluated after a training that failed -> tests/end_to_end/test_setup.py -k earlier_run
+-set -euo pipefail
++set -uo pipefail
+=== utils/arguments.py
+class flags without prior preservation are accepted -> tests/test_arguments.py
+-if not args.with_prior_preservation and len(missing) < 2:
++if False:
+=== utils/command_line.py
+a lost log ends the run -> tests/test_command_line.py -k lost
+-stream = _lasting(stream)
++pass
+=== utils/data/class_images.py
+class images of another prompt are mixed in -> tests/data
+-        if theirs.get(name) != value:
++        if theirs.get(name) != value and name != 'prompt':
+a class image that was cut short is used -> tests/data/test_class_images.py
+-whole = file.read() == PNG_END
++whole = True
+=== utils/data/concepts.py
+a subject's photos are another one's class images -> tests/data/test_concepts.py -k malformed
+-for other in (output_dir, *(each.instance_data_dir for each in concepts)):
++for other in (output_dir, concept.instance_data_dir):
+=== utils/data/randomness.py
+photos and class images share a stream of noise -> tests/data/test_randomness.py
+-    CLASS_NOISE = 9
++    CLASS_NOISE = 4
+the seed does not reach the draws -> tests/data/test_randomness.py
+-key = np.array([seed, purpose], dtype=np.uint64)
++key = np.array([0, purpose], dtype=np.uint64)
+every epoch has the same order -> tests/data/test_randomness.py
+-generator(seed, epoch, purpose).permutation(num_photos)
++generator(seed, 0, purpose).permutation(num_photos)
+all ranks draw the same samples -> tests/data/test_randomness.py
+-* num_ranks + rank) * batch_size
++* num_ranks) * batch_size
+the noise offset is drawn for every value -> tests/data/test_randomness.py
+-standard_normal((latent_shape[0], 1, 1), dtype=np.float32)
++standard_normal(latent_shape, dtype=np.float32)
+=== utils/dataset.py
+pixels are in [0,1] -> tests/test_dataset.py
+-self._crop(self.photos[photo].pixels, top, left)).float() / 127.5 - 1.0
++self._crop(self.photos[photo].pixels, top, left)).float() / 255.0
+captions are not read -> tests/data/test_concepts.py -k caption
+-captions.texts.get(path, prompt)
++prompt
+=== utils/diffusion.py
+latents are not scaled -> tests/test_diffusion.py
+-return (mean + std * latent_noise) * scaling_factor
++return mean + std * latent_noise
+the loss is computed in half precision -> tests/test_diffusion.py
+-F.mse_loss(model_pred.float(), target.float(), reduction="mean")
++F.mse_loss(model_pred, target.to(model_pred.dtype), reduction="mean")
+the target is the noise for a velocity model -> tests/test_diffusion.py
+-return noise_scheduler.get_velocity(latents, noise, timesteps)
++return noise
+min-SNR weights of the noise for the velocity -> tests/training/test_train_step.py
+-/ (snr + 1)).float()
++/ snr).float()
+min-SNR weights are not capped -> tests/training/test_train_step.py
+-(snr_gamma / snr).clamp(max=1).float()
++(snr_gamma / snr).float()
+weights of the loss are left out -> tests/training/test_train_step.py tests/test_diffusion.py
+-return (errors if sample_weights is None else errors * sample_weights).mean()
++return errors.mean()
+a mask's loss is that of a sum -> tests/test_diffusion.py
+-position_weights.flatten(1).sum(1).clamp(min=SMALLEST_WEIGHT)
++position_weights.flatten(1).sum(1).clamp(min=1e9)
+=== utils/errors.py
+a user's mistake is exit code 1 -> tests/test_command_line.py tests/test_arguments.py tests/preflight
+-EXIT_USER_ERROR = 2
++EXIT_USER_ERROR = 1
+=== utils/evaluation/checks.py
+memorised photos are not warned of -> tests/evaluation/test_verdict.py
+-copies < max(1, COPIED_SHARE * copy["num_images"])
++copies < copy["num_images"]
+a prompt that the photos follow no better counts as lost -> tests/evaluation/test_verdict.py
+-if state == FOUND and not is_like_photos(comparison):
++if state == FOUND:
+=== utils/evaluation/generate.py
+images that have another name are drawn again -> tests/evaluation/test_score.py
+-there = reuse_images(plan.output_dir, digests)
++there = {file: recorded_settings(plan.output_dir / file) for file in digests}
+=== utils/evaluation/image_table.py
+the rare token counts in CLIP-T -> tests/evaluation/test_score.py
+-[without_identifier(text, identifier) for text in texts]
++texts
+=== utils/evaluation/metrics.py
+photos are compared with themselves -> tests/evaluation/test_metrics.py
+-(cosines.sum() - np.trace(cosines)) / (num_photos * (num_photos - 1))
++cosines.sum() / num_photos**2
+CLIP-T is clamped at zero -> tests/evaluation/test_metrics.py
+-return (generated * texts).sum(axis=1)
++return (generated * texts).sum(axis=1).clip(0)
+COPY is the mean likeness -> tests/evaluation/test_metrics.py
+-return (generated @ photos.T).max(axis=1)
++return (generated @ photos.T).mean(axis=1)
+an image is compared with itself in DIV -> tests/evaluation/test_metrics.py
+-first, second = np.triu_indices(num_images, 1)
++first, second = np.triu_indices(num_images, 0)
+DIV's interval counts an image with itself -> tests/evaluation/test_metrics.py
+-without = (total - 2 * to_others)
++without = (total - to_others)
+intervals of few images are those of many -> tests/evaluation/test_metrics.py
+-half = t_quantile(degrees) * math.sqrt(variance / values.size)
++half = 1.96 * math.sqrt(variance / values.size)
+=== utils/evaluation/report/page.py
+the report escapes nothing -> tests/evaluation/report/test_report.py -k 'not chromium'
+-autoescape=True
++autoescape=False
+=== utils/evaluation/score.py
+changes are the baseline's less ours -> tests/evaluation/test_score.py
+-result[name] = _mean_value(values[ours] - values[theirs], role)
++result[name] = _mean_value(values[theirs] - values[ours], role)
+scores without their photos replace good ones -> tests/evaluation/test_score.py
+-if folder is not None and not folder.is_dir():
++if False:
+=== utils/evaluation/visible.py
+an effect in the wrong direction is found -> tests/evaluation/test_verdict.py
+-low, high = sorted(direction * bound for bound in interval)
++low, high = sorted(bound for bound in interval)
+an effect is found whose interval holds zero -> tests/evaluation/test_verdict.py
+-direction * change >= visible and low > 0:
++direction * change >= visible:
+=== utils/files/atomic.py
+a file is renamed before it is synced -> tests/files/test_atomic.py tests/test_promises.py -k 'synced or atomic'
+-        sync(part)
+-        move(part, path)
++        move(part, path)
+a file is written in its place -> tests/files/test_atomic.py
+-        write(part)
++        write(path)
+=== utils/files/lock.py
+a second run enters the folder -> tests/files/test_lock.py
+-_lock(descriptor, fcntl.LOCK_EX, path, SECONDS_FOR_A_LOOK)
++_lock(descriptor, fcntl.LOCK_SH, path, SECONDS_FOR_A_LOOK)
+=== utils/files/safetensors_writer.py
+safetensors' header is not aligned -> tests/files/test_safetensors_writer.py
+-    encoded += b" " * (-len(encoded) % 8)
+=== utils/kernels/linear.py
+a second pass writes over the first's gradients -> tests/kernels/test_linear.py tests/training/test_several_ranks.py
+- and all(weight.grad is None for weight in weights)
+=== utils/kernels/operations.py
+a Triton that finds no compiler is used -> tests/kernels/test_targets.py -k cannot_build
+-_is_new and (not torch.cuda.is_available() or missing_for_triton() is None)
++_is_new
+=== utils/kernels/rounding.py
+what fp16 leaves over is counted in half as many steps -> tests/kernels/test_rounding.py
+-UNIT_BELOW = 25 << 23
++UNIT_BELOW = 24 << 23
+the halves of a small master do not fit together -> tests/kernels/test_rounding.py
+-values = (values / GRID).round_() * GRID + 0.0
++values = values + 0.0
+=== utils/kernels/updates.py
+weight decay is added to the gradient's step -> tests/training/test_optimizer.py
+-step_size, decay = lr / correction1, 1 - lr * weight_decay
++step_size, decay = lr / correction1, 1 - weight_decay
+AdamW's epsilon is left out -> tests/training/test_optimizer.py tests/kernels/test_updates.py
+-exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
++exp_avg_sq_.sqrt().div_(correction2_sqrt)
+=== utils/models/base.py
+a single file overwritten by another of its size is not converted again -> tests/models/test_base.py -k overwritten
+-mtime_ns=found.st_mtime_ns
++mtime_ns=0
+all ranks convert a single file at once -> tests/models/test_base.py -k several_processes
+-fcntl.flock(file, fcntl.LOCK_EX)
++fcntl.flock(file, fcntl.LOCK_SH)
+=== utils/models/captured_unet.py
+a decoder that cannot be fused is tried for every image -> tests/models/test_captured_unet.py
+-self._fuses_decoder, self._decoders = False, {}
++self._decoders = {}
+=== utils/models/drawing.py
+images of a batch share a generator -> tests/models/test_drawing.py
+-for generator in generators])
++for generator in [generators[0]] * len(generators)])
+=== utils/models/fused_unet.py
+the time embedding's projections get it without SiLU -> tests/models/test_fused_unet.py
+-F.linear(F.silu(plain_forward(*args, **kwargs)), weight, bias)
++F.linear(plain_forward(*args, **kwargs), weight, bias)
+=== utils/models/importing.py
+a pickle is opened by a torch that can be made to run code from it -> tests/models/test_importing.py -k pickle
+-        refuse_unsafe_pickles([path])
++        pass
+=== utils/models/loading.py
+files of equal size and time are the same -> tests/models/test_loading.py -k changed_byte
+-filecmp.cmp(ours, theirs, shallow=False)
++filecmp.cmp(ours, theirs, shallow=True)
+=== utils/models/saving.py
+the result is moved before it is synced -> tests/test_promises.py -k synced
+-        sync_tree(staging)
+the rename itself is not synced -> tests/test_promises.py -k synced
+-        sync(output_dir)
+model_index.json is moved first -> tests/models/test_saving.py
+-for name in (*parts, MODEL_INDEX)]
++for name in (MODEL_INDEX, *parts)]
+a failed move is not undone -> tests/models/test_saving.py
+-            move(target, source)
++            pass
+=== utils/photos/decoding.py
+EXIF orientation is ignored -> tests/photos tests/test_dataset.py
+-_split_alpha(ImageOps.exif_transpose(image))
++_split_alpha(image)
+transparency is laid on black -> tests/photos tests/test_dataset.py
+-(255, 255, 255, 255)
++(0, 0, 0, 255)
+=== utils/preflight/checks.py
+an output folder in the other VAE's is accepted -> tests/preflight/test_output.py -k vae
+-"pretrained_vae_name_or_path", "instance_data_dir", "tokenizer_name")
++"instance_data_dir", "tokenizer_name")
+=== utils/preflight/resources.py
+too little disk space is only noted -> tests/preflight/test_resources.py
+-    if needed > free:
+-        raise UserError(
++    if needed > 2 * free:
++        raise UserError(
+=== utils/run/checkpoint.py
+a tree is renamed before it is synced -> tests/test_promises.py -k synced
+-            sync_tree(staging)
+the newest checkpoints are removed, not the oldest -> tests/run/test_checkpoint.py -k newest
+-others[: max(0, len(others) + 1 - self.total_limit)]
++others[-max(0, len(others) + 1 - self.total_limit) :]
+another run's checkpoints are removed -> tests/run/test_lineage.py -k left_behind_stays
+-list_checkpoints(self.output_dir, self.lineage) if found.step != keep
++list_checkpoints(self.output_dir) if found.step != keep
+the moments are not restored -> tests/run/test_checkpoint.py
+-                tensor.copy_(value)
++                tensor.copy_(value) if not prefix.startswith('exp_avg') else None
+=== utils/run/fingerprint.py
+the seed is not compared on a resume -> tests/run/test_resume.py -k other_inputs
+-    "max_nonfinite_steps",
+-}
++    "max_nonfinite_steps",
++    "seed",
++}
+a schedule's end is not compared on a resume -> tests/run/test_resume.py -k other_inputs
+-if arguments["lr_scheduler"] not in SCHEDULES_WITHOUT_END:
++if False:
+a polynomial schedule goes on with another end -> tests/run/test_fingerprint.py
+-SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
++SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup", "polynomial")
+a base file replaced by one of its size passes unnoticed -> tests/run/test_fingerprint.py
+-(path.stat().st_size, path.stat().st_mtime_ns)
++(path.stat().st_size, 0)
+=== utils/run/lineage.py
+a later checkpoint of a run that was left counts -> tests/run/test_lineage.py
+-return checkpoint.step <= last_steps.get(checkpoint.run_id, -1)
++return checkpoint.run_id in last_steps
+=== utils/run/loop.py
+steps without a finite gradient never end a run -> tests/run/test_faults.py -k not_finite
+-return NONFINITE if self.log.nonfinite_streak >= self.plan.max_nonfinite_steps else 0
++return 0
+=== utils/run/plan.py
+warm-up steps do not reach the schedule -> tests/test_every_flag_arrives.py -k lr_warmup_steps
+-num_warmup_steps=args.lr_warmup_steps,
++num_warmup_steps=0,
+rates are scaled without --scale_lr -> tests/test_every_flag_arrives.py tests/end_to_end/test_cli.py -k scale_lr
+-(samples_per_step if args.scale_lr else 1)
++samples_per_step
+AdamW's betas are exchanged -> tests/run/test_plan.py
+-betas=(args.adam_beta1, args.adam_beta2)
++betas=(args.adam_beta2, args.adam_beta1)
+validation uses another seed -> tests/training/test_validation.py
+-            num_images=args.num_validation_images,
+-            seed=args.seed,
++            num_images=args.num_validation_images,
++            seed=0,
+bf16 is taken on a GPU that has none -> tests/run/test_plan.py
+-() if has_bf16 else ("mixed_precision", "prior_generation_precision")
++()
+a schedule ends one step early -> tests/run/test_plan.py
+-num_training_steps=args.max_train_steps,
++num_training_steps=args.max_train_steps - 1,
+=== utils/run/resume.py
+latest is the oldest -> tests/run/test_resume.py -k 'finished_run or earlier or differences or latest'
+-checkpoint = own[-1] if own else None
++checkpoint = own[0] if own else None
+unfinished runs are started over -> tests/run/test_resume.py -k unfinished
+-if own and run.get("status") != "complete" and not may_start_over:
++if False:
+a class image that is not used stops a resume -> tests/run/test_resume.py
+-class_images = used_class_images(concepts, plan.arguments["num_class_images"])
++class_images = [p for c in concepts if c.class_data_dir for p in sorted(c.class_data_dir.glob("*"))]
+=== utils/runtime/colossal.py
+the ranks' vectors are not added up -> tests/end_to_end/test_ranks.py
+-    dist.all_reduce(together)
+a run that ends early tears NCCL down while it starts -> tests/runtime/test_colossal.py
+-    _NCCL.end()
+-    dist.destroy_process_group()
++    dist.destroy_process_group()
+nobody waits for NCCL's start -> tests/runtime/test_colossal.py
+-            self._thread.join()
++            pass
+=== utils/runtime/gpu.py
+an older GPU than the kernels' is accepted -> tests/runtime/test_gpu.py
+-if built <= capability and
++if
+=== utils/runtime/ranks.py
+a rank alone goes on after a mistake -> tests/data tests/end_to_end/test_prior_preservation.py
+-    if dist.get_world_size() == 1:
+-        complaints = [complaint]
++    if dist.get_world_size() == 1:
++        complaints = [None]
+=== utils/runtime/signals.py
+a signal's exit code is 1 -> tests/runtime/test_signals.py
+-self._code, self._first_at = 128 + received[0], time.monotonic()
++self._code, self._first_at = 128 + signal.SIGINT, time.monotonic()
+signals of two ranks are added up -> tests/runtime/test_signals.py -k state_is_kept
+-dist.ReduceOp.MAX
++dist.ReduceOp.SUM
+=== utils/training/eight_bit.py
+a true zero is all that 8 bits make zero -> tests/training/test_eight_bit.py -k 'near or zero'
+-levels = torch.where((sizes > 0) & (scales > 0), levels.clamp(min=1), levels)
++levels = levels.clamp(min=0)
+=== utils/training/flat_parameters.py
+masters are the rounded weights -> tests/training/test_flat_parameters.py
+-self._shaped(values, parameter).copy_(parameter.detach())
++self._shaped(values, parameter).copy_(parameter.detach().to(weight_dtype))
+=== utils/training/masters.py
+a piece of the masters is joined as if it were the first -> tests/training/test_masters.py
+-self.first + piece.start
++self.first
+=== utils/training/memory.py
+gigabytes are gibibytes -> tests/training/test_memory.py tests/preflight
+-GB = 1e9
++GB = 2.0**30
+moments count half in the estimate -> tests/training/test_memory.py
+-"moments": 2 * moment * count
++"moments": moment * count
+=== utils/training/optimizer.py
+gradients lie in buckets in the wrong layout -> tests/training/test_several_ranks.py
+-values.as_strided(parameter.shape, parameter.stride())
++values
+bf16 is scaled as fp16 -> tests/training/test_optimizer.py
+-self.scales_loss = parameters.weight.dtype == torch.float16
++self.scales_loss = parameters.weight.dtype != torch.float32
+gradients are clipped before they are unscaled -> tests/training/test_optimizer.py
+-grad_norm = self._scaled_grad_norm[0] / loss_scale
++grad_norm = self._scaled_grad_norm[0]
+a skipped step advances the learning rate -> tests/training/test_optimizer.py
+-self.num_applied += finite
++self.num_applied += 1
+the loss scale grows after any number of good steps -> tests/training/test_optimizer.py
+-self.num_good.add_(1).mul_(finite)
++self.num_good.add_(1)
+an overflow leaves the loss scale -> tests/training/test_optimizer.py
+-torch.where(finite, 1.0, 0.5)
++torch.where(finite, 1.0, 1.0)
+bias corrections are one step late -> tests/training/test_optimizer.py
+-corrections = 1 - self._betas ** (self.num_applied + 1)
++corrections = 1 - self._betas ** (self.num_applied + 2)
+=== utils/training/snapshot.py
+a resumed bf16 run joins masters by another number of updates -> tests/run/test_checkpoint.py -k 'bf16 or layout'
+-    for name in COUNTERS:  # first: masters are split by the number of updates
+-        getattr(optimizer, name).fill_(counters[name])
+a resumed fp16 run doubles its loss scale at another step -> tests/run/test_checkpoint.py -k layout
+-COUNTERS = ("loss_scale", "num_good", "num_applied", "num_skipped")
++COUNTERS = ("loss_scale", "num_applied", "num_skipped")
+=== utils/training/train_step.py
+a rank's loss is its own mean, not its share -> tests/end_to_end/test_ranks.py
+-len(micro_batches) * self.num_ranks
++len(micro_batches)
+the class images' loss counts once, whatever the weight -> tests/end_to_end/test_prior_preservation.py
+-instance_loss + self.prior_loss_weight * class_loss
++instance_loss + class_loss
+the loss is not divided among micro-batches -> tests/end_to_end/test_cli.py -k micro_batches
+-self.booster.backward(loss / num_shares, self.optimizer)
++self.booster.backward(loss, self.optimizer)
+the halves of a batch are exchanged -> tests/end_to_end/test_prior_preservation.py
+-(instance_pred, class_pred), (instance_target, class_target) = model_pred.chunk(2), target.chunk(2)
++(class_pred, instance_pred), (class_target, instance_target) = model_pred.chunk(2), target.chunk(2)
+=== utils/training/validation.py
+the validation loss counts what a mask leaves out -> tests/test_every_flag_arrives.py -k alpha_mask
+-denoising_loss(model_pred, target, None, position_weights)
++denoising_loss(model_pred, target, None, None)
+"""
+
+
+def read_mutations(text: str) -> list[Mutation]:
+    """Of a text like WRONG_LINES."""
+    file, found = "", []
+    for line in text.strip().splitlines():
+        if line.startswith("=== "):
+            file = line.removeprefix("=== ")
+        elif line[0] in "-+":
+            found[-1][line[0]].append(line[1:])
+        else:
+            name, tests = line.split(" -> ")
+            found.append({"name": name, "file": file, "tests": tests, "-": [], "+": []})
+    return [Mutation(m["name"], m["file"], "\n".join(m["-"]), "\n".join(m["+"]), m["tests"]) for m in found]
+
+
+MUTATIONS = read_mutations(WRONG_LINES)
 
 
 def copy_tree(target: Path) -> None:
