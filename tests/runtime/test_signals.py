@@ -16,12 +16,12 @@ from utils.runtime import signals
 
 
 def know_it_at_the_same_step() -> None:
-    """A `prepare`: every rank waits for its signal before it votes for the fifth time."""
+    """A `prepare`: every rank waits for its signal before it votes for the fourth time."""
     poll, votes = signals.StopRequest.poll, []
 
     def late_poll(self, own_code: int = 0) -> int:
         votes.append(own_code)
-        if len(votes) == 5:
+        if len(votes) == 4:  # step 4 is in the log, so that the third vote is over
             wait_for(lambda: self._code)
         return poll(self, own_code)
 
