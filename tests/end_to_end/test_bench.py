@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from bench import choose, coverage, loss_curves, start, train_step
+from bench import coverage, loss_curves, start, train_step
 from bench import evaluate as bench
 from bench.timing import median_ms
 from tests.helpers.script import ROOT
@@ -145,15 +145,3 @@ def test_the_waits_that_other_benches_measure(tmp_path, capsys, monkeypatch):
     assert results["run_sh"]["prompt_back"] > 5 and ("two_gpus" in results) == (torch.cuda.device_count() > 1)
     assert dict(os.environ) == before
     assert "times the recipe's images a second" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_what_the_choice_costs_is_measured(tmp_path, capsys):
-    file = tmp_path / "choose.json"
-    model = ["--model", str(choose.EMBEDDED)]
-    results = choose.main([*model, "--steps=1", "--num_images=2", "--checkpoints=1", f"--json={file}"])
-    assert json.loads(file.read_text()) == json.loads(json.dumps(results))
-    assert results["without"]["drawn"][0][0] == results["with"]["drawn"][0][0] == 16
-    assert results["with"]["drawn"][1][0] == 30  # of five models; two of each of three prompts
-    assert 0 < results["drawing"] < results["with"]["seconds"]
-    assert "the choice: " in capsys.readouterr().out

@@ -1,6 +1,5 @@
-"""--deterministic: its switches, the benchmark of kernels, a run on a GPU that is killed and resumed."""
+"""--deterministic: its switches, a run on a GPU that is killed and resumed."""
 
-import json
 import os
 import random
 import shutil
@@ -12,11 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import determinism
-from bench.studies.determinism_operations import differ, differing
 from tests.helpers.script import EMBEDDED, ROOT, as_argv, bits, run, without_times
 from utils.errors import RunFailed
-from utils.runtime.colossal import launch, leave
 from utils.runtime.determinism import CUBLAS_VARIABLE, deterministic_kernels
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -57,50 +53,6 @@ def test_the_flag_changes_nothing_on_a_cpu(flags, tmp_path):
     found = run(flags, deterministic=True)
     assert [row["loss"] for row in found] == [row["loss"] for row in plain]
     assert bits(tmp_path / "output") == bits(tmp_path / "plain")
-
-
-def test_a_difference_in_one_bit_is_found():
-    one = torch.tensor([1.0, float("nan"), 0.0])
-    assert not differ(one, one.clone())
-    assert differ(one, torch.tensor([1.0, float("nan"), -0.0]))
-    values = iter([1.0, 1.0, 1.0, 1.0 + 2**-23])
-    results = differing(lambda: [torch.ones(2), torch.tensor([next(values)])], 3)
-    assert results["same"] is False and results["differs"] == [False, True]
-
-
-def test_the_benchmark_on_a_cpu(tmp_path, capsys):
-    file = tmp_path / "found.json"
-    determinism.main(["--small", "--device=cpu", "--setting=flag", f"--json={file}"])
-    found = json.loads(file.read_text())
-    assert found["unet"]["differs"] == [] and found["unet"]["num_parameters"] == 208
-    same = [row["same"] for row in found["operations"] if "error" not in row]
-    assert len(same) > 30 and all(same)
-    assert all("attention" in row["kind"] for row in found["operations"] if "error" in row)
-    assert "linear: 17 of 17 shapes identical" in determinism.report(found)
-
-
-def test_the_benchmark_finds_a_graph_that_is_not_the_eager_step(monkeypatch):
-    class NotQuite:
-        def __init__(self, step, say):
-            self.step, self.error = step, 0.0
-
-        def __call__(self, batches):
-            metrics = self.step(batches)
-            self.step.optimizer.exp_avg[5] += self.error
-            return metrics
-
-    launch(0)
-    try:
-        cpu = torch.device("cpu")
-        step, batch = determinism.make_step(determinism.SMALL_CONFIG, cpu, torch.float32)
-        monkeypatch.setattr("utils.training.captured_step.CapturedStep", NotQuite)
-        found = determinism.compare_with_graph(step, batch, cpu)
-        assert found["moves"] and found["eager against replay"] == [] == found["second replay against replay"]
-        monkeypatch.setattr(NotQuite, "__init__", lambda self, step, say: vars(self).update(step=step, error=1e-3))
-        found = determinism.compare_with_graph(step, batch, cpu)
-        assert found["eager against replay"] == ["exp_avg"] and found["second eager against eager"] == []
-    finally:
-        leave()
 
 
 KILLS_ITSELF = """
