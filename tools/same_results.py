@@ -130,10 +130,13 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER
 # What differs from one run to the next of the same code.
 VOLATILE_KEYS = {
     "ancestors",
+    "modelspec.date",
     "peak_memory_bytes",
     "run_id",
     "seconds",
     "seconds_after_start",
+    "ss_session_id",
+    "ss_training_started_at",
     "started_at",
     "step_time",
     "written_at",
@@ -250,15 +253,15 @@ def comparable_picture(path: Path, root: Path) -> bytes:
         return image.tobytes() + json.dumps(text, sort_keys=True).encode()
 
 
-def comparable_tensors(path: Path) -> bytes:
-    """A safetensors file sorted by name: safetensors' own writer puts its metadata in another order each time."""
+def comparable_tensors(path: Path) -> tuple[str, bytes]:
+    """A safetensors file's header, a line an entry, and its tensors, by name: their own order is another each time."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    metadata, content = header.pop("__metadata__", None), content[8 + length :]
-    shapes = {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()}
-    parts = [content[slice(*header[name]["data_offsets"])] for name in sorted(header)]
-    return json.dumps([shapes, metadata], sort_keys=True).encode() + b"".join(parts)
+    header, content = json.loads(content[8 : 8 + length]), content[8 + length :]
+    metadata = without_volatile(header.pop("__metadata__", {}))
+    shapes = {name: f"{entry['dtype']} {entry['shape']}" for name, entry in header.items()}
+    tensors = [content[slice(*header[name]["data_offsets"])] for name in sorted(header)]
+    return json.dumps(metadata | shapes, sort_keys=True, indent=0), b"".join(tensors)
 
 
 def digest(path: Path, root: Path) -> tuple[str, str]:
@@ -270,7 +273,8 @@ def digest(path: Path, root: Path) -> tuple[str, str]:
     elif path.suffix == ".png":
         content = comparable_picture(path, root)
     elif path.suffix == ".safetensors":
-        content = comparable_tensors(path)
+        text, tensors = comparable_tensors(path)
+        content = text.encode() + tensors
     else:
         content = path.read_bytes()
     return hashlib.sha256(content).hexdigest(), text
