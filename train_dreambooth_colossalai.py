@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if plan is None or sources is None or args.dry_run:
         return exit_code
 
-    from utils.run.session import session  # only now: torch and ColossalAI take seconds, complaints none
+    from utils.run.loop import session  # only now: torch and ColossalAI take seconds, complaints none
 
     with session(plan) as device:
         train(plan, sources, argv, device)
@@ -56,7 +56,7 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
     batches = BatchSource(inputs, rank=rank(), device=device, **plan.sampling)
 
     # What is trained: the UNet in weight_dtype over fp32 masters, boosted with the TorchDDP plugin.
-    unet, optimizer, booster = build_unet(base, weight_dtype, device, plan.learning_rates, **plan.memory, **plan.adamw)
+    unet, optimizer, booster = build_unet(base, weight_dtype, device, plan.learning_rates, **plan.optimizer)
     eager_step = TrainStep(unet, optimizer, booster, inputs, **plan.loss)
 
     # The run: resumes, logs, writes checkpoints, stops when it is asked to.

@@ -306,10 +306,10 @@ AdamW's betas are exchanged -> tests/run/test_plan.py
 -betas=(args.adam_beta1, args.adam_beta2)
 +betas=(args.adam_beta2, args.adam_beta1)
 validation uses another seed -> tests/training/test_validation.py
--            num_images=args.num_validation_images,
--            seed=args.seed,
-+            num_images=args.num_validation_images,
-+            seed=0,
+-        num_images=args.num_validation_images,
+-        seed=args.seed,
++        num_images=args.num_validation_images,
++        seed=0,
 bf16 is taken on a GPU that has none -> tests/run/test_plan.py
 -() if has_bf16 else ("mixed_precision", "prior_generation_precision")
 +()

@@ -8,14 +8,13 @@ import torch
 from tests.helpers.script import dry_run, make_args
 from utils.errors import UserError
 from utils.preflight.resources import check_schedule, describe_launcher, describe_rounding
-from utils.run.plan import fill_in_defaults, make_plan
+from utils.run.plan import make_plan
 from utils.training.learning_rates import learning_rate_table
 
 
 def plan_of(tmp_path, **values):
-    args = make_args(tmp_path, **values)
-    args = fill_in_defaults(args, num_photos=4, num_ranks=1, on_gpu=False, save_dtype="fp16", has_bf16=True)
-    return make_plan(args, num_parameters=1000, num_ranks=1)
+    counts = dict(num_parameters=1000, num_photos=4, num_ranks=1, on_gpu=False, save_dtype="fp16")
+    return make_plan(make_args(tmp_path, **values), **counts)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from utils.preflight.photos import describe_photos
 from utils.preflight.prompt import describe_prompt, load_quick_tokenizer
 from utils.preflight.resources import check_device, check_disk, check_schedule, describe_launcher, describe_rounding
 from utils.preflight.table import NOTE, OK, Check, Found, Row
-from utils.run.plan import fill_in_defaults, make_plan
+from utils.run.plan import make_plan
 from utils.run.resume import Sources, prepare_start
 from utils.runtime import environment
 from utils.runtime.gpu import gpu_is_possible, gpu_is_usable, gpu_without_bf16
@@ -61,21 +61,21 @@ def make_the_plan(found: Found) -> Iterator[Row]:
     args, base, is_quick = found.args, found.base, found.is_quick
     if base is None or found.dataset is None or found.save_dtype is None:
         return
-    count, num_ranks = num_parameters(base), environment.num_ranks()
+    count = num_parameters(base)
     yield from _describe_base(base, count, found.save_dtype)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:
         yield "device", f"{old_gpu} has no bf16 arithmetic: fp16 in its place", NOTE
-    filled = fill_in_defaults(
+    found.plan = make_plan(
         args,
+        num_parameters=count,
         num_photos=len(found.dataset),
-        num_ranks=num_ranks,
+        num_ranks=environment.num_ranks(),
         on_gpu=gpu_is_possible() if is_quick else gpu_is_usable(),
         save_dtype=found.save_dtype,
         has_bf16=old_gpu is None,
     )
-    found.plan = make_plan(filled, num_parameters=count, num_ranks=num_ranks)
 
 
 def _describe_base(base: BaseModel, count: int, save_dtype: str) -> Iterator[Row]:

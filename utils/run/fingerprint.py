@@ -1,6 +1,5 @@
 """What a run is made from: the arguments, the photos and the base's files, as hashes and as they lie on the disk."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -9,7 +8,6 @@ from utils.data.class_images import plan_classes
 from utils.data.concepts import Concept
 from utils.dataset import InstanceDataset, Photo
 from utils.files.hashing import sha256_of
-from utils.files.ownership import is_left_by_system
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
 
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
@@ -50,7 +48,6 @@ NOT_COMPARED = {
     "overwrite_output_dir",
     "max_nonfinite_steps",
 }
-MADE = re.compile(r"class-\d{5,}\.png")  # class_images.file_name's
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 
 
@@ -86,18 +83,6 @@ def in_numbered_folders(hashes: Mapping[str, str]) -> dict[str, str]:
 def used_class_images(concepts: list[Concept], num_class_images: int) -> list[Path]:
     """Those that a run would train on, each class's in order; the missing ones among them are not there yet."""
     return [path for plan in plan_classes(concepts, num_class_images, lambda prompt: {}) for path in plan.used]
-
-
-def used_of(class_images: Mapping[str, str], num_class_images: int) -> dict[str, str]:
-    """Of all files of the class folders, which checkpoints name from before 2026-11-26, those that were used."""
-    used: list[str] = []
-    for folder in dict.fromkeys(PurePath(file).parent for file in class_images):
-        files = sorted(file for file in class_images if PurePath(file).parent == folder)
-        if len(files) > num_class_images:
-            made = [file for file in files if MADE.fullmatch(PurePath(file).name)]
-            files = made or [file for file in files if not is_left_by_system(PurePath(file).name)]
-        used += files[:num_class_images]
-    return {file: class_images[file] for file in used}
 
 
 def determinants(

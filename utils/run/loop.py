@@ -1,4 +1,4 @@
-"""The steps of a run: what is done between them, and how they end."""
+"""A run from its first model to its last file: what surrounds it, what is done between its steps, how it ends."""
 
 import contextlib
 import os
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from utils.dataset import ClassDataset
 from utils.errors import RunFailed
+from utils.files.lock import hold_output
 from utils.models.card import write_card
 from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
@@ -23,13 +24,35 @@ from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.record import RunRecord
 from utils.run.resume import Sources, resume_command
-from utils.runtime.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_line
+from utils.runtime.colossal import barrier, get_accelerator, launch, leave
+from utils.runtime.determinism import deterministic_kernels
+from utils.runtime.environment import is_main
+from utils.runtime.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_in_one_line, lost_rank_line
 from utils.runtime.signals import StopRequest
 from utils.runtime.timing import mark
-from utils.training.memory import is_out_of_memory
+from utils.training.captured_step import training_stream
+from utils.training.memory import is_out_of_memory, out_of_memory_in_one_line
 from utils.training.optimizer import MasterWeightsOptimizer
 
 NONFINITE = 1  # why a run ends, as its exit code; the other reasons are signals, 128 + their number
+
+
+@contextlib.contextmanager
+def session(plan: Plan) -> Iterator[torch.device]:
+    """Holds the output folder, joins the ranks, yields this rank's device, and waits for the ranks at the end.
+
+    Whatever ends it early ends it in one line.
+    """
+    with hold_output(plan.output_dir, is_main()), contextlib.ExitStack() as surroundings:
+        launch(plan.seed)
+        surroundings.callback(leave)
+        device = get_accelerator().get_current_device()
+        surroundings.enter_context(deterministic_kernels(plan.deterministic))
+        surroundings.enter_context(lost_rank_in_one_line())
+        surroundings.enter_context(training_stream(device))
+        surroundings.enter_context(out_of_memory_in_one_line(plan.needs))
+        yield device
+        barrier(device)
 
 
 class TrainingRun:

@@ -35,8 +35,7 @@ class Plan(NamedTuple):
     encoding: Keywords  # data.inputs.encode_inputs
     sampling: Keywords  # data.batches.BatchSource
     learning_rates: Keywords  # training.learning_rates.learning_rate_table
-    adamw: Keywords  # training.optimizer.MasterWeightsOptimizer
-    memory: Keywords  # training.build.build_unet
+    optimizer: Keywords  # training.build.build_unet
     loss: Keywords  # training.train_step.TrainStep
     uses_cuda_graph: bool
     validation: Keywords  # training.validation.Validation
@@ -50,40 +49,29 @@ class Plan(NamedTuple):
     export_single_file: Path | None
 
 
-def fill_in_defaults(
-    args: Namespace, *, num_photos: int, num_ranks: int, on_gpu: bool, save_dtype: str, has_bf16: bool = True
-) -> Namespace:
-    """A copy of `args` with --mixed_precision, --max_train_steps and --save_dtype filled in if they were left out.
+def make_plan(
+    args: Namespace,
+    *,
+    num_parameters: int,
+    num_photos: int,
+    num_ranks: int,
+    on_gpu: bool,
+    save_dtype: str,
+    has_bf16: bool = True,
+) -> Plan:
+    """The plan of a run, with --mixed_precision, --max_train_steps and --save_dtype filled in if they were left out.
 
-    `save_dtype` is that of the base's own file. Without `has_bf16` fp16 takes the place of bf16.
+    `num_parameters` are the UNet's, `save_dtype` is that of the base's own file. Without `has_bf16` fp16 takes the
+    place of bf16.
     """
     samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
-    filled = Namespace(**vars(args))
-    filled.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
+    args = Namespace(**vars(args))
+    args.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
     for precision in () if has_bf16 else ("mixed_precision", "prior_generation_precision"):
-        if getattr(filled, precision) == "bf16":
-            setattr(filled, precision, "fp16")
-    filled.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
-    filled.save_dtype = args.save_dtype or save_dtype
-    return filled
-
-
-def _encoding(args: Namespace, samples_per_step: int) -> dict[str, Any]:
-    steps, scale = args.validation_inference_steps, args.validation_guidance_scale
-    return dict(
-        tokenizer_name=args.tokenizer_name,
-        snr_gamma=args.snr_gamma,
-        validation_prompts=args.validation_prompt or [],
-        validation_negative_prompt=args.validation_negative_prompt,
-        drawing=dict(num_inference_steps=steps, guidance_scale=scale),
-        seed=args.seed,
-        num_samples=args.max_train_steps * samples_per_step,
-    )
-
-
-def make_plan(args: Namespace, *, num_parameters: int, num_ranks: int) -> Plan:
-    """The plan of a run whose arguments fill_in_defaults has completed; `num_parameters` are the UNet's."""
-    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
+        if getattr(args, precision) == "bf16":
+            setattr(args, precision, "fp16")
+    args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
+    args.save_dtype = args.save_dtype or save_dtype
     return Plan(
         arguments=as_plain(args),
         num_steps=args.max_train_steps,
@@ -94,24 +82,39 @@ def make_plan(args: Namespace, *, num_parameters: int, num_ranks: int) -> Plan:
         seed=args.seed,
         deterministic=args.deterministic,
         class_images=_class_images(args),
-        encoding=_encoding(args, samples_per_step),
-        sampling=dict(
-            seed=args.seed,
-            num_ranks=num_ranks,
-            batch_size=args.train_batch_size,
-            num_micro_batches=args.gradient_accumulation_steps,
-            noise_offset=args.noise_offset,
-        ),
         loss=dict(prior_loss_weight=args.prior_loss_weight),
         uses_cuda_graph=not args.no_cuda_graph,
-        validation=dict(
-            every=args.validation_steps or (DEFAULT_VALIDATION_STEPS if args.validation_prompt else 0),
-            num_images=args.num_validation_images,
-            seed=args.seed,
-        ),
+        **_inputs(args, samples_per_step, num_ranks),
         **_updates(args, samples_per_step),
         **_output(args),
     )
+
+
+def _inputs(args: Namespace, samples_per_step: int, num_ranks: int) -> dict[str, Any]:
+    encoding = dict(
+        tokenizer_name=args.tokenizer_name,
+        snr_gamma=args.snr_gamma,
+        validation_prompts=args.validation_prompt or [],
+        validation_negative_prompt=args.validation_negative_prompt,
+        drawing=dict(
+            num_inference_steps=args.validation_inference_steps, guidance_scale=args.validation_guidance_scale
+        ),
+        seed=args.seed,
+        num_samples=args.max_train_steps * samples_per_step,
+    )
+    sampling = dict(
+        seed=args.seed,
+        num_ranks=num_ranks,
+        batch_size=args.train_batch_size,
+        num_micro_batches=args.gradient_accumulation_steps,
+        noise_offset=args.noise_offset,
+    )
+    validation = dict(
+        every=args.validation_steps or (DEFAULT_VALIDATION_STEPS if args.validation_prompt else 0),
+        num_images=args.num_validation_images,
+        seed=args.seed,
+    )
+    return dict(encoding=encoding, sampling=sampling, validation=validation)
 
 
 def _class_images(args: Namespace) -> Keywords | None:
@@ -137,15 +140,16 @@ def _updates(args: Namespace, samples_per_step: int) -> dict[str, Any]:
         num_cycles=args.lr_num_cycles,
         power=args.lr_power,
     )
-    adamw = dict(
+    optimizer = dict(
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
         weight_decay=args.adam_weight_decay,
         max_grad_norm=args.max_grad_norm,
         use_8bit_adam=args.use_8bit_adam,
+        gradient_checkpointing=args.gradient_checkpointing,
+        offload_optimizer=args.offload_optimizer,
     )
-    memory = dict(gradient_checkpointing=args.gradient_checkpointing, offload_optimizer=args.offload_optimizer)
-    return dict(learning_rates=learning_rates, adamw=adamw, memory=memory)
+    return dict(learning_rates=learning_rates, optimizer=optimizer)
 
 
 def _output(args: Namespace) -> dict[str, Any]:

@@ -160,9 +160,11 @@ class RunRecord:
         )
 
     def _remove_earlier_runs(self) -> None:
-        """What was kept of an earlier run in this folder until its result was replaced."""
-        for name in PREVIOUS_NAMES:
-            _remove(self.plan.output_dir / name)
+        """What was kept of another run in this folder until its result was replaced."""
+        kept = read_json_or_none(self.plan.output_dir / PREVIOUS_NAMES[0]) or {}
+        if kept.get("run_id") not in (self.lineage.run_id, *(ancestor for ancestor, _ in self.lineage.ancestors)):
+            for name in PREVIOUS_NAMES:
+                _remove(self.plan.output_dir / name)
         for checkpoint in list_checkpoints(self.plan.output_dir):
             if not self.lineage.holds(checkpoint):
                 discard(checkpoint.path)
@@ -204,7 +206,6 @@ def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     if not continues:
         _set_aside(output_dir, run.get("run_id"))
-    _put_back(output_dir, run)
     write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
 
 
@@ -223,17 +224,6 @@ def _set_aside(output_dir: Path, run_id: str | None) -> None:
             _move(path, previous)
         elif not is_kept:
             _remove(path)
-
-
-def _put_back(output_dir: Path, run: dict) -> None:
-    """The logs that were set aside get their names again if `run` goes on with the run that they are of."""
-    kept = read_json_or_none(output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}") or {}
-    if kept.get("run_id") not in (run.get("run_id"), *(ancestor for ancestor, _ in run.get("ancestors", []))):
-        return
-    for path in (output_dir / name for name in LOGS):
-        previous = path.with_name(f"{path.name}{PREVIOUS_SUFFIX}")
-        if previous.exists() and not path.exists():
-            _move(previous, path)
 
 
 def _move(path: Path, target: Path) -> None:

@@ -17,14 +17,7 @@ from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, expand_home
 from utils.files.safetensors_files import safetensors_dtype
 from utils.models.folder import BaseModel
-from utils.run.fingerprint import (
-    base_files,
-    determinants,
-    hash_files,
-    in_numbered_folders,
-    used_class_images,
-    used_of,
-)
+from utils.run.fingerprint import base_files, determinants, hash_files, used_class_images
 from utils.run.lineage import (
     TENSORS_FILE,
     UNET_FILE,
@@ -179,8 +172,6 @@ def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[
     parser = training_parser()
     defaults = {flag: parser.get_default(flag) for flag in determines["arguments"]}
     kept["arguments"] = defaults | {k: v for k, v in kept.get("arguments", {}).items() if k in arguments}
-    kept["class_images"] = used_of(kept.get("class_images", {}), kept["arguments"]["num_class_images"])
-    kept |= {group: in_numbered_folders(kept.get(group, {})) for group in ("photos", "class_images")}
     found = differences(kept, determines)
     if more := found[SHOWN_CHANGES:]:
         found = [*found[:SHOWN_CHANGES], f"and {len(more)} more"]
