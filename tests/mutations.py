@@ -250,7 +250,7 @@ transparency is laid on black -> tests/photos tests/test_dataset.py
 -(255, 255, 255, 255)
 +(0, 0, 0, 255)
 === utils/preflight/checks.py
-an output folder in the other VAE's is accepted -> tests/preflight/test_output.py -k vae
+an output folder in the other VAE's is accepted -> tests/preflight/test_checks.py -k vae
 -"pretrained_vae_name_or_path", "instance_data_dir", "tokenizer_name")
 +"instance_data_dir", "tokenizer_name")
 === utils/preflight/resources.py

@@ -1,6 +1,7 @@
 """Photos of every kind: a picture or one line that names the file, never a traceback or a hang."""
 
 import io
+import json
 import os
 import struct
 import subprocess
@@ -19,10 +20,14 @@ from pillow_heif import register_heif_opener
 from tests.helpers.fuzzing import FUZZ, SECONDS_OF_FUZZ
 from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import write_photos
-from tests.helpers.script import ROOT, dry_run, rows_of
+from tests.helpers.script import EMBEDDED, ROOT, as_argv, dry_run, rows_of
+from train_dreambooth_colossalai import main
+from utils.command_line import run_main
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.models.check import check_base_model
+from utils.models.loading import load_tokenizer
+from utils.preflight.photos import describe_prompt, load_quick_tokenizer
 
 register_heif_opener()
 assert pillow_jxl  # it registers itself
@@ -255,3 +260,34 @@ def test_how_much_of_a_photo_counts_is_said(tmp_path, tiny_pipeline_dir, capsys)
     found = rows(tiny_pipeline_dir, photos, tmp_path, capsys, "--alpha_mask")
     assert found["cut-0.png: PNG 48x48, transparency on white, 50% of it counts in the loss"] == "ok"
     assert found["whole.png: PNG 48x48, no transparency: all of it counts in the loss"] == "note"
+
+
+PROMPTS = ["a photo of my cat.", "A  sks's DOG\n42!", "кот 🐈 naïve", "", "x" * 30, "<|endoftext|> don't", "a_b-c/d"]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_quick_tokenizer_is_that_of_transformers(prompt, tiny_pipeline_dir):
+    for folder in (EMBEDDED, tiny_pipeline_dir):
+        expected = load_tokenizer(folder)(prompt, add_special_tokens=False).input_ids
+        assert load_quick_tokenizer(folder / "tokenizer").encode(prompt, add_special_tokens=False).ids == expected
+
+
+def test_a_prompts_tokens_and_the_tail_of_a_long_one():
+    tokenizer = load_quick_tokenizer(EMBEDDED / "tokenizer")
+    assert describe_prompt("a photo of sks cat", tokenizer) == ("'a photo of sks cat': 7 of 77 tokens", "ok")
+    words = "a photo of " + "cat " * 72
+    assert describe_prompt(words, tokenizer)[1] == "ok"
+    finding, verdict = describe_prompt(words + "in the rain", tokenizer)
+    assert finding == "80 tokens, but 77 are read; cut off: 'in the rain'" and verdict == "note"
+
+
+@pytest.mark.parametrize("where", ["instance_prompt", "class_prompt", "validation_prompt"])
+def test_a_token_without_an_embedding_is_one_line_wherever_it_stands(prior, base, capsys, where):
+    """A tokenizer of textual inversion beside the text encoder of before."""
+    (base / "tokenizer/added_tokens.json").write_text(json.dumps({"<rex>": 514}))
+    flags = prior | dict(pretrained_model_name_or_path=base, max_train_steps=1, num_class_images=1)
+    assert run_main(main, as_argv(flags | {where: "a <rex>"})) == 2
+    err = capsys.readouterr().err.splitlines()
+    said = [line for line in err if line.startswith("error: ")]
+    assert said == [line for line in err if "'a <rex>' has token number 514, but the text encoder knows 514" in line]
+    assert len(said) == 1 and "Traceback" not in "".join(err)

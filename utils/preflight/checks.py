@@ -5,7 +5,7 @@ What needs neither a photo nor a plan comes first, and imports nothing that take
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,11 +53,9 @@ def run_preflight(args: Namespace, notes: Sequence[str] = (), *, is_quick: bool 
     found = Found(args, is_quick)
     rows = [("flag", note, NOTE) for note in notes] + rows_of(CHECKS, found)
 
-    from utils.preflight.sources import (
-        CHECKS as LATER_CHECKS,  # photos: only now, so that what comes before is instant
-    )
+    from utils.preflight import sources  # photos: only now, so that what comes before is instant
 
-    rows += rows_of(LATER_CHECKS, found)
+    rows += rows_of(sources.CHECKS, found)
     if environment.is_main():
         print(as_text(rows, terminal.columns()), flush=True)  # a log gets whole lines
     return PreflightResult(found.plan, found.sources, EXIT_USER_ERROR if num_problems(rows) else 0)
@@ -78,12 +76,6 @@ def check_resolution(found: Found) -> None:
         raise UserError(f"--resolution {resolution} is not divisible by the VAE's factor {factor}; use {near}")
 
 
-def check_output(found: Found) -> None:
-    """UserError if what the run writes has no place."""
-    args = found.args
-    check_output_dir(args.output_dir, {flag: getattr(args, flag) for flag in INPUTS}, args.export_single_file)
-
-
 def find_save_dtype(found: Found) -> None:
     """The dtype of the saved UNet: the one asked for, or that of the base's file."""
     found.save_dtype = found.args.save_dtype
@@ -91,18 +83,19 @@ def find_save_dtype(found: Found) -> None:
         found.save_dtype = default_save_dtype(found.base.unet_weights)
 
 
-def check_output_dir(output: Path, inputs: Mapping[str, Path | None], export_single_file: Path | None) -> None:
+def check_output(found: Found) -> None:
     """--output_dir can be written and holds nothing that is not this program's; writes nothing itself.
 
-    Raises UserError otherwise, also if it overlaps one of `inputs`, {flag: folder}.
+    UserError otherwise, also if it overlaps one of INPUTS.
     """
-    for flag, other in inputs.items():
-        if other and overlap(output, other):
+    output, export_single_file = found.args.output_dir, found.args.export_single_file
+    for flag in INPUTS:
+        if (other := getattr(found.args, flag)) and overlap(output, other):
             raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
-    if output.is_dir() and not is_own_output(output) and (found := _foreign(output)):
-        shown = ", ".join(repr(name) for name in found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
+    if output.is_dir() and not is_own_output(output) and (foreign := _foreign(output)):
+        shown = ", ".join(map(repr, foreign[:3])) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
         raise UserError(
             f"--output_dir {output} holds files that this program did not write ({shown}); name an empty or a new "
             f"folder, or move them away"

@@ -6,8 +6,7 @@ from utils.data.class_images import check_class_images
 from utils.data.concepts import Concept, load_photos, read_concepts
 from utils.errors import UserError
 from utils.models.folder import BaseModel, num_parameters, prediction_type
-from utils.preflight.photos import describe_photos
-from utils.preflight.prompt import describe_prompt, load_quick_tokenizer
+from utils.preflight.photos import describe_photos, describe_prompt, load_quick_tokenizer
 from utils.preflight.resources import check_device, check_disk, check_schedule, describe_launcher, describe_rounding
 from utils.preflight.table import NOTE, OK, Check, Found, Row
 from utils.run.plan import make_plan

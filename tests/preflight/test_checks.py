@@ -11,18 +11,16 @@ from tests.helpers.script import as_argv, make_args
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.files.ownership import is_own_output
-from utils.preflight.checks import check_output_dir
+from utils.preflight.checks import check_output
+from utils.preflight.table import Found
 
 
 def check(tmp_path: Path, **values) -> None:
-    """check_output_dir as the preflight calls it."""
-    args = make_args(tmp_path, **values)
-    flags = ("pretrained_model_name_or_path", "instance_data_dir", "tokenizer_name")
-    check_output_dir(args.output_dir, {flag: getattr(args, flag) for flag in flags}, args.export_single_file)
+    check_output(Found(make_args(tmp_path, **values), is_quick=True))
 
 
 class TestOutputDir:
-    """check_output_dir, with base/, photos/ and elsewhere/ in tmp_path."""
+    """check_output, with base/, photos/ and elsewhere/ in tmp_path."""
 
     @pytest.fixture(autouse=True)
     def folders(self, tmp_path):
