@@ -95,7 +95,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Prints both tables."""
-    parser = make_parser(str(__doc__), "bench.coverage")
+    parser = make_parser(__doc__, "bench.coverage", results=False)
     parser.add_argument("--trials", type=int, default=20000, help="intervals a cell (20000)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation (0)")
     args = parser.parse_args(argv)

@@ -1,24 +1,16 @@
 """Times evaluate.py's sampling beside the recipe's loop, and checks that both draw the same.
 
-python -m bench.evaluate [--model DIR] [--batch_sizes 1 4 8] [--steps 50] [--quick] [--no_command] [--json FILE]
+python -m bench.evaluate [--model DIR] [--batch_sizes 1 4 8] [--steps 50] [--quick] [--json FILE]
 
 Without --model: random weights of Stable Diffusion v1.4's shape on a GPU (512 px, 50 steps), the embedded model on a
 CPU (64 px, 4 steps). Guidance 7.5 throughout. Method: the recipe's loop is DiffusionPipeline.from_pretrained in fp32,
 one image a call; ours is utils.models.drawing.sample in evaluate.py's default precision. Seconds an image are the
 median over the calls after the first, host work included, PNGs not; the first call, with compilation and capture,
-stands beside it. Differences are of final latents, relative to the second's norm, and of pixels in levels of 255. Then
-the whole command, in a process of its own: as many images of the baseline and of a fine-tuned model as the largest
-batch.
+stands beside it. Differences are of final latents, relative to the second's norm, and of pixels in levels of 255.
 """
 
 import argparse
-import copy
-import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
@@ -27,18 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.command_line import make_parser
-from bench.random_sd14 import EMBEDDED, write_pipeline
+from bench.command_line import PROMPT, device_name, make_parser, write_results
+from bench.random_sd14 import base_folder
 from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import draw, image_size
 from utils.runtime import gpu
 
-ROOT = Path(__file__).resolve().parent.parent
-
-PROMPT = "a photo of my cat."
 GUIDANCE = 7.5
-UNET_FILE = Path("unet") / "diffusion_pytorch_model.safetensors"
 DEVICE = gpu.pick_device()
 IS_GPU = DEVICE.type == "cuda"
 
@@ -147,18 +135,6 @@ def differences(pipeline, fp32_latents: torch.Tensor, num_images: int, steps: in
         "pixels, graphs to plain, largest": float(np.abs(pixels[0] - pixels[1]).max()),
         "pixels, graphs to plain, mean": float(np.abs(pixels[0] - pixels[1]).mean()),
     }
-    if IS_GPU:
-        other = copy.copy(pipeline)
-        other.unet = copy.deepcopy(pipeline.unet)
-        with torch.no_grad():
-            for parameter in other.unet.parameters():
-                parameter.mul_(1.05)
-        plain_other = latents_of(other, seeds, steps)
-        found["latents, another model to this one"] = relative(plain_other, plain)
-        found["latents, another model, graphs to plain"] = relative(
-            latents_of(other, seeds, steps, captured), plain_other
-        )
-        found["seconds, change of model in the graphs"] = timed(lambda: captured._moves_in(pipeline.unet))[0]
     return found
 
 
@@ -181,26 +157,6 @@ def parts(pipeline, batch_size: int, say) -> dict[str, float]:
     }
 
 
-def whole_command(model: Path, scratch: Path, num_images: int, steps: int) -> dict:
-    """evaluate.py from its start to its end, all stages, on a fine-tuned model whose UNet is another."""
-    from safetensors.torch import load_file, save_file
-
-    finetuned = shutil.copytree(model, scratch / "finetuned", copy_function=os.link)
-    weights = load_file(finetuned / UNET_FILE)
-    (finetuned / UNET_FILE).unlink()
-    save_file({name: 1.05 * value for name, value in weights.items()}, finetuned / UNET_FILE, {"format": "pt"})
-    command = [sys.executable, str(ROOT / "evaluate.py"), f"--pretrained_model_name_or_path={model}"]
-    command += [f"--finetuned_model_name_or_path={finetuned}", f"--prompt={PROMPT}", f"--num_images={num_images}"]
-    command += ["--num_drift_images=0", f"--num_inference_steps={steps}", f"--output_dir={scratch / 'result'}"]
-    seconds, process = timed(lambda: subprocess.run(command, capture_output=True, text=True, cwd=ROOT))
-    if process.returncode:
-        raise RuntimeError(process.stderr[-3000:])
-    said = [line for line in process.stdout.splitlines() if "images per second" in line]
-    said += [line for line in process.stderr.splitlines() if line.startswith("warning")]
-    images = len(list((scratch / "result").glob("baseline-*.png"))) + len(list((scratch / "result").glob("output-*")))
-    return dict(images=images, seconds=seconds, images_a_second=images / seconds, said=said)
-
-
 def print_row(entry: dict) -> None:
     ratio = f", {entry['ratio']:.2f} times the recipe's" if "ratio" in entry else ""
     print(
@@ -212,12 +168,7 @@ def print_row(entry: dict) -> None:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(__doc__, __spec__.name)
-    parser.add_argument(
-        "--model",
-        type=Path,
-        help="a pipeline folder (GPU: random weights of Stable Diffusion v1.4's shape; CPU: the embedded model)",
-    )
+    parser = make_parser(__doc__, __spec__.name, model=True)
     parser.add_argument(
         "--batch_sizes",
         type=int,
@@ -229,8 +180,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--steps", type=int, default=50 if IS_GPU else 4, help="denoising steps an image (on a GPU 50, on a CPU 4)"
     )
     parser.add_argument("--quick", action="store_true", help="2 images of the recipe's loop, 2 timed calls of ours")
-    parser.add_argument("--no_command", action="store_true", help="without the whole command")
-    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     return parser.parse_args(argv)
 
 
@@ -238,15 +187,11 @@ def main(argv: list[str] | None = None) -> dict:
     """Runs everything and prints the table; returns the results."""
     args = parse_args(argv)
     warnings: list[str] = []
-    results = dict(versions=drawing.versions(), steps=args.steps, warnings=warnings)
-    results["device"] = torch.cuda.get_device_name() if IS_GPU else "cpu"
+    results = dict(device=device_name(), versions=drawing.versions(), steps=args.steps, warnings=warnings)
     print(results["device"], results["versions"], flush=True)
     num_calls, largest = (2 if args.quick else 5), max(args.batch_sizes)
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        model = args.model or (scratch / "sd14" if IS_GPU else EMBEDDED)
-        if args.model is None and IS_GPU:
-            write_pipeline(model, "cuda")
+        model = base_folder(args.model, Path(folder))
         seeds = list(range(1 if args.quick else 2))
         recipe, fp32_latents = recipe_loop(model, num_calls if args.quick else num_calls + 1, args.steps, seeds)
         print_row(recipe)
@@ -257,13 +202,8 @@ def main(argv: list[str] | None = None) -> dict:
         results |= dict(rows=[recipe, *ours])
         results["differences"] = differences(pipeline, fp32_latents, largest, args.steps, warnings.append)
         results["parts"] = parts(pipeline, largest, warnings.append) if IS_GPU else {}
-        del pipeline
-        reset_memory()
-        if not args.no_command:
-            results["command"] = whole_command(model, scratch, largest, args.steps)
     print_results(results)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+    write_results(results, args.json)
     return results
 
 
@@ -273,10 +213,6 @@ def print_results(results: dict) -> None:
         print_row(entry)
     for name, value in (results["differences"] | results["parts"]).items():
         print(f"{name}: {value:.4g}")
-    if "command" in results:
-        command = results["command"]
-        print(f"evaluate.py, the whole command: {command['images']} images in {command['seconds']:.1f} s", end="")
-        print(f", {command['images_a_second']:.2f} images/s", *command["said"], sep="; ")
     for warning in results["warnings"]:
         print(f"warning: {warning}")
 

@@ -15,7 +15,6 @@ of shared memory, against what the architecture has. 1 if one of them does not c
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
 import re
@@ -32,10 +31,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.command_line import make_parser
+from bench.command_line import ROOT, make_parser, write_results
 from bench.random_sd14 import UNET_CONFIG
 
-ROOT = Path(__file__).resolve().parent.parent
 TRITON_FOLDER = Path(sys.prefix) / "triton"  # setup.sh --dev puts it there, off the path
 DTYPES = dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32)
 # Bytes of shared memory that one block may have (CUDA C++ Programming Guide, "Technical Specifications").
@@ -232,12 +230,15 @@ def launches_of(dtype: str, is_small: bool) -> list[Launch]:
     return list(first_of_each.values()) if is_small else launches
 
 
-def compile_for(target: int, dtype: str, launches: dict[str, list[Launch]]) -> dict[str, Any]:
-    """A row of the table, from the launches by dtype."""
+LAUNCHES: dict[str, list[Launch]] = {}  # by dtype; processes forked from this one inherit them
+
+
+def compile_for(target: int, dtype: str) -> dict[str, Any]:
+    """A row of the table, in a forked process."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder  # nothing compiled earlier, and nothing left behind
-        compiled, errors = compile_launches(target, launches[dtype])
+        compiled, errors = compile_launches(target, LAUNCHES[dtype])
         variants = [resources(kernel, Path(folder)) for kernel in compiled.values()]
     return dict(
         target=target,
@@ -275,7 +276,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="the UNet's dtypes (all)")
     parser.add_argument("--small", action="store_true", help="a small UNet, one training step, each kernel once")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
-    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args = parser.parse_args(argv)
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels are not compiled
     if find_spec("triton") is None:  # again, with Triton on the path
@@ -287,25 +287,16 @@ def main(argv: list[str] | None = None) -> int:
     return print_table(args)
 
 
-LAUNCHES: dict[str, list[Launch]] = {}  # by dtype; processes forked from this one inherit them
-
-
-def compile_one(target: int, dtype: str) -> dict[str, Any]:
-    """A row of the table, in a forked process."""
-    return compile_for(target, dtype, LAUNCHES)
-
-
 def print_table(args: argparse.Namespace) -> int:
     """A row for each target and dtype, compiled by `args.jobs` processes."""
     print("| target | dtype | variants | registers | spilled bytes | shared bytes | seconds | |\n|" + "---|" * 8)
     pairs = [(target, dtype) for target in args.targets for dtype in args.dtypes]
     results: dict[str, Any] = dict(triton=version("triton"), torch=torch.__version__, rows=[])
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("fork")) as executor:
-        for row in executor.map(compile_one, *zip(*pairs, strict=True)):
+        for row in executor.map(compile_for, *zip(*pairs, strict=True)):
             results["rows"].append(row)
             print(as_line(row), flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(results, indent=1))
+            write_results(results, args.json)
     return int(any(row["problems"] for row in results["rows"]))
 
 

@@ -1,6 +1,6 @@
 """Times the fused operations, and the UNet's forward + backward with and without them, on one GPU in about a minute.
 
-python -m bench.kernels [unet] [optimizer] [operations] [attention]
+python -m bench.kernels [unet] [optimizer] [operations]
 
 Device times by events around replays of CUDA graphs, medians, random data; operations rotate over buffers larger than
 the L2 cache. The UNet has Stable Diffusion v1.4's shape and random weights in one flat buffer, fp16, channels_last,
@@ -11,7 +11,6 @@ import time
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
@@ -21,17 +20,9 @@ from utils.models import fused_unet
 
 START = time.time()
 ROTATED_BYTES = 256 << 20
-NUM_PARAMETERS = 859_520_964
+NUM_PARAMETERS, NUM_TENSORS = 859_520_964, 686
 TOP = 25
 IMAGE_SHAPES = ((1, 320, 64), (1, 960, 64), (1, 1280, 32), (1, 1280, 16), (1, 2560, 8), (8, 320, 64), (8, 1920, 32))
-ATTENTION_SHAPES = (  # batch, queries, keys, width of a head
-    (1, 4096, 4096, 40),
-    (1, 1024, 1024, 80),
-    (1, 256, 256, 160),
-    (1, 4096, 77, 40),
-    (8, 4096, 4096, 40),
-    (8, 1024, 1024, 80),
-)
 
 
 def say(*words):
@@ -128,38 +119,18 @@ def optimizer():
     source, target = torch.empty(2, n, device="cuda")
     ms = median_ms(lambda: target.copy_(source))
     say(f"copy of {n * 4 / 1e9:.1f} GB: {ms:.2f} ms, {n * 8 / ms / 1e6:.0f} GB/s")
-    weight, grad = torch.randn(2, n, device="cuda", dtype=torch.float16)
+    weight = torch.randn(n, device="cuda", dtype=torch.float16)
     remainder = torch.zeros(n, device="cuda", dtype=torch.int16)
+    grads = list(torch.randn_like(weight).split(n // NUM_TENSORS))
+    table = updates.gradient_table([grad.numel() for grad in grads], "cuda")
+    table.set_addresses(grads)
+    source.zero_(), target.zero_()
     scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0, 1.0], device="cuda")
-    buffers = weight, remainder, grad, source.zero_(), target.zero_(), scalars
-    ms = median_ms(lambda: updates.adamw_(*buffers))
+    ms = median_ms(lambda: table.adamw_(weight, remainder, source, target, scalars))
     say(f"adamw_: {ms:.2f} ms, {26 * n / ms / 1e6:.0f} GB/s")
     out = torch.zeros(1, device="cuda")
-    ms = median_ms(lambda: updates.grad_norm_(grad, out))
-    torch_ms = median_ms(lambda: torch.linalg.vector_norm(grad, dtype=torch.float32))
-    say(f"grad_norm_: {ms:.2f} ms, {2 * n / ms / 1e6:.0f} GB/s; torch's vector_norm: {torch_ms:.2f} ms")
-
-
-def attention():
-    """Attention's backends at the UNet's shapes, 8 heads, forward and forward + backward."""
-    backends = dict(
-        flash=SDPBackend.FLASH_ATTENTION, cudnn=SDPBackend.CUDNN_ATTENTION, efficient=SDPBackend.EFFICIENT_ATTENTION
-    )
-    for batch, queries, keys, width in ATTENTION_SHAPES:
-        shapes = ((batch, length, 8, width) for length in (queries, keys, keys))
-        inputs = [torch.randn(shape, device="cuda", dtype=torch.float16) for shape in shapes]
-        line = []
-        for name, backend in backends.items():
-
-            def attend(q, k, v, backend=backend):
-                with sdpa_kernel(backend):
-                    return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
-
-            try:
-                line.append("{} {:7.1f} {:7.1f}".format(name, *operation_us(attend, inputs)))
-            except RuntimeError as error:
-                line.append(f"{name}: {str(error).splitlines()[0][:40]}")
-        say(f"attention {batch}x8x{queries}x{keys}x{width}, microseconds:", "   ".join(line))
+    ms = median_ms(lambda: table.grad_norm_(torch.float16, out))
+    say(f"grad_norm_: {ms:.2f} ms, {2 * n / ms / 1e6:.0f} GB/s")
 
 
 def flat_unet():
@@ -247,8 +218,8 @@ def unet():
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the sections that are named, or all."""
-    sections = dict(unet=unet, optimizer=optimizer, operations=compare_operations, attention=attention)
-    parser = make_parser(__doc__, __spec__.name)
+    sections = dict(unet=unet, optimizer=optimizer, operations=compare_operations)
+    parser = make_parser(__doc__, __spec__.name, results=False)
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(sections))
     chosen = parser.parse_args(argv).sections or list(sections)
     if unknown := set(chosen) - set(sections):

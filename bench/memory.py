@@ -9,22 +9,20 @@ flags go to the training script.
 """
 
 import contextlib
-import json
 import tempfile
 import threading
 from pathlib import Path
 
 import torch
 
-from bench.command_line import make_parser
-from bench.train_step import make_model, run_script
+from bench import script
+from bench.command_line import device_name, make_parser, write_results
+from bench.random_sd14 import base_folder
 from utils.arguments import parse_args
 from utils.models.check import check_base_model
 from utils.models.folder import num_parameters
 from utils.run.plan import memory_needs
 from utils.training.memory import GB, memory_needed
-
-ROOT = Path(__file__).resolve().parent.parent
 
 GIB = 1 << 30
 CARDS = (8, 12, 16, 24, 32, 48, 80)  # GiB
@@ -83,16 +81,9 @@ def measure(model: Path, photos: Path, scratch: Path, name: str, steps: int, fla
     """One run of the training script: memory in bytes, ms a step, the preflight's estimate."""
     batch_size, own_flags = ROWS[name]
     flags = [*own_flags, *flags]
-    resolution, precision = (512, "fp16") if device == "cuda" else (64, "no")
     with watched_memory(device) as watched:
-        result = run_script(model, photos, scratch / "output", resolution, batch_size, steps, flags)
-    argv = [f"--pretrained_model_name_or_path={model}", f"--instance_data_dir={photos}", "--instance_prompt=a photo"]
-    argv += [
-        f"--mixed_precision={precision}",
-        f"--resolution={resolution}",
-        f"--train_batch_size={batch_size}",
-        *flags,
-    ]
+        result = script.train(model, photos, scratch / "output", batch_size, steps, flags)
+    argv = [*script.recipe(model, photos, scratch / "output", batch_size, steps), *flags]
     count = num_parameters(check_base_model(model))
     needs = memory_needs(parse_args(argv), num_parameters=count, num_ranks=1)
     peak = result["peak_gb"] * GB
@@ -120,31 +111,20 @@ def as_line(row: dict) -> str:
 
 def main(argv: list[str] | None = None) -> dict:
     """Runs the rows and prints the table; returns the results."""
-    parser = make_parser(__doc__, __spec__.name)
-    parser.add_argument(
-        "--model",
-        type=Path,
-        help="a pipeline folder (GPU: random weights of Stable Diffusion v1.4's shape; CPU: the embedded model)",
-    )
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="folder of photos (instance)")
+    parser = make_parser(__doc__, __spec__.name, model=True, photos=True)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--steps", type=int, default=30, help="training steps a row (30)")
-    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args, flags = parser.parse_known_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    results = dict(device=name, torch=torch.__version__, steps=args.steps, rows=[])
-    print(f"{name}, torch {torch.__version__}, {args.steps} steps a row")
+    results = dict(device=device_name(), torch=torch.__version__, steps=args.steps, rows=[])
+    print(f"{device_name()}, torch {torch.__version__}, {args.steps} steps a row")
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        model = args.model or (make_model(Path(scratch)) if device == "cuda" else ROOT / "model/tiny-stable-diffusion")
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        model = base_folder(args.model, Path(scratch))
         for row in args.only:
             results["rows"].append(measure(model, args.photos, Path(scratch), row, args.steps, flags, device))
             print(as_line(results["rows"][-1]), flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(results, indent=1))
+            write_results(results, args.json)
     return results
 
 

@@ -9,7 +9,6 @@ with "only" compute in fp32 and round one kind of value to bf16's 8 bits, so tha
 """
 
 import copy
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.command_line import make_parser
+from bench.command_line import EMBEDDED, PROMPT, make_parser, write_results
 from utils.data.batches import BatchSource
 from utils.data.inputs import TrainingInputs, encode_inputs
 from utils.dataset import InstanceDataset
@@ -26,8 +25,6 @@ from utils.models import fused_unet, loading
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 from utils.training.train_step import predict
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Way(NamedTuple):
@@ -41,7 +38,6 @@ class Way(NamedTuple):
     rounds_activations: bool = False
     rounds_gradients: bool = False
     rounds_weight_gradients: bool = False
-    prepare: Callable[[torch.nn.Module], None] | None = None
 
 
 def stochastically_to_bf16(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -105,7 +101,7 @@ WAYS = {
 
 
 def encode(model: Path, photos: Path, resolution: int, dtype: torch.dtype, device: torch.device) -> TrainingInputs:
-    dataset = InstanceDataset(photos, resolution, prompt="a photo of my cat.")
+    dataset = InstanceDataset(photos, resolution, prompt=PROMPT)
     options = dict(tokenizer_name=None, snr_gamma=None, validation_prompt=None, seed=0, num_samples=1)
     return encode_inputs(model, dataset, None, dtype, device, **options)
 
@@ -119,8 +115,6 @@ def train(
     flat = FlatParameters(unet, way.unet, device)
     if device.type == "cuda" and way.unet != torch.float32:
         fused_unet.install(unet)
-    if way.prepare:
-        way.prepare(unet)
     if way.rounds_activations or way.rounds_gradients:
         round_between_modules(unet, way.rounds_activations, way.rounds_gradients)
     optimizer = MasterWeightsOptimizer(flat, learning_rates=[learning_rate])
@@ -148,7 +142,7 @@ def one_step(
     latents = sample_latents(batch.latent_mean, batch.latent_std, batch.latent_noise, inputs.scaling_factor)
     table = inputs.encoder_hidden_states.to(way.unet)
     if way.rounds_inputs:
-        table, latents, batch = to_bf16(table), latents, batch._replace(noise=batch.noise)
+        table = to_bf16(table)
     exact = flat.weight.clone() if way.rounds_weights else None
     if way.rounds_weights:
         for name, weight in flat.parameters:
@@ -181,16 +175,14 @@ def compare(change: torch.Tensor, losses: list[float], expected: torch.Tensor, e
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser(__doc__, "bench.precision")
-    parser.add_argument("--model", type=Path, default=ROOT / "model/tiny-stable-diffusion", help="a pipeline folder")
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="what it is trained on")
+    parser = make_parser(__doc__, "bench.precision", photos=True)
+    parser.add_argument("--model", type=Path, default=EMBEDDED, help="a pipeline folder")
     parser.add_argument("--resolution", type=int, default=64, help="of the photos, in pixels")
     parser.add_argument("--batch_size", type=int, default=1, help="photos a step")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 50], help="after which to compare")
     parser.add_argument("--learning_rate", type=float, default=1e-6, help="of every step")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="these alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    parser.add_argument("--json", type=Path, help="also write the numbers there")
     args = parser.parse_args(argv)
     device, steps = torch.device(args.device), sorted(args.steps)
     unet = loading.load_unet(args.model).to(device)
@@ -210,8 +202,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{rows[-1]['norm_ratio']:.4f}  loss difference {rows[-1]['loss_difference']:.5f}",
                 flush=True,
             )
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    write_results(rows, args.json)
     return 0
 
 

@@ -16,7 +16,7 @@ from utils.models import loading
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__, __spec__.name)
+    parser = make_parser(__doc__, __spec__.name, results=False)
     parser.add_argument("--model", type=Path, required=True, help="a pipeline's folder")
     parser.add_argument("prompts", nargs="+", help="prompts to compare")
     return parser.parse_args(argv)

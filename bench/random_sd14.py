@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bench.command_line import make_parser
+from bench.command_line import EMBEDDED, make_parser
 
 UNET_CONFIG = dict(
     sample_size=64,
@@ -44,7 +44,6 @@ TEXT_CONFIG = dict(
     eos_token_id=2,
     pad_token_id=1,
 )
-EMBEDDED = Path(__file__).resolve().parent.parent / "model" / "tiny-stable-diffusion"
 
 
 def write_pipeline(folder: Path, device: str = "cpu", tokenizer_from: Path = EMBEDDED) -> None:
@@ -68,8 +67,18 @@ def write_pipeline(folder: Path, device: str = "cpu", tokenizer_from: Path = EMB
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
+def base_folder(given: Path | None, scratch: Path) -> Path:
+    """What to measure with: `given`, written if it is not there; else such weights on a GPU, the embedded on a CPU."""
+    on_gpu = torch.cuda.is_available()
+    folder = given or (scratch / "sd14" if on_gpu else EMBEDDED)
+    if not folder.exists():
+        write_pipeline(folder, "cuda" if on_gpu else "cpu")
+        torch.cuda.empty_cache()
+    return folder
+
+
 if __name__ == "__main__":
-    parser = make_parser(__doc__, __spec__.name)
+    parser = make_parser(__doc__, __spec__.name, results=False)
     parser.add_argument("folder", type=Path, help="where the pipeline goes")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (cuda if there is one)"

@@ -8,61 +8,20 @@ reference waits for its loss each step, as such loops do, median after 10 steps.
 written) and a large fp16 product on random data, measured in the same run. Unknown flags go to the training script.
 """
 
-import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from bench.command_line import make_parser, torchrun
+from bench import script
+from bench.command_line import device_name, make_parser, write_results
+from bench.random_sd14 import base_folder
 from bench.reference_loop import ReferenceLoop
-from bench.start import timed
 from bench.timing import median_ms
 
-ROOT = Path(__file__).resolve().parent.parent
-
-WARM_UP = 20
 BYTES_PER_PARAMETER = 26  # gradient 2, two moments 8+8, the master's halves 4+4
-
-
-def run_script(
-    model: Path,
-    photos: Path,
-    output: Path,
-    resolution: int,
-    batch_size: int,
-    steps: int,
-    flags: list[str],
-    num_ranks: int = 1,
-):
-    """One run of the training script, by torchrun where it has several ranks; returns its timings."""
-    launcher = torchrun(num_ranks) if num_ranks > 1 else []
-    command = [sys.executable, *launcher, str(ROOT / "train_dreambooth_colossalai.py")]
-    command += [f"--pretrained_model_name_or_path={model}", f"--instance_data_dir={photos}", f"--output_dir={output}"]
-    command += ["--instance_prompt=a photo of my cat.", f"--resolution={resolution}", f"--max_train_steps={steps}"]
-    command += [f"--train_batch_size={batch_size}", "--learning_rate=1e-6", "--lr_scheduler=constant", *flags]
-    metrics, log = output / "metrics.jsonl", output.parent / "log.txt"
-    metrics.unlink(missing_ok=True)
-    found = timed(command, lambda _: metrics.exists() and metrics.stat().st_size > 0, log, {})
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    result = json.loads((output / "run.json").read_text())["result"]
-    median = statistics.median(row["step_time"] for row in rows[min(WARM_UP, len(rows) // 2) :])
-    return dict(
-        batch_size=batch_size,
-        flags=flags,
-        ms_a_step=1e3 * median,
-        images_a_second=num_ranks * batch_size / median,
-        first_step_seconds=found["first_step"],
-        whole_run_seconds=found["prompt_back"],
-        peak_gb=(result["peak_memory_bytes"] or 0) / 1e9,
-        seconds_after_start=result["seconds_after_start"],
-        num_skipped=result["num_skipped"],
-        losses=[row["loss"] for row in rows],
-        said=[line for line in log.read_text().splitlines() if "captured" in line],
-    )
 
 
 def time_reference_loop(model: Path, resolution: int, batch_size: int, steps: int, device: str):
@@ -106,48 +65,28 @@ def flop_per_image(model: Path, resolution: int, device: str) -> tuple[float, in
 
 def main(argv: list[str] | None = None) -> dict:
     """Runs everything and prints the table; returns the results."""
-    parser = make_parser(__doc__, __spec__.name)
-    parser.add_argument(
-        "--model",
-        type=Path,
-        help="a pipeline folder (GPU: random weights of Stable Diffusion v1.4's shape; CPU: the embedded model)",
-    )
-    parser.add_argument("--photos", type=Path, default=ROOT / "instance", help="folder of photos (instance)")
+    parser = make_parser(__doc__, __spec__.name, model=True, photos=True)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8], help="images a step (1 8)")
     parser.add_argument("--steps", type=int, default=60, help="training steps a row (60)")
     parser.add_argument("--long_run", type=int, default=0, help="steps of one more batch-1 run, timed as a whole")
     parser.add_argument("--no_reference", action="store_true", help="leave the usual loop out")
-    parser.add_argument("--json", type=Path, help="write what was found to this file too")
     args, flags = parser.parse_known_args(argv)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = dict(torch=torch.__version__, floors=floors(device), ours=[], reference=[])
-    results["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    device, resolution = ("cuda", 512) if torch.cuda.is_available() else ("cpu", 64)
+    results = dict(device=device_name(), torch=torch.__version__, floors=floors(device), ours=[], reference=[])
     with tempfile.TemporaryDirectory() as scratch:
-        model = args.model or (make_model(Path(scratch)) if device == "cuda" else ROOT / "model/tiny-stable-diffusion")
-        resolution = 512 if device == "cuda" else 64
+        model, output = base_folder(args.model, Path(scratch)), Path(scratch) / "output"
         results["flop_per_image"], results["num_parameters"] = flop_per_image(model, resolution, device)
         runs = [(batch_size, args.steps) for batch_size in args.batch_sizes]
         runs += [(args.batch_sizes[0], args.long_run)] if args.long_run else []
         for batch_size, steps in runs:
-            output = Path(scratch) / "output"
-            results["ours"].append(run_script(model, args.photos, output, resolution, batch_size, steps, flags))
+            results["ours"].append(script.train(model, args.photos, output, batch_size, steps, flags))
             print_row("ours", results["ours"][-1], results)
         for batch_size in [] if args.no_reference else args.batch_sizes:
-            results["reference"].append(
-                time_reference_loop(model, resolution, batch_size, min(args.steps, 40), device)
-            )
-            print_row("reference", results["reference"][-1], results)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+            found = time_reference_loop(model, resolution, batch_size, min(args.steps, 40), device)
+            results["reference"].append(found)
+            print_row("reference", found, results)
+    write_results(results, args.json)
     return results
-
-
-def make_model(folder: Path) -> Path:
-    """Random weights of Stable Diffusion v1.4's shape."""
-    from bench.random_sd14 import write_pipeline
-
-    write_pipeline(folder / "sd14", "cuda")
-    return folder / "sd14"
 
 
 def print_row(name: str, row: dict, results: dict) -> None:
@@ -161,8 +100,8 @@ def print_row(name: str, row: dict, results: dict) -> None:
     parts += [
         f"floor {1e3 * floor:.1f} ms, {100 * mfu:.0f}% of the measured product rate, peak {row['peak_gb']:.2f} GB"
     ]
-    if "first_step_seconds" in row:
-        parts += [f"first step after {row['first_step_seconds']:.1f} s, whole run {row['whole_run_seconds']:.1f} s"]
+    if "first_step" in row:
+        parts += [f"first step after {row['first_step']:.1f} s, whole run {row['prompt_back']:.1f} s"]
         parts += [", ".join(f"{name} {seconds:.1f}" for name, seconds in row["seconds_after_start"].items())]
         parts += [f"skipped {row['num_skipped']}", *row["said"]]
     print(", ".join(parts), flush=True)
