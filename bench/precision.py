@@ -102,7 +102,8 @@ WAYS = {
 
 def encode(model: Path, photos: Path, resolution: int, dtype: torch.dtype, device: torch.device) -> TrainingInputs:
     dataset = InstanceDataset(photos, resolution, prompt=PROMPT)
-    options = dict(tokenizer_name=None, snr_gamma=None, validation_prompt=None, seed=0, num_samples=1)
+    nothing_to_draw = dict(validation_prompts=[], validation_negative_prompt=None, drawing={})
+    options = dict(tokenizer_name=None, snr_gamma=None, seed=0, num_samples=1) | nothing_to_draw
     return encode_inputs(model, dataset, None, dtype, device, **options)
 
 

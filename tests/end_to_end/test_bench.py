@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bench import coverage, loss_curves, start, train_step
+from bench import coverage, loss_curves, precision, start, train_step
 from bench import evaluate as bench
 from bench.timing import median_ms
 from tests.helpers.script import EMBEDDED, ROOT
@@ -92,6 +92,16 @@ def test_coverage_has_a_row_for_each_layout(capsys):
     assert row.count("none") == len(coverage.COMPONENTS) + 1
     held = [float(cell.split()[0]) for cell in rows[2].split("|")[2:-1]]
     assert all(0.5 <= share <= 1 for share in held)
+
+
+def test_what_rounding_costs_is_measured(tmp_path, tiny_pipeline_dir, photos_dir):
+    ways = ["fp16", "only inputs of the UNet rounded", "only weights rounded, stochastically"]
+    file, learning_rate = tmp_path / "rows.json", "--learning_rate=1e-3"
+    argv = [f"--model={tiny_pipeline_dir}", f"--photos={photos_dir}", "--resolution=32", "--device=cpu", learning_rate]
+    precision.main([*argv, "--steps", "1", "3", "--ways", *ways, f"--json={file}"])
+    rows = json.loads(file.read_text())
+    assert [(row["way"], row["steps"]) for row in rows] == [(way, steps) for way in ways for steps in (1, 3)]
+    assert all(0.5 < row["cosine"] < 1 and 0 < row["loss_difference"] < 0.1 for row in rows)
 
 
 PEER = """
