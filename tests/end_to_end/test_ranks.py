@@ -62,7 +62,7 @@ def one_process(spread_flags, tmp_path):
 
 
 class GatheredGradients:
-    """What kernels.adamw_scattered does on a GPU with gradients that have no buffer: in plain torch, in one."""
+    """What kernels.adamw.GradientTable does on a GPU with gradients that have no buffer: in plain torch, in one."""
 
     def __init__(self, flat: FlatParameters):
         self.flat, self.grad = flat, torch.zeros_like(flat.weight)

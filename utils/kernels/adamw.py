@@ -1,4 +1,11 @@
-"""Triton AdamW and gradient norm over flat buffers: memory-bound, deterministic, without a host sync."""
+"""Triton AdamW and gradient norm: memory-bound, deterministic, without a host sync.
+
+Gradients lie where autograd made them, found through a table of their addresses. Those that already exist are added
+to: a read, an addition and a write a parameter, which a step with one backward pass does not need. Gradients made anew
+have new addresses, but inside a CUDA graph the same ones in every replay.
+"""
+
+import itertools
 
 import torch
 import triton
@@ -7,9 +14,10 @@ from torch import Tensor
 
 from utils.kernels import rounding
 
-_ADAMW_BLOCK = 1024
+BLOCK = 1024
 _NORM_PROGRAMS = 2048  # fixed, so that the order of summation does not depend on the GPU
-_NORM_BLOCK = 4096
+_NORM_BLOCK = 4096  # of a flat gradient
+_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _STEP = tl.constexpr(rounding.STEP)
 _FACTOR, _OTHER_FACTOR = tl.constexpr(rounding.FACTORS[0]), tl.constexpr(rounding.FACTORS[1])
 _GRID, _GRIDS = tl.constexpr(rounding.GRID), tl.constexpr(1 / rounding.GRID)
@@ -102,27 +110,64 @@ def store_master(master, weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS
 
 
 @triton.jit
-def apply_adamw(grad, index, mask, weight_ptr, remainder_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr,
-                IS_SPLIT: tl.constexpr):
-    """The update of the parameters at `index` of the flat buffers by `grad`."""
-    exp_avg = tl.load(exp_avg_ptr + index, mask=mask)
-    exp_avg_sq = tl.load(exp_avg_sq_ptr + index, mask=mask)
-    master = load_master(weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT)
-    exp_avg, exp_avg_sq, master = adamw_update(grad, exp_avg, exp_avg_sq, master, scalars_ptr)
-    tl.store(exp_avg_ptr + index, exp_avg, mask=mask)
-    tl.store(exp_avg_sq_ptr + index, exp_avg_sq, mask=mask)
-    store_master(master, weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT)
+def _load_grad(address, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """A full block of a gradient, by 16 bytes at once where they may be."""
+    if address % 16 == 0:
+        grad = tl.load(tl.multiple_of(address.to(tl.pointer_type(DTYPE)) + tl.arange(0, BLOCK), 16))
+    else:
+        grad = tl.load(address.to(tl.pointer_type(DTYPE)) + tl.arange(0, BLOCK))
+    return grad
 
 
 @triton.jit
-def _adamw(weight_ptr, remainder_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, first, n,
-           IS_SPLIT: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
-    """One block of parameters. Only the last is masked: a mask of unknown alignment would forbid vector loads."""
-    index = (first + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = index < n if MASKED else None
+def _load_part(address, count, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """The first `count` values of a block of a gradient, and zeros."""
+    lane = tl.arange(0, BLOCK)
+    return tl.load(address.to(tl.pointer_type(DTYPE)) + lane, mask=lane < count, other=0.0)
+
+
+@triton.jit
+def _adamw_scattered(address_ptr, start_ptr, count_ptr, weight_ptr, remainder_ptr, exp_avg_ptr, exp_avg_sq_ptr,
+                     scalars_ptr, first, ALIGNED: tl.constexpr, IS_SPLIT: tl.constexpr, GRAD_DTYPE: tl.constexpr,
+                     MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    block = first + tl.program_id(0)
     if tl.load(scalars_ptr + 8) != 0.0:
-        grad = tl.load(grad_ptr + index, mask=mask)
-        apply_adamw(grad, index, mask, weight_ptr, remainder_ptr, exp_avg_ptr, exp_avg_sq_ptr, scalars_ptr, IS_SPLIT)
+        address = tl.load(address_ptr + block)
+        start = tl.load(start_ptr + block)
+        if MASKED:
+            count = tl.load(count_ptr + block)
+            mask = tl.arange(0, BLOCK) < count
+            grad = _load_part(address, count, GRAD_DTYPE, BLOCK)
+        else:
+            mask = None
+            grad = _load_grad(address, GRAD_DTYPE, BLOCK)
+            if ALIGNED:
+                start = tl.multiple_of(start, 8)
+        index = start + tl.arange(0, BLOCK)
+        exp_avg = tl.load(exp_avg_ptr + index, mask=mask)
+        exp_avg_sq = tl.load(exp_avg_sq_ptr + index, mask=mask)
+        master = load_master(weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT)
+        exp_avg, exp_avg_sq, master = adamw_update(grad, exp_avg, exp_avg_sq, master, scalars_ptr)
+        tl.store(exp_avg_ptr + index, exp_avg, mask=mask)
+        tl.store(exp_avg_sq_ptr + index, exp_avg_sq, mask=mask)
+        store_master(master, weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT)
+
+
+@triton.jit
+def _sums_of_squares_scattered(address_ptr, count_ptr, part_ptr, num_full, num_blocks, GRAD_DTYPE: tl.constexpr,
+                               BLOCK: tl.constexpr):
+    """Each program sums every `num_programs`-th full block, then of the others. Addresses are read one block ahead."""
+    program, step = tl.program_id(0), tl.num_programs(0)
+    total = tl.zeros((BLOCK,), tl.float32)
+    address = tl.load(address_ptr + program, mask=program < num_full, other=0)
+    for block in range(program, num_full, step):
+        grad = _load_grad(address, GRAD_DTYPE, BLOCK).to(tl.float32)
+        address = tl.load(address_ptr + block + step, mask=block + step < num_full, other=0)
+        total += grad * grad
+    for block in range(num_full + program, num_blocks, step):
+        grad = _load_part(tl.load(address_ptr + block), tl.load(count_ptr + block), GRAD_DTYPE, BLOCK).to(tl.float32)
+        total += grad * grad
+    tl.store(part_ptr + program, tl.sum(total, 0))
 
 
 @triton.jit
@@ -149,18 +194,68 @@ def root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
     tl.store(out_ptr, tl.sqrt_rn(tl.sum(tl.load(part_ptr + index, mask=index < num_parts, other=0.0), 0)))
 
 
-def adamw_(
-    weight: Tensor, remainder: Tensor | None, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
-) -> None:
-    """See kernels.updates.adamw_."""
-    n = weight.numel()
-    num_full = n // _ADAMW_BLOCK
-    constants = dict(IS_SPLIT=remainder is not None, BLOCK=_ADAMW_BLOCK, num_warps=4)
-    for first, count, masked in ((0, num_full, False), (num_full, int(n % _ADAMW_BLOCK != 0), True)):
-        if count:
-            _adamw[(count,)](
-                weight, remainder, grad, exp_avg, exp_avg_sq, scalars, first, n, MASKED=masked, **constants
-            )
+class GradientTable:
+    """Where the gradient of each block of a flat buffer lies.
+
+    Args:
+        numels: number of elements of each parameter, in the flat buffer's order.
+
+    If every parameter starts at a multiple of 8 elements, as Stable Diffusion's do, the kernels read and write 16
+    bytes at once; else single values, because a 16-byte access at an odd start is an error of the GPU.
+
+    Full blocks come first, a parameter's incomplete last block among the others, so that only those need a mask.
+    """
+
+    def __init__(self, numels: list[int], device: torch.device | str):
+        starts = [0, *itertools.accumulate(numels[:-1])]
+        self.is_aligned = all(start % 8 == 0 for start in starts)
+        full = [(p, o) for p, n in enumerate(numels) for o in range(0, n - BLOCK + 1, BLOCK)]
+        rest = [(p, n // BLOCK * BLOCK) for p, n in enumerate(numels) if n % BLOCK]
+        parameter, offset = torch.tensor(full + rest, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+        self.num_full, self.num_rest = len(full), len(rest)
+        self.parameter, self.offset = parameter.to(device), offset.to(device)
+        # Of each block: where its gradient lies, and which elements of the flat buffer it is of.
+        self.address = torch.zeros(len(parameter), dtype=torch.int64, device=device)
+        self.start = (torch.tensor(starts)[parameter] + offset).to(device)
+        self.count = (torch.tensor(numels)[parameter] - offset).clamp(max=BLOCK).to(device, torch.int32)
+        self.part = torch.empty(_NORM_PROGRAMS, dtype=torch.float32, device=device)
+
+    def set_addresses(self, gradients: list[torch.Tensor]) -> None:
+        """Points the table at `gradients`, dense and in the parameters' layout; not part of a captured graph."""
+        addresses = torch.tensor([gradient.data_ptr() for gradient in gradients])
+        addresses = addresses.pin_memory() if self.address.is_cuda else addresses
+        on_device = addresses.to(self.address.device, non_blocking=True)
+        torch.add(on_device[self.parameter], self.offset, alpha=gradients[0].element_size(), out=self.address)
+
+    def adamw_(
+        self, weight: Tensor, remainder: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
+    ) -> None:
+        """As kernels.updates.adamw_, with gradients in the weights' dtype: 26 bytes a parameter.
+
+        Remainder and moments may be in pinned host memory, if host_memory.reaches_host_memory says so.
+        """
+        table = (self.address, self.start, self.count)
+        buffers = (weight, remainder, exp_avg, exp_avg_sq, scalars)
+        constants = dict(IS_SPLIT=remainder is not None, GRAD_DTYPE=_DTYPES[weight.dtype], BLOCK=BLOCK, num_warps=4)
+        for first, count, masked in ((0, self.num_full, False), (self.num_full, self.num_rest, True)):
+            if count:
+                _adamw_scattered[(count,)](*table, *buffers, first, self.is_aligned, MASKED=masked, **constants)
+
+    def grad_norm_(self, grad_dtype: torch.dtype, out: Tensor) -> None:
+        """As kernels.updates.grad_norm_."""
+        blocks = (self.num_full, self.num_full + self.num_rest)
+        options = dict(GRAD_DTYPE=_DTYPES[grad_dtype], BLOCK=BLOCK, num_warps=4)
+        _sums_of_squares_scattered[(_NORM_PROGRAMS,)](self.address, self.count, self.part, *blocks, **options)
+        root_of_sum[(1,)](self.part, out, _NORM_PROGRAMS, BLOCK=_NORM_PROGRAMS)
+
+
+def grad_norm_(grad: Tensor, out: Tensor) -> None:
+    """See kernels.updates.grad_norm_."""
+    num_blocks = grad.numel() // _NORM_BLOCK
+    num_programs = max(1, min(_NORM_PROGRAMS, num_blocks))
+    part = torch.empty(num_programs, dtype=torch.float32, device=grad.device)
+    _sums_of_squares[(num_programs,)](grad, part, grad.numel(), num_blocks, BLOCK=_NORM_BLOCK, num_warps=8)
+    root_of_sum[(1,)](part, out, num_programs, BLOCK=_NORM_PROGRAMS)
 
 
 @triton.jit
@@ -172,12 +267,3 @@ def _add_one(x_ptr, BLOCK: tl.constexpr):
 def add_one_(x: Tensor) -> None:
     """x [256] += 1; tells whether a kernel reaches x."""
     _add_one[(1,)](x, BLOCK=256)
-
-
-def grad_norm_(grad: Tensor, out: Tensor) -> None:
-    """See kernels.updates.grad_norm_."""
-    num_blocks = grad.numel() // _NORM_BLOCK
-    num_programs = max(1, min(_NORM_PROGRAMS, num_blocks))
-    part = torch.empty(num_programs, dtype=torch.float32, device=grad.device)
-    _sums_of_squares[(num_programs,)](grad, part, grad.numel(), num_blocks, BLOCK=_NORM_BLOCK, num_warps=8)
-    root_of_sum[(1,)](part, out, num_programs, BLOCK=_NORM_PROGRAMS)

@@ -31,7 +31,7 @@ class FlatParameters:
         device: where all buffers live but those that are offloaded.
         memory_format: torch.channels_last lays out 4-D parameters so; others are contiguous.
         scattered_grads: leave each gradient where autograd, or with several ranks DDP, puts it (see
-            kernels.adamw_scattered), instead of adding it into a buffer of zeros; without Triton the buffer.
+            kernels.adamw.GradientTable), instead of adding it into a buffer of zeros; without Triton the buffer.
         offload_optimizer: "moments", "all": those, or what masters take beside the weights too, are in pinned host
             memory, which needs host_memory.reaches_host_memory. Nothing on a CPU.
 
