@@ -12,14 +12,14 @@ from utils.runtime.gpu import REINSTALL, Finding, examine_gpu, version_numbers
 
 # The oldest and the newest version of tests/stacks/matrix.sh's legs (docs/compatibility.md).
 TESTED = {
-    "torch": ("2.2.2", "2.15.0"),
-    "transformers": ("4.39.3", "5.24.0"),
-    "diffusers": ("0.27.2", "0.42.1"),
-    "accelerate": ("0.28.0", "1.15.0"),
+    "torch": ("2.5.1", "2.15.0"),
+    "transformers": ("4.51.3", "5.24.0"),
+    "diffusers": ("0.29.0", "0.42.1"),
+    "accelerate": ("1.15.0", "1.15.0"),
     "colossalai": ("0.5.0", "0.5.0"),
     "numpy": ("1.26.4", "2.4.6"),
-    "safetensors": ("0.4.3", "0.8.0"),
-    "Pillow": ("10.3.0", "13.0.0"),
+    "safetensors": ("0.8.0", "0.8.0"),
+    "Pillow": ("12.3.0", "13.0.0"),
 }
 
 
@@ -42,7 +42,8 @@ def package_findings(installed: dict[str, str | None]) -> list[Finding]:
             command = "python -m pip install --no-deps colossalai==0.5.0"
             found.append(Finding("problem", f"colossalai {version}: this program is made for {oldest}", command))
         elif not version_numbers(oldest) <= version_numbers(version) <= version_numbers(newest):
-            found.append(Finding("note", f"{name} {version}: not tested; {oldest} to {newest} are", REINSTALL))
+            tested = f"{newest} is" if oldest == newest else f"{oldest} to {newest} are"
+            found.append(Finding("note", f"{name} {version}: not tested; {tested}", REINSTALL))
         else:
             found.append(Finding("ok", f"{name} {version}"))
     return found

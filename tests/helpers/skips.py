@@ -31,7 +31,6 @@ SKIPS = [
     Skip("not a checkout of git", "a clone of the repository"),
     Skip("this file system takes them for one", "a file system that tells capital letters from small ones"),
     Skip("other versions of diffusers draw other initial weights", "the diffusers of requirements.txt"),
-    Skip("from_single_file of diffusers 0.27", "a newer diffusers"),
 ]
 NEVER_SEEN = Skip("", "nothing known: add the reason to tests/helpers/skips.py")
 

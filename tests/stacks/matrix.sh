@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The program on several stacks, each in a virtual environment of its own below LEGS_DIR (.legs; up to 6 GB a leg):
 #   default   requirements.txt, in .venv (or VENV)     upstream  requirements-upstream.txt, ColossalAI's own pins
-#   oldest    tests/stacks/legs/oldest.txt             newest    requirements.txt without its pins
+#   newest    requirements.txt without its pins
 #   python3.10, python3.12, python3.13                 requirements.txt with that Python, if this machine has it
 # On each: the golden trajectory and run.sh with ten steps; then every leg samples the pipelines of all of them.
 #   bash tests/stacks/matrix.sh [--brief | --install] [LEG...]   --brief: no run.sh; --install: nothing is run, only
@@ -12,16 +12,15 @@ legs_dir="$(realpath -m "${LEGS_DIR:-.legs}")"
 brief='' only_install=''
 case "${1:-}" in --brief) brief=1; shift ;; --install) only_install=1; shift ;; esac
 unset PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not all that is installed
-[ $# -gt 0 ] || set -- default upstream oldest newest python3.10 python3.12 python3.13
+[ $# -gt 0 ] || set -- default upstream newest python3.10 python3.12 python3.13
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 requirements() {
   case "$1" in
     upstream) cat requirements-upstream.txt ;;
-    oldest) cat tests/stacks/legs/oldest.txt ;;
     newest) sed 's/==[^ ]*//' requirements.txt ;;
     python3.*) cat requirements.txt ;;
-    *) echo "matrix.sh: there is no leg $1, only default, upstream, oldest, newest and python3.N" >&2; exit 2 ;;
+    *) echo "matrix.sh: there is no leg $1, only default, upstream, newest and python3.N" >&2; exit 2 ;;
   esac
 }
 
