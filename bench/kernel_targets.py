@@ -28,6 +28,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 
@@ -114,8 +115,6 @@ def recording() -> Iterator[list[Launch]]:
     from utils.kernels import operations, updates
 
     launches: list[Launch] = []
-    run, runs_triton = JITFunction.run, operations.runs_triton
-    capturing = torch.cuda.is_current_stream_capturing
 
     def note(kernel, *args, **kwargs):
         launches.append((kernel, args, kwargs))
@@ -123,14 +122,12 @@ def recording() -> Iterator[list[Launch]]:
     def runs_on_meta(x: torch.Tensor) -> bool:
         return x.dtype in DTYPES.values() and x.numel() > 0
 
-    JITFunction.run = note
-    operations.runs_triton = updates.runs_triton = runs_on_meta
-    torch.cuda.is_current_stream_capturing = lambda: False
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(JITFunction, "run", note))
+        for module in (operations, updates):
+            stack.enter_context(mock.patch.object(module, "runs_triton", runs_on_meta))
+        stack.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False))
         yield launches
-    finally:
-        JITFunction.run, operations.runs_triton, updates.runs_triton = run, runs_triton, runs_triton
-        torch.cuda.is_current_stream_capturing = capturing
 
 
 def compile_launches(target: int, launches: list[Launch]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -195,17 +192,19 @@ def sample(config: dict, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
             unet(*inputs_of(unet, batch, dtype), return_dict=False)
 
 
-def launch_everything(dtype: torch.dtype, is_small: bool) -> None:
-    """Every launch of the program with a UNet in `dtype`."""
+def launches_of(dtype: torch.dtype, is_small: bool) -> list[Launch]:
+    """Every launch of the program with a UNet in `dtype`: they are the same for every target."""
     from utils.kernels.adamw import add_one_
 
-    if is_small:
-        train(SMALL_UNET, dtype, (1,), checkpoints=False, eight_bit=False)
-        return
-    train(UNET_CONFIG, dtype, TRAINING_BATCHES, checkpoints=False, eight_bit=False)
-    train(UNET_CONFIG, dtype, TRAINING_BATCHES[:1], checkpoints=True, eight_bit=True)
-    sample(UNET_CONFIG, dtype, SAMPLING_BATCHES)
-    add_one_(torch.empty(256, device="meta"))  # how the checks find out whether a kernel reaches the host's memory
+    with recording() as launches:
+        if is_small:
+            train(SMALL_UNET, dtype, (1,), checkpoints=False, eight_bit=False)
+            return list({id(launch[0]): launch for launch in reversed(launches)}.values())  # the first of each kernel
+        train(UNET_CONFIG, dtype, TRAINING_BATCHES, checkpoints=False, eight_bit=False)
+        train(UNET_CONFIG, dtype, TRAINING_BATCHES[:1], checkpoints=True, eight_bit=True)
+        sample(UNET_CONFIG, dtype, SAMPLING_BATCHES)
+        add_one_(torch.empty(256, device="meta"))  # the checks' question: does a kernel reach the host's memory?
+    return launches
 
 
 def resources(kernel: Any, folder: Path) -> Variant:
@@ -220,14 +219,6 @@ def resources(kernel: Any, folder: Path) -> Variant:
     spilled = found["STACK"] + found["LOCAL"]
     metadata = kernel.metadata
     return Variant(metadata.name, metadata.num_warps, found["REG"], spilled, max(metadata.shared, found["SHARED"]))
-
-
-def launches_of(dtype: str, is_small: bool) -> list[Launch]:
-    """Every launch of the program, noted on the meta device: they are the same for every target."""
-    with recording() as launches:
-        launch_everything(DTYPES[dtype], is_small)
-    first_of_each = {id(launch[0]): launch for launch in reversed(launches)}
-    return list(first_of_each.values()) if is_small else launches
 
 
 LAUNCHES: dict[str, list[Launch]] = {}  # by dtype; processes forked from this one inherit them
@@ -283,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
         environment = os.environ | dict(PYTHONPATH=str(TRITON_FOLDER))
         command = [sys.executable, "-m", "bench.kernel_targets", *(sys.argv[1:] if argv is None else argv)]
         return subprocess.run(command, cwd=ROOT, env=environment).returncode
-    LAUNCHES.update({dtype: launches_of(dtype, args.small) for dtype in args.dtypes})
+    LAUNCHES.update({dtype: launches_of(DTYPES[dtype], args.small) for dtype in args.dtypes})
     return print_table(args)
 
 
