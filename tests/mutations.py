@@ -85,8 +85,8 @@ the noise offset is drawn for every value -> tests/data/test_randomness.py
 +standard_normal(latent_shape, dtype=np.float32)
 === utils/dataset.py
 pixels are in [0,1] -> tests/test_dataset.py
--self._crop(self.photos[photo].pixels, top, left)).float() / 127.5 - 1.0
-+self._crop(self.photos[photo].pixels, top, left)).float() / 255.0
+-self._crop(self.pixels(photo), top, left)).float() / 127.5 - 1.0
++self._crop(self.pixels(photo), top, left)).float() / 255.0
 captions are not read -> tests/data/test_concepts.py -k caption
 -captions.texts.get(path, prompt)
 +prompt
@@ -273,11 +273,8 @@ the moments are not restored -> tests/run/test_checkpoint.py
 +                tensor.copy_(value) if not prefix.startswith('exp_avg') else None
 === utils/run/fingerprint.py
 the seed is not compared on a resume -> tests/run/test_resume.py -k other_inputs
--    "max_nonfinite_steps",
--}
-+    "max_nonfinite_steps",
-+    "seed",
-+}
+-overwrite_output_dir max_nonfinite_steps"
++overwrite_output_dir max_nonfinite_steps seed"
 a schedule's end is not compared on a resume -> tests/run/test_resume.py -k other_inputs
 -if arguments["lr_scheduler"] not in SCHEDULES_WITHOUT_END:
 +if False:

@@ -30,54 +30,35 @@ _leaving: list[int] = []  # the exit code, once leave() was called
 Number = TypeVar("Number", int, float)
 
 
-def positive_int(text: str) -> int:
-    """An integer of at least 1."""
-    return _bounded(int, text, 1)
+def number(
+    kind: type[Number], *, least: float = 0, above: float = -1, below: float = math.inf
+) -> Callable[[str], Number]:
+    """The type of a flag whose values are finite numbers, at least `least`, above `above` and below `below`."""
+
+    def check(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least {least}")
+        if value <= above:
+            raise argparse.ArgumentTypeError(f"{text} is not above {above}")
+        if value >= below:
+            raise argparse.ArgumentTypeError(f"{text} is not below {'2**32' if below == 2**32 else below}")
+        return value
+
+    check.__name__ = kind.__name__  # Parser has N for an int and X for a float in the help
+    return check
 
 
-def non_negative_int(text: str) -> int:
-    """An integer of at least 0."""
-    return _bounded(int, text, 0)
-
-
-def seed_int(text: str) -> int:
-    """An integer in [0, 2**32): what every generator takes."""
-    value = _bounded(int, text, 0)
-    if value >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not below 2**32")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    """A finite number of at least 0."""
-    return _bounded(float, text, 0)
-
-
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    value = _bounded(float, text, 0)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def unit_float(text: str) -> float:
-    """A number in [0, 1)."""
-    value = _bounded(float, text, 0)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not below 1")
-    return value
-
-
-def _bounded(kind: type[Number], text: str, least: int) -> Number:
-    try:
-        value = kind(text)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-    if not least <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least {least}")
-    return value
+positive_int = number(int, least=1)
+non_negative_int = number(int)
+seed_int = number(int, below=2**32)  # what every generator takes
+positive_float = number(float, above=0)
+non_negative_float = number(float)
+unit_float = number(float, below=1)
 
 
 def as_path(text: str) -> Path:
@@ -149,8 +130,7 @@ class Parser(argparse.ArgumentParser):
         """In the help a number is N or X, not the flag's own name once more."""
         self.flags |= dict.fromkeys(flag.option_strings, flag)
         if flag.metavar is None and flag.choices is None and flag.option_strings and flag.nargs != 0:
-            kind = getattr(flag.type, "__name__", "text")
-            flag.metavar = "N" if "int" in kind else "X" if "float" in kind else "TEXT"
+            flag.metavar = {"int": "N", "float": "X"}.get(getattr(flag.type, "__name__", ""), "TEXT")
         return flag
 
     def nearest(self, unknown: str) -> str | None:

@@ -84,17 +84,48 @@ def resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
 
 
-def crop_origin(
-    size: tuple[int, int], resolution: int, center_crop: bool, position: tuple[float, float]
-) -> tuple[int, int]:
-    """(top, left) of a square crop in an image of `size` (height, width) at `position`, two numbers in [0,1)."""
-    spare = [side - resolution for side in size]
-    if center_crop:
-        return int(round(spare[0] / 2)), int(round(spare[1] / 2))
-    return int(position[0] * (spare[0] + 1)), int(position[1] * (spare[1] + 1))
+class Crops:
+    """Square crops of images whose shorter side is `resolution`, R; `sizes` are (height, width) of each."""
+
+    resolution: int
+    center_crop: bool
+    sizes: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def crop_origin(self, photo: int, position: tuple[float, float]) -> tuple[int, int]:
+        """(top, left) in pixels of the crop of image number `photo`; `position` is two numbers in [0,1)."""
+        spare = [side - self.resolution for side in self.sizes[photo]]
+        if self.center_crop:
+            return int(round(spare[0] / 2)), int(round(spare[1] / 2))
+        return int(position[0] * (spare[0] + 1)), int(position[1] * (spare[1] + 1))
+
+    def has_one_crop(self, photo: int) -> bool:
+        """Whether an image is square, or the crop is centred."""
+        height, width = self.sizes[photo]
+        return self.center_crop or height == width
+
+    @property
+    def has_fixed_crops(self) -> bool:
+        """Whether every image has one crop only."""
+        return all(map(self.has_one_crop, range(len(self))))
+
+    def pixels(self, photo: int) -> np.ndarray:
+        """uint8 [3,H,W] of image number `photo`."""
+        raise NotImplementedError
+
+    def pixel_values(self, photo: int, top: int, left: int) -> "torch.Tensor":
+        """float32 [3,R,R] in [-1,1] of a crop."""
+        import torch
+
+        return torch.from_numpy(self._crop(self.pixels(photo), top, left)).float() / 127.5 - 1.0
+
+    def _crop(self, pixels: np.ndarray, top: int, left: int) -> np.ndarray:
+        return pixels[..., top : top + self.resolution, left : left + self.resolution]
 
 
-class InstanceDataset:
+class InstanceDataset(Crops):
     """The subject's photos, decoded once.
 
     Args:
@@ -129,11 +160,9 @@ class InstanceDataset:
         self.instance_prompt = prompt
         self.alpha_mask = alpha_mask
         self.photos = [self._read(path, captions.texts.get(path, prompt)) for path in paths]
+        self.sizes = [photo.pixels.shape[1:] for photo in self.photos]
         if alpha_mask:
             self._check_opacity()
-
-    def __len__(self) -> int:
-        return len(self.photos)
 
     def _read(self, path: Path, prompt: str) -> Photo:
         decoded = read_photo(path)
@@ -166,6 +195,7 @@ class InstanceDataset:
     def extend(self, other: "InstanceDataset") -> None:
         """Adds another subject's photos, of the same resolution and crop, after this one's."""
         self.photos += other.photos
+        self.sizes += other.sizes
         self.skipped += other.skipped
         self.num_captions += other.num_captions
 
@@ -173,19 +203,9 @@ class InstanceDataset:
         """What photo number `photo` shows: its caption, or its subject's prompt."""
         return self.photos[photo].prompt
 
-    def crop_origin(self, photo: int, position: tuple[float, float]) -> tuple[int, int]:
-        """(top, left) in pixels of the crop of photo number `photo`; `position` is two numbers in [0,1)."""
-        return crop_origin(self.photos[photo].pixels.shape[1:], self.resolution, self.center_crop, position)
-
-    @property
-    def has_fixed_crops(self) -> bool:
-        """Whether every photo has one crop only: all are square, or the crop is centred."""
-        return all(map(self.has_one_crop, range(len(self))))
-
-    def has_one_crop(self, photo: int) -> bool:
-        """Whether photo number `photo` is square, or the crop is centred."""
-        height, width = self.photos[photo].pixels.shape[1:]
-        return self.center_crop or height == width
+    def pixels(self, photo: int) -> np.ndarray:
+        """uint8 [3,H,W] of photo number `photo`."""
+        return self.photos[photo].pixels
 
     def opacity(self, photo: int, top: int, left: int) -> "torch.Tensor":
         """float32 [1,R,R] in [0,1] of a crop: 1 is opaque."""
@@ -196,17 +216,8 @@ class InstanceDataset:
             return torch.ones(1, self.resolution, self.resolution)
         return torch.from_numpy(self._crop(opacity, top, left)).float().unsqueeze(0) / 255
 
-    def pixel_values(self, photo: int, top: int, left: int) -> "torch.Tensor":
-        """float32 [3,R,R] in [-1,1]."""
-        import torch
 
-        return torch.from_numpy(self._crop(self.photos[photo].pixels, top, left)).float() / 127.5 - 1.0
-
-    def _crop(self, pixels: np.ndarray, top: int, left: int) -> np.ndarray:
-        return pixels[..., top : top + self.resolution, left : left + self.resolution]
-
-
-class ClassDataset:
+class ClassDataset(Crops):
     """The class images that are used, decoded when they are asked for; an InstanceDataset to whoever draws crops.
 
     Args:
@@ -223,9 +234,6 @@ class ClassDataset:
         self.images = images
         self.sizes = [self._resized_size(path) for path, _ in self.images]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def _resized_size(self, path: Path) -> tuple[int, int]:
         """(height, width) after upright turning and resizing, from the file's header."""
         height, width = upright_size(path)
@@ -241,19 +249,6 @@ class ClassDataset:
         """The class prompt of image number `photo`."""
         return self.images[photo][1]
 
-    def crop_origin(self, photo: int, position: tuple[float, float]) -> tuple[int, int]:
-        """(top, left) in pixels of the crop of image number `photo`; `position` is two numbers in [0,1)."""
-        return crop_origin(self.sizes[photo], self.resolution, self.center_crop, position)
-
-    @property
-    def has_fixed_crops(self) -> bool:
-        """Whether every image has one crop only."""
-        return self.center_crop or all(height == width for height, width in self.sizes)
-
-    def pixel_values(self, photo: int, top: int, left: int) -> "torch.Tensor":
-        """float32 [3,R,R] in [-1,1]."""
-        import torch
-
-        image = resize_shorter_side(decode(self.images[photo][0]), self.resolution)
-        pixels = np.array(image)[top : top + self.resolution, left : left + self.resolution]
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
+    def pixels(self, photo: int) -> np.ndarray:
+        """uint8 [3,H,W] of image number `photo`, decoded anew."""
+        return np.array(resize_shorter_side(decode(self.images[photo][0]), self.resolution)).transpose(2, 0, 1)

@@ -7,7 +7,7 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from utils.errors import EXIT_USER_ERROR, UserError
 from utils.files.filesystems import is_same_place
@@ -34,20 +34,12 @@ if TYPE_CHECKING:
 INPUTS = ("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "instance_data_dir", "tokenizer_name")
 
 
-class PreflightResult(NamedTuple):
-    """What a run does and what it is made from; both None if a check failed, which only a dry run survives.
-
-    `exit_code` is a dry run's.
-    """
-
-    plan: "Plan | None"
-    sources: "Sources | None"
-    exit_code: int
-
-
-def run_preflight(args: Namespace, notes: Sequence[str] = (), *, is_quick: bool = False) -> PreflightResult:
+def run_preflight(
+    args: Namespace, notes: Sequence[str] = (), *, is_quick: bool = False
+) -> "tuple[Plan | None, Sources | None, int]":
     """Makes all the checks and prints the table, `notes` first, on rank 0; `is_quick`: but those that need torch.
 
+    What a run does and what it is made from, None if a check failed, which a dry run alone survives; its exit code.
     Raises UserError at the first problem, but with --dry_run lists those of all checks.
     """
     found = Found(args, is_quick)
@@ -58,7 +50,7 @@ def run_preflight(args: Namespace, notes: Sequence[str] = (), *, is_quick: bool 
     rows += rows_of(sources.CHECKS, found)
     if environment.is_main():
         print(as_text(rows, terminal.columns()), flush=True)  # a log gets whole lines
-    return PreflightResult(found.plan, found.sources, EXIT_USER_ERROR if num_problems(rows) else 0)
+    return found.plan, found.sources, EXIT_USER_ERROR if num_problems(rows) else 0
 
 
 def find_base(found: Found) -> None:

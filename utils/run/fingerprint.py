@@ -11,43 +11,23 @@ from utils.files.hashing import sha256_of
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
 
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
-NOT_COMPARED = {
-    "pretrained_model_name_or_path",  # its files are compared by their hashes, as are the tokenizer's and the photos
-    "pretrained_vae_name_or_path",
-    "tokenizer_name",
-    "instance_data_dir",
-    "concepts_list",
-    "class_data_dir",
-    "sample_batch_size",
-    "prior_generation_precision",
-    "output_dir",
-    "num_train_epochs",  # becomes max_train_steps
-    "max_train_steps",  # compared if the learning rate depends on it
-    "gradient_checkpointing",
-    "offload_optimizer",  # the same bits
-    "low_memory",
-    "no_cuda_graph",
-    "debug",
-    "dry_run",
-    "save_dtype",
-    "save_format",
-    "export_single_file",
-    "config",
-    "logging_dir",
-    "report_to",
-    "validation_prompt",
-    "validation_negative_prompt",
-    "validation_inference_steps",
-    "validation_guidance_scale",
-    "validation_steps",
-    "num_validation_images",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "resume_from_checkpoint",
-    "allow_changes",
-    "overwrite_output_dir",
-    "max_nonfinite_steps",
-}
+NOT_COMPARED = set(
+    (
+        # Their files are compared by their hashes.
+        "pretrained_model_name_or_path pretrained_vae_name_or_path tokenizer_name "
+        "instance_data_dir concepts_list class_data_dir "
+        # How class images are made; how long the run is, which is compared if the learning rate depends on it.
+        "sample_batch_size prior_generation_precision num_train_epochs max_train_steps "
+        # The same bits, or the same to rounding.
+        "gradient_checkpointing offload_optimizer low_memory no_cuda_graph "
+        # What is written, where and when.
+        "output_dir save_dtype save_format export_single_file logging_dir report_to "
+        "validation_prompt validation_negative_prompt validation_inference_steps validation_guidance_scale "
+        "validation_steps num_validation_images checkpointing_steps checkpoints_total_limit "
+        # How the run starts and ends.
+        "config debug dry_run resume_from_checkpoint allow_changes overwrite_output_dir max_nonfinite_steps"
+    ).split()
+)
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 
 

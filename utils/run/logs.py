@@ -126,10 +126,8 @@ class TrainingLog:
         plain = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
         with self._gaps_in(self._file.name):
             self._file.write(json.dumps({"step": global_step, **plain}) + "\n")
-        if self._tensorboard is not None:
-            with self._gaps_in(TENSORBOARD):
-                for name, value in (row | self._speed_and_memory(row)).items():
-                    self._tensorboard.add_scalar(f"train/{name}", value, global_step)
+        for name, value in (row | self._speed_and_memory(row)).items():
+            self._board("add_scalar", f"train/{name}", value, global_step)
         self._bar.set_postfix(self._postfix(row), refresh=False)
         self._bar.update(1)
 
@@ -142,6 +140,12 @@ class TrainingLog:
             if written not in self._with_gaps:
                 self.say(f"{written} could not be written ({error.strerror or error}); the training continues")
             self._with_gaps.add(written)
+
+    def _board(self, method: str, *values: Any, **options: Any) -> None:
+        """Calls a method of TensorBoard's writer, if there is one."""
+        if self._tensorboard is not None:
+            with self._gaps_in(TENSORBOARD):
+                getattr(self._tensorboard, method)(*values, **options)
 
     def _speed_and_memory(self, row: dict) -> dict[str, float]:
         """What TensorBoard shows beside the metrics: samples a second, and the GPU's memory at its peak."""
@@ -175,19 +179,14 @@ class TrainingLog:
         path, folder = self.output_dir / VALIDATION_FILE, self.output_dir / VALIDATION_FOLDER
         with self._gaps_in(str(path)), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "validation_loss": loss}) + "\n")
-        if self._tensorboard is not None:
-            with self._gaps_in(TENSORBOARD):
-                self._tensorboard.add_scalar("validation/loss", loss, step)
+        self._board("add_scalar", "validation/loss", loss, step)
         for place, image in enumerate(images):
             prompt, number = divmod(place, self.num_validation_images)
             of_prompt = f"-prompt-{prompt + 1}" if prompt else ""
             with self._gaps_in(str(folder)):
                 folder.mkdir(exist_ok=True)
                 save_png(folder / f"step-{step:06d}{of_prompt}-seed-{self.validation_seed + number}.png", image)
-            if self._tensorboard is not None:
-                with self._gaps_in(TENSORBOARD):
-                    tag = f"validation{of_prompt}/{number}"
-                    self._tensorboard.add_image(tag, np.asarray(image), step, dataformats="HWC")
+            self._board("add_image", f"validation{of_prompt}/{number}", np.asarray(image), step, dataformats="HWC")
 
     def say(self, line: str) -> None:
         """A line that does not break the progress bar, also when that is closed; rank 0 only."""
@@ -210,6 +209,4 @@ class TrainingLog:
         self._bar.close()
         with contextlib.suppress(OSError):
             self._file.close()
-        if self._tensorboard is not None:
-            with self._gaps_in(TENSORBOARD):
-                self._tensorboard.close()
+        self._board("close")

@@ -173,14 +173,5 @@ def _output(args: Namespace) -> dict[str, Any]:
 
 def memory_needs(args: Namespace, *, num_parameters: int, num_ranks: int) -> MemoryNeeds:
     """What decides how much memory a run takes; --mixed_precision must be filled in."""
-    return MemoryNeeds(
-        num_parameters=num_parameters,
-        num_ranks=num_ranks,
-        fp32=args.mixed_precision == "no",
-        train_batch_size=args.train_batch_size,
-        with_prior_preservation=args.with_prior_preservation,
-        resolution=args.resolution,
-        gradient_checkpointing=args.gradient_checkpointing,
-        use_8bit_adam=args.use_8bit_adam,
-        offload_optimizer=args.offload_optimizer,
-    )
+    flags = {name: getattr(args, name) for name in MemoryNeeds._fields if hasattr(args, name)}
+    return MemoryNeeds(num_parameters=num_parameters, num_ranks=num_ranks, fp32=args.mixed_precision == "no", **flags)
