@@ -1,15 +1,20 @@
-"""The model card of a result: what the Hub needs, what a reader needs, and nothing of this machine."""
+"""What a result says of itself, in its card and in a file's header: what readers need, and nothing of this machine."""
 
+import hashlib
 import json
+import struct
 from pathlib import Path
 
 import pytest
-import yaml
+from huggingface_hub import metadata_load
+from safetensors import safe_open
 
 import evaluate
 from tests.helpers.script import run, run_json
 from utils.command_line import run_main
-from utils.models.card import MARK, clean_record, write_card
+from utils.models.card import MARK, clean_record, file_metadata, settings_of, write_card
+from utils.models.single_file import export_single_file
+from utils.run.fingerprint import NOT_COMPARED
 from utils.share import main as share
 
 
@@ -21,7 +26,7 @@ def output(flags, tmp_path) -> Path:
 
 
 def front_matter(folder: Path) -> dict:
-    return yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---")[1])
+    return metadata_load(folder / "README.md")
 
 
 def test_training_writes_a_card(output, tmp_path, flags):
@@ -30,9 +35,21 @@ def test_training_writes_a_card(output, tmp_path, flags):
     assert front["library_name"] == "diffusers" and front["instance_prompt"] == "a photo of my cat."
     assert {"text-to-image", "dreambooth", "stable-diffusion", "stable-diffusion-diffusers"} <= set(front["tags"])
     assert "base_model" not in front and "license" not in front  # a local folder, and not of v1's size
-    assert "| steps | 3 |" in text and "| learning rate | 0.001 |" in text and "4 photos" in text
+    assert "| max_train_steps | 3 |" in text and "| learning_rate | 0.001 |" in text and "4 photos" in text
     assert 'pipeline("' not in text and "pipeline('a photo of my cat.').images[0]" in text
     assert str(tmp_path) not in text and "photo-0" not in text and str(flags["instance_data_dir"]) not in text
+
+
+def test_a_flag_that_changes_the_weights_is_a_setting_by_itself(output):
+    """And one that was left alone is named with its default; nobody keeps a list of them."""
+    record, text = run_json(output), (output / "README.md").read_text(encoding="utf-8")
+    assert record["defaults"].keys() == record["arguments"].keys() - NOT_COMPARED
+    for name, default in record["defaults"].items():
+        is_given = record["arguments"][name] != default
+        assert is_given == (name in settings_of(record)) == (f"| {name} |" in text)
+        assert (not is_given and default is not None) == (f"{name} {default}" in text.split("At their defaults: ")[1])
+    new = dict(arguments=dict(huber_delta=0.1, max_train_steps=3), defaults=dict(huber_delta=None))
+    assert settings_of(new) == dict(max_train_steps=3, huber_delta=0.1)
 
 
 def test_the_four_lines_load_it(output, monkeypatch, tmp_path):
@@ -60,6 +77,13 @@ def test_a_card_of_the_users_own_stays(output):
     assert not write_card(output) and (output / "README.md").read_text() == mine
     (output / "README.md").unlink()
     assert write_card(output)
+
+
+@pytest.mark.parametrize("text", ["no front", "---\na: [\n---\n", "---\n- a\n---\n", "---\nlicense: [a]\n---\n"])
+def test_a_damaged_card_of_the_base_does_not_keep_ours_from_being_written(output, base, text):
+    (base / "README.md").write_text(text)
+    (output / "run.json").write_text(json.dumps(run_json(output) | dict(base_model=dict(folder=str(base)))))
+    assert write_card(output) and "license" not in front_matter(output)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +146,55 @@ def test_a_damaged_record_is_cleaned_without_a_fault():
         "photos": "x",
         "device": "x",
     }
+
+
+# What A1111's model cards, ComfyUI's managers and SwarmUI read: required and recommended keys of ModelSpec 1.0.1.
+MODELSPEC = {"sai_model_spec", "architecture", "implementation", "title", "resolution", "date", "hash_sha256"}
+MODELSPEC |= {"trigger_phrase", "prediction_type", "description"}
+
+
+def header(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
+
+
+def test_a_trained_file_says_what_it_is_and_nothing_of_the_machine(flags, tmp_path):
+    run(flags, seed=7, snr_gamma=5, export_single_file=tmp_path / "my-cat.safetensors")
+    found = header(tmp_path / "my-cat.safetensors")
+    assert {f"modelspec.{key}" for key in MODELSPEC} <= found.keys()
+    wanted = dict(architecture="stable-diffusion-v1", title="my-cat", resolution="32x32", prediction_type="epsilon")
+    wanted |= dict(trigger_phrase="a photo of my cat.", date=run_json(tmp_path / "output")["started_at"])
+    assert {key: found[f"modelspec.{key}"] for key in wanted} == wanted
+    settings = dict(max_train_steps=3, learning_rate=0.001, seed=7, resolution=32, snr_gamma=5.0, mixed_precision="no")
+    assert json.loads(found["settings"]).items() >= settings.items() and "ss_" not in "".join(found)
+    text = json.dumps(found)
+    assert str(tmp_path) not in text and "photo-0" not in text and str(flags["instance_data_dir"]) not in text
+
+
+def test_the_hash_is_of_all_that_follows_the_header(tmp_path, tiny_pipeline_dir):
+    export_single_file(tiny_pipeline_dir, tmp_path / "one.safetensors")
+    content = (tmp_path / "one.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    digest = hashlib.sha256(content[8 + length :]).hexdigest()
+    assert header(tmp_path / "one.safetensors")["modelspec.hash_sha256"] == f"0x{digest}"
+
+
+def test_a_base_has_no_settings(tmp_path, tiny_pipeline_dir):
+    export_single_file(tiny_pipeline_dir, tmp_path / "one.safetensors")
+    found = header(tmp_path / "one.safetensors")
+    assert "settings" not in found
+    assert found["modelspec.resolution"] == "32x32" and "modelspec.trigger_phrase" not in found
+
+
+def test_captions_and_several_subjects_are_the_trigger_phrase():
+    photos = [dict(file="a.jpg"), dict(file="b.jpg", prompt="a sks dog, sitting"), dict(file="c.jpg")]
+    made = dict(arguments=dict(instance_prompt="a sks dog"), photos=photos)
+    found = file_metadata(made, title="x", image_size=(512, 768), prediction_type="v_prediction")
+    assert found["modelspec.trigger_phrase"] == "a sks dog, a sks dog, sitting"
+    assert (found["modelspec.resolution"], found["modelspec.prediction_type"]) == ("768x512", "v")
+
+
+def test_a_damaged_run_json_does_not_keep_a_file_from_being_written():
+    for made in (dict(arguments=3, photos=[4], class_images=None), dict(program="x"), dict(photos="no")):
+        found = file_metadata(made, title="x", image_size=(64, 64))
+        assert all(isinstance(value, str) for value in found.values())

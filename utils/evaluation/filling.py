@@ -15,10 +15,9 @@ from utils.evaluation.prompts import (
     read_subject,
 )
 from utils.files.json_files import read_json
-from utils.files.ownership import RUN_FILE
+from utils.files.ownership import RUN_FILE, prompts_of
 from utils.models.base import from_hub_cache
 from utils.models.folder import MODEL_INDEX
-from utils.models.metadata import prompts_of
 
 Notes = list[tuple[str, str]]  # ("note" or "warning", what is said)
 

@@ -5,7 +5,10 @@ import json
 import os
 import re
 import struct
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from utils import PROGRAM
 from utils.errors import UserError
@@ -104,6 +107,15 @@ def check_new_folder(folder: Path, argument: str) -> None:
 def run_of(folder: Path) -> dict:
     """The run.json of an output folder; empty if there is none that can be read, as beside a base."""
     return read_json_or_none(folder / RUN_FILE) or {}
+
+
+def prompts_of(run: Mapping[str, Any]) -> dict[str, int]:
+    """{prompt: number of photos} by a run.json, in the photos' order."""
+    arguments, photos = run.get("arguments"), run.get("photos")
+    said = arguments.get("instance_prompt") if isinstance(arguments, Mapping) else None
+    listed = [photo for photo in photos if isinstance(photo, Mapping)] if isinstance(photos, list) else []
+    prompts = [photo.get("prompt") or said for photo in listed] or [said]
+    return dict(Counter(prompt for prompt in prompts if isinstance(prompt, str) and prompt))
 
 
 def is_own_output(folder: Path) -> bool:

@@ -1,9 +1,9 @@
-"""README.md beside a trained pipeline: a model card, so that the folder is a good page wherever it is uploaded.
+"""What a result says of itself: README.md beside a pipeline, and the header of a file of weights (modelspec.*).
 
-It says what run.json and evaluate.py know, without local paths, names of photos and the command line.
+Both say what run.json and evaluate.py know, without local paths, names of photos and the command line.
 """
 
-import math
+import json
 import re
 import shutil
 from collections import Counter
@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData, metadata_load
 
+from utils import PROGRAM
 from utils.files.atomic import replace_file
 from utils.files.json_files import read_json
-from utils.files.ownership import is_own_output, run_of
+from utils.files.ownership import EXPORT_METADATA, is_own_output, prompts_of, run_of
 from utils.models.folder import MODEL_INDEX, prediction_type
-from utils.models.layout import unet_shapes
-from utils.models.metadata import prompts_of, step_and_strength
 
 CARD_FILE = "README.md"
 PICTURE_FILE = "comparison.png"
@@ -29,7 +28,6 @@ HUB_NAMES = {
     "stable-diffusion-v1-4": "CompVis/stable-diffusion-v1-4",
     "stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
-V1_PARAMETERS = 859_520_964
 V1_LICENSE = "creativeml-openrail-m"
 SCORES = {  # key of metrics.json: name, and what it says
     "dino": ("DINO", "likeness to the photos"),
@@ -38,19 +36,6 @@ SCORES = {  # key of metrics.json: name, and what it says
     "clip_t_other": ("CLIP-T, other things", "fidelity to prompts without the subject"),
     "div_clip": ("DIV", "variety between seeds"),
     "copy_clip": ("COPY", "likeness to the nearest photo"),
-}
-SETTINGS = {  # argument of run.json: how the card calls it
-    "max_train_steps": "steps",
-    "learning_rate": "learning rate",
-    "lr_scheduler": "schedule",
-    "train_batch_size": "batch size",
-    "gradient_accumulation_steps": "gradient accumulation",
-    "resolution": "resolution",
-    "mixed_precision": "mixed precision",
-    "prior_loss_weight": "prior loss weight",
-    "snr_gamma": "min-SNR gamma",
-    "noise_offset": "noise offset",
-    "seed": "seed",
 }
 LOCAL_ARGUMENTS = (  # of run.json: of this machine alone
     "config",
@@ -62,6 +47,71 @@ LOCAL_ARGUMENTS = (  # of run.json: of this machine alone
     "export_single_file",
     "resume_from_checkpoint",
 )
+V1_UNET = Path(__file__).with_name("v1") / "unet" / "config.json"
+CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of an export
+ARCHITECTURE = "stable-diffusion-v1"
+ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
+
+
+def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]:
+    """Of which checkpoint and how strong the weights are that a run.json stands beside; None: as the run made them."""
+    step, strength = run.get(CHECKPOINT_STEP), run.get(STRENGTH)
+    is_plain = not isinstance(strength, int | float) or strength == 1
+    return step if isinstance(step, int) else None, None if is_plain else strength
+
+
+def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """{flag: value} of a run: its steps, and what changes the trained weights and was not left at its default."""
+    arguments = _dict(run.get("arguments"))
+    given = {name: arguments.get(name) for name, default in _defaults(run).items() if arguments.get(name) != default}
+    return dict(max_train_steps=arguments.get("max_train_steps")) | given
+
+
+def _defaults(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _dict(run.get("defaults"))
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def file_metadata(
+    run: Mapping[str, Any],
+    *,
+    title: str,
+    image_size: tuple[int, int],
+    prediction_type: str = "epsilon",
+    architecture: str = ARCHITECTURE,
+    implementation: str = ORIGINAL_LAYOUT,
+) -> dict[str, str]:
+    """The header's metadata for a file of weights by Stability AI's ModelSpec 1.0.1, every value a string, and the
+    run's settings; save_with_hash adds the tensors' hash.
+
+    Args:
+        run: a run.json, whole or of a run that has not ended; empty: the file is of a base.
+        title: what UIs show as the model's name.
+        image_size: (height, width) in pixels that the model was made for.
+        prediction_type: the scheduler's: epsilon or v_prediction.
+        architecture: ModelSpec's; "stable-diffusion-v1/lora" for a LoRA.
+    """
+    height, width = image_size
+    step, strength = step_and_strength(run)
+    said = f", {step} steps" if step is not None else ""
+    said += f", at strength {strength:g}" if strength is not None else ""
+    found = {
+        "sai_model_spec": "1.0.1",
+        "architecture": architecture,
+        "implementation": implementation,
+        "title": title,
+        "resolution": f"{width}x{height}",
+        "prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
+        "date": run.get("started_at"),
+        "trigger_phrase": ", ".join(prompts_of(run)),
+        "description": f"DreamBooth fine-tuning of Stable Diffusion v1 with {PROGRAM}{said}" if run else None,
+    }
+    modelspec = {f"modelspec.{key}": str(value) for key, value in found.items() if value}
+    settings = dict(settings=json.dumps(settings_of(run), ensure_ascii=False)) if run else {}
+    return {**EXPORT_METADATA, **modelspec, **settings}
 
 
 def write_card(folder: Path, *, metrics: Mapping[str, Any] | None = None, picture: Path | None = None) -> bool:
@@ -99,12 +149,18 @@ def card_text(folder: Path, run: Mapping[str, Any], metrics: Mapping[str, Any] |
     """The card of a pipeline folder as Markdown."""
     prompts = [prompt for prompt, _ in Counter(prompts_of(run)).most_common()] or ["a photo"]  # captions come last
     base, license_name = _base_of(run), _license(folder, run)
-    front: dict[str, Any] = dict(base_model=base) if base and "/" in base else {}
-    front |= dict(library_name="diffusers", pipeline_tag="text-to-image", inference=True, instance_prompt=prompts[0])
-    front |= dict(license=license_name) if license_name else {}
+    front = ModelCardData(
+        base_model=base if base and "/" in base else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        inference=True,
+        instance_prompt=prompts[0],
+        license=license_name,
+        tags=TAGS,
+    )
     said_license = f": {license_name}" if license_name else ""
     sections = [
-        f"---\n{yaml.safe_dump(front | dict(tags=TAGS), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{front.to_yaml()}\n---",
         MARK,
         f"# DreamBooth: {_escaped(prompts[0])}",
         f"Stable Diffusion v1 ({_escaped(base) if base else 'a local base'}), fine-tuned with DreamBooth on "
@@ -141,15 +197,15 @@ def _license(folder: Path, run: Mapping[str, Any]) -> str | None:
     base = run.get("base_model")
     where = base.get("folder") if isinstance(base, Mapping) else None
     if isinstance(where, str) and (Path(where) / CARD_FILE).is_file():
-        front = (Path(where) / CARD_FILE).read_text(encoding="utf-8", errors="replace").split("---")
         try:
-            found = yaml.safe_load(front[1]) if len(front) > 2 else {}
-        except yaml.YAMLError:
-            found = {}
-        if isinstance(found, dict) and isinstance(found.get("license"), str):
-            return found["license"]
-    shapes = unet_shapes(read_json(folder / "unet" / "config.json"))
-    return V1_LICENSE if sum(math.prod(shape) for shape in shapes.values()) == V1_PARAMETERS else None
+            found = (metadata_load(Path(where) / CARD_FILE) or {}).get("license")
+        except Exception:  # somebody's own file, damaged in whatever way
+            found = None
+        if isinstance(found, str):
+            return found
+    v1, ours = read_json(V1_UNET), read_json(folder / "unet" / "config.json")
+    sizes = ("block_out_channels", "layers_per_block", "cross_attention_dim")
+    return V1_LICENSE if all(ours.get(name) == v1[name] for name in sizes) else None
 
 
 def _count(run: Mapping[str, Any]) -> str:
@@ -181,24 +237,18 @@ def _scores(metrics: Mapping[str, Any]) -> str:
 
 
 def _settings(folder: Path, run: Mapping[str, Any]) -> str:
-    arguments, versions = run.get("arguments"), run.get("versions")
-    arguments = arguments if isinstance(arguments, Mapping) else {}
-    versions = versions if isinstance(versions, Mapping) else {}
-    step, strength = step_and_strength(run)
+    settings, (step, strength) = settings_of(run), step_and_strength(run)
+    defaults = {name: value for name, value in _defaults(run).items() if name not in settings}
     if step is not None:
-        arguments = {**arguments, "max_train_steps": f"{step} of {arguments.get('max_train_steps')}"}
-    used = dict(SETTINGS)
-    if not arguments.get("with_prior_preservation"):
-        del used["prior_loss_weight"]
-    rows = [(said, arguments[name]) for name, said in used.items() if arguments.get(name) not in (None, 0.0)]
+        settings["max_train_steps"] = f"{step} of {settings['max_train_steps']}"
     if strength is not None:
-        rows.append(("strength", f"{strength:g} times the way from the base to the trained weights"))
-    rows += [("prediction type", prediction_type(folder)), ("device", run.get("device"))]
-    rows += [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
-    lines = [f"| {name} | {_escaped(str(value))} |" for name, value in rows if value]
-    return "## Training\nWith ColossalAI's TorchDDP plugin and fp32 master weights.\n\n| | |\n|---|---|\n" + "\n".join(
-        lines
-    )
+        settings["strength"] = f"{strength:g} times the way from the base to the trained weights"
+    versions = ", ".join(f"{name} {version}" for name, version in _dict(run.get("versions")).items())
+    settings |= {"prediction type": prediction_type(folder), "device": run.get("device"), "versions": versions}
+    lines = [f"| {name} | {_escaped(str(value))} |" for name, value in settings.items() if value not in (None, "")]
+    others = ", ".join(f"{name} {value}" for name, value in defaults.items() if value is not None)
+    head = "## Training\nWith ColossalAI's TorchDDP plugin and fp32 master weights.\n\n| | |\n|---|---|\n"
+    return head + "\n".join(lines) + (f"\n\nAt their defaults: `{others}`" if others else "")
 
 
 def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:

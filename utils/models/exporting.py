@@ -10,10 +10,9 @@ from utils.files.json_files import write_json
 from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, check_writable, overlap, run_of
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash, write_safetensors
 from utils.models.blending import blended_weights
-from utils.models.card import write_card
+from utils.models.card import ARCHITECTURE, CHECKPOINT_STEP, STRENGTH, file_metadata, write_card
 from utils.models.folder import UNET_STEM, default_save_dtype, image_size, prediction_type, weight_files
-from utils.models.lora import Lora, extract_lora, network_metadata
-from utils.models.metadata import ARCHITECTURE, CHECKPOINT_STEP, LORA_LAYOUT, STRENGTH, file_metadata
+from utils.models.lora import LAYOUT, Lora, extract_lora, network_metadata
 from utils.models.saving import commit_pipeline
 from utils.models.single_file import export_single_file
 
@@ -87,14 +86,15 @@ def export_lora(
     """
     lora = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
+    run = exported_record(folder, tuned, strength)
     metadata = file_metadata(
-        exported_record(folder, tuned, strength),
+        run,
         title=path.stem,
         image_size=image_size(folder),
         prediction_type=prediction_type(folder),
         architecture=f"{ARCHITECTURE}/lora",
-        implementation=LORA_LAYOUT,
+        implementation=LAYOUT,
     )
-    metadata |= network_metadata(rank)
+    metadata |= network_metadata(run, path.stem, rank)
     replace_path(path, lambda part: save_with_hash(part, lora.state_dict, metadata))
     return lora

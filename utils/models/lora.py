@@ -4,17 +4,21 @@ The names are those of kohya's sd-scripts, which diffusers' load_lora_weights, C
 Linear layers and convolutions are in it; biases and norms, which a LoRA cannot hold, keep the base's values.
 """
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from utils.errors import UserError
+from utils.files.ownership import prompts_of
 from utils.models.blending import blended_weights
 from utils.models.single_file import read_weights
 
 PREFIX = "lora_unet_"
+LAYOUT = "https://github.com/kohya-ss/sd-scripts"  # ModelSpec's name for it
 NETWORK_MODULE = "networks.lora"  # kohya's name of the layout: linear layers, and convolutions as in LoCon
 
 
@@ -86,9 +90,13 @@ def product(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
 
 
-def network_metadata(rank: int) -> dict[str, str]:
-    """kohya's ss_network_* keys, which UIs read."""
+def network_metadata(run: Mapping[str, Any], title: str, rank: int) -> dict[str, str]:
+    """Of kohya's ss_* keys those by which UIs sort LoRAs and offer their prompts."""
     return {
+        "ss_output_name": title,
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "ss_tag_frequency": json.dumps({"photos": prompts_of(run)}, ensure_ascii=False),
         "ss_network_module": NETWORK_MODULE,
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),

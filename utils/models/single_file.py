@@ -18,9 +18,9 @@ from utils.files.atomic import replace_path
 from utils.files.json_files import read_json
 from utils.files.ownership import run_of
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash
+from utils.models.card import file_metadata
 from utils.models.folder import image_size, weight_files
 from utils.models.layout import WITH_ATTENTION, with_defaults
-from utils.models.metadata import file_metadata, thumbnail_of
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration
@@ -187,7 +187,6 @@ def export_single_file(
         title=path.stem,
         image_size=image_size(folder),
         prediction_type=prediction_type,
-        thumbnail=thumbnail_of(folder) if run is None else None,
     )
     metadata[CONFIG_KEY] = json.dumps(configs)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """What a run is made from: the arguments, the photos and the base's files, as hashes and as they lie on the disk."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from utils.arguments import training_parser
 from utils.data.class_images import plan_classes
 from utils.data.concepts import Concept
 from utils.dataset import InstanceDataset, Photo
@@ -41,6 +42,12 @@ def what_determines(arguments: Mapping[str, Any], *, num_ranks: int, **hashes: d
     if arguments["lr_scheduler"] not in SCHEDULES_WITHOUT_END:
         compared["max_train_steps"] = arguments["max_train_steps"]
     return dict(arguments=compared, num_ranks=num_ranks, **hashes)
+
+
+def training_defaults(arguments: Iterable[str]) -> dict:
+    """{argument: its flag's default}, as JSON values, of those that change what is trained."""
+    parser = training_parser()
+    return {name: parser.get_default(name) for name in arguments if name not in NOT_COMPARED}
 
 
 def photo_hashes(photos: list[Photo], instance_prompt: str | None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from utils.files.filesystems import move
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import LOGS, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, VALIDATION_PICTURES, run_of
-from utils.run.fingerprint import determinants
+from utils.run.fingerprint import determinants, training_defaults
 from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
@@ -55,6 +55,7 @@ class RunRecord:
             resumed_from=str(checkpoint.path) if checkpoint else None,
             command=shlex.join(command),
             arguments=plan.arguments,
+            defaults=training_defaults(plan.arguments),
             seed=plan.seed,
             num_ranks=plan.num_ranks,
             device=device_name(device),
