@@ -41,6 +41,7 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
     from utils.data.batches import BatchSource
     from utils.data.class_generation import prepare_class_images
     from utils.data.inputs import encode_inputs
+    from utils.diffusion import Loss
     from utils.models.loading import WEIGHT_DTYPES
     from utils.run.loop import TrainingRun
     from utils.training.build import build_unet
@@ -57,13 +58,14 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
 
     # What is trained: the UNet in weight_dtype over fp32 masters, boosted with the TorchDDP plugin.
     unet, optimizer, booster = build_unet(base, weight_dtype, device, plan.learning_rates, **plan.optimizer)
-    eager_step = TrainStep(unet, optimizer, booster, inputs, **plan.loss)
+    loss = Loss(inputs.noise_scheduler, device, **plan.loss)
+    eager_step = TrainStep(unet, optimizer, booster, inputs, loss)
 
     # The run: resumes, logs, writes checkpoints, stops when it is asked to.
     run = TrainingRun(plan, sources, class_images, argv, optimizer, device)
     first_batches = functools.partial(batches.micro_batches, run.first_step)
     train_step = fastest_step(eager_step, first_batches, uses_cuda_graph=plan.uses_cuda_graph, say=run.log.say)
-    validation = Validation(unet.unwrap(), inputs, is_main=run.is_main, **plan.validation)
+    validation = Validation(unet.unwrap(), inputs, loss, is_main=run.is_main, **plan.validation)
     if run.first_step == 0 and validation.is_due(0):
         run.log.validation(0, *validation())
     with run:

@@ -20,7 +20,7 @@ from bench.command_line import EMBEDDED, PROMPT, make_parser, write_results
 from utils.data.batches import BatchSource
 from utils.data.inputs import TrainingInputs, encode_inputs
 from utils.dataset import InstanceDataset
-from utils.diffusion import denoising_loss, sample_latents
+from utils.diffusion import Loss, sample_latents
 from utils.models import fused_unet, loading
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
@@ -103,7 +103,7 @@ WAYS = {
 def encode(model: Path, photos: Path, resolution: int, dtype: torch.dtype, device: torch.device) -> TrainingInputs:
     dataset = InstanceDataset(photos, resolution, prompt=PROMPT)
     nothing_to_draw = dict(validation_prompts=[], validation_negative_prompt=None, drawing={})
-    options = dict(tokenizer_name=None, snr_gamma=None, seed=0, num_samples=1) | nothing_to_draw
+    options = dict(tokenizer_name=None, seed=0, num_samples=1) | nothing_to_draw
     return encode_inputs(model, dataset, None, dtype, device, **options)
 
 
@@ -156,7 +156,7 @@ def one_step(
     model_pred, target = predict(
         unet, inputs._replace(encoder_hidden_states=table), latents, batch.noise, batch.timesteps, batch.prompt_rows
     )
-    loss = denoising_loss(model_pred, target)
+    loss = Loss(inputs.noise_scheduler, latents.device).mean(model_pred, target)
     optimizer.backward(loss)
     if exact is not None:
         flat.weight.copy_(exact)

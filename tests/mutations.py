@@ -95,23 +95,29 @@ latents are not scaled -> tests/test_diffusion.py
 -return (mean + std * latent_noise) * scaling_factor
 +return mean + std * latent_noise
 the loss is computed in half precision -> tests/test_diffusion.py
--F.mse_loss(model_pred.float(), target.float(), reduction="mean")
-+F.mse_loss(model_pred, target.to(model_pred.dtype), reduction="mean")
+-F.mse_loss(model_pred.float(), target.float(), reduction=reduction)
++F.mse_loss(model_pred, target.to(model_pred.dtype), reduction=reduction)
 the target is the noise for a velocity model -> tests/test_diffusion.py
 -return noise_scheduler.get_velocity(latents, noise, timesteps)
 +return noise
-min-SNR weights of the noise for the velocity -> tests/training/test_train_step.py
+min-SNR weights of the noise for the velocity -> tests/test_diffusion.py
 -/ (snr + 1)).float()
 +/ snr).float()
-min-SNR weights are not capped -> tests/training/test_train_step.py
+min-SNR weights are not capped -> tests/test_diffusion.py
 -(snr_gamma / snr).clamp(max=1).float()
 +(snr_gamma / snr).float()
-weights of the loss are left out -> tests/training/test_train_step.py tests/test_diffusion.py
+weights of the loss are left out -> tests/test_diffusion.py
 -return (errors if sample_weights is None else errors * sample_weights).mean()
 +return errors.mean()
 a mask's loss is that of a sum -> tests/test_diffusion.py
 -position_weights.flatten(1).sum(1).clamp(min=SMALLEST_WEIGHT)
 +position_weights.flatten(1).sum(1).clamp(min=1e9)
+the class images' loss counts once, whatever the weight -> tests/end_to_end/test_prior_preservation.py
+-instance_loss + self.prior_loss_weight * class_loss
++instance_loss + class_loss
+the halves of a batch are exchanged -> tests/end_to_end/test_prior_preservation.py
+-(instance_pred, class_pred), (instance_target, class_target) = model_pred.chunk(2), target.chunk(2)
++(class_pred, instance_pred), (class_target, instance_target) = model_pred.chunk(2), target.chunk(2)
 === utils/errors.py
 a user's mistake is exit code 1 -> tests/test_command_line.py tests/test_arguments.py tests/preflight
 -EXIT_USER_ERROR = 2
@@ -402,19 +408,13 @@ a resumed fp16 run doubles its loss scale at another step -> tests/run/test_chec
 a rank's loss is its own mean, not its share -> tests/end_to_end/test_ranks.py
 -len(micro_batches) * self.num_ranks
 +len(micro_batches)
-the class images' loss counts once, whatever the weight -> tests/end_to_end/test_prior_preservation.py
--instance_loss + self.prior_loss_weight * class_loss
-+instance_loss + class_loss
 the loss is not divided among micro-batches -> tests/end_to_end/test_cli.py -k micro_batches
--self.booster.backward(loss / num_shares, self.optimizer)
-+self.booster.backward(loss, self.optimizer)
-the halves of a batch are exchanged -> tests/end_to_end/test_prior_preservation.py
--(instance_pred, class_pred), (instance_target, class_target) = model_pred.chunk(2), target.chunk(2)
-+(class_pred, instance_pred), (class_target, instance_target) = model_pred.chunk(2), target.chunk(2)
+-self.booster.backward(losses[0] / num_shares, self.optimizer)
++self.booster.backward(losses[0], self.optimizer)
 === utils/training/validation.py
 the validation loss counts what a mask leaves out -> tests/test_every_flag_arrives.py -k alpha_mask
--denoising_loss(model_pred, target, None, position_weights)
-+denoising_loss(model_pred, target, None, None)
+-self.mean_loss(model_pred, target, None, position_weights)
++self.mean_loss(model_pred, target, None, None)
 """
 
 

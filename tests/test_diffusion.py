@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.dataset import InstanceDataset
-from utils.diffusion import denoising_loss, encode_images, encode_prompt, sample_latents, training_target
+from utils.diffusion import Loss, encode_images, encode_prompt, min_snr_weights, sample_latents, training_target
 from utils.models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae, tokenize
 
+LOSS = Loss(None, "cpu")
 TIMESTEPS = torch.tensor([0, 1, 500, 999])
 
 
@@ -75,18 +77,18 @@ def test_other_prediction_types_are_refused():
 def test_the_loss_is_a_mean_square_in_fp32():
     model_pred, target = draw(0), draw(1)
     expected = (model_pred.double() - target.double()).square().mean()
-    torch.testing.assert_close(denoising_loss(model_pred, target).double(), expected)
+    torch.testing.assert_close(LOSS.mean(model_pred, target).double(), expected)
     # 400 squared is 160000: above float16's largest number, 65504.
-    loss = denoising_loss(torch.full((2, 4), 400.0, dtype=torch.float16), torch.zeros(2, 4, dtype=torch.float16))
+    loss = LOSS.mean(torch.full((2, 4), 400.0, dtype=torch.float16), torch.zeros(2, 4, dtype=torch.float16))
     assert loss.dtype == torch.float32 and loss.shape == () and loss.item() == 160000
     # and 1e-4 squared is below half of its smallest, 6e-8.
-    small = denoising_loss(torch.full((2, 4), 1e-4, dtype=torch.float16), torch.zeros(2, 4))
+    small = LOSS.mean(torch.full((2, 4), 1e-4, dtype=torch.float16), torch.zeros(2, 4))
     assert small.item() == pytest.approx(1e-8, rel=1e-2)
 
 
 def test_the_losss_gradient_reaches_the_prediction_in_its_own_dtype():
     model_pred = torch.full((4,), 2.0, dtype=torch.float16, requires_grad=True)
-    denoising_loss(model_pred, torch.ones(4)).backward()
+    LOSS.mean(model_pred, torch.ones(4)).backward()
     assert model_pred.grad.dtype == torch.float16
     torch.testing.assert_close(model_pred.grad.float(), torch.full((4,), 0.5))
 
@@ -114,21 +116,96 @@ def test_positions_are_weighed_within_each_sample():
     sample_weights = torch.tensor([1.0, 0.5, 2.0])
     errors = (model_pred - target).double().square()
     each = [(e.mean(0) * w[0]).sum() / w.sum() for e, w in zip(errors, position_weights.double(), strict=True)]
-    found = denoising_loss(model_pred, target, None, position_weights)
+    found = LOSS.mean(model_pred, target, None, position_weights)
     torch.testing.assert_close(found.double(), torch.stack(each).mean())
-    found = denoising_loss(model_pred, target, sample_weights, position_weights)
+    found = LOSS.mean(model_pred, target, sample_weights, position_weights)
     torch.testing.assert_close(found.double(), (torch.stack(each) * sample_weights).mean())
     changed = target.clone()
     changed[1, :, :3] += 100
-    assert torch.equal(denoising_loss(model_pred, changed, sample_weights, position_weights), found)
+    assert torch.equal(LOSS.mean(model_pred, changed, sample_weights, position_weights), found)
 
 
 def test_weights_of_one_are_the_plain_mean_and_of_zero_nothing():
     model_pred, target = torch.randn(2, 2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
-    plain = denoising_loss(model_pred, target)
-    torch.testing.assert_close(denoising_loss(model_pred, target, None, torch.ones(2, 1, 6, 5)), plain)
-    torch.testing.assert_close(denoising_loss(model_pred, target, None, torch.full((1, 1, 6, 5), 0.3)), plain)
+    plain = LOSS.mean(model_pred, target)
+    torch.testing.assert_close(LOSS.mean(model_pred, target, None, torch.ones(2, 1, 6, 5)), plain)
+    torch.testing.assert_close(LOSS.mean(model_pred, target, None, torch.full((1, 1, 6, 5), 0.3)), plain)
     model_pred.requires_grad_()
-    nothing = denoising_loss(model_pred, target, None, torch.zeros(2, 1, 6, 5))
+    nothing = LOSS.mean(model_pred, target, None, torch.zeros(2, 1, 6, 5))
     nothing.backward()
     assert nothing == 0 and not model_pred.grad.any()
+
+
+class TestLossWeights:
+    """min-SNR and prior preservation against their closed forms."""
+
+    @pytest.mark.parametrize("gamma", [1.0, 5.0])
+    def test_min_snr_for_the_noise(self, gamma):
+        scheduler = make_scheduler()
+        alphas = scheduler.alphas_cumprod.double()
+        snr = alphas / (1 - alphas)
+        expected = torch.minimum(snr, torch.tensor(gamma, dtype=torch.float64)) / snr
+        weights = min_snr_weights(scheduler, gamma)
+        torch.testing.assert_close(weights.double(), expected, rtol=1e-6, atol=0)
+        assert weights[-1] == 1 and weights[0] < 0.01 * gamma
+
+    def test_min_snr_for_the_velocity(self):
+        scheduler = make_scheduler(prediction_type="v_prediction")
+        alphas = scheduler.alphas_cumprod.double()
+        snr = alphas / (1 - alphas)
+        torch.testing.assert_close(min_snr_weights(scheduler, 5.0).double(), snr.clamp(max=5) / (snr + 1))
+
+    @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+    def test_a_schedule_that_ends_in_pure_noise(self, prediction_type):
+        scheduler = make_scheduler(prediction_type=prediction_type, rescale_betas_zero_snr=True)
+        assert torch.isfinite(min_snr_weights(scheduler, 5.0)).all()
+
+    def test_both_predictions_weigh_an_error_of_the_clean_latents_alike(self):
+        """The point of min-SNR: what the network predicts must not change what an error costs."""
+        weights = [min_snr_weights(make_scheduler(prediction_type=p), 5.0) for p in ("epsilon", "v_prediction")]
+        alphas = make_scheduler().alphas_cumprod.double()
+        # An error e of the clean latents is an error sqrt(snr) e of the noise and e / sqrt(1 - alpha) of the velocity.
+        cost = [weights[0] * alphas / (1 - alphas), weights[1] / (1 - alphas)]
+        torch.testing.assert_close(cost[0], cost[1], rtol=1e-5, atol=0)
+
+    def test_weights_stay_with_their_half(self):
+        generator = torch.Generator().manual_seed(0)
+        model_pred, target = torch.randn(2, 6, 4, 2, 2, generator=generator)
+        timesteps = torch.tensor([100, 400, 900, 0, 0, 700])
+        table = min_snr_weights(make_scheduler(), 5.0)
+        loss = Loss(make_scheduler(), "cpu", snr_gamma=5.0, prior_loss_weight=0.5)
+        both, instance_loss, class_loss = loss(model_pred, target, timesteps)
+        each = (model_pred - target).double().square().flatten(1).mean(1) * table[timesteps]
+        torch.testing.assert_close(instance_loss.double(), each[:3].mean())
+        torch.testing.assert_close(class_loss.double(), each[3:].mean())
+        torch.testing.assert_close(both, instance_loss + 0.5 * class_loss)
+
+    def test_position_weights_are_of_the_photos_alone(self):
+        generator = torch.Generator().manual_seed(0)
+        model_pred, target = torch.randn(2, 6, 4, 2, 2, generator=generator)
+        position_weights = torch.rand(3, 1, 2, 2, generator=generator)
+        loss = Loss(make_scheduler(), "cpu", prior_loss_weight=1.0)
+        _, instance_loss, class_loss = loss(model_pred, target, torch.zeros(6, dtype=torch.int64), position_weights)
+        assert torch.equal(instance_loss, loss.mean(model_pred[:3], target[:3], None, position_weights))
+        assert torch.equal(class_loss, loss.mean(model_pred[3:], target[3:]))
+
+    def test_weights_of_one_change_nothing(self):
+        model_pred, target = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+        loss = Loss(None, "cpu")
+        torch.testing.assert_close(loss.mean(model_pred, target, torch.ones(3)), loss.mean(model_pred, target))
+
+    def test_another_kind_of_loss_is_one_method(self):
+        """Photos, class images, weights and validation follow it: no way to the mean goes around it."""
+
+        class Absolute(Loss):
+            def errors(self, model_pred, target, reduction):
+                return F.l1_loss(model_pred, target, reduction=reduction)
+
+        model_pred, target = torch.randn(2, 4, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+        each = (model_pred - target).abs().flatten(1).mean(1)
+        loss = Absolute(make_scheduler(), "cpu", prior_loss_weight=1.0)
+        for weights in (None, torch.ones(4)):
+            for positions in (None, torch.ones(1, 1, 2, 2)):
+                torch.testing.assert_close(loss.mean(model_pred, target, weights, positions), each.mean())
+        _, *halves = loss(model_pred, target, torch.zeros(4, dtype=torch.int64))
+        torch.testing.assert_close(torch.stack(halves), each.view(2, 2).mean(1))

@@ -20,6 +20,7 @@ from tests.helpers.tolerances import ANOTHER_ORDER
 from utils.data import class_images
 from utils.data.class_generation import image_seed
 from utils.data.class_images import file_name, read_metadata
+from utils.diffusion import Loss
 from utils.kernels import updates
 from utils.models import fused_unet
 from utils.training import build, train_step
@@ -124,7 +125,7 @@ def overflow_on_rank_1_at_step_2(reports: Path) -> None:
     own_rank, num_calls = int(os.environ["RANK"]), 0
     report: dict = dict(synchronised=[], applied=[])
     call, forward_backward = train_step.TrainStep.__call__, train_step.TrainStep._forward_backward
-    loss, step = train_step.denoising_loss, MasterWeightsOptimizer.step
+    loss, step = Loss.mean, MasterWeightsOptimizer.step
 
     def counted_call(self, micro_batches):
         nonlocal num_calls
@@ -146,7 +147,7 @@ def overflow_on_rank_1_at_step_2(reports: Path) -> None:
         return metrics
 
     train_step.TrainStep.__call__, train_step.TrainStep._forward_backward = counted_call, watched_forward_backward
-    train_step.denoising_loss, MasterWeightsOptimizer.step = infinite_loss, watched_step
+    Loss.mean, MasterWeightsOptimizer.step = infinite_loss, watched_step
 
 
 def test_an_overflow_on_one_rank_skips_the_step_on_all(flags, tmp_path):

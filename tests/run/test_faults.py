@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, ROOT, UNET_FILE, as_argv, bits, rows, run, run_json
+from utils.diffusion import Loss
 from utils.run.lineage import list_checkpoints
 from utils.run.loop import TrainingRun
 from utils.runtime.ranks import EXIT_LOST_RANK
-from utils.training import train_step
 
 
 def limit_files_to(num_bytes: int):
@@ -165,13 +165,13 @@ def test_a_rank_that_dies_ends_the_others(flags, tmp_path):
 
 
 def nan_after_step_5() -> None:
-    loss, calls = train_step.denoising_loss, []
+    loss, calls = Loss.mean, []
 
     def spoilt(*args):
         calls.append(None)
         return loss(*args) * (1 if len(calls) <= 5 else torch.nan)
 
-    train_step.denoising_loss = spoilt
+    Loss.mean = spoilt
 
 
 @pytest.mark.parametrize("max_train_steps", [500, 9])

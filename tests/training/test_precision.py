@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from tests.helpers.pipelines import SCHEDULER_CONFIG
-from utils.diffusion import denoising_loss
+from utils.diffusion import Loss
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 
@@ -40,7 +40,7 @@ def draws(step: int) -> tuple[torch.Tensor, ...]:
 def loss_of(unet, step: int, dtype: torch.dtype) -> torch.Tensor:
     noisy_latents, noise, timesteps, prompt = draws(step)
     model_pred = unet(noisy_latents.to(dtype), timesteps, prompt.to(dtype), return_dict=False)[0]
-    return denoising_loss(model_pred, noise)
+    return Loss(None, "cpu").mean(model_pred, noise)
 
 
 def weights(unet) -> torch.Tensor:

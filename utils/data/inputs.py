@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from utils.data.randomness import CLASS, photo_index
 from utils.dataset import ClassDataset, InstanceDataset
-from utils.diffusion import encode_images, encode_prompt, min_snr_weights
+from utils.diffusion import encode_images, encode_prompt
 from utils.errors import UserError
 from utils.models import loading
 from utils.models.drawing import Sampler
@@ -102,8 +102,7 @@ class TrainingInputs(NamedTuple):
     """The frozen side of a run.
 
     `encoder_hidden_states` [P,77,C] in weight_dtype is the table of prompts; `class_latents` is None without prior
-    preservation; `timestep_weights` [num_train_timesteps] None if all are 1; `sampler` draws the validation prompt,
-    None without one.
+    preservation; `sampler` draws the validation prompt, None without one.
     """
 
     encoder_hidden_states: torch.Tensor
@@ -111,7 +110,6 @@ class TrainingInputs(NamedTuple):
     class_latents: InstanceLatents | None
     noise_scheduler: Any  # diffusers' DDPMScheduler
     scaling_factor: float
-    timestep_weights: torch.Tensor | None = None
     sampler: Sampler | None = None
 
     @property
@@ -128,7 +126,6 @@ def encode_inputs(
     device: torch.device,
     *,
     tokenizer_name: Path | None,
-    snr_gamma: float | None,
     validation_prompts: list[str],
     validation_negative_prompt: str | None,
     drawing: Mapping[str, Any],
@@ -140,7 +137,6 @@ def encode_inputs(
     Args:
         folder, tokenizer_name: the base pipeline's folder; that of another tokenizer than the base's.
         validation_prompts, validation_negative_prompt, drawing: what models.drawing.Sampler draws, and how.
-        snr_gamma: of min-SNR loss weights; None: all weights are 1.
         seed, num_samples: the run's, and the samples of all its steps: class images that it never draws stay unread.
     """
     prompts = all_prompts(dataset, class_dataset)
@@ -157,7 +153,6 @@ def encode_inputs(
         class_latents=class_latents,
         noise_scheduler=noise_scheduler,
         scaling_factor=vae.config.scaling_factor,
-        timestep_weights=min_snr_weights(noise_scheduler, snr_gamma).to(device) if snr_gamma else None,
         sampler=Sampler(folder, vae, table[len(prompts) : -1], table[-1:], **drawing) if shown else None,
     )
 

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     sampling: Keywords  # data.batches.BatchSource
     learning_rates: Keywords  # training.learning_rates.learning_rate_table
     optimizer: Keywords  # training.build.build_unet
-    loss: Keywords  # training.train_step.TrainStep
+    loss: Keywords  # diffusion.Loss
     uses_cuda_graph: bool
     validation: Keywords  # training.validation.Validation
     output_dir: Path
@@ -82,7 +82,10 @@ def make_plan(
         seed=args.seed,
         deterministic=args.deterministic,
         class_images=_class_images(args),
-        loss=dict(prior_loss_weight=args.prior_loss_weight),
+        loss=dict(
+            snr_gamma=args.snr_gamma,
+            prior_loss_weight=args.prior_loss_weight if args.with_prior_preservation else None,
+        ),
         uses_cuda_graph=not args.no_cuda_graph,
         **_inputs(args, samples_per_step, num_ranks),
         **_updates(args, samples_per_step),
@@ -93,7 +96,6 @@ def make_plan(
 def _inputs(args: Namespace, samples_per_step: int, num_ranks: int) -> dict[str, Any]:
     encoding = dict(
         tokenizer_name=args.tokenizer_name,
-        snr_gamma=args.snr_gamma,
         validation_prompts=args.validation_prompt or [],
         validation_negative_prompt=args.validation_negative_prompt,
         drawing=dict(

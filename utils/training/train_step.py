@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from utils.data.batches import MicroBatch
 from utils.data.inputs import TrainingInputs
-from utils.diffusion import denoising_loss, sample_latents, training_target
+from utils.diffusion import Loss, sample_latents, training_target
 from utils.kernels.ahead_of_time import compile_ahead
 from utils.runtime.colossal import sum_vectors
 from utils.runtime.timing import mark
@@ -38,48 +38,17 @@ def predict(
     return model_pred, training_target(inputs.noise_scheduler, latents, noise, timesteps)
 
 
-def instance_and_class_loss(
-    model_pred: torch.Tensor,
-    target: torch.Tensor,
-    weights: torch.Tensor | None,
-    has_class_images: bool,
-    position_weights: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The photos' loss, and that of the class images, which are the second half of the batch; None without them.
-
-    `weights` [B] weigh each sample before either mean is taken, `position_weights` the positions of the photos alone.
-    """
-    if not has_class_images:
-        return denoising_loss(model_pred, target, weights, position_weights), None
-    instance_weights, class_weights = (None, None) if weights is None else weights.chunk(2)
-    (instance_pred, class_pred), (instance_target, class_target) = model_pred.chunk(2), target.chunk(2)
-    instance_loss = denoising_loss(instance_pred, instance_target, instance_weights, position_weights)
-    return instance_loss, denoising_loss(class_pred, class_target, class_weights)
-
-
 class TrainStep:
     """The eager definition of a step: forward and backward of every micro-batch, then one update.
 
     Args:
         unet, optimizer, booster: as boosted.
-        inputs: the prompts, the noise scheduler, the timesteps' weights and the VAE's scaling factor.
-        prior_loss_weight: of the class images' loss, if there are any.
+        inputs: the prompts, the noise scheduler and the VAE's scaling factor.
     """
 
-    def __init__(
-        self,
-        unet: Any,
-        optimizer: MasterWeightsOptimizer,
-        booster: Any,
-        inputs: TrainingInputs,
-        *,
-        prior_loss_weight: float = 1.0,
-    ):
-        self.unet = unet
-        self.optimizer = optimizer
-        self.booster = booster
-        self.inputs = inputs
-        self.prior_loss_weight = prior_loss_weight
+    def __init__(self, unet: Any, optimizer: MasterWeightsOptimizer, booster: Any, inputs: TrainingInputs, loss: Loss):
+        self.unet, self.optimizer, self.booster = unet, optimizer, booster
+        self.inputs, self.loss = inputs, loss
         self.num_ranks = dist.get_world_size()
 
     def __call__(self, micro_batches: list[MicroBatch]) -> torch.Tensor:
@@ -107,17 +76,9 @@ class TrainStep:
         inputs = self.inputs
         latents = sample_latents(batch.latent_mean, batch.latent_std, batch.latent_noise, inputs.scaling_factor)
         model_pred, target = predict(self.unet, inputs, latents, batch.noise, batch.timesteps, batch.prompt_rows)
-        weights = inputs.timestep_weights
-        if weights is not None:
-            weights = weights.index_select(0, batch.timesteps)
-        has_class_images = inputs.class_latents is not None
-        instance_loss, class_loss = instance_and_class_loss(
-            model_pred, target, weights, has_class_images, batch.position_weights
-        )
-        loss = instance_loss if class_loss is None else instance_loss + self.prior_loss_weight * class_loss
-        self.booster.backward(loss / num_shares, self.optimizer)
-        class_loss = torch.zeros_like(loss) if class_loss is None else class_loss
-        return torch.stack([loss, instance_loss, class_loss]).detach() / num_shares
+        losses = self.loss(model_pred, target, batch.timesteps, batch.position_weights)
+        self.booster.backward(losses[0] / num_shares, self.optimizer)
+        return torch.stack(losses).detach() / num_shares
 
     def compile_kernels(self, micro_batches: list[MicroBatch]) -> str | None:
         """Compiles the step's kernels, lets the libraries choose theirs, and changes nothing; returns why not."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from utils.data.inputs import TrainingInputs
 from utils.data.randomness import VALIDATION, draw_sample
-from utils.diffusion import denoising_loss, sample_latents
+from utils.diffusion import Loss, sample_latents
 from utils.training.train_step import predict
 
 NUM_TIMESTEPS = 8  # spread evenly over the noise schedule
@@ -37,15 +37,24 @@ class Validation:
     Args:
         unet: the bare UNet2DConditionModel that is being trained.
         inputs: the photos' latents and prompts; `inputs.sampler` draws the samples, None without a prompt for them.
+        loss: the training's, of which every timestep counts alike here.
         is_main: whether this rank validates.
         every: steps between validations; 0: there are none.
         num_images: samples a validation, with the seeds seed, seed + 1, ...
     """
 
     def __init__(
-        self, unet: torch.nn.Module, inputs: TrainingInputs, *, is_main: bool, every: int, num_images: int, seed: int
+        self,
+        unet: torch.nn.Module,
+        inputs: TrainingInputs,
+        loss: Loss,
+        *,
+        is_main: bool,
+        every: int,
+        num_images: int,
+        seed: int,
     ):
-        self.unet, self.inputs = unet, inputs
+        self.unet, self.inputs, self.mean_loss = unet, inputs, loss.mean
         self.every, self.num_images, self.seed = every if is_main else 0, num_images, seed
         self._batches = self._fixed_batches() if self.every else []
 
@@ -66,7 +75,7 @@ class Validation:
             *parts, position_weights = batch
             for latents, noise, timesteps, rows in zip(*(part.split(2) for part in parts), strict=True):
                 model_pred, target = predict(self.unet, self.inputs, latents, noise, timesteps, rows)
-                losses.append(denoising_loss(model_pred, target, None, position_weights))
+                losses.append(self.mean_loss(model_pred, target, None, position_weights))
         return torch.stack(losses).mean().item()
 
     def _fixed_batches(self) -> list[FixedBatch]:
