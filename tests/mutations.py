@@ -63,8 +63,8 @@ class images of another prompt are mixed in -> tests/data
 a class image that was cut short is used -> tests/data/test_class_images.py
 -whole = file.read() == PNG_END
 +whole = True
-=== utils/data/concepts.py
-a subject's photos are another one's class images -> tests/data/test_concepts.py -k malformed
+=== utils/concepts.py
+a subject's photos are another one's class images -> tests/test_concepts.py -k malformed
 -for other in (output_dir, *(each.instance_data_dir for each in concepts)):
 +for other in (output_dir, concept.instance_data_dir):
 === utils/data/randomness.py
@@ -87,7 +87,7 @@ the noise offset is drawn for every value -> tests/data/test_randomness.py
 pixels are in [0,1] -> tests/test_dataset.py
 -self._crop(self.pixels(photo), top, left)).float() / 127.5 - 1.0
 +self._crop(self.pixels(photo), top, left)).float() / 255.0
-captions are not read -> tests/data/test_concepts.py -k caption
+captions are not read -> tests/test_concepts.py -k caption
 -captions.texts.get(path, prompt)
 +prompt
 === utils/diffusion.py

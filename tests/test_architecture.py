@@ -24,11 +24,12 @@ PACKAGES: dict[str, set[str]] = {
 }
 # The modules beside the packages: which packages import them, and what they import themselves.
 IN_THE_OPEN = {
-    "preflight": {"dataset"},
-    "run": {"arguments", "dataset"},
+    "preflight": {"concepts", "dataset"},
+    "run": {"arguments", "concepts", "dataset"},
     "training": {"diffusion"},
-    "evaluation": {"command_line", "dataset"},
-    "data": {"dataset", "diffusion"},
+    "evaluation": {"command_line", "concepts", "dataset"},
+    "data": {"concepts", "dataset", "diffusion"},
+    "concepts": {"dataset", "files"},
     "dataset": {"photos"},
     "arguments": {"command_line", "files", "flags_of_others", "models"},
     "before_launch": {"arguments", "command_line", "evaluation", "preflight"},

@@ -17,7 +17,7 @@ from tests.helpers.script import ROOT, TRAIN, complaint, run_python
 from train_dreambooth_colossalai import main
 from utils.arguments import as_plain, parse_args, parse_command_line, training_parser
 from utils.command_line import Parser, run_main
-from utils.data.concepts import Concept, read_concepts
+from utils.concepts import Concept, read_concepts
 from utils.errors import UserError
 from utils.evaluation.arguments import build_parser
 

@@ -12,6 +12,7 @@ from tests.helpers.pipelines import write_photos, write_pipeline
 from tests.helpers.script import as_argv, run
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
+from utils.concepts import Concept
 from utils.data import class_generation, class_images
 from utils.data.class_generation import image_seed, make_batch
 from utils.data.class_images import (
@@ -22,7 +23,6 @@ from utils.data.class_images import (
     plan_class_images,
     write_class_image,
 )
-from utils.data.concepts import Concept
 from utils.data.inputs import MAX_CACHED_BYTES, drawn_class_images
 from utils.data.randomness import CLASS, draw_sample
 from utils.dataset import ClassDataset, InstanceDataset

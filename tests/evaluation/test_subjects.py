@@ -10,10 +10,11 @@ import evaluate
 from tests.helpers.encoders import write_clip
 from tests.helpers.pipelines import write_photos
 from utils.command_line import run_main
+from utils.concepts import read_list
 from utils.errors import UserError
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import make_plan
-from utils.evaluation.subjects import means, read_concepts, split_by_subject
+from utils.evaluation.subjects import means, split_by_subject
 
 
 @pytest.fixture
@@ -74,23 +75,6 @@ def test_what_is_for_one_subject_is_refused_beside_several(concepts, flag):
         split_by_subject(parse_args(["--concepts_list", str(concepts), *flag]))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[", "cannot be read as JSON"),
-        ("{}", "concept 1: it is not an object with"),
-        ("[]", "names no subject"),
-        ('[{"instance_prompt": "x"}]', "concept 1"),
-        ('[{"instance_prompt": "x", "instance_data_dir": " "}]', "concept 1"),
-        ('[{"instance_prompt": "", "instance_data_dir": "x"}]', "concept 1"),
-    ],
-)
-def test_a_malformed_list_is_named(tmp_path, text, message):
-    (tmp_path / "list.json").write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_concepts(tmp_path / "list.json")
-
-
 def test_a_mean_over_subjects_needs_all_of_them():
     def metrics(**values):
         return dict(models=dict(finetuned={name: dict(value=value) for name, value in values.items()}))
@@ -126,7 +110,7 @@ def write_run(trained: Path, base: Path, photos: list[dict], **arguments) -> Non
 
 
 def test_each_subject_is_called_what_its_own_photos_were_trained_with(tiny_pipeline_dir, trained, concepts):
-    cats, dogs = ([each.instance_data_dir] * 2 for each in read_concepts(concepts))
+    cats, dogs = ([each.instance_data_dir] * 2 for each in read_list(concepts))
     captions = ["my cat on a rug", "my cat", "a photo of sks dog", "a photo of sks dog"]
     photos = [dict(folder=str(folder), prompt=text) for folder, text in zip(cats + dogs, captions, strict=True)]
     write_run(trained, tiny_pipeline_dir, photos, concepts_list=str(concepts))
@@ -140,7 +124,7 @@ def test_a_subject_that_the_run_does_not_know_is_called_by_its_own_prompt(
     tiny_pipeline_dir, trained, concepts, class_prompt
 ):
     run = dict(instance_prompt="a photo of my cat", class_prompt=class_prompt)
-    cats, dogs = (str(each.instance_data_dir) for each in read_concepts(concepts))
+    cats, dogs = (str(each.instance_data_dir) for each in read_list(concepts))
     write_run(trained, tiny_pipeline_dir, [{}, {}], instance_data_dir=cats, **run)
     assert planned(trained, concepts) == [("cat", "my"), ("dog", "rex")]
     second = dict(instance_prompt="a photo of rex dog", class_prompt="a photo of sks cat")  # the first one preserved
@@ -166,10 +150,3 @@ def test_what_corrects_the_class_of_one_of_several_is_not_refused(tiny_pipeline_
     assert 'say what the subject is one of by a "class_prompt" in --concepts_list' in notes[-1][1]
     concepts.write_text(json.dumps([entries[0] | dict(class_prompt="a photo of a cat")]))
     assert planned(trained, None) == [("cat", "sks")]
-
-
-def test_a_home_folder_in_the_list_is_the_one_that_training_takes(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    concept = dict(instance_prompt="a photo of sks cat", instance_data_dir="~/cats")
-    (tmp_path / "list.json").write_text(json.dumps([concept]))
-    assert read_concepts(tmp_path / "list.json")[0].instance_data_dir == tmp_path / "cats"

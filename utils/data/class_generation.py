@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from utils.concepts import Concept
 from utils.data.class_images import (
     ClassPlan,
     check_used,
@@ -22,7 +23,6 @@ from utils.data.class_images import (
     plan_classes,
     write_class_image,
 )
-from utils.data.concepts import Concept
 from utils.data.randomness import Purpose, generator
 from utils.dataset import ClassDataset
 from utils.errors import UserError

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils.data.concepts import Concept
+from utils.concepts import Concept
 from utils.dataset import decode, find_photos
 from utils.errors import UserError, first_line
 from utils.files.json_files import read_json

@@ -1,32 +1,24 @@
 """Several subjects of one model: each is evaluated with its own photos and prompt, and then all are averaged."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from utils.concepts import read_list
 from utils.errors import UserError
 from utils.evaluation.metrics import mean_interval
 from utils.evaluation.prompts import slug
 from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE
 from utils.evaluation.wording import LABELS, number
 from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import expand_home, run_of
+from utils.files.ownership import run_of
 
 SUBJECTS_FILE = "subjects.json"
 METRICS = ("dino", "clip_i", "clip_t", "clip_t_other")
 ONE_SUBJECT = ("prompt", "prompts_file", "dreambench", "instance_data_dir", "identifier", "class_name")
-
-
-class Concept(NamedTuple):
-    """One entry of a --concepts_list: a subject."""
-
-    instance_prompt: str
-    instance_data_dir: Path
-    class_prompt: str | None
 
 
 class Mean(NamedTuple):
@@ -35,25 +27,6 @@ class Mean(NamedTuple):
     value: float
     interval: list[float] | None
     num_subjects: int
-
-
-def read_concepts(path: Path) -> list[Concept]:
-    """The subjects of a --concepts_list file, the one that training takes. Raises UserError."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--concepts_list {path} cannot be read as JSON: {error}") from None
-    concepts = []
-    for place, entry in enumerate(entries if isinstance(entries, list) else [None], 1):
-        given = [entry.get(name) for name in Concept._fields] if isinstance(entry, dict) else [None] * 3
-        prompt, folder, class_prompt = [text if isinstance(text, str) and text.strip() else None for text in given]
-        if prompt is None or folder is None:
-            wanted = " and ".join(Concept._fields[:2])
-            raise UserError(f"--concepts_list {path}, concept {place}: it is not an object with {wanted}")
-        concepts.append(Concept(prompt, expand_home(folder), class_prompt))
-    if not concepts:
-        raise UserError(f"--concepts_list {path} names no subject")
-    return concepts
 
 
 def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
@@ -82,7 +55,7 @@ def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
             instance_data_dir=concept.instance_data_dir,
             output_dir=args.output_dir / f"{place:02d}-{slug(concept.instance_prompt)}",
         )
-        for place, concept in enumerate(read_concepts(path), 1)
+        for place, concept in enumerate(read_list(path), 1)
     ]
     return [argparse.Namespace(**vars(args) | change) for change in changes]
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from utils.concepts import Concept, load_photos, read_concepts
 from utils.data.class_images import check_class_images
-from utils.data.concepts import Concept, load_photos, read_concepts
 from utils.errors import UserError
 from utils.models.folder import BaseModel, num_parameters, prediction_type
 from utils.preflight.photos import describe_photos, describe_prompt, load_quick_tokenizer

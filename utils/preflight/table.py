@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.data.concepts import Concept
+    from utils.concepts import Concept
     from utils.dataset import InstanceDataset
     from utils.models.folder import BaseModel
     from utils.run.plan import Plan

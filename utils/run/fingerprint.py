@@ -5,8 +5,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from utils.arguments import training_parser
+from utils.concepts import Concept
 from utils.data.class_images import plan_classes
-from utils.data.concepts import Concept
 from utils.dataset import InstanceDataset, Photo
 from utils.files.hashing import sha256_of
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel

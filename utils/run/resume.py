@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.arguments import training_parser
-from utils.data.concepts import Concept
+from utils.concepts import Concept
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.files.hashing import in_background

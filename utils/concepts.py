@@ -13,7 +13,7 @@ FIELDS = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_di
 
 
 class Concept(NamedTuple):
-    """One subject; class_prompt and class_data_dir are None without prior preservation."""
+    """One subject; class_prompt and class_data_dir are None if nothing names them."""
 
     instance_prompt: str
     instance_data_dir: Path
@@ -30,36 +30,43 @@ def read_concepts(
     """
     concepts = [subject]
     if concepts_list:
-        concepts = [
-            _concept(entry, f"--concepts_list {concepts_list}, concept {number}", with_prior_preservation)
-            for number, entry in enumerate(_read_list(concepts_list), 1)
-        ]
+        concepts = read_list(concepts_list, with_prior_preservation=with_prior_preservation)
+        if not with_prior_preservation:
+            concepts = [concept._replace(class_prompt=None, class_data_dir=None) for concept in concepts]
     _check_folders(concepts, output_dir)
     return concepts
 
 
-def _read_list(path: Path) -> list[dict]:
+def read_list(path: Path, *, with_prior_preservation: bool = False) -> list[Concept]:
+    """The subjects of a --concepts_list; with prior preservation each has its class. Raises UserError."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"--concepts_list {path} cannot be read as JSON: {error}") from None
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"--concepts_list {path} is not a list of objects with {', '.join(FIELDS)}")
-    return entries
+    return [
+        _concept(entry, f"--concepts_list {path}, concept {number}", with_prior_preservation)
+        for number, entry in enumerate(entries, 1)
+    ]
 
 
 def _concept(entry: dict, where: str, with_prior_preservation: bool) -> Concept:
     unknown = sorted(entry.keys() - set(FIELDS))
     if unknown:
         raise UserError(f"{where}: there is no field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
+    texts = {name: text for name, text in entry.items() if isinstance(text, str) and text.strip()}
     for field in FIELDS if with_prior_preservation else FIELDS[:2]:
-        if not isinstance(entry.get(field), str) or not entry[field].strip():
+        if field not in texts:
             why = ", which --with_prior_preservation needs" if field in FIELDS[2:] else ""
             raise UserError(f"{where}: {field!r} is missing or empty{why}")
-    if not with_prior_preservation:
-        return Concept(entry["instance_prompt"], expand_home(entry["instance_data_dir"]), None, None)
-    texts = [entry[field] for field in FIELDS]
-    return Concept(texts[0], expand_home(texts[1]), texts[2], expand_home(texts[3]))
+    class_folder = texts.get("class_data_dir")
+    return Concept(
+        texts["instance_prompt"],
+        expand_home(texts["instance_data_dir"]),
+        texts.get("class_prompt"),
+        expand_home(class_folder) if class_folder else None,
+    )
 
 
 def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
