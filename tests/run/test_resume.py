@@ -120,28 +120,21 @@ def test_a_finished_run_goes_on_with_more_steps(flags, tmp_path, capsys):
         main(as_argv(flags | LATEST | dict(max_train_steps=3)))
 
 
-@pytest.mark.parametrize("how", ["name", "path", "other output"])
-def test_an_earlier_checkpoint_by_name_or_path(flags, tmp_path, how):
+def test_an_earlier_checkpoint_by_name_or_path(flags, tmp_path):
     run(flags, max_train_steps=6, checkpointing_steps=2)
-    output, expected = tmp_path / "output", bits(tmp_path / "output")
-    wanted = "checkpoint-2" if how == "name" else output / "checkpoint-2"
-    flags["output_dir"] = tmp_path / "elsewhere" if how == "other output" else output
-    changes = dict(max_train_steps=6, checkpointing_steps=2, resume_from_checkpoint=wanted)
-    assert main(as_argv(flags | changes)) == 0
-    assert bits(flags["output_dir"]) == expected
-    assert [row["step"] for row in rows(flags["output_dir"])][-4:] == [3, 4, 5, 6]
+    output = tmp_path / "output"
+    expected, path = bits(output), output / "checkpoint-2"
+    for wanted, place in ((path, tmp_path / "elsewhere"), ("checkpoint-2", output), (path, output)):
+        found = run(flags, max_train_steps=6, checkpointing_steps=2, resume_from_checkpoint=wanted, output_dir=place)
+        assert bits(place) == expected and [row["step"] for row in found][-4:] == [3, 4, 5, 6]
 
 
-def test_latest_without_any_starts_anew(flags, capsys):
-    assert main(as_argv(flags | LATEST)) == 0
+def test_latest_without_any_starts_anew_and_a_checkpoint_that_is_none_is_refused(flags, capsys):
+    run(flags, **LATEST, checkpointing_steps=2)
     assert "yet: starting anew" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["checkpoint-9", "nowhere", "photos"])
-def test_a_checkpoint_that_is_none(flags, name):
-    run(flags, checkpointing_steps=2)
-    with pytest.raises(UserError, match=f"--resume_from_checkpoint {name}: .* there are: checkpoint-2$"):
-        main(as_argv(flags | dict(resume_from_checkpoint=name)))
+    for name in ("checkpoint-9", "nowhere", "photos"):
+        with pytest.raises(UserError, match=f"--resume_from_checkpoint {name}: .* there are: checkpoint-2$"):
+            main(as_argv(flags | dict(resume_from_checkpoint=name)))
 
 
 CHANGES = [
@@ -164,6 +157,8 @@ def test_other_inputs_are_refused_with_the_difference(flags, tmp_path, tiny_pipe
         with pytest.raises(UserError) as error:
             main(as_argv(flags | LATEST | changes))
         assert f"other inputs: {message}. Give" in str(error.value)
+    harmless = dict(save_dtype="fp16", checkpointing_steps=5, max_nonfinite_steps=5, report_to="tensorboard")
+    assert main(as_argv(flags | LATEST | harmless | dict(max_train_steps=4))) == 0
     photos = write_photos(tmp_path / "photos", 5)
     (photos / "photo-0.jpg").write_bytes((photos / "photo-1.jpg").read_bytes())
     with pytest.raises(UserError, match="photos: 'photo-4.jpg' is new; photos: 'photo-0.jpg' has changed"):
@@ -177,12 +172,6 @@ def test_other_inputs_are_refused_with_the_difference(flags, tmp_path, tiny_pipe
     assert main(as_argv(flags | LATEST | dict(seed=1, allow_changes=True))) == 0
 
 
-def test_what_does_not_change_the_result_may_change(flags, tmp_path):
-    run(flags, checkpointing_steps=2)
-    changes = dict(save_dtype="fp16", checkpointing_steps=1, max_nonfinite_steps=5, report_to="tensorboard")
-    assert main(as_argv(flags | LATEST | changes | dict(max_train_steps=4))) == 0
-
-
 class TestClassImages:
     """Those that a run uses are compared, not their folder."""
 
@@ -193,17 +182,13 @@ class TestClassImages:
         run(prior, checkpointing_steps=2)
         monkeypatch.chdir(tmp_path)
 
-    def test_the_folder_may_be_named_otherwise_or_moved(self, prior, tmp_path):
-        assert main(as_argv(prior | LATEST | dict(class_data_dir="class"))) == 0
-        (tmp_path / "class").rename(tmp_path / "moved")
-        assert main(as_argv(prior | LATEST | dict(class_data_dir=tmp_path / "moved"))) == 0
-
-    def test_files_that_are_not_used_may_come_and_go(self, prior, tmp_path):
+    def test_the_folder_may_be_moved_and_what_is_not_used_may_come_and_go(self, prior, tmp_path):
         (tmp_path / "class/Thumbs.db").write_text("of Windows")
         write_photos(tmp_path / "class", 8)
-        assert main(as_argv(prior | LATEST)) == 0
+        assert main(as_argv(prior | LATEST | dict(class_data_dir="class"))) == 0
         (tmp_path / "class/photo-5.jpg").unlink()
-        assert main(as_argv(prior | LATEST)) == 0
+        (tmp_path / "class").rename(tmp_path / "moved")
+        assert main(as_argv(prior | LATEST | dict(class_data_dir=tmp_path / "moved"))) == 0
 
     def test_what_is_used_has_to_be_the_same(self, prior, tmp_path):
         used, first = tmp_path / "class/photo-4.jpg", tmp_path / "class/a.jpg"
@@ -215,8 +200,6 @@ class TestClassImages:
         used.write_bytes(content)
         first.write_bytes(content)
         self.refused(prior, "class_images: 'photo-4.jpg' has gone; class_images: 'a.jpg' is new")
-
-    def test_of_many_changes_three_are_named(self, prior, tmp_path):
         write_photos(tmp_path / "other", 5, size=(40, 40))
         said = "; ".join(f"class_images: 'photo-{number}.jpg' has changed" for number in range(3))
         self.refused(prior | dict(class_data_dir=tmp_path / "other"), f"{said}; and 2 more")
@@ -267,15 +250,16 @@ def test_the_resume_command(monkeypatch):
     )
 
 
-def test_an_unfinished_runs_checkpoints_are_not_left_behind(flags, tmp_path):
-    output = tmp_path / "output"
-    run(flags, checkpointing_steps=2)
-    path = output / "run.json"
+def test_an_unfinished_run_is_not_left_behind_and_started_over_leaves_nothing(flags, tmp_path):
+    run(flags, checkpointing_steps=2, **VALIDATED)
+    assert len(logs(tmp_path / "output")) == 3
+    path = tmp_path / "output/run.json"
     path.write_text(path.read_text().replace('"complete"', '"running"'))
     with pytest.raises(UserError, match="unfinished run with checkpoint-2: .* latest, or start over with --overwrite"):
         main(as_argv(flags))
     run(flags, overwrite_output_dir=True, seed=3)
-    assert not list(output.glob("checkpoint-*")) and len(rows(output)) == 3
+    assert not list((tmp_path / "output").glob("checkpoint-*")) and len(rows(tmp_path / "output")) == 3
+    assert logs(tmp_path / "output").keys() == {"metrics.jsonl"}
 
 
 def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, tmp_path):
@@ -318,13 +302,6 @@ def test_a_finished_run_that_goes_on_after_another_keeps_its_earlier_logs_aside(
     run(flags, resume_from_checkpoint="checkpoint-4", max_train_steps=5)
     assert [row["step"] for row in rows(output)] == [5] and logs(output).keys() == {"metrics.jsonl"}
     assert logs(output, ".previous") == old
-
-
-def test_an_unfinished_run_that_is_started_over_leaves_no_logs(flags, tmp_path):
-    kill_after_3_steps(flags, tmp_path, **VALIDATED)
-    assert len(logs(tmp_path / "output")) == 3
-    run(flags)
-    assert logs(tmp_path / "output").keys() == {"metrics.jsonl"} and len(rows(tmp_path / "output")) == 3
 
 
 def test_of_the_pictures_folder_only_pictures_are_moved_and_removed(flags, tmp_path):
