@@ -54,13 +54,8 @@ def open_photo(path: Path) -> Iterator[Image.Image]:
     package is missing.
     """
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # Pillow's remarks about large or slightly damaged photos are the table's to make
-            warnings.simplefilter("ignore")
-            prepare(path)
-            with Image.open(path) as image:
-                yield image
+        with _as_pillow_opens_it(path) as image:
+            yield image
     except UserError:
         raise
     except Exception as error:  # every decoder has exceptions of its own
@@ -69,20 +64,26 @@ def open_photo(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
+@contextlib.contextmanager
+def _as_pillow_opens_it(path: Path) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks about large or slightly damaged photos are the table's to make
+        prepare(path)
+        with Image.open(path) as image:
+            yield image
+
+
 def why_not_a_photo(path: Path) -> str | None:
     """NOT_AN_IMAGE if the file is something else; None if it is a photo. Reads its header, if the format allows.
 
     Raises UserError as open_photo, and if a file that should be a photo by its name is none.
     """
-    suffix = path.suffix.lower()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            known = prepare(path)
-            with Image.open(path):
-                return None
+        with _as_pillow_opens_it(path):
+            return None
     except UnidentifiedImageError:
-        if known or suffix in PHOTO_SUFFIXES or Image.registered_extensions().get(suffix) in Image.OPEN:
+        suffix = path.suffix.lower()
+        if prepare(path) or suffix in PHOTO_SUFFIXES or Image.registered_extensions().get(suffix) in Image.OPEN:
             raise UserError(f"{path} cannot be read as an image; replace it or remove it from the folder") from None
         return NOT_AN_IMAGE
     except UserError:

@@ -80,29 +80,21 @@ def difference_hash(pixels: np.ndarray) -> int:
 
 def describe_duplicates(photos: list[Photo]) -> list[str]:
     """A phrase for photos that are one file again, and one for those that are nearly the same; none if all differ."""
-    again: dict[int, list[int]] = defaultdict(list)
-    near: dict[int, list[int]] = defaultdict(list)
+    again: dict[int, list[str]] = defaultdict(list)  # {number of the first: names of the others}
+    near: dict[int, list[str]] = defaultdict(list)
     hashes = [difference_hash(photo.pixels) for photo in photos]
     for later, photo in enumerate(photos):
-        for earlier in range(later):
-            if photo.sha256 == photos[earlier].sha256:
-                again[earlier].append(later)
+        for earlier, other in enumerate(photos[:later]):
+            is_again = photo.sha256 == other.sha256
+            if is_again or (hashes[later] ^ hashes[earlier]).bit_count() <= NEAR_BITS:
+                (again if is_again else near)[earlier].append(photo.path.name)
                 break
-            if (hashes[later] ^ hashes[earlier]).bit_count() <= NEAR_BITS:
-                near[earlier].append(later)
-                break
-    found = []
-    if again:
-        groups = "; ".join(_names(photos, [first, *others]) for first, others in again.items())
-        found.append(f"the same file twice: {groups}: keep one of them")
-    if near:
-        groups = "; ".join(_names(photos, [first, *others]) for first, others in near.items())
-        found.append(f"nearly alike: {groups}; other views and places teach more")
-    return found
-
-
-def _names(photos: list[Photo], numbers: list[int]) -> str:
-    return ", ".join(photos[number].path.name for number in numbers)
+    said = "the same file twice: {}: keep one of them", "nearly alike: {}; other views and places teach more"
+    names = [
+        "; ".join(", ".join([photos[first].path.name, *others]) for first, others in group.items())
+        for group in (again, near)
+    ]
+    return [phrase.format(group) for phrase, group in zip(said, names, strict=True) if group]
 
 
 def load_quick_tokenizer(folder: Path) -> Tokenizer:
