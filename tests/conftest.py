@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+os.environ["DREAMBOOTH_DEPRECATIONS"] = "1"  # before the libraries are imported: pyproject.toml makes errors of them
+
 import pytest
 import torch
 

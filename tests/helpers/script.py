@@ -20,6 +20,7 @@ TRAIN = ROOT / "train_dreambooth_colossalai.py"
 EMBEDDED = ROOT / "model/tiny-stable-diffusion"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NOT_A_USERS = (*LAUNCHER_VARIABLES, "DREAMBOOTH_DEPRECATIONS")  # variables
 LATEST = dict(resume_from_checkpoint="latest")
 # A large epsilon, so that rounding in tiny gradients does not become a whole step of Adam's.
 SPREAD = dict(learning_rate=1e-3, adam_epsilon=1e-3)
@@ -77,7 +78,7 @@ def rows_of(table: str) -> dict[str, str]:
 
 def start(launcher: list, script: Path, argv: list, cwd: Path = ROOT) -> subprocess.Popen:
     """torchrun with the launcher's own arguments, not waited for."""
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_A_USERS}
     command = [Path(sys.executable).with_name("torchrun"), *launcher, script, *argv]
     return subprocess.Popen(
         [str(part) for part in command],

@@ -159,7 +159,8 @@ def test_a_folder_with_fp16_files_only_is_loaded(base, images):
     assert largest_difference(images[:1], sample(pipeline, PROMPT, [0], num_inference_steps=STEPS)) <= 1
 
 
-def test_loading_is_silent(tiny_pipeline_dir, capfd):
+def test_loading_is_silent(tiny_pipeline_dir, capfd, monkeypatch):
+    monkeypatch.delenv("DREAMBOOTH_DEPRECATIONS")  # as users have it
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         sample(load_pipeline(tiny_pipeline_dir, torch.float32, CPU), PROMPT, [0], num_inference_steps=1)

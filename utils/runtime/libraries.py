@@ -32,6 +32,7 @@ DIFFUSERS = (
     *("DDPMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"),
 )
 TRANSFORMERS = ("CLIPTextModel", "CLIPTokenizer")
+DEPRECATIONS = "DREAMBOOTH_DEPRECATIONS"  # 1: what the libraries are about to remove is said; the tests ask for it
 # Folders of diffusers' that import everything in them, of which a module or two are used.
 CLOSED = ("diffusers.hooks", *(f"diffusers.models.{name}" for name in ("autoencoders", "transformers", "unets")))
 
@@ -76,8 +77,7 @@ def quiet_libraries() -> Iterator[None]:
         module.set_verbosity_error()
         module.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet_warnings():
             yield
     finally:
         for module, verbosity in before:
@@ -100,11 +100,21 @@ def quiet_imports() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet_warnings():
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _quiet_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        if os.environ.get(DEPRECATIONS) != "1":
+            warnings.simplefilter("ignore")
+        else:
+            for category in (UserWarning, RuntimeWarning, SyntaxWarning, ImportWarning):
+                warnings.simplefilter("ignore", category)
+        yield
 
 
 @contextlib.contextmanager
