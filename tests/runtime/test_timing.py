@@ -1,9 +1,10 @@
 """The clock of a run: each mark once, and a run of its own for each main()."""
 
+import gc
 import time
 
 from tests.helpers.script import run, run_json
-from utils.runtime.timing import Clock
+from utils.runtime.timing import Clock, nothing_collected
 
 
 def test_a_mark_is_noted_the_first_time():
@@ -24,3 +25,13 @@ def test_two_runs_in_one_process_record_their_own_times(flags, tmp_path):
         times.append(run_json(tmp_path / name)["result"]["seconds_after_start"])
     assert times[0].keys() == times[1].keys() and times[0] != times[1]
     assert times[1]["saved"] <= seconds
+
+
+def test_nothing_is_collected_only_inside():
+    assert gc.isenabled()
+    with nothing_collected():
+        assert not gc.isenabled()
+        with nothing_collected():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

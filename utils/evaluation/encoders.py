@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.runtime.libraries import quiet_libraries, without_drawing
+from utils.runtime.libraries import quiet_libraries
 
 import numpy as np
 import torch
@@ -161,7 +161,7 @@ def load_dino(folder: Path, device: torch.device) -> Encoder:
 def _load(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
     """The model in fp32, frozen. UserError if weights are lacking: the library would fill them in at random."""
     try:
-        with quiet_libraries(), without_drawing():
+        with quiet_libraries():
             model, loading = cls.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32, **options
             )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.runtime.libraries import quiet_libraries, without_drawing
+from utils.runtime.libraries import quiet_libraries
 
 import torch
 from diffusers import (
@@ -43,7 +43,7 @@ def _load(cls: Any, folder: Path, part: str = "", **options: Any) -> Any:
     """`cls` from the folder `part` of a pipeline's, or from `folder` itself. Raises UserError if that fails."""
     if part:
         options["subfolder"] = part
-    with quiet_libraries(), without_drawing():
+    with quiet_libraries():
         try:
             return cls.from_pretrained(folder, local_files_only=True, **options)
         except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder

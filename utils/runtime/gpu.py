@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.runtime.aside import nothing_collected
+from utils.runtime.timing import nothing_collected
 
 if TYPE_CHECKING:
     import torch

@@ -22,42 +22,33 @@ import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
-from utils.runtime.aside import keep_closed, nothing_collected, set_aside, set_compiler_aside
 from utils.runtime.stand_ins import UNUSED, hidden
-from utils.runtime.timing import mark
+from utils.runtime.timing import mark, nothing_collected
 
-# What is used of each: diffusers imports its parts only when they are asked for, and it is then that it warns.
-DIFFUSERS = (
-    *("AutoencoderKL", "UNet2DConditionModel", "StableDiffusionPipeline"),
-    *("DDPMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"),
-)
-TRANSFORMERS = ("CLIPTextModel", "CLIPTokenizer")
+# What is used of each: they import their parts only when they are asked for, and it is then that they warn.
+USED = {
+    "transformers": ("CLIPTextModel", "CLIPTokenizer"),
+    "diffusers": (
+        *("AutoencoderKL", "UNet2DConditionModel", "StableDiffusionPipeline"),
+        *("DDPMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"),
+    ),
+}
 DEPRECATIONS = "DREAMBOOTH_DEPRECATIONS"  # 1: what the libraries are about to remove is said; the tests ask for it
-# Folders of diffusers' that import everything in them, of which a module or two are used.
-CLOSED = ("diffusers.hooks", *(f"diffusers.models.{name}" for name in ("autoencoders", "transformers", "unets")))
 
 
 def import_libraries() -> None:
-    """Imports them; transformers without scipy, diffusers with it, since some of its schedulers need it."""
+    """Imports them."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with nothing_collected():
-        import torch
-
+        importlib.import_module("torch")
     mark("torch imported")
     warm_up = importlib.import_module("utils.runtime.warm_up")  # only now: it needs torch
     warm_up.warm_up_gpu()
     with quiet_imports(), lean_imports():
-        importlib.import_module("accelerate.utils")  # before torch.distributed seems to be absent
-        with hidden(*_unused_by("transformers"), "scipy"), replaced(torch.distributed, "is_available", lambda: False):
-            for name in TRANSFORMERS:
-                getattr(importlib.import_module("transformers"), name)
-        for name in ("scipy", "scipy.integrate", "scipy.stats"):
-            set_aside(name)
-        with hidden(*_unused_by("diffusers")):
-            for name in CLOSED:
-                keep_closed(name)
-            for name in DIFFUSERS:
-                getattr(importlib.import_module("diffusers"), name)
+        for library, names in USED.items():
+            with hidden(*_unused_by(library)):
+                for name in names:
+                    getattr(importlib.import_module(library), name)
 
 
 def _unused_by(library: str) -> tuple[str, ...]:
@@ -86,14 +77,6 @@ def quiet_libraries() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def without_drawing() -> contextlib.AbstractContextManager[None]:
-    """Inside, modules whose weights come from files draw none first: on the meta device that would import torch's
-    compiler."""
-    import torch
-
-    return replaced(torch.nn.init, "normal_", lambda tensor, *args, **kwargs: tensor)
-
-
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
     """Holds back Python warnings and log lines below ERROR: about apex, tensornvme and quantisation kernels."""
@@ -119,21 +102,10 @@ def _quiet_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lean_imports() -> Iterator[None]:
-    """Takes four costs out of the imports (docs/decisions.md, 2026-11-24 to 2026-11-26).
-
-    torch.compile as a decorator imports torch's inductor, and ColossalAI decorates functions that are never called
-    here: it does nothing meanwhile, and the compiler stands aside. transformers and diffusers both list the files of
-    every installed package at import: the list is made once. No garbage is collected.
-    """
-    import torch
-
-    set_compiler_aside()
+    """Takes two costs out of the imports: transformers and diffusers both list the files of every installed package,
+    so the list is made once; and no garbage is collected."""
     listing = functools.cache(importlib.metadata.packages_distributions)
-    with (
-        nothing_collected(),
-        replaced(torch, "compile", lambda model=None, **options: model or (lambda function: function)),
-        replaced(importlib.metadata, "packages_distributions", listing),
-    ):
+    with nothing_collected(), replaced(importlib.metadata, "packages_distributions", listing):
         yield
 
 

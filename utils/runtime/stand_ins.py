@@ -30,7 +30,6 @@ IMPORTED_NAMES = {
     "bitsandbytes": [],
     "bitsandbytes.optim": [],
     "bitsandbytes.optim.optimizer": ["Optimizer2State"],
-    "colossalai.booster.plugin.torch_fsdp_plugin": ["TorchFSDPPlugin"],  # brings torch's distributed tensors
     "galore_torch": ["GaLoreAdafactor", "GaLoreAdamW"],
     "peft": ["PeftModel", "PeftType"],
     "peft.utils": [],
