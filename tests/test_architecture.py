@@ -1,6 +1,7 @@
 """The shape of utils/: who imports whom, what is imported when, and who knows torchrun's variables."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -17,7 +18,7 @@ PACKAGES: dict[str, set[str]] = {
     "evaluation": {"run.lineage", "models", "files", "runtime"},
     "data": {"models", "files", "photos", "runtime"},
     "models": {"kernels", "files", "runtime"},
-    "kernels": {"runtime.gpu"},
+    "kernels": {"runtime.gpu", "runtime.private"},
     "photos": set(),
     "files": set(),
     "runtime": set(),
@@ -58,7 +59,6 @@ LATE_IMPORTS = {
     "runtime.gpu": {"torch": TORCH},
     "runtime.libraries": dict.fromkeys(["diffusers.utils", "torch", "transformers.utils"], KNOWS_HOW)
     | {"utils.runtime.warm_up": KNOWS_HOW},
-    "runtime.warm_up": {"triton.runtime.cache": "a thread imports it beside the libraries, if there is one"},
 }
 
 # Imported before torch, whose import takes longer than all that these do.
@@ -179,3 +179,61 @@ def test_one_module_knows_torchruns_variables():
         return any(isinstance(node, ast.Constant) and node.value in TORCHRUN for node in ast.walk(tree))
 
     assert {name for name, tree in modules().items() if knows(tree)} == {"runtime.environment"}
+
+
+# With an underscore, but documented, or keys of files.
+PUBLIC = {"_asdict", "_exit", "_fields", "_replace"} | {"_class_name", "_name_or_path"}
+ASKS = ("getattr", "hasattr", "setattr")
+# Undocumented, and used as methods where nothing else can be: Triton's mode for compiling in threads.
+METHODS = {"kernels.ahead_of_time": {"run", "submit"}}
+MOST_PRIVATE_NAMES = 35
+
+
+def table_of_private_names() -> set[str]:
+    """The names in utils/runtime/private.py."""
+    assigned = [node.value for node in modules()["runtime.private"].body if isinstance(node, ast.Assign)]
+    nodes = [each for value in assigned for each in ast.walk(value)]
+    return {each.value for each in nodes if isinstance(each, ast.Constant)}
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """Names that begin with an underscore and are an attribute, an import, or text that names an attribute."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {part for alias in node.names for part in alias.name.split(".")}
+            found |= set((getattr(node, "module", None) or "").split("."))
+        elif isinstance(node, ast.Tuple | ast.List | ast.Set) or ast.unparse(getattr(node, "func", node)) in ASKS:
+            texts = [each.value for each in ast.iter_child_nodes(node) if isinstance(each, ast.Constant)]
+            found |= {text for text in texts if isinstance(text, str) and text.isidentifier()}
+    return {name for name in found if name.startswith("_") and not name.endswith("_") and name not in PUBLIC}
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Names that the module gives to functions, classes, variables and attributes of its own."""
+    nodes = list(ast.walk(tree))
+    found = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    found |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    found |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"}
+    return found
+
+
+def test_one_module_knows_the_private_names_of_libraries():
+    table = table_of_private_names()
+    theirs = {name: private_names(tree) - defined(tree) for name, tree in modules().items()}
+    assert {name: found for name, found in theirs.items() if found and name != "runtime.private"} == {}
+    packages = {name for name in table if name.islower() and "_" not in name}  # peft, say
+    for name, tree in modules().items():
+        words = {getattr(node, kind, None) for node in ast.walk(tree) for kind in ("attr", "name")}
+        assert name == "runtime.private" or not words & (table - packages), name
+
+
+def test_there_are_few_of_them_each_with_a_version():
+    assert len(table_of_private_names()) + sum(map(len, METHODS.values())) <= MOST_PRIVATE_NAMES
+    for name, methods in METHODS.items():
+        assert methods <= {node.attr for node in ast.walk(modules()[name]) if isinstance(node, ast.Attribute)}
+    lines = (UTILS / "runtime/private.py").read_text().split('"""')[2].strip().split("\n")
+    groups = [number for number, line in enumerate(lines) if line.startswith("#")]
+    assert all(re.match(r"# \w+ \d+\.\d+", lines[number]) for number in groups) and groups[0] == 0

@@ -73,7 +73,7 @@ def test_hidden_packages_are_found_again_afterwards(tmp_path, monkeypatch):
 
 
 def test_stand_ins_are_gone_afterwards(monkeypatch):
-    monkeypatch.setattr(stand_ins, "IMPORTED_NAMES", {"no_such_pkg": [], "no_such_pkg.part": ["Thing"]})
+    monkeypatch.setattr(stand_ins, "IMPORTED_BY_COLOSSALAI", ("no_such_pkg", "no_such_pkg.part"))
     with stand_ins.stand_ins():
         from no_such_pkg.part import Thing
 
@@ -84,7 +84,7 @@ def test_stand_ins_are_gone_afterwards(monkeypatch):
 def test_what_has_been_imported_is_no_stand_in(monkeypatch):
     import json
 
-    monkeypatch.setattr(stand_ins, "IMPORTED_NAMES", {"json": ["loads"], "json.part": ["Thing"]})
+    monkeypatch.setattr(stand_ins, "IMPORTED_BY_COLOSSALAI", ("json", "json.part"))
     with stand_ins.stand_ins():
         assert sys.modules["json"] is json and "json.part" not in sys.modules
 

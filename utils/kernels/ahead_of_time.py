@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,13 @@ from typing import Any
 
 import torch
 
+from utils.runtime import private
+
 try:
-    from triton.runtime._async_compile import AsyncCompileMode, active_mode
     from triton.runtime.jit import JITFunction
+
+    threads = importlib.import_module(private.ASYNC_COMPILE)
+    AsyncCompileMode, active_mode = getattr(threads, private.ASYNC_MODE), getattr(threads, private.ACTIVE_MODE)
 except ImportError:  # no Triton, or one before 3.4
     AsyncCompileMode = None
 

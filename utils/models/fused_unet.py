@@ -33,10 +33,6 @@ from utils.kernels.operations import (
     group_norm,
 )
 from utils.models.fusible import (
-    BLOCK,
-    FIRST_BLOCK,
-    RESNET,
-    TRANSFORMER,
     has_plain_time_embedding,
     is_a,
     is_affine,
@@ -45,6 +41,7 @@ from utils.models.fusible import (
     is_plain_transformer,
     projections,
 )
+from utils.runtime.private import BLOCK, FIRST_BLOCK, RESNET, TRANSFORMER
 
 
 def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:

@@ -5,11 +5,7 @@ from typing import Any
 
 from torch import nn
 
-# diffusers' classes that fused_unet looks for. As text: one that is renamed or moved costs speed, but ends no run.
-RESNET, TRANSFORMER, BLOCK = "ResnetBlock2D", "Transformer2DModel", "BasicTransformerBlock"
-PROCESSOR, FEED_FORWARD = "AttnProcessor2_0", "GEGLU"
-FIRST_BLOCK = "CrossAttnDownBlock2D"
-UNET_BLOCKS = {FIRST_BLOCK, "DownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D"}
+from utils.runtime.private import BLOCK, FEED_FORWARD, HOOKS, PROCESSOR, UNET_BLOCKS
 
 
 def is_a(module: Any, kind: str) -> bool:
@@ -19,8 +15,8 @@ def is_a(module: Any, kind: str) -> bool:
 
 def has_no_hooks(module: Any) -> bool:
     """No hooks, no parametrization, and a forward of its class's own."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and not hasattr(module, "parametrizations") and "forward" not in module.__dict__
+    has_hooks = any(getattr(module, name) for name in HOOKS)
+    return not has_hooks and not hasattr(module, "parametrizations") and "forward" not in module.__dict__
 
 
 def _is(module: Any, kind: type) -> bool:
@@ -69,7 +65,7 @@ def has_plain_time_embedding(unet: Any) -> bool:
     blocks = {type(block).__name__ for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)}
     added = ("class_embedding", "add_embedding", "time_embed_act")
     is_only_use = all(getattr(unet, name, None) is None for name in added)
-    return blocks <= UNET_BLOCKS and is_only_use and has_no_hooks(unet.time_embedding)
+    return blocks <= set(UNET_BLOCKS) and is_only_use and has_no_hooks(unet.time_embedding)
 
 
 def is_plain_attention(attention: Any, is_cross: bool) -> bool:
@@ -92,7 +88,7 @@ def is_plain_block(block: Any) -> bool:
     """A BasicTransformerBlock of self-attention, cross-attention and GEGLU, each after a LayerNorm."""
     if not is_a(block, BLOCK) or getattr(block, "norm_type", "layer_norm") != "layer_norm":
         return False
-    unwanted = ("pos_embed", "fuser", "only_cross_attention", "double_self_attention", "_chunk_size")
+    unwanted = ("pos_embed", "fuser", "only_cross_attention", "double_self_attention")
     feed_forward = list(block.ff.net)
     return (
         has_no_hooks(block)

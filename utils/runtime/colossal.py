@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.runtime import environment
+from utils.runtime import environment, private
 from utils.runtime.gpu import say_problems_of_gpu
 from utils.runtime.stand_ins import stand_ins
 from utils.runtime.timing import mark
@@ -90,7 +90,6 @@ def _own_store() -> Iterator[None]:
         store: dist.Store = dist.HashStore()
         if not alone:
             store, *_ = next(dist.rendezvous(init_method, rank, world_size))
-            store.set_timeout(dist.default_pg_timeout)
             store = dist.PrefixStore(f"attempt-{attempt}", store)
         initialize(rank=rank, world_size=world_size, backend=backend, store=store)
 
@@ -112,7 +111,7 @@ def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:
     if num_ranks == 1:
         # Nothing to reduce, but DDP allocates buckets for all the gradients it manages: let it manage the last one.
         names = [name for name, _ in model.named_parameters()][:-1]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    getattr(DistributedDataParallel, private.DDP_IGNORES)(model, names)
     with libraries.quiet_imports():
         plugin = TorchDDPPlugin(bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=optimizer.flat.grad is None)
         booster = Booster(plugin=plugin)
@@ -134,7 +133,7 @@ def sum_vectors(model: torch.nn.Module) -> None:
     grads = [parameter.grad for parameter in _vectors(model).values() if parameter.grad is not None]
     together = torch.cat(grads)
     dist.all_reduce(together)
-    torch._foreach_copy_(grads, list(together.split([grad.numel() for grad in grads])))
+    getattr(torch, private.FOREACH_COPY)(grads, list(together.split([grad.numel() for grad in grads])))
 
 
 def barrier(device: torch.device) -> None:

@@ -12,6 +12,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import cast
 
+from utils.runtime.private import IMPORTED_BY_COLOSSALAI
+
 UNUSED = (
     "bitsandbytes",
     "flash_attn",
@@ -24,18 +26,6 @@ UNUSED = (
     "torchvision",
     "xformers",
 )
-
-# What ColossalAI 0.5.0 imports at its start whatever part of it is used, and what it takes from there.
-IMPORTED_NAMES = {
-    "bitsandbytes": [],
-    "bitsandbytes.optim": [],
-    "bitsandbytes.optim.optimizer": ["Optimizer2State"],
-    "galore_torch": ["GaLoreAdafactor", "GaLoreAdamW"],
-    "peft": ["PeftModel", "PeftType"],
-    "peft.utils": [],
-    "peft.utils.other": ["EMBEDDING_LAYER_NAMES", "check_file_exists_on_hf_hub"],
-    "peft.utils.save_and_load": ["get_embedding_layer_name", "has_valid_embedding_base_layer"],
-}
 
 
 @contextlib.contextmanager
@@ -51,16 +41,25 @@ def hidden(*packages: str) -> Iterator[None]:
             modules.pop(name, None)
 
 
+class StandIn(ModuleType):
+    """In the place of a package: whatever is taken from it is an empty class."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__path__, self.__spec__ = [], ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
     """A context in which what ColossalAI names is empty classes; packages that have been imported before are left."""
-    imported = {name for name in IMPORTED_NAMES if name in sys.modules}
-    names = [name for name in IMPORTED_NAMES if not imported & {name, name.partition(".")[0]}]
-    for name in names:
-        module = sys.modules[name] = ModuleType(name)
-        module.__path__, module.__spec__ = [], ModuleSpec(name, None)
-        for attribute in IMPORTED_NAMES[name]:
-            setattr(module, attribute, type(attribute, (), {}))
+    imported = {name for name in IMPORTED_BY_COLOSSALAI if name in sys.modules}
+    names = [name for name in IMPORTED_BY_COLOSSALAI if not imported & {name, name.partition(".")[0]}]
+    sys.modules.update({name: StandIn(name) for name in names})
     try:
         yield
     finally:

@@ -1,11 +1,13 @@
 """What the first operation of its kind loads or looks up on a GPU, by threads while Python imports the libraries."""
 
 import contextlib
+import importlib
 import threading
 
 import torch
 import torch.nn.functional as F
 
+from utils.runtime import private
 from utils.runtime.environment import local_rank
 from utils.runtime.gpu import gpu_is_possible
 
@@ -24,9 +26,7 @@ def warm_up_gpu() -> None:
 def _read_triton() -> None:
     """Triton knows its cached kernels by a hash of all its own files too, 0.4 s of reading, which it keeps."""
     with contextlib.suppress(Exception):  # no Triton, or another: then it reads when the first kernel is launched
-        from triton.runtime.cache import triton_key
-
-        triton_key()
+        getattr(importlib.import_module(private.TRITON_CACHE), private.TRITON_KEY)()
 
 
 def _convolve_and_attend() -> None:

@@ -59,8 +59,8 @@ def enable_gradient_checkpointing(unet: Any) -> None:
 
     The random state is not saved and restored, which a CUDA graph could not capture: the UNet draws nothing.
     """
-    unet.enable_gradient_checkpointing()
     recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    for module in unet.modules():
-        if hasattr(module, "_gradient_checkpointing_func"):
-            module._gradient_checkpointing_func = recompute
+    try:
+        unet.enable_gradient_checkpointing(recompute)
+    except TypeError:  # diffusers before 0.33 has a function of its own
+        unet.enable_gradient_checkpointing()

@@ -7,6 +7,7 @@ import weakref
 import torch
 
 from utils.kernels.operations import HAS_TRITON
+from utils.runtime import private
 
 if HAS_TRITON:
     from utils.kernels.adamw import add_one_
@@ -28,12 +29,12 @@ def pinned_zeros(numel: int, dtype: torch.dtype, device: torch.device) -> torch.
     buffer = torch.frombuffer(pages, dtype=dtype, count=max(numel, 1))
     cudart = torch.cuda.cudart()
     with torch.cuda.device(device):
-        failed = int(cudart.cudaHostRegister(buffer.data_ptr(), num_bytes, _PORTABLE_AND_MAPPED))
+        failed = int(getattr(cudart, private.HOST_REGISTER)(buffer.data_ptr(), num_bytes, _PORTABLE_AND_MAPPED))
     if failed:
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device=device)  # the next operation would be blamed for the error
         return torch.zeros(numel, dtype=dtype, pin_memory=True)
-    weakref.finalize(pages, cudart.cudaHostUnregister, buffer.data_ptr()).atexit = False
+    weakref.finalize(pages, getattr(cudart, private.HOST_UNREGISTER), buffer.data_ptr()).atexit = False
     return buffer[:numel]
 
 
