@@ -22,6 +22,7 @@ from utils.models.folder import is_reserved
 
 Add = Callable[..., None]  # Parser.add_group's: the flag, its line of help, its type (bool: a switch), its default
 OFFSET_NOISE = 0.1  # of diffusers' --offset_noise, which has no value
+LOSS = ("snr_gamma",)  # flags that are keywords of diffusion.Loss
 LR_SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 
 

@@ -35,16 +35,34 @@ def parser_flags() -> set[str]:
     return {string for string in strings if string.startswith("--")} - {"--help"}
 
 
-def table_flags(page: str) -> list[str]:
-    """The flags in the first column of a page's tables."""
-    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `--")]
-    return [flag for row in rows for flag in re.findall(r"`(--\w+)", row)]
+def table_flags(page: str) -> dict[str, str]:
+    """The flags in the first column of a page's tables, and what the second says of each one's default."""
+    found = {}
+    for line in page.splitlines():
+        if line.startswith("| `--"):
+            names, defaults = line.replace("\\|", "").split("|")[1:3]
+            flags, words = re.findall(r"`(--\w+)", names), [word.strip("` ") for word in defaults.split(", ")]
+            if len(words) != len(flags):
+                words = [defaults.strip()] * len(flags)
+            assert not found.keys() & flags
+            found |= zip(flags, words, strict=True)
+    return found
+
+
+def says(words: str, default: object) -> bool:
+    """Whether a table's words are of that default; None may be any words but numbers and "off"."""
+    if default is None:
+        return not re.fullmatch(r"off|[\d.e-]+", words)
+    if default is False:
+        return words == "off"
+    return float(words) == default if isinstance(default, int | float) else words == str(default)
 
 
 def test_the_table_of_flags_is_the_parsers():
-    named = table_flags((ROOT / "docs/flags.md").read_text(encoding="utf-8"))
-    assert len(named) == len(set(named))
-    assert set(named) == parser_flags()
+    """Flags and their defaults are a promise to users: a new flag is added to the table; none is taken away."""
+    named, flags = table_flags((ROOT / "docs/flags.md").read_text(encoding="utf-8")), training_parser().flags
+    assert named.keys() == parser_flags()
+    assert [name for name, words in named.items() if not says(words, flags[name].default)] == []
 
 
 def test_what_differs_from_diffusers_is_marked_in_both_places():
@@ -56,7 +74,7 @@ def test_what_differs_from_diffusers_is_marked_in_both_places():
 
 def test_the_flags_that_matter_are_flags():
     named = table_flags(README)
-    assert len(named) == 12 and set(named) < parser_flags()
+    assert len(named) == 12 and named.keys() < parser_flags()
 
 
 def test_what_the_pages_name_exists():

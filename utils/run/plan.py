@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.arguments import as_plain
+from utils.arguments import LOSS, as_plain
 from utils.training.memory import MemoryNeeds
 
 Keywords = Mapping[str, Any]
@@ -82,10 +82,7 @@ def make_plan(
         seed=args.seed,
         deterministic=args.deterministic,
         class_images=_class_images(args),
-        loss=dict(
-            snr_gamma=args.snr_gamma,
-            prior_loss_weight=args.prior_loss_weight if args.with_prior_preservation else None,
-        ),
+        loss=_loss(args),
         uses_cuda_graph=not args.no_cuda_graph,
         **_inputs(args, samples_per_step, num_ranks),
         **_updates(args, samples_per_step),
@@ -117,6 +114,11 @@ def _inputs(args: Namespace, samples_per_step: int, num_ranks: int) -> dict[str,
         seed=args.seed,
     )
     return dict(encoding=encoding, sampling=sampling, validation=validation)
+
+
+def _loss(args: Namespace) -> dict[str, Any]:
+    weight = args.prior_loss_weight if args.with_prior_preservation else None
+    return {name: getattr(args, name) for name in LOSS} | dict(prior_loss_weight=weight)
 
 
 def _class_images(args: Namespace) -> Keywords | None:
