@@ -20,15 +20,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from safetensors.torch import load_file
 
 import evaluate
 import train_dreambooth_colossalai
+from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.photos import write_cut_out
-from tests.helpers.pipelines import write_photos, write_pipeline
+from tests.helpers.pipelines import edit_json, write_photos, write_pipeline
 from tests.helpers.tolerances import ANOTHER_ORDER
 from utils.arguments import training_parser
 from utils.data import class_images
@@ -163,27 +163,14 @@ def write_other_tokenizer(folder: Path) -> None:
 
 def write_encoders(folder: Path) -> None:
     """clip/ and dino/, and guarded/: the base with a safety checker that objects to every image."""
-    size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=16)
-    vision = size | dict(image_size=32, patch_size=8)
-    text = size | dict(vocab_size=514, bos_token_id=512, eos_token_id=513, pad_token_id=513)
-    config = dict(text_config=text, vision_config=vision, projection_dim=16)
-    transformers.CLIPModel(transformers.CLIPConfig(**config)).save_pretrained(folder / "clip")
-    shutil.copytree(folder / "base/tokenizer", folder / "clip", dirs_exist_ok=True)
-    vision.pop("projection_dim")
-    dino = transformers.ViTModel(transformers.ViTConfig(**vision), add_pooling_layer=False)
-    dino.save_pretrained(folder / "dino")
-
-    shutil.copytree(folder / "base", folder / "guarded")
-    checker = StableDiffusionSafetyChecker(transformers.CLIPConfig(**config))
+    write_clip(folder / "clip")
+    write_dino(folder / "dino")
+    guarded = write_safety_checker(shutil.copytree(folder / "base", folder / "guarded"))
+    checker = StableDiffusionSafetyChecker.from_pretrained(guarded / "safety_checker").requires_grad_(False)
     checker.concept_embeds_weights.fill_(-2)  # any cosine is above that
-    checker.save_pretrained(folder / "guarded/safety_checker")
-    (folder / "guarded/feature_extractor").mkdir()
-    processor = dict(image_processor_type="CLIPImageProcessor", size=dict(shortest_edge=32), crop_size=32)
-    (folder / "guarded/feature_extractor/preprocessor_config.json").write_text(json.dumps(processor))
-    index = json.loads((folder / "guarded/model_index.json").read_text())
-    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
-    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-    (folder / "guarded/model_index.json").write_text(json.dumps(index))
+    checker.save_pretrained(guarded / "safety_checker")
+    classes = dict(safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    edit_json(guarded / "model_index.json", **classes, feature_extractor=["transformers", "CLIPImageProcessor"])
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_512_pixel_pipeline, write_photos, write_pipeline
-from tests.helpers.script import ROOT, SPREAD, UNET_FILE, as_argv, launch, losses, rows, run, run_json, weight_change
+from tests.helpers.script import (
+    ROOT,
+    SPREAD,
+    UNET_FILE,
+    as_argv,
+    launch,
+    losses,
+    rows,
+    run,
+    run_json,
+    weight_change,
+)
 from tests.helpers.tolerances import ANOTHER_ORDER, what_decides_last_bits
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
@@ -25,17 +36,9 @@ def test_a_run_from_end_to_end(flags, tmp_path, tiny_pipeline_dir, photos_dir, c
     before = {path: path.stat().st_mtime_ns for path in (*tiny_pipeline_dir.rglob("*"), *photos_dir.rglob("*"))}
     found = run(flags, seed=5)
     captured = capsys.readouterr()
-    assert {path.name for path in output.iterdir()} == {
-        "README.md",
-        "metrics.jsonl",
-        "model_index.json",
-        "run.json",
-        "scheduler",
-        "text_encoder",
-        "tokenizer",
-        "unet",
-        "vae",
-    }
+    parts = {"scheduler", "text_encoder", "tokenizer", "unet", "vae"}
+    files = {"README.md", "metrics.jsonl", "model_index.json", "run.json"}
+    assert {path.name for path in output.iterdir()} == parts | files
     assert {path.name for path in (output / "unet").iterdir()} == {"config.json", Path(UNET_FILE).name}
     assert {p: p.stat().st_mtime_ns for p in (*tiny_pipeline_dir.rglob("*"), *photos_dir.rglob("*"))} == before
     change = weight_change(tiny_pipeline_dir, output)
@@ -83,8 +86,6 @@ def test_the_recorded_command_repeats_the_run(flags, tmp_path):
     command = shlex.split(run_json(tmp_path / "output")["command"])
     assert main(command[4:]) == 0
     assert (tmp_path / "output" / UNET_FILE).read_bytes() == first
-    run(flags, seed=12)
-    assert (tmp_path / "output" / UNET_FILE).read_bytes() != first
 
 
 # A change of code that is not meant to change results leaves these numbers as they are, to the last bit.
@@ -131,12 +132,6 @@ def test_mixed_precision_gives_nearly_the_losses_of_fp32(flags, tmp_path, tiny_p
     assert torch.nn.functional.cosine_similarity(change, reference, dim=0) > 0.98
 
 
-def test_gradient_checkpointing_changes_no_loss(flags, tmp_path):
-    plain = run(flags)
-    checkpointed = run(flags, gradient_checkpointing=True, output_dir=tmp_path / "checkpointed")
-    assert losses(checkpointed) == pytest.approx(losses(plain), rel=ANOTHER_ORDER["loss"])
-
-
 def test_micro_batches_are_one_batch(flags, tmp_path, tiny_pipeline_dir):
     batch = run(flags | SPREAD, train_batch_size=2)
     micro = run(flags | SPREAD, gradient_accumulation_steps=2, output_dir=tmp_path / "micro")
@@ -147,47 +142,9 @@ def test_micro_batches_are_one_batch(flags, tmp_path, tiny_pipeline_dir):
     torch.testing.assert_close(*changes, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("spread", "expected"),
-    [
-        (dict(train_batch_size=1, num_train_epochs=2), 8),
-        (dict(train_batch_size=3, num_train_epochs=1), 2),
-        (dict(train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=3), 3),
-        (dict(train_batch_size=4, num_train_epochs=5, max_train_steps=1), 1),
-    ],
-)
-def test_epochs_become_steps(flags, spread, expected):
-    assert len(run(flags | dict(max_train_steps=None) | spread)) == expected
-
-
-def test_scale_lr_multiplies_by_the_samples_of_a_step(flags):
-    found = run(flags, scale_lr=True, train_batch_size=3, gradient_accumulation_steps=2, max_train_steps=1)
-    assert found[0]["lr"] == pytest.approx(6e-3)
-
-
-def test_the_learning_rate_follows_its_schedule(flags):
-    found = run(flags, lr_scheduler="linear", lr_warmup_steps=2, max_train_steps=4)
-    assert [row["lr"] for row in found] == pytest.approx([0, 0.5e-3, 1e-3, 0.5e-3])
-
-
 def test_a_rate_of_zero_at_the_first_step_of_a_warm_up_changes_nothing(flags, tmp_path, tiny_pipeline_dir):
     run(flags, lr_scheduler="constant_with_warmup", lr_warmup_steps=2, max_train_steps=1)
     assert not weight_change(tiny_pipeline_dir, tmp_path / "output").any()
-
-
-def test_photos_that_are_not_square(flags, tmp_path):
-    photos = write_photos(tmp_path / "wide", 3, size=(96, 48))
-    flags |= dict(instance_data_dir=photos, max_train_steps=4)
-    random = losses(run(flags))
-    assert losses(run(flags, output_dir=tmp_path / "again")) == random
-    centred = losses(run(flags, center_crop=True, output_dir=tmp_path / "centred"))
-    assert all(map(math.isfinite, random + centred)) and random != centred
-
-
-def test_fp16_and_bin_files(flags, tmp_path):
-    run(flags, save_dtype="fp16", save_format="bin", max_train_steps=1)
-    saved = torch.load(tmp_path / "output/unet/diffusion_pytorch_model.bin", weights_only=True)
-    assert {value.dtype for value in saved.values()} == {torch.float16}
 
 
 def test_an_fp16_base_gives_an_fp16_output(flags, tmp_path):
@@ -195,20 +152,6 @@ def test_an_fp16_base_gives_an_fp16_output(flags, tmp_path):
     run(flags, pretrained_model_name_or_path=base, max_train_steps=1)
     assert load_file(tmp_path / "output" / UNET_FILE)["conv_in.weight"].dtype == torch.float16
     assert run_json(tmp_path / "output")["arguments"]["save_dtype"] == "fp16"
-
-
-def test_another_tokenizer(flags, tmp_path, tiny_pipeline_dir):
-    expected = losses(run(flags, max_train_steps=1))
-    folder = tiny_pipeline_dir / "tokenizer"
-    assert losses(run(flags, max_train_steps=1, tokenizer_name=folder, output_dir=tmp_path / "b")) == expected
-
-
-def test_the_prompt_and_the_photos_matter(flags, tmp_path):
-    expected = losses(run(flags, max_train_steps=1))
-    other = losses(run(flags, max_train_steps=1, instance_prompt="x", output_dir=tmp_path / "b"))
-    assert other != expected
-    photos = write_photos(tmp_path / "photos", 7)
-    assert losses(run(flags, max_train_steps=1, instance_data_dir=photos, output_dir=tmp_path / "c")) != expected
 
 
 def test_a_second_run_into_the_same_folder_replaces_the_first(flags, tmp_path):

@@ -43,5 +43,6 @@ def write_safety_checker(pipeline_folder: Path, seed: int = 0) -> Path:
     StableDiffusionSafetyChecker(clip_config()).save_pretrained(pipeline_folder / "safety_checker")
     processor = pipeline_folder / "feature_extractor" / "preprocessor_config.json"
     processor.parent.mkdir(parents=True)
-    processor.write_text(json.dumps(dict(image_processor_type="CLIPImageProcessor", size=dict(shortest_edge=32))))
+    size = dict(size=dict(shortest_edge=32), crop_size=32)
+    processor.write_text(json.dumps(dict(image_processor_type="CLIPImageProcessor", **size)))
     return pipeline_folder

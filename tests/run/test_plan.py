@@ -44,6 +44,19 @@ def test_learning_rates_follow_diffusers_schedules(tmp_path, name):
     assert len(set(rates)) > 3 or name == "constant"
 
 
+@pytest.mark.parametrize(
+    ("spread", "expected"),
+    [
+        (dict(train_batch_size=1, num_train_epochs=2), 8),
+        (dict(train_batch_size=3, num_train_epochs=1), 2),
+        (dict(train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=3), 3),
+        (dict(train_batch_size=4, num_train_epochs=5, max_train_steps=1), 1),
+    ],
+)
+def test_epochs_become_steps(tmp_path, spread, expected):
+    assert make_plan(make_args(tmp_path, **spread), **COUNTS | dict(num_photos=4, num_ranks=1)).num_steps == expected
+
+
 def test_fp16_takes_the_place_of_bf16_where_there_is_none(tmp_path):
     both = make_args(tmp_path, mixed_precision="bf16", prior_generation_precision="bf16")
     for args, has_bf16, expected in (
