@@ -11,36 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.pipelines import write_photos, write_pipeline
-from train_dreambooth_colossalai import main as train
+from tests.helpers.script import run
 
 FROZEN = ("scheduler", "text_encoder", "tokenizer", "vae")
 RENAMED = re.compile(r"checkpoint-\d+|model_index\.json|scheduler|text_encoder|tokenizer|unet|vae")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_pipeline(folder / "base")
-    write_photos(folder / "photos")
-    return folder
-
-
-def argv(inputs: Path, output: Path, *more: str) -> list[str]:
-    """Three steps in fp32, with a checkpoint after each second one."""
-    return [
-        f"--pretrained_model_name_or_path={inputs / 'base'}",
-        f"--instance_data_dir={inputs / 'photos'}",
-        f"--output_dir={output}",
-        "--instance_prompt=a photo of sks cat",
-        "--resolution=32",
-        "--train_batch_size=1",
-        "--mixed_precision=no",
-        "--learning_rate=1e-3",
-        "--max_train_steps=3",
-        "--checkpointing_steps=2",
-        *more,
-    ]
 
 
 class Disk:
@@ -75,10 +49,10 @@ class Disk:
         return noted
 
 
-def test_everything_is_synced_before_it_is_put_in_its_place(inputs, tmp_path, monkeypatch):
+def test_everything_is_synced_before_it_is_put_in_its_place(flags, tmp_path, monkeypatch):
     output = tmp_path.resolve() / "output"
     disk = Disk(monkeypatch)
-    assert train(argv(inputs, output)) == 0
+    run(flags, output_dir=output, checkpointing_steps=2)
     renames = [event for event in disk.events if event[1] == "rename" and event[2].parent == output]
     placed = {event[2].name: event for event in renames if RENAMED.fullmatch(event[2].name)}
     parts = {"model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae"}
@@ -90,23 +64,22 @@ def test_everything_is_synced_before_it_is_put_in_its_place(inputs, tmp_path, mo
         assert (last[0], "sync", str(output)) in disk.events[disk.events.index(last) :]
 
 
-def test_the_disk_row_counts_what_is_copied_from_the_base(inputs, tmp_path, capsys):
-    frozen = [path for part in FROZEN for path in inputs.rglob(f"{part}/*")]
-    assert train(argv(inputs, tmp_path / "output", "--dry_run")) == 0
+def test_the_disk_row_counts_what_is_copied_from_the_base(flags, tmp_path, tiny_pipeline_dir, capsys):
+    frozen = [path for part in FROZEN for path in (tiny_pipeline_dir / part).iterdir()]
+    run(flags)
     said = re.search(r"([0-9.e-]+) GB for the result, ([0-9.e-]+) copied", capsys.readouterr().out)
     copied = sum(path.stat().st_size for path in frozen)
     assert float(said[2]) == pytest.approx(copied / 1e9, rel=0.05)  # two digits are printed
-    assert train(argv(inputs, tmp_path / "output")) == 0
     parts = [path for part in (*FROZEN, "unet") for path in (tmp_path / "output" / part).rglob("*") if path.is_file()]
     assert float(said[1]) == pytest.approx(sum(path.stat().st_size for path in parts) / 1e9, rel=0.1)
 
 
-def test_tensorboard_shows_validation_and_no_step_twice_after_a_resume(inputs, tmp_path):
+def test_tensorboard_shows_validation_and_no_step_twice_after_a_resume(flags, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    flags = argv(inputs, tmp_path / "output", "--report_to=tensorboard", "--validation_steps=2")
-    assert train(flags) == 0
-    assert train([*flags, "--resume_from_checkpoint=checkpoint-2"]) == 0  # step 3 anew
+    flags |= dict(checkpointing_steps=2, report_to="tensorboard", validation_steps=2)
+    run(flags)
+    run(flags, resume_from_checkpoint="checkpoint-2")  # step 3 anew
     events = EventAccumulator(str(tmp_path / "output/logs"))
     events.Reload()
     assert [scalar.step for scalar in events.Scalars("train/loss")] == [1, 2, 3]
