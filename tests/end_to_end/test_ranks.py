@@ -15,7 +15,7 @@ import torch
 
 from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import finish, start_ranks
-from tests.helpers.script import ROOT, SPREAD, TRAIN, as_argv, launch, losses, rows, run, start, weight_change
+from tests.helpers.script import RANK_PROGRAM, SPREAD, TRAIN, as_argv, launch, losses, rows, run, start, weight_change
 from tests.helpers.tolerances import ANOTHER_ORDER
 from utils.data import class_images
 from utils.data.class_generation import image_seed
@@ -26,8 +26,6 @@ from utils.models import fused_unet
 from utils.training import build, train_step
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
-
-PROGRAM = ROOT / "tests/helpers/rank_program.py"
 
 
 @pytest.fixture
@@ -169,7 +167,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(flags, tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_all(flags, tmp_path):
     started = time.monotonic()
-    result = launch(2, as_argv(flags | dict(max_train_steps=50)), PROGRAM)
+    result = launch(2, as_argv(flags | dict(max_train_steps=50)), RANK_PROGRAM)
     assert result.returncode != 0 and time.monotonic() - started < 90
     assert "exitcode: -9" in result.stderr or "exitcode  : -9" in result.stderr
     said = ("error: another rank has died", "error: rank 0: another process of this run has ended", "Signal 15")

@@ -1,4 +1,4 @@
-"""The training script with a rank that kills itself before its second step; test_ranks.py runs it under torchrun."""
+"""The training script with a second rank that kills itself after step 5 of its first start, for torchrun."""
 
 import os
 import signal
@@ -8,19 +8,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
-from utils.training.train_step import TrainStep
+from utils.run.loop import TrainingRun
 
-plain_call = TrainStep.__call__
-num_calls = 0
+checkpoint_if_due = TrainingRun._checkpoint_if_due
 
 
-def call(self, micro_batches):
-    global num_calls
-    num_calls += 1
-    if os.environ["RANK"] == "1" and num_calls == 2:
+def and_die(self, step: int) -> None:
+    checkpoint_if_due(self, step)
+    if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"], step) == ("1", "0", 5):
         os.kill(os.getpid(), signal.SIGKILL)
-    return plain_call(self, micro_batches)
 
 
-TrainStep.__call__ = call
+TrainingRun._checkpoint_if_due = and_die
 sys.exit(run_main(main))

@@ -17,6 +17,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "train_dreambooth_colossalai.py"
+RANK_PROGRAM = ROOT / "tests/helpers/rank_program.py"
 EMBEDDED = ROOT / "model/tiny-stable-diffusion"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

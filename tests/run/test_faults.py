@@ -1,12 +1,9 @@
 """What goes wrong around a run: each fault ends with a clear line, the right exit code, and nothing half-written."""
 
-import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
-from tests.helpers.script import LATEST, ROOT, UNET_FILE, as_argv, bits, rows, run, run_json
+from tests.helpers.script import LATEST, RANK_PROGRAM, TRAIN, UNET_FILE, as_argv, bits, rows, run, run_json, start
 from utils.diffusion import Loss
 from utils.run.lineage import list_checkpoints
 from utils.run.loop import TrainingRun
@@ -189,54 +186,32 @@ def test_steps_that_are_not_finite_end_the_run(flags, tmp_path, max_train_steps)
     assert not (output / "model_index.json").exists()
 
 
-DIES_ONCE = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-from utils.run.loop import TrainingRun
-after_step = TrainingRun._checkpoint_if_due
-def dying(self, step):
-    after_step(self, step)
-    if step == 5 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
-        if self.checkpointer: self.checkpointer.wait()
-        os.kill(os.getpid(), signal.SIGKILL)
-TrainingRun._checkpoint_if_due = dying
-from train_dreambooth_colossalai import main
-from utils.command_line import run_main
-sys.exit(run_main(main))
-"""
-
-
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_of_two_ranks(flags, tmp_path):
     argv = as_argv(flags | dict(max_train_steps=8, checkpointing_steps=2))
     assert finish(start_ranks(2, argv, tmp_path / "whole.txt")) == [0, 0]
     whole = bits(tmp_path / "output")
     shutil.rmtree(tmp_path / "output")
-    script = tmp_path / "dies_once.py"
-    script.write_text(DIES_ONCE.format(root=str(ROOT)))
-    torchrun = str(Path(sys.executable).with_name("torchrun"))
-    command = [torchrun, "--standalone", "--nproc_per_node=2", "--max_restarts=1", str(script), *argv]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
+    process = start(["--standalone", "--nproc_per_node=2", "--max_restarts=1"], RANK_PROGRAM, argv)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
     assert bits(tmp_path / "output") == whole and len(rows(tmp_path / "output")) == 8
-    assert json.loads((tmp_path / "output/run.json").read_text())["status"] == "complete"
+    assert run_json(tmp_path / "output")["status"] == "complete"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_torchrun(flags, tmp_path, number):
+    """It passes the signal on, waits for the ranks, and ends with 1 and a traceback of its own alone."""
     output = tmp_path / "output"
-    torchrun = str(Path(sys.executable).with_name("torchrun"))
-    script = str(ROOT / "train_dreambooth_colossalai.py")
-    argv = as_argv(flags | dict(max_train_steps=5000))
-    command = [torchrun, "--standalone", "--nproc_per_node=2", script, *argv]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start(["--standalone", "--nproc_per_node=2"], TRAIN, as_argv(flags | dict(max_train_steps=5000)))
     wait_for(lambda: len(rows(output)) > 2, 100)
     process.send_signal(number)
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode != 0 and "stopped after step" in text
+    _, stderr = process.communicate(timeout=120)
     (checkpoint,) = list_checkpoints(output)
     assert checkpoint.step == len(rows(output)) and no_debris(output)
+    assert stderr.count(f"stopped after step {checkpoint.step} of 5000 ({number.name}). The state after step") == 1
+    assert process.returncode == 1 and stderr.count("Traceback") == stderr.count("SignalException: ") == 1
     assert main_again(flags | LATEST | dict(max_train_steps=checkpoint.step + 2), tmp_path) == [0, 0]
 
 
