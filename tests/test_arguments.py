@@ -48,55 +48,45 @@ def test_required_flags(flag):
         parse_args(REQUIRED[:place] + REQUIRED[place + 2 :])
 
 
-BAD_VALUES = [
-    ("--resolution", "0", "0 is not a finite number of at least 1"),
-    ("--resolution", "51.2", "'51.2' is not a whole number"),
-    ("--resolution", "big", "'big' is not a whole number"),
-    ("--resolution", "", "'' is not a whole number"),
-    ("--train_batch_size", "0", "at least 1"),
-    ("--train_batch_size", "-1", "-1 is not a finite number of at least 1"),
-    ("--num_train_epochs", "0", "at least 1"),
-    ("--max_train_steps", "0", "at least 1"),
-    ("--gradient_accumulation_steps", "0", "at least 1"),
-    ("--lr_warmup_steps", "-1", "at least 0"),
-    ("--lr_num_cycles", "0", "at least 1"),
-    ("--seed", "-1", "at least 0"),
-    ("--seed", "4294967296", "4294967296 is not below 2**32"),
-    ("--seed", "1" + "0" * 400, "is not below 2**32"),
-    ("--seed", "1.5", "'1.5' is not a whole number"),
-    ("--learning_rate", "0", "0 is not above 0"),
-    ("--learning_rate", "fast", "'fast' is not a number"),
-    ("--learning_rate", "nan", "nan is not a finite number"),
-    ("--learning_rate", "inf", "inf is not a finite number"),
-    ("--learning_rate", "1e999", "1e999 is not a finite number"),
-    ("--lr_power", "0", "0 is not above 0"),
-    ("--adam_beta1", "1", "1 is not below 1"),
-    ("--adam_beta2", "1.0", "1.0 is not below 1"),
-    ("--adam_beta2", "-0.1", "at least 0"),
-    ("--adam_weight_decay", "-1", "at least 0"),
-    ("--adam_epsilon", "0", "0 is not above 0"),
-    ("--max_grad_norm", "-1", "at least 0"),
-    ("--checkpointing_steps", "0", "at least 1"),
-    ("--checkpoints_total_limit", "0", "at least 1"),
-    ("--max_nonfinite_steps", "0", "at least 1"),
-    ("--mixed_precision", "fp8", "invalid choice: 'fp8'"),
-    ("--lr_scheduler", "warm", "invalid choice: 'warm'"),
-    ("--save_dtype", "bf16", "invalid choice: 'bf16'"),
-    ("--save_format", "pth", "invalid choice: 'pth'"),
-    ("--report_to", "wandb", "wandb is not here"),
-    ("--num_class_images", "0", "at least 1"),
-    ("--sample_batch_size", "0", "at least 1"),
-    ("--prior_loss_weight", "-1", "at least 0"),
-    ("--prior_generation_precision", "int8", "invalid choice: 'int8'"),
-    ("--snr_gamma", "0", "0 is not above 0"),
-    ("--noise_offset", "-0.1", "at least 0"),
-]
+BAD_VALUES = {  # what is said: the flags
+    "0 is not a finite number of at least 1": "--resolution=0",
+    "'51.2' is not a whole number": "--resolution=51.2",
+    "'big' is not a whole number": "--resolution=big",
+    "'' is not a whole number": "--resolution=",
+    "at least 1": (
+        "--train_batch_size=0 --num_train_epochs=0 --max_train_steps=0 --gradient_accumulation_steps=0 "
+        "--lr_num_cycles=0 --checkpointing_steps=0 --checkpoints_total_limit=0 --max_nonfinite_steps=0 "
+        "--num_class_images=0 --sample_batch_size=0"
+    ),
+    "-1 is not a finite number of at least 1": "--train_batch_size=-1",
+    "at least 0": (
+        "--lr_warmup_steps=-1 --seed=-1 --adam_beta2=-0.1 --adam_weight_decay=-1 --max_grad_norm=-1 "
+        "--prior_loss_weight=-1 --noise_offset=-0.1"
+    ),
+    "4294967296 is not below 2**32": "--seed=4294967296",
+    "'1.5' is not a whole number": "--seed=1.5",
+    "0 is not above 0": "--learning_rate=0 --lr_power=0 --adam_epsilon=0 --snr_gamma=0",
+    "'fast' is not a number": "--learning_rate=fast",
+    "nan is not a finite number": "--learning_rate=nan",
+    "inf is not a finite number": "--learning_rate=inf",
+    "1e999 is not a finite number": "--learning_rate=1e999",
+    "1 is not below 1": "--adam_beta1=1",
+    "1.0 is not below 1": "--adam_beta2=1.0",
+    "invalid choice: 'fp8'": "--mixed_precision=fp8",
+    "invalid choice: 'warm'": "--lr_scheduler=warm",
+    "invalid choice: 'bf16'": "--save_dtype=bf16",
+    "invalid choice: 'pth'": "--save_format=pth",
+    "wandb is not here": "--report_to=wandb",
+    "invalid choice: 'int8'": "--prior_generation_precision=int8",
+}
 
 
-@pytest.mark.parametrize(("flag", "value", "message"), BAD_VALUES)
-def test_a_bad_value_is_named_with_its_flag(flag, value, message):
-    said = complaint(f"{flag}={value}")
-    assert said.startswith(f"argument {flag}: ") and message in said
+@pytest.mark.parametrize("message", BAD_VALUES)
+def test_a_bad_value_is_named_with_its_flag(message):
+    for given in BAD_VALUES[message].split():
+        said = complaint(given)
+        assert said.startswith(f"argument {given.partition('=')[0]}: ") and message in said
+    assert "is not below 2**32" in complaint(f"--seed=1{'0' * 400}")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ ColossalAI 2026-04); what a launcher takes is left out.
 """
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -29,94 +30,81 @@ DIFFUSERS_PRIOR = [
 COLOSSALAI_PRIOR = ["--with_prior_preservation", "--class_prompt=a photo of a dog", f"--class_data_dir={CLASSES}"]
 SCHEDULE = ["--learning_rate=5e-6", "--lr_scheduler=constant", "--lr_warmup_steps=0"]
 HUB = "--push_to_hub is not here: nothing is uploaded from here"
-# name: (flags, what the refusal says; None: it runs)
-COMMANDS: dict[str, tuple[list[str], str | None]] = {
+# What follows START, and what the refusal says; None: it runs.
+COMMANDS = {
     "diffusers, basic": (
-        [*START, "--train_batch_size=1", "--gradient_accumulation_steps=1", *SCHEDULE, "--max_train_steps=400"],
+        "--train_batch_size=1 --gradient_accumulation_steps=1 SCHEDULE --max_train_steps=400",
         None,
     ),
     "diffusers, basic, uploaded": (
-        [*START, "--train_batch_size=1", *SCHEDULE, "--max_train_steps=400", "--push_to_hub"],
+        "--train_batch_size=1 SCHEDULE --max_train_steps=400 --push_to_hub",
         HUB,
     ),
-    "diffusers, prior preservation": ([*START, *DIFFUSERS_PRIOR, "--train_batch_size=1", *SCHEDULE], None),
+    "diffusers, prior preservation": ("DIFFUSERS_PRIOR --train_batch_size=1 SCHEDULE", None),
     "diffusers, 16 GB": (
-        [
-            *(*START, *DIFFUSERS_PRIOR, "--train_batch_size=1", "--gradient_accumulation_steps=2"),
-            *("--gradient_checkpointing", "--use_8bit_adam", *SCHEDULE),
-        ],
+        "DIFFUSERS_PRIOR --train_batch_size=1 --gradient_accumulation_steps=2 --gradient_checkpointing "
+        "--use_8bit_adam SCHEDULE",
         None,
     ),
     "diffusers, 12 GB": (
-        [
-            *(*START, *DIFFUSERS_PRIOR, "--train_batch_size=1", "--gradient_accumulation_steps=1"),
-            *("--gradient_checkpointing", "--use_8bit_adam", "--enable_xformers_memory_efficient_attention"),
-            *("--set_grads_to_none", "--learning_rate=2e-6", "--lr_scheduler=constant", "--lr_warmup_steps=0"),
-        ],
+        "DIFFUSERS_PRIOR --train_batch_size=1 --gradient_accumulation_steps=1 --gradient_checkpointing "
+        "--use_8bit_adam --enable_xformers_memory_efficient_attention --set_grads_to_none --learning_rate=2e-6 "
+        "--lr_scheduler=constant --lr_warmup_steps=0",
         None,
     ),
     "diffusers, 8 GB": (
-        [
-            *(*START, *DIFFUSERS_PRIOR, "--train_batch_size=1", "--sample_batch_size=1"),
-            *("--gradient_accumulation_steps=1", "--gradient_checkpointing", *SCHEDULE, "--mixed_precision=fp16"),
-        ],
+        "DIFFUSERS_PRIOR --train_batch_size=1 --sample_batch_size=1 --gradient_accumulation_steps=1 "
+        "--gradient_checkpointing SCHEDULE --mixed_precision=fp16",
         None,
     ),
     "diffusers, text encoder": (
-        [*START, *DIFFUSERS_PRIOR, "--train_text_encoder", "--train_batch_size=1", "--use_8bit_adam", *SCHEDULE],
+        "DIFFUSERS_PRIOR --train_text_encoder --train_batch_size=1 --use_8bit_adam SCHEDULE",
         "--train_text_encoder is not here: the text encoder stays as it is",
     ),
     "diffusers, LoRA": (
-        [
-            *(*START, "--train_batch_size=1", "--checkpointing_steps=100", "--learning_rate=1e-4"),
-            *("--report_to=wandb", "--lr_scheduler=constant", "--lr_warmup_steps=0", "--max_train_steps=500"),
-            *("--validation_prompt=A photo of sks dog in a bucket", "--validation_epochs=50", "--seed=0"),
-            "--push_to_hub",
-        ],
+        "--train_batch_size=1 --checkpointing_steps=100 --learning_rate=1e-4 --report_to=wandb "
+        "--lr_scheduler=constant --lr_warmup_steps=0 --max_train_steps=500 '--validation_prompt=A photo of sks dog "
+        "in a bucket' --validation_epochs=50 --seed=0 --push_to_hub",
         "--validation_epochs is not here: --validation_steps N says",
     ),
     "diffusers, IF": (
-        [
-            *(*START, "--train_batch_size=4", "--learning_rate=5e-6", "--scale_lr", "--max_train_steps=1200"),
-            *("--validation_prompt=a sks dog", "--validation_steps=25", "--checkpointing_steps=100"),
-            *("--pre_compute_text_embeddings", "--tokenizer_max_length=77", "--text_encoder_use_attention_mask"),
-        ],
+        "--train_batch_size=4 --learning_rate=5e-6 --scale_lr --max_train_steps=1200 '--validation_prompt=a sks "
+        "dog' --validation_steps=25 --checkpointing_steps=100 --pre_compute_text_embeddings "
+        "--tokenizer_max_length=77 --text_encoder_use_attention_mask",
         "--text_encoder_use_attention_mask is not here: it is for DeepFloyd IF",
     ),
     "ColossalAI, README": (
-        [*START, "--train_batch_size=1", *SCHEDULE, "--max_train_steps=400", "--placement=cuda"],
+        "--train_batch_size=1 SCHEDULE --max_train_steps=400 --placement=cuda",
         None,
     ),
     "ColossalAI, README, prior preservation": (
-        [*START, *COLOSSALAI_PRIOR, "--num_class_images=200", "--max_train_steps=800", "--placement=cuda", *SCHEDULE],
+        "COLOSSALAI_PRIOR --num_class_images=200 --max_train_steps=800 --placement=cuda SCHEDULE",
         None,
     ),
     "ColossalAI, colossalai.sh": (
-        [
-            *(*START, *COLOSSALAI_PRIOR, "--test_run=True", "--num_class_images=200", "--prior_loss_weight=1.0"),
-            *("--train_batch_size=1", "--learning_rate=5e-6", "--placement=auto", "--plugin=gemini"),
-        ],
+        "COLOSSALAI_PRIOR --test_run=True --num_class_images=200 --prior_loss_weight=1.0 --train_batch_size=1 "
+        "--learning_rate=5e-6 --placement=auto --plugin=gemini",
         "--test_run is not here: --dry_run only checks",
     ),
     "ColossalAI, colossalai.sh, without its test": (
-        [*START, "--train_batch_size=1", "--max_train_steps=10", "--plugin=gemini", "--placement=auto"],
+        "--train_batch_size=1 --max_train_steps=10 --plugin=gemini --placement=auto",
         "argument --plugin/-p: gemini is not here: TorchDDP is the only plugin",
     ),
     "ColossalAI, dreambooth.sh": (
-        [
-            *(*START, *COLOSSALAI_PRIOR, "--num_class_images=200", "--prior_loss_weight=1.0", "--train_batch_size=1"),
-            *("--gradient_accumulation_steps=1", "--use_8bit_adam", *SCHEDULE, "--max_train_steps=800"),
-        ],
+        "COLOSSALAI_PRIOR --num_class_images=200 --prior_loss_weight=1.0 --train_batch_size=1 "
+        "--gradient_accumulation_steps=1 --use_8bit_adam SCHEDULE --max_train_steps=800",
         None,
     ),
     "ColossalAI, LoRA": (
-        [*START, "--train_batch_size=1", "--save_steps=50", "-p", "torch_ddp_fp16", "--max_train_steps=10"],
+        "--train_batch_size=1 --save_steps=50 -p torch_ddp_fp16 --max_train_steps=10",
         None,
     ),
 }
 
 
-def paste(command: list[str], tmp_path: Path, *more: str) -> list[str]:
+def paste(command: str, tmp_path: Path, *more: str) -> list[str]:
+    words = dict(DIFFUSERS_PRIOR=DIFFUSERS_PRIOR, COLOSSALAI_PRIOR=COLOSSALAI_PRIOR, SCHEDULE=SCHEDULE)
+    command = [*START, *(flag for word in shlex.split(command) for flag in words.get(word, [word]))]
     places = dict(model=EMBEDDED, photos=ROOT / "instance", output=tmp_path / "output", classes=tmp_path / "classes")
     return [word.format(**places) for word in command] + list(more)
 
@@ -133,7 +121,7 @@ def test_a_pasted_command(name, tmp_path, capsys):
 
 
 def test_one_for_real(tmp_path, capsys):
-    command = [word for word in COMMANDS["ColossalAI, LoRA"][0] if "max_train" not in word]
+    command = COMMANDS["ColossalAI, LoRA"][0].replace("--max_train_steps=10", "")
     more = ["--max_train_steps=2", "--save_steps=1", "--enable_xformers_memory_efficient_attention", "--local_rank=0"]
     assert run_main(main, paste(command, tmp_path, *more, "--mixed_precision=no", "--lr_warmup_steps=0")) == 0
     out = capsys.readouterr().out

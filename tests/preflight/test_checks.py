@@ -37,19 +37,25 @@ class TestOutputDir:
         assert "--output_dir" in str(error.value) and "\n" not in str(error.value)
         assert listing(tmp_path) == before
 
-    @pytest.mark.parametrize("output", ["base", "base/out", "base/unet", "to_base", "to_base/x", "to_all/base/x", "."])
-    def test_overlap_with_the_base(self, tmp_path, output):
-        self.refuse(tmp_path, tmp_path / output, "overlaps --pretrained_model_name_or_path")
+    @pytest.mark.parametrize(
+        ("flag", "outputs"),
+        [
+            (
+                "pretrained_model_name_or_path",
+                ["base", "base/out", "base/unet", "to_base", "to_base/x", "to_all/base/x", "."],
+            ),
+            ("instance_data_dir", ["photos", "photos/new/out", "base/../photos", "to_all/photos/more"]),
+            ("tokenizer_name", ["elsewhere/out"]),
+        ],
+    )
+    def test_overlap(self, tmp_path, flag, outputs):
+        for output in outputs:
+            more = dict(tokenizer_name=tmp_path / "elsewhere") if flag == "tokenizer_name" else {}
+            self.refuse(tmp_path, tmp_path / output, f"overlaps --{flag}", **more)
 
-    @pytest.mark.parametrize("output", ["photos", "photos/new/out", "base/../photos", "to_all/photos/more"])
-    def test_overlap_with_the_photos(self, tmp_path, output):
-        self.refuse(tmp_path, tmp_path / output, "overlaps --instance_data_dir")
-
-    def test_overlap_where_the_inputs_are_named_through_links(self, tmp_path):
+    def test_overlap_where_the_inputs_are_links_or_relative(self, tmp_path, monkeypatch):
         links = dict(pretrained_model_name_or_path=tmp_path / "to_base")
         self.refuse(tmp_path, tmp_path / "base/x", "overlaps --pretrained_model_name_or_path", **links)
-
-    def test_overlap_with_relative_names(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / "base")
         self.refuse(tmp_path, Path("x"), "overlaps --pretrained", pretrained_model_name_or_path=".")
 
@@ -69,22 +75,15 @@ class TestOutputDir:
         (tmp_path / "elsewhere/.ipynb_checkpoints").mkdir()
         check(tmp_path, output_dir=tmp_path / "elsewhere")
 
-    def test_a_refusal_names_what_it_found(self, tmp_path):
+    def test_foreign_files_are_named(self, tmp_path):
         for name in ("b.txt", "a.txt", "d\ne", "c", "Thumbs.db"):
             (tmp_path / "elsewhere" / name).touch()
-        self.refuse(tmp_path, tmp_path / "elsewhere", r"\('a.txt', 'b.txt', 'c' and 1 more\)")
-
-    def test_overlap_with_another_tokenizer(self, tmp_path):
-        folder = tmp_path / "elsewhere"
-        self.refuse(tmp_path, folder / "out", "overlaps --tokenizer_name", tokenizer_name=folder)
+        said = r"holds files that this program did not write \('a.txt', 'b.txt', 'c' and 1 more\)"
+        self.refuse(tmp_path, tmp_path / "elsewhere", said)
 
     def test_a_common_beginning_of_the_name_is_no_overlap(self, tmp_path):
         check(tmp_path, output_dir=tmp_path / "base-new")
         check(tmp_path, output_dir=tmp_path / "photo")
-
-    def test_foreign_files(self, tmp_path):
-        (tmp_path / "elsewhere/thesis.txt").write_text("mine")
-        self.refuse(tmp_path, tmp_path / "elsewhere", "holds files that this program did not write")
 
     @pytest.mark.parametrize("run", ["{}", "[]", "{", '{"program": "another"}', '"train_dreambooth_colossalai"'])
     def test_a_run_json_of_another_program(self, tmp_path, run):
@@ -92,16 +91,14 @@ class TestOutputDir:
         assert not is_own_output(tmp_path / "elsewhere")
         self.refuse(tmp_path, tmp_path / "elsewhere", "holds files that this program did not write")
 
-    def test_a_file(self, tmp_path):
+    def test_a_file_or_a_dead_link(self, tmp_path):
         (tmp_path / "elsewhere/file").write_text("mine")
-        self.refuse(tmp_path, tmp_path / "elsewhere/file", "is not a folder")
-        self.refuse(tmp_path, tmp_path / "elsewhere/file/out", "elsewhere/file is a file")
-        (tmp_path / "elsewhere/file").chmod(0o755)
-        self.refuse(tmp_path, tmp_path / "elsewhere/file/out", "elsewhere/file is a file")
-
-    def test_a_dead_link(self, tmp_path):
         (tmp_path / "elsewhere/link").symlink_to(tmp_path / "nowhere")
-        self.refuse(tmp_path, tmp_path / "elsewhere/link", "is not a folder")
+        for name in ("file", "link"):
+            self.refuse(tmp_path, tmp_path / "elsewhere" / name, "is not a folder")
+        for mode in (0o644, 0o755):
+            (tmp_path / "elsewhere/file").chmod(mode)
+            self.refuse(tmp_path, tmp_path / "elsewhere/file/out", "elsewhere/file is a file")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_no_permission(self, tmp_path):
