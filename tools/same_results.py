@@ -7,12 +7,14 @@
 
 Run both with one virtual environment on one idle machine: about three minutes a tree on two cores. Weights,
 checkpoints, pictures, metrics and every word on the terminal are compared byte for byte. Left out are run ids, times
-of day, durations, free space, where the results and python lie, TensorBoard's files, and the cache of converted files
-(the runs that read them copy most of it). It uses the two scripts, the commands `python -m utils.NAME`, and the folder
-builders of tests/helpers/: of utils/ it knows nothing else. A command that a tree lacks is a difference in its log.
+of day, durations, free space, where tree, results and python are, TensorBoard's files, and the cache of converted
+files (the runs that read them copy most of it). It uses the two scripts, the commands `python -m utils.NAME`, and
+the folder builders of tests/helpers/: of utils/ it knows nothing else. A command that a tree lacks is a difference
+in its log.
 """
 
 import argparse
+import difflib
 import hashlib
 import json
 import os
@@ -125,6 +127,7 @@ for path in sorted(cut_outs.glob("*.jpg")):
 """
 RESUMED, COPIED = "resumed", "fp32"  # a run that goes on in a copy of another's folder
 CACHE = "cache"
+SHOWN = 6  # lines of a file that differs
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 # What differs from one run to the next of the same code.
@@ -139,6 +142,7 @@ VOLATILE_KEYS = {
     "ss_training_started_at",
     "started_at",
     "step_time",
+    "working_directory",
     "written_at",
 }
 VOLATILE_TEXT = [  # in this order
@@ -147,7 +151,7 @@ VOLATILE_TEXT = [  # in this order
     r"|[0-9.?]+(step/s|s/step|image/s|s/image)|\x1b\[A",
     r"(training|class images|baseline|fine-tuned|checkpoint-\d+): .*\|.*\n?",  # progress bars
     r"[0-9.]+ GB free",
-    r"/[^\s\"]*/bin/python[\d.]*",
+    r"[^\s\"<>]*bin/python[\d.]*",
     r"-(model|vae)-[0-9a-f]{16}",  # a converted file's folder: its hash depends on the order in the file's header
     r"[WEI]\d{4} .*|process \d+|\[rank\d\].*",  # torchrun's own lines
 ]
@@ -237,7 +241,8 @@ def comparable_text(path: Path, root: Path) -> str:
     text = path.read_bytes().decode(errors="replace").replace(str(root), "RESULTS")
     if path.suffix in (".json", ".jsonl"):
         values = [text] if path.suffix == ".json" else text.splitlines()
-        text = "\n".join(json.dumps(without_volatile(json.loads(value)), sort_keys=True) for value in values)
+        style = dict(indent=0) if path.suffix == ".json" else {}
+        text = "\n".join(json.dumps(without_volatile(json.loads(value)), sort_keys=True, **style) for value in values)
     text = re.sub(r".*\r", "", text) if path.suffix == ".log" else text
     for pattern in VOLATILE_TEXT:
         text = re.sub(pattern, "", text)
@@ -281,7 +286,7 @@ def digest(path: Path, root: Path) -> tuple[str, str]:
 
 
 def compare(one: Path, other: Path, only: str | None = None) -> int:
-    """Prints every file that differs, of the steps `only` or of all, and its first line that does; 1 if there is one.
+    """Prints every file that differs, of the steps `only` or of all, and its first lines that do; 1 if there is one.
 
     An evaluation changes the card of the run that it is about: 'resumed' or 'deterministic'.
     """
@@ -300,9 +305,9 @@ def compare(one: Path, other: Path, only: str | None = None) -> int:
         if hash_a != hash_b:
             num_differ += 1
             print(f"differs: {name}")
-            lines = zip(text_a.splitlines(), text_b.splitlines(), strict=False)
-            for a, b in [pair for pair in lines if pair[0] != pair[1]][:1]:
-                print(f"   - {a[:200]}\n   + {b[:200]}")
+            lines = difflib.unified_diff(text_a.splitlines(), text_b.splitlines(), n=0, lineterm="")
+            for line in [line for line in lines if not line.startswith(("@@", "--- ", "+++ "))][:SHOWN]:
+                print(f"   {line[:200]}")
     print(f"{len(names)} files compared, {num_differ} differ")
     return 1 if num_differ else 0
 
