@@ -9,7 +9,7 @@ from pathlib import Path
 from utils.evaluation import choice
 from utils.evaluation.choice import Standing, standings_of
 from utils.evaluation.findings import Comparison
-from utils.evaluation.prompts import CLASS, SUBJECT, Prompt
+from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, Prompt
 from utils.evaluation.samples import BASELINE, FINETUNED, Model, plan_models, step_of
 from utils.evaluation.wording import LABELS, MINUS
 from utils.files.ownership import run_of
@@ -44,18 +44,21 @@ def candidate_prompts(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def describe(metrics: dict, samples: dict, baseline: Path, finetuned: Path) -> dict | None:
-    """metrics.json's "candidates": the choice, and every candidate's place; None if likeness was not measured.
+    """metrics.json's "candidates": the choice, and every candidate's place; None if there is nothing to choose.
 
     Args:
-        metrics: what score.py measured on the candidates' images.
-        samples: samples.json's "candidates".
+        metrics: what score.py measured on the models' images.
+        samples: samples.json, or its "candidates".
         baseline, finetuned: the pipelines' folders.
     """
     chosen = choice.choose(metrics)
     if chosen is None:
         return None
     standings = sorted(standings_of(metrics), key=lambda standing: _order(standing.name))
-    best = next(standing for standing in standings if standing.name == chosen.model)
+    unets = {name: model.get("sha256", {}).get("unet", name) for name, model in samples["models"].items()}
+    last = {unets[standing.name]: standing for standing in standings}
+    standings = [each for each in standings if last[unets[each.name]] is each]  # the last checkpoint may be the result
+    best = last[unets[chosen.model]]
     y = _faithfulness(metrics)
     baseline_y = _value(metrics["models"][BASELINE], y)
     x = best.likeness
@@ -63,7 +66,7 @@ def describe(metrics: dict, samples: dict, baseline: Path, finetuned: Path) -> d
         x=dict(metric=x.metric, label=x.label, baseline=x.baseline, photos=x.photos),
         y=dict(metric=y, label=LABELS[y] if y == "clip_t_other" else f"1 {MINUS} {LABELS[y]}", baseline=baseline_y),
         y_limit=None if baseline_y is None or best.faithfulness is None else baseline_y - choice.visible_in(best),
-        chosen=chosen.model,
+        chosen=best.name,
         is_good=chosen.is_good,
         sentence=chosen.sentence,
         why=chosen.why,
@@ -158,6 +161,6 @@ def _shown(samples: dict, name: str) -> list[dict]:
     """Two images of the subject and one of each of two other things: the same for every candidate."""
     entries = [entry for entry in samples["images"] if entry["model"] == name]
     subject = [entry for entry in entries if entry["role"] == SUBJECT][:SHOWN_PROMPTS]
-    others = {entry["prompt"]: entry for entry in reversed(entries) if entry["role"] != SUBJECT}
+    others = {entry["prompt"]: entry for entry in reversed(entries) if entry["role"] == OTHER}
     shown = subject + list(reversed(others.values()))[:SHOWN_PROMPTS]
     return [dict(file=entry["file"], prompt=entry["prompt"], seed=entry["seed"]) for entry in shown]

@@ -91,12 +91,12 @@ def test_what_is_no_number_is_in_the_strip_alone(result):
 
 def test_models_with_checkpoints_are_candidates_and_the_same_weights_are_one(result):
     selection = select(result, None)
-    assert [each.label for each in selection.candidates] == ["checkpoint-250", "fine-tuned"]
+    assert [each.label for each in selection.candidates] == ["step 250", "the result"]
     samples, metrics = (json.loads((result / name).read_text()) for name in ("samples.json", "metrics.json"))
     for name in ("checkpoint-250", "finetuned"):
         samples["models"][name]["sha256"] = dict(unet="1")
     (both,) = make_selection(result, samples, metrics, {}).candidates
-    assert both.label == "fine-tuned" and both.is_chosen  # whichever of the two names was chosen
+    assert both.label == "the result" and both.is_chosen  # whichever of the two names was chosen
 
 
 def test_the_page_shows_sentence_command_and_strip(result):

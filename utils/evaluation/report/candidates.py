@@ -5,17 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from utils.evaluation.choice import choose
-from utils.evaluation.prompts import OTHER, SUBJECT
+from utils.evaluation.candidates import describe
 from utils.evaluation.report.charts import Scatter, ScatterPoint, scatter_chart
-from utils.evaluation.report.gallery import label
 from utils.evaluation.report.images import Picture, picture
-from utils.evaluation.samples import BASELINE, FINETUNED
-from utils.evaluation.visible import VISIBLE, fidelity_metric
-from utils.evaluation.wording import LABELS, number
+from utils.evaluation.samples import BASELINE, FINETUNED, model_folder
+from utils.evaluation.wording import number
 
 STRIP_BYTES = 500_000  # within the page, of all images of the strip
-NUM_IMAGES = 2  # of the subject, and as many of other things
 
 
 class Value(NamedTuple):
@@ -56,7 +52,8 @@ class Selection(NamedTuple):
 
 def make_selection(output_dir: Path, samples: dict, metrics: dict, places: dict[str, int]) -> Selection | None:
     """The section's values; None if there is nothing to choose among. `places`: an image's number by its file."""
-    given = metrics.get("candidates") or from_models(samples, metrics)
+    folders = [model_folder(samples, model) for model in (BASELINE, FINETUNED)]
+    given = metrics.get("candidates") or describe(metrics, samples, *folders)
     if given is None:
         return None
     share = STRIP_BYTES // max(1, sum(len(entry["images"]) for entry in given["entries"]))
@@ -107,50 +104,3 @@ def chart(given: dict) -> Scatter | None:
         x_label=f"likeness to your subject ({given['x']['label']}) →",
         y_label=f"↑ faithfulness to other prompts ({given['y']['label']})",
     )
-
-
-def from_models(samples: dict, metrics: dict) -> dict | None:
-    """The fine-tuned model and its checkpoints in the shape of metrics.json's candidates; None if there is but one."""
-    choice = choose(metrics)
-    x, y = fidelity_metric(metrics), "clip_t_other"
-    if choice is None or any(y not in metrics["changes"][name] for name in metrics["changes"]):
-        return None
-
-    def axis(key: str) -> dict:
-        return dict(metric=key, label=LABELS[key], baseline=metrics["models"][BASELINE][key]["value"])
-
-    def entry(name: str) -> dict:
-        values = metrics["models"][name]
-        return dict(
-            name=name,
-            label=label(name),
-            command=None,
-            value=dict(x=values[x]["value"], y=values[y]["value"]),
-            interval=dict(x=values[x].get("interval"), y=values[y].get("interval")),
-            images=images_of(samples, name),
-            note="",
-        )
-
-    names = [*(name for name in metrics["changes"] if name != FINETUNED), FINETUNED]
-    unets = {name: samples["models"][name].get("sha256", {}).get("unet", name) for name in names}
-    weights = {unet: name for name, unet in unets.items()}
-    names = [name for name in names if name in weights.values()]  # the last checkpoint often is the result itself
-    return dict(
-        x=axis(x),
-        y=axis(y),
-        y_limit=axis(y)["baseline"] - VISIBLE[y.removesuffix("_other")],
-        chosen=weights[unets[choice.model]],
-        is_good=choice.is_good,
-        sentence=choice.sentence,
-        why=choice.why,
-        entries=[entry(name) for name in names],
-    )
-
-
-def images_of(samples: dict, model: str) -> list[dict]:
-    """The first images of the subject, and the first of each other thing."""
-    ours = [image for image in samples["images"] if image["model"] == model]
-    first = min((image["seed"] for image in ours), default=0)
-    subject = [image for image in ours if image["role"] == SUBJECT][:NUM_IMAGES]
-    other = [image for image in ours if image["role"] == OTHER and image["seed"] == first][:NUM_IMAGES]
-    return subject + other
