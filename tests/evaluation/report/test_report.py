@@ -20,7 +20,7 @@ from PIL import Image
 
 import evaluate
 from tests.helpers.results import report, write_result
-from utils.evaluation.report.charts import MAX_POINTS, Chart, Series, line_chart, smooth, thin, ticks
+from utils.evaluation.report.charts import MAX_POINTS, Chart, Series, line_chart, smooth, ticks
 from utils.evaluation.report.images import SIDES, data_uri, webp
 from utils.evaluation.report.page import SCRIPT, TEMPLATES
 
@@ -187,7 +187,8 @@ def test_ticks_are_few_round_and_enclose(low, high):
 
 
 def test_long_curves_are_thinned_and_smoothed():
-    assert len(thin([(step, 1.0) for step in range(100_000)])) <= MAX_POINTS
+    long = line_chart("Loss", [Series([(step, 1.0) for step in range(100_000)], "raw")])
+    assert len(long.curves[0].points.split()) <= MAX_POINTS
     assert [y for _, y in smooth([(1, 2.0), (2, 2.0)])] == pytest.approx([2.0, 2.0])
     weights = [0.95**2, 0.95, 1]
     expected = sum(w * v for w, v in zip(weights, (1, 5, 3), strict=True)) / sum(weights)

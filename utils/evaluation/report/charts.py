@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from utils.evaluation.wording import short
 
-MAX_POINTS = 400  # a longer curve is thinned: more points than pixels show nothing
+MAX_POINTS = 400  # of a longer curve every n-th is drawn: more points than pixels show nothing
 MAX_DOTS = 20  # a curve of no more points than these shows each as a dot
 
 
@@ -51,7 +51,7 @@ class Chart(NamedTuple):
 
 def line_chart(title: str, series: list[Series], note: str = "") -> Chart | None:
     """The chart of all series that have a finite point; None if no series has one."""
-    series = [Series(thin(finite(s.points)), s.style, s.intervals) for s in series]
+    series = [Series(finite(s.points), s.style, s.intervals) for s in series]
     points = [point for s in series for point in s.points]
     if not points:
         return None
@@ -92,12 +92,11 @@ class Dot(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line across the chart, and where its text begins, in pixels."""
+    """A line across the chart, and where its text stands, in pixels."""
 
     y: str
     text: str
     style: str
-    text_x: str
     text_y: str
 
 
@@ -114,14 +113,13 @@ class Scatter(NamedTuple):
     frame: Frame
 
 
-LABEL_HEIGHT = 15  # pixels that the text of a line takes
 SCATTER_FRAME = Frame(width=460, height=340, left=48, right=444, top=34, bottom=284)
 
 
 def scatter_chart(
     points: list[ScatterPoint], lines: list[tuple[float, str, str]], x_label: str, y_label: str
 ) -> Scatter:
-    """The points, and a line across the chart at every (y, text, CSS class)."""
+    """The points, and a line across the chart at every (y, text, CSS class), the highest first."""
     x_ticks = ticks(*view([point.x for point in points], [x for point in points for x in point.x_interval or ()]))
     ys = [*(point.y for point in points), *(y for y, *_ in lines)]
     y_ticks = ticks(*view(ys, [y for point in points for y in point.y_interval or ()]))
@@ -134,22 +132,15 @@ def scatter_chart(
         x_ticks=[(place.x(x), short(x)) for x in x_ticks],
         y_ticks=[(place.y(y), short(y)) for y in y_ticks],
         dots=[dot(place, point) for point in sorted(points, key=lambda point: point.is_chosen)],
-        lines=place_lines(place, lines),
+        lines=[line(place, *each, is_first=each is lines[0]) for each in lines],
         frame=SCATTER_FRAME,
     )
 
 
-def place_lines(place: "Place", lines: list[tuple[float, str, str]]) -> list[Line]:
-    """Texts stand above their lines; one without room between two lines stands below its own, or else to the right."""
-    placed: list[Line] = []
-    for value, text, style in sorted(lines, reverse=True):
-        y, x = float(place.y(value)), place.frame.left + 4
-        text_y = y - 5
-        if placed and y - float(placed[-1].y) < LABEL_HEIGHT:
-            has_room = y + LABEL_HEIGHT <= place.frame.bottom
-            text_y, x = (y + LABEL_HEIGHT - 2, x) if has_room else (float(placed[-1].text_y), x + 120)
-        placed.append(Line(f"{y:.1f}", text, style, f"{x}", f"{text_y:.1f}"))
-    return placed
+def line(place: "Place", y: float, text: str, style: str, *, is_first: bool) -> Line:
+    """The text of the first stands above its line, those of others below theirs."""
+    height = place.y(y)
+    return Line(height, text, style, f"{float(height) + (-5 if is_first else 13):.1f}")
 
 
 def dot(place: "Place", point: ScatterPoint) -> Dot:
@@ -181,7 +172,8 @@ class Place(NamedTuple):
 
 def curve(place: Place, series: Series) -> Curve:
     """The series in pixels."""
-    points = [(place.x(x), place.y(y)) for x, y in series.points]
+    every = -(-len(series.points) // MAX_POINTS)
+    points = [(place.x(x), place.y(y)) for x, y in series.points[::every]]
     return Curve(
         style=series.style,
         points=" ".join(f"{x},{y}" for x, y in points),
@@ -223,15 +215,6 @@ def view(values: list[float], ends: list[float]) -> tuple[float, float]:
 
 def finite(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)]
-
-
-def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_POINTS, each the mean of consecutive ones."""
-    size = math.ceil(len(points) / MAX_POINTS)
-    if size <= 1:
-        return points
-    chunks = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(chunk[-1][0], sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
 
 
 def smooth(points: list[tuple[float, float]], weight: float = 0.95) -> list[tuple[float, float]]:
