@@ -130,9 +130,9 @@ a prompt that the photos follow no better counts as lost -> tests/evaluation/tes
 -if state == FOUND and not is_like_photos(comparison):
 +if state == FOUND:
 === utils/evaluation/generate.py
-images that have another name are drawn again -> tests/evaluation/test_score.py
--there = reuse_images(plan.output_dir, digests)
-+there = {file: recorded_settings(plan.output_dir / file) for file in digests}
+images that are there are drawn again -> tests/evaluation/test_score.py -k equal_settings
+-if recorded_settings(plan.output_dir / s.file) != digests[s.file]]
++]
 === utils/evaluation/image_table.py
 the rare token counts in CLIP-T -> tests/evaluation/test_score.py
 -[without_identifier(text, identifier) for text in texts]

@@ -16,7 +16,7 @@ from utils import PROGRAM
 from utils.command_line import run_main
 from utils.evaluation import candidates
 from utils.evaluation.candidates import candidate_models, candidate_prompts, export_command, label
-from utils.evaluation.prompts import number_prompts
+from utils.evaluation.prompts import all_prompts
 from utils.export import main as export
 from utils.models import drawing
 from utils.run.lineage import FORMAT, STATE_FILE
@@ -117,7 +117,7 @@ def test_candidates_are_drawn_by_the_quick_solver_and_final_images_by_the_models
 
 
 def test_only_the_first_prompts_of_the_subject_are_drawn_and_the_bare_class_is_not():
-    prompts = number_prompts(["a sks dog", "a sks dog asleep", "a sks dog on a bed"], "dog", ["x", "y"])
+    prompts = all_prompts(["a sks dog", "a sks dog asleep", "a sks dog on a bed"], "dog", ["x", "y"])
     assert [prompt.text for prompt in candidate_prompts(prompts)] == ["a sks dog", "a sks dog asleep", "x", "y"]
 
 

@@ -125,7 +125,7 @@ def test_samples_json_records_all_that_makes_the_images(first_result, trained_di
         ("output-2.png", "finetuned", 1),
     ]
     assert len(samples["images"]) == 2 * (2 + 3 * 4)
-    assert samples["images"][3]["file"] == "images/baseline/002-a-photo-of-a-cat/seed-1.png"
+    assert samples["images"][3]["file"] == "images/baseline/a-photo-of-a-cat/seed-1.png"
     assert sorted(samples["files"]) == sorted([*(entry["file"] for entry in samples["images"]), "comparison.png"])
     baseline = samples["models"]["baseline"]
     assert (baseline["path"], baseline["scheduler"]) == (str(tiny_pipeline_dir), "PNDMScheduler")

@@ -5,11 +5,12 @@ import pytest
 from utils.errors import UserError
 from utils.evaluation.prompts import (
     DREAMBENCH,
+    Prompt,
+    all_prompts,
     class_in,
     class_prompt,
     dreambench_prompts,
     names_only_class,
-    number_prompts,
     other_prompts,
     read_prompts_file,
     read_subject,
@@ -17,6 +18,7 @@ from utils.evaluation.prompts import (
     subject_line,
     without_identifier,
 )
+from utils.evaluation.samples import OWN_FILE_NAME
 
 
 def test_the_papers_lists_have_25_prompts_each():
@@ -71,15 +73,22 @@ def test_a_prompt_names_the_class_alone_or_asks_for_more(text, class_name, expec
     assert names_only_class(text, "my", class_name) is expected
 
 
-def test_prompts_are_numbered_once_each_and_by_role():
-    prompts = number_prompts(["a sks dog", "a sks dog on the beach"], "dog", ["a photo of a cat", "a photo of a dog"])
+def test_prompts_are_there_once_each_and_by_role():
+    prompts = all_prompts(["a sks dog", "a sks dog on the beach"], "dog", ["a photo of a cat", "a photo of a dog"])
     assert [(prompt.text, prompt.role) for prompt in prompts] == [
         ("a sks dog", "subject"),
         ("a sks dog on the beach", "subject"),
         ("a photo of a dog", "class"),
         ("a photo of a cat", "other"),
     ]
-    assert [prompt.folder for prompt in prompts][:2] == ["001-a-sks-dog", "002-a-sks-dog-on-the-beach"]
+    assert [prompt.folder for prompt in prompts][:2] == ["a-sks-dog", "a-sks-dog-on-the-beach"]
+
+
+def test_every_prompt_has_a_folder_of_its_own_that_stays_the_same():
+    texts = ["sks cat", "sks cat!", "Sks cat", "sks-cat", "sks  cat", "猫", "犬", "x" * 50, "x" * 51]
+    folders = [Prompt(text, "subject").folder for text in texts]
+    assert folders[0] == "sks-cat" and folders[1].startswith("sks-cat-") and len(set(folders)) == len(texts)
+    assert all(OWN_FILE_NAME.fullmatch(f"images/baseline/{folder}/seed-0.png") for folder in folders)
 
 
 def test_other_things_are_not_the_subjects_class():

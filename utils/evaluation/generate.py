@@ -36,8 +36,6 @@ from utils.evaluation.samples import (
 )
 from utils.evaluation.turns import WeightsInTurn
 from utils.files import png
-from utils.files.atomic import replace_path
-from utils.files.filesystems import copy_file
 from utils.files.json_files import write_json
 from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
@@ -166,8 +164,7 @@ def sample_all(
     """
     device_type = turns.pipelines[BASELINE].device.type
     digests = {s.file: settings_sha256(image_settings(settings, s, models[s.model], device_type)) for s in samples}
-    there = reuse_images(plan.output_dir, digests)
-    wanted = [s for s in samples if there.get(s.file) != digests[s.file]]
+    wanted = [s for s in samples if recorded_settings(plan.output_dir / s.file) != digests[s.file]]
     if len(wanted) < len(samples):
         print(f"{len(samples) - len(wanted)} of {len(samples)} images are there already, with the same settings")
     start, writing = time.monotonic(), []
@@ -225,35 +222,6 @@ def save_sample(path: Path, image: Image.Image, text: dict) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     png.save_png(path, image, text)
     return is_blank(image)
-
-
-def reuse_images(output_dir: Path, digests: dict[str, str]) -> dict[str, str | None]:
-    """Copies wanted images to their names from those they had before; returns {file: its digest} of all of ours.
-
-    A prompt more or less moves the others' numbers, and with one subject's prompt its files have other names. Every
-    copy is whole, and finish removes the old ones: cut off between two, the next run goes on.
-
-    Args:
-        digests: {file: the digest of the image that belongs there}.
-    """
-    kinds = {is_candidates(file) for file in digests}  # candidates have settings of their own
-    names = {name for name in own_files(output_dir) - {COMPARISON_FILE} if is_candidates(name) in kinds}
-    there = {name: recorded_settings(output_dir / name) for name in names}
-    while True:
-        found = {digest: name for name, digest in there.items()}
-        moves = {file: digest for file, digest in digests.items() if digest != there.get(file) and digest in found}
-        if not moves:
-            return there
-        needed = set(moves.values())  # not to be overwritten; of files that exchange their names one is drawn again
-        file = next((file for file in moves if there.get(file) not in needed), next(iter(moves)))
-        (output_dir / file).parent.mkdir(parents=True, exist_ok=True)
-        replace_path(output_dir / file, functools.partial(copy_file, output_dir / found[moves[file]]), is_shared=True)
-        there[file] = moves[file]
-
-
-def is_candidates(file: str) -> bool:
-    """Whether an image is one that --choose drew."""
-    return Path(file).parts[0] == CANDIDATES
 
 
 def recorded_settings(path: Path) -> str | None:

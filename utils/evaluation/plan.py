@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.evaluation import candidates
 from utils.evaluation.arguments import BASELINE_FLAG, FINETUNED_FLAG
 from utils.evaluation.filling import Notes, fill_from_run_json
-from utils.evaluation.prompts import Prompt, number_prompts
+from utils.evaluation.prompts import Prompt, all_prompts
 from utils.evaluation.samples import (
     COMPARISON_FILE,
     METRICS_CSV,
@@ -137,7 +137,7 @@ def check_generate(args: argparse.Namespace) -> Notes:
     if args.strength != [1.0]:
         check_same_unet(args.pretrained_model_name_or_path, args.finetuned_model_name_or_path)
     args.models = plan_models(args.checkpoint, args.strength)
-    args.prompts = number_prompts(args.prompt, args.class_name, args.drift_prompt)
+    args.prompts = all_prompts(args.prompt, args.class_name, args.drift_prompt)
     set_image_size(args)
     check_steps(args)
     return notes

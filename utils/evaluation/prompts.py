@@ -3,6 +3,7 @@
 They are the user's, the DreamBooth paper's 25, and some without the subject.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -54,7 +55,13 @@ class Prompt(NamedTuple):
 
     text: str
     role: str
-    folder: str  # its images' folder below images/<model>/
+
+    @property
+    def folder(self) -> str:
+        """Its images' folder below images/<model>/: the same for a text, whichever other prompts there are."""
+        name = slug(self.text)
+        says_all = name.replace("-", " ") == self.text
+        return name if says_all else f"{name}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
 
 
 class Subject(NamedTuple):
@@ -134,7 +141,7 @@ def read_prompts_file(path: Path) -> list[str]:
     return prompts
 
 
-def number_prompts(subject: list[str], class_name: str | None, other: list[str]) -> list[Prompt]:
+def all_prompts(subject: list[str], class_name: str | None, other: list[str]) -> list[Prompt]:
     """All prompts of an evaluation, in order, each text once; the class prompt comes if the class is known."""
     roles = [(text, SUBJECT) for text in subject]
     if class_name:
@@ -143,7 +150,7 @@ def number_prompts(subject: list[str], class_name: str | None, other: list[str])
     first: dict[str, str] = {}
     for text, role in roles:
         first.setdefault(text, role)
-    return [Prompt(text, role, f"{number:03d}-{slug(text)}") for number, (text, role) in enumerate(first.items(), 1)]
+    return [Prompt(text, role) for text, role in first.items()]
 
 
 def class_prompt(class_name: str) -> str:

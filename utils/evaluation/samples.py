@@ -20,7 +20,7 @@ BASELINE, FINETUNED = "baseline", "finetuned"
 FLAT_STEMS = {BASELINE: "baseline", FINETUNED: "output"}
 OWN_FILE_NAME = re.compile(
     r"(output|baseline)-[1-9]\d*\.png"
-    r"|(images|candidates)/(baseline|(finetuned|checkpoint-\d+)(@[0-9.e+-]+)?)/\d{3,}-[a-z0-9-]{1,40}/seed-\d+\.png|"
+    r"|(images|candidates)/(baseline|(finetuned|checkpoint-\d+)(@[0-9.e+-]+)?)/[a-z0-9-]{1,49}/seed-\d+\.png|"
     + re.escape(COMPARISON_FILE)
 )
 OWN_MARKS = {  # what the first kilobyte of our other files holds
@@ -117,17 +117,17 @@ def plan_samples(
 ) -> list[Sample]:
     """All images, in the order in which they are made: model by model, prompt by prompt, seed by seed.
 
-    If the subject has one prompt, its images are the recipe's baseline-1.png, output-1.png and so on; all others
-    are images/<model>/<number>-<prompt>/seed-<seed>.png. With another root than images, all are there.
+    The first prompt's images are the recipe's baseline-1.png, output-1.png and so on; all others are
+    images/<model>/<prompt>/seed-<seed>.png. With another root than images, all are there.
     """
-    flat = root == "images" and sum(prompt.role == SUBJECT for prompt in prompts) == 1
+    flat = prompts[0] if root == "images" else None
     samples = []
     for model in (model.name for model in models):
         for prompt in prompts:
             for number in range(num_images if prompt.role == SUBJECT else num_drift_images):
                 seed = first_seed + number
                 file = f"{root}/{model}/{prompt.folder}/seed-{seed}.png"
-                if flat and prompt.role == SUBJECT and model in FLAT_STEMS:
+                if prompt == flat and model in FLAT_STEMS:
                     file = f"{FLAT_STEMS[model]}-{number + 1}.png"
                 samples.append(Sample(file, model, prompt.role, prompt.text, seed))
     return samples
