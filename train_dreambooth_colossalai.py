@@ -52,7 +52,7 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
     base, weight_dtype = sources.base.folder, WEIGHT_DTYPES[plan.mixed_precision]
 
     # What training reads and never changes: photos and class images after the VAE, prompts after the text encoder.
-    class_images = prepare_class_images(sources.concepts, base, sources.start.base_hashes, device, plan.class_images)
+    class_images = prepare_class_images(sources.concepts, base, sources.base_hashes, device, plan.class_images)
     inputs = encode_inputs(base, sources.dataset, class_images, weight_dtype, device, **plan.encoding)
     batches = BatchSource(inputs, rank=rank(), device=device, **plan.sampling)
 

@@ -60,7 +60,7 @@ def prepare_class_images(
 ) -> ClassDataset | None:
     """Says which class images there are and which are missing, makes those, and returns the images to use.
 
-    Every rank has to call it, rank 0 with the base's hashes (see resume.StartingPoint). UserErrors are raised on all.
+    Every rank has to call it, rank 0 with the base's hashes (see resume.Sources). UserErrors are raised on all.
     `wanted` are the fields of ClassImageSettings; None: there are no class images.
     """
     if wanted is None:

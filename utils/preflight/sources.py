@@ -10,7 +10,7 @@ from utils.preflight.photos import describe_photos, describe_prompt, load_quick_
 from utils.preflight.resources import check_device, check_disk, check_schedule, describe_launcher, describe_rounding
 from utils.preflight.table import NOTE, OK, Check, Found, Row
 from utils.run.plan import make_plan
-from utils.run.resume import Sources, prepare_start
+from utils.run.resume import find_sources
 from utils.runtime import environment
 from utils.runtime.gpu import gpu_is_possible, gpu_is_usable, gpu_without_bf16
 
@@ -92,11 +92,11 @@ def find_start(found: Found) -> Iterator[Row]:
     plan, base, concepts, dataset = found.plan, found.base, found.concepts, found.dataset
     if plan is not None and base is not None and concepts is not None and dataset is not None:
         only_checks = found.args.dry_run or found.is_quick
-        start = prepare_start(plan, base, concepts, dataset, dry_run=only_checks)
-        found.sources = Sources(base, concepts, dataset, start)
-        origin = f"{start.checkpoint.path}, " if start.checkpoint else ""
+        found.sources = find_sources(plan, base, concepts, dataset, dry_run=only_checks)
+        checkpoint = found.sources.checkpoint
+        origin = f"{checkpoint.path}, " if checkpoint else ""
         yield "output", str(plan.output_dir.resolve()), OK
-        yield "start", f"{origin}step {start.first_step} of {plan.num_steps}", OK
+        yield "start", f"{origin}step {found.sources.first_step} of {plan.num_steps}", OK
 
 
 def check_numbers(found: Found) -> Iterator[Row]:
@@ -113,7 +113,7 @@ def check_disk_space(found: Found) -> Iterator[Row]:
     if plan is None or sources is None:
         return
     every = plan.checkpointing_steps
-    planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - sources.start.first_step // every)
+    planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - sources.first_step // every)
     yield "disk", *check_disk(sources.base, plan.output_dir, **planned, export_single_file=plan.export_single_file)
 
 

@@ -78,9 +78,8 @@ class TrainingRun:
         self.plan, self.sources, self.optimizer = plan, sources, optimizer
         self.is_main = dist.get_rank() == 0
         self.resume_command = resume_command(argv)
-        checkpoint = sources.start.checkpoint
-        self.first_step = checkpoint.step if checkpoint else 0
-        self.lineage = next_lineage(plan.output_dir, checkpoint)
+        self.first_step = sources.first_step
+        self.lineage = next_lineage(plan.output_dir, sources.checkpoint)
         self.record = RunRecord(plan, sources, class_dataset, self.lineage, argv, device)
         if self.is_main:
             self.record.begin()
@@ -97,7 +96,7 @@ class TrainingRun:
         )
 
     def __enter__(self) -> "TrainingRun":
-        checkpoint = self.sources.start.checkpoint
+        checkpoint = self.sources.checkpoint
         if checkpoint is not None:
             restore(checkpoint, self.optimizer)
             self.log.say(f"resuming from {checkpoint.path}")
@@ -174,7 +173,7 @@ class TrainingRun:
             return
         self.checkpointer.wait()
         self.log.close()
-        before, now = self.sources.start.base_files, base_files(self.sources.base)
+        before, now = self.sources.base_files, base_files(self.sources.base)
         changed = [path for path in now if before.get(path) != now[path]] + [
             path for path in before if path not in now
         ]

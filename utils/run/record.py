@@ -45,7 +45,7 @@ class RunRecord:
         self.plan, self.sources, self.class_dataset = plan, sources, class_dataset
         self.lineage, self.device = lineage, device
         self.started = time.perf_counter()
-        dataset, checkpoint = sources.dataset, sources.start.checkpoint
+        dataset, checkpoint = sources.dataset, sources.checkpoint
         script = "train_dreambooth_colossalai.py"
         command = ["torchrun", *environment.torchrun_flags(), script, *argv]
         prompt = plan.arguments["instance_prompt"]
@@ -71,14 +71,13 @@ class RunRecord:
 
         Once and now: what is hashed may have moved when a checkpoint asks for it.
         """
-        output_dir, start = self.plan.output_dir, self.sources.start
-        checkpoint = start.checkpoint
+        output_dir, checkpoint = self.plan.output_dir, self.sources.checkpoint
         continues = checkpoint is not None and lineage_of(run_of(output_dir)).holds(checkpoint)
         start_output(output_dir, self.entries, continues)  # another run's record and logs are set aside
         self._determines = in_background(self._determinants)
 
     def _base_hashes(self) -> dict[str, Any]:
-        hashes = self.sources.start.base_hashes
+        hashes = self.sources.base_hashes
         assert hashes is not None, "rank 0 of a run hashes its base"
         return hashes.result()
 
@@ -130,8 +129,8 @@ class RunRecord:
 
     def finish(self, log: TrainingLog) -> str:
         """Marks the run complete in run.json; returns the closing line."""
-        seconds, checkpoint = time.perf_counter() - self.started, self.sources.start.checkpoint
-        num_steps_now = self.plan.num_steps - (checkpoint.step if checkpoint else 0)
+        seconds = time.perf_counter() - self.started
+        num_steps_now = self.plan.num_steps - self.sources.first_step
         self.entries["base_model"] = self._base_hashes()
         self.entries["result"] = dict(
             num_steps=self.plan.num_steps,
@@ -145,7 +144,7 @@ class RunRecord:
         self.write_status("complete")
         self._remove_earlier_runs()
         skipped = f", {log.num_skipped} skipped for overflow" if log.num_skipped else ""
-        now = f", {num_steps_now} of them now," if checkpoint else ""
+        now = f", {num_steps_now} of them now," if self.sources.checkpoint else ""
         return (
             f"{self.plan.num_steps} steps{now} in {seconds:.1f} s{skipped}; the pipeline is in {self.plan.output_dir} "
             f"(DiffusionPipeline.from_pretrained loads it).\nTo draw it beside the base, with scores:\n"

@@ -35,12 +35,16 @@ SHOWN_CHANGES = 3
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
 
 
-class StartingPoint(NamedTuple):
-    """From where a run starts: a checkpoint or None, and the base's files as they were, {path: (size, mtime)}.
+class Sources(NamedTuple):
+    """What a run is made from, and the checkpoint that it resumes from, if there is one.
 
-    `base_hashes` will be what hash_files returns; None on other ranks, and in a dry run that needs none.
+    `base_files` are the base's files as they were, {path: (size, mtime)}. `base_hashes` will be what hash_files
+    returns; None on other ranks, and in a dry run that needs none.
     """
 
+    base: BaseModel
+    concepts: list[Concept]
+    dataset: InstanceDataset
     checkpoint: Checkpoint | None
     base_files: dict[Path, tuple[int, int]]
     base_hashes: Future | None
@@ -51,41 +55,35 @@ class StartingPoint(NamedTuple):
         return self.checkpoint.step if self.checkpoint else 0
 
 
-class Sources(NamedTuple):
-    """What a run is made from, and where it starts."""
-
-    base: BaseModel
-    concepts: list[Concept]
-    dataset: InstanceDataset
-    start: StartingPoint
-
-
-def prepare_start(
+def find_sources(
     plan: Plan, base: BaseModel, concepts: list[Concept], dataset: InstanceDataset, *, dry_run: bool
-) -> StartingPoint:
+) -> Sources:
     """Finds the checkpoint to resume from and, on rank 0, compares the run it is of with this one.
 
     Raises UserError if the run cannot be resumed.
     """
     wanted, output_dir = plan.arguments["resume_from_checkpoint"], plan.output_dir
     checkpoint = find_checkpoint(output_dir, wanted, may_start_over=plan.arguments["overwrite_output_dir"])
-    files = base_files(base)
     check_steps(checkpoint, plan.num_steps)
+    files, hashes = base_files(base), None
+    if environment.is_main() and (checkpoint is not None or not dry_run):
+        hashes = in_background(hash_files, base)
+    sources = Sources(base, concepts, dataset, checkpoint, files, hashes)
     if not environment.is_main():
-        return StartingPoint(checkpoint, files, None)
+        return sources
     if checkpoint is None:
         if wanted:
             print(f"no checkpoint in {output_dir} yet: starting anew", flush=True)
-        return StartingPoint(None, files, None if dry_run else in_background(hash_files, base))
-    hashes = in_background(hash_files, base)
+        return sources
     if not dry_run:
         importlib.import_module("utils.runtime.colossal")  # training needs it: it takes as long as the hashing does
+    assert hashes is not None
     class_images = used_class_images(concepts, plan.arguments["num_class_images"])
     found = determinants(plan.arguments, plan.num_ranks, class_images, dataset, hashes.result())
     for change in check_same_run(checkpoint, found, plan.arguments):
         print(f"changed since the checkpoint: {change}", flush=True)
     _say_what_is_left(output_dir, checkpoint)
-    return StartingPoint(checkpoint, files, hashes)
+    return sources
 
 
 def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:
