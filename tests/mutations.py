@@ -356,18 +356,10 @@ a signal's exit code is 1 -> tests/runtime/test_signals.py
 signals of two ranks are added up -> tests/runtime/test_signals.py -k state_is_kept
 -dist.ReduceOp.MAX
 +dist.ReduceOp.SUM
-=== utils/training/eight_bit.py
-a true zero is all that 8 bits make zero -> tests/training/test_eight_bit.py -k 'near or zero'
--levels = torch.where((sizes > 0) & (scales > 0), levels.clamp(min=1), levels)
-+levels = levels.clamp(min=0)
 === utils/training/flat_parameters.py
 masters are the rounded weights -> tests/training/test_flat_parameters.py
 -self._shaped(values, parameter).copy_(parameter.detach())
 +self._shaped(values, parameter).copy_(parameter.detach().to(weight_dtype))
-=== utils/training/masters.py
-a piece of the masters is joined as if it were the first -> tests/training/test_masters.py
--self.first + piece.start
-+self.first
 === utils/training/memory.py
 gigabytes are gibibytes -> tests/training/test_memory.py tests/preflight
 -GB = 1e9
@@ -397,6 +389,13 @@ an overflow leaves the loss scale -> tests/training/test_optimizer.py
 bias corrections are one step late -> tests/training/test_optimizer.py
 -corrections = 1 - self._betas ** (self.num_applied + 1)
 +corrections = 1 - self._betas ** (self.num_applied + 2)
+=== utils/training/packed.py
+a piece of the masters is joined as if it were the first -> tests/training/test_packed.py
+-self.first + piece.start
++self.first
+a true zero is all that 8 bits make zero -> tests/training/test_packed.py -k 'near or zero'
+-levels = torch.where((sizes > 0) & (scales > 0), levels.clamp(min=1), levels)
++levels = levels.clamp(min=0)
 === utils/training/snapshot.py
 a resumed bf16 run joins masters by another number of updates -> tests/run/test_checkpoint.py -k 'bf16 or layout'
 -    for name in COUNTERS:  # first: masters are split by the number of updates

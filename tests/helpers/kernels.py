@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.kernels.rounding import split_
-from utils.training.eight_bit import EightBit
+from utils.training.packed import EightBit
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_ONLY = "says something about Triton only"

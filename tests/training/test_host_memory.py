@@ -9,9 +9,9 @@ from train_dreambooth_colossalai import main
 from utils.run.checkpoint import Checkpointer, restore
 from utils.run.lineage import Lineage, read_checkpoint
 from utils.training import host_memory
-from utils.training.eight_bit import EightBit
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
+from utils.training.packed import EightBit
 
 NUM_STEPS = 5
 CHECKPOINT = dict(unet_config=b"{}", describe=dict, save_dtype="fp16", lineage=Lineage("x", []), total_limit=None)

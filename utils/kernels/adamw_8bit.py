@@ -1,4 +1,4 @@
-"""Triton AdamW on moments in 8 bits (utils/training/eight_bit.py): read, updated and quantised again in one kernel."""
+"""Triton AdamW on moments in 8 bits (utils/training/packed.py): read, updated and quantised again in one kernel."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from utils.kernels.adamw import adamw_update, load_master, store_master
 
-BLOCK = 256  # eight_bit.BLOCK
+BLOCK = 256  # packed.BLOCK
 _ROWS = 4  # blocks a program
 _SMALLEST_SIGNED = tl.constexpr(2.0**-100)
 _SMALLEST_SQUARED = tl.constexpr(2.0**-45)

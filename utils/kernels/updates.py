@@ -68,7 +68,7 @@ def adamw_(
 def adamw_8bit_(
     weight: Tensor, remainder: Tensor | None, grad: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
 ) -> None:
-    """As adamw_, with moments that are eight_bit.EightBit, rounded after their use: 14 bytes a parameter."""
+    """As adamw_, with moments that are packed.EightBit, rounded after their use: 14 bytes a parameter."""
     if runs_triton(grad):
         adamw_8bit.adamw_8bit_(weight, remainder, grad, exp_avg, exp_avg_sq, scalars)
         return

@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.kernels import updates
 from utils.runtime.timing import mark
 from utils.training import host_memory
-from utils.training.masters import Masters
+from utils.training.packed import Masters
 
 
 class Anew:

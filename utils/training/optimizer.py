@@ -15,8 +15,8 @@ from utils.kernels import updates
 from utils.kernels.linear import GRAD_PLACE
 from utils.runtime.colossal import OptimizerWrapper
 from utils.training import host_memory
-from utils.training.eight_bit import EightBit
 from utils.training.flat_parameters import FlatParameters
+from utils.training.packed import EightBit
 
 GROWTH_INTERVAL = 2000  # applied updates in a row before the loss scale doubles (torch.amp.GradScaler's figure)
 MIN_LOSS_SCALE = 2.0**-14

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from utils.training.eight_bit import EightBit
 from utils.training.flat_parameters import Anew
 from utils.training.memory import free_host_memory
 from utils.training.optimizer import MasterWeightsOptimizer
-from utils.training.packed import Packed
+from utils.training.packed import EightBit, Packed
 
 COUNTERS = ("loss_scale", "num_good", "num_applied", "num_skipped")
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -1,4 +1,4 @@
-"""AdamW's moments in 8 bits: what they lose, that they lose it once, and that runs with them resume exactly."""
+"""Masters in pieces; moments in 8 bits: what they lose, that they lose it once, that runs with them resume exactly."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tests.helpers.kernels import make_eight_bit
 from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
-from utils.training.eight_bit import BLOCK
+from utils.training.packed import BLOCK, Masters
 
 
 def wide_values(numel: int, signed: bool) -> torch.Tensor:
@@ -84,3 +84,23 @@ def test_a_resumed_run_may_not_change_to_8_bits(flags, tmp_path):
     run(flags, max_train_steps=4, checkpointing_steps=2)
     with pytest.raises(UserError, match="use_8bit_adam"):
         main(as_argv(flags | LATEST | dict(max_train_steps=6, use_8bit_adam=True)))
+
+
+def make_masters(dtype: torch.dtype) -> Masters:
+    remainder = None if dtype == torch.float32 else torch.zeros(1000, dtype=torch.int16)
+    return Masters(torch.zeros(1000, dtype=dtype), remainder, torch.tensor(7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_masters_whole_and_in_pieces_are_the_same(monkeypatch, dtype):
+    monkeypatch.setattr("utils.training.packed._PIECE", 300)
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    whole, in_pieces, device = make_masters(dtype), make_masters(dtype), torch.device("cpu")
+    whole.pack_(values)
+    in_pieces.write_from(values, device)
+    assert torch.equal(whole.weight, in_pieces.weight)
+    assert dtype == torch.float32 or torch.equal(whole.remainder, in_pieces.remainder)
+    read = torch.empty(1000)
+    whole.read_into(read, device)
+    assert torch.equal(read, values) and torch.equal(whole.unpack(), values)
+    assert torch.equal(whole[slice(100, 900)][slice(50, 60)].unpack(), values[150:160])
