@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.script import REQUIRED, complaint, run
 from utils.arguments import LR_SCHEDULERS, as_plain, parse_args, training_parser
 from utils.errors import UserError
-from utils.training.learning_rates import learning_rate_table
+from utils.training.build import learning_rate_table
 
 
 def test_the_recipes_arguments():

@@ -16,7 +16,7 @@ from utils.models.single_file import export_single_file
 from utils.preflight import resources
 from utils.preflight.resources import check_device, check_disk, check_schedule, describe_launcher, describe_rounding
 from utils.run.plan import make_plan
-from utils.training.learning_rates import learning_rate_table
+from utils.training.build import learning_rate_table
 from utils.training.memory import MemoryNeeds
 
 

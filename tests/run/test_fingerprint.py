@@ -9,7 +9,7 @@ from utils.arguments import LR_SCHEDULERS
 from utils.models.check import check_base_model
 from utils.run.fingerprint import base_files, in_numbered_folders, photo_hashes, what_determines
 from utils.run.resume import differences
-from utils.training.learning_rates import learning_rate_table
+from utils.training.build import learning_rate_table
 
 
 @pytest.mark.parametrize("lr_scheduler", LR_SCHEDULERS)

@@ -9,7 +9,7 @@ from diffusers import optimization
 from tests.helpers.script import make_args
 from utils.arguments import LR_SCHEDULERS
 from utils.run.plan import make_plan
-from utils.training.learning_rates import learning_rate_table
+from utils.training.build import learning_rate_table
 
 COUNTS = dict(num_parameters=1, num_photos=1, num_ranks=5, on_gpu=True, save_dtype="fp32")
 SCHEDULES = {

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     class_images: Keywords | None  # data.class_generation.prepare_class_images; None without prior preservation
     encoding: Keywords  # data.inputs.encode_inputs
     sampling: Keywords  # data.batches.BatchSource
-    learning_rates: Keywords  # training.learning_rates.learning_rate_table
+    learning_rates: Keywords  # training.build.learning_rate_table
     optimizer: Keywords  # training.build.build_unet
     loss: Keywords  # diffusion.Loss
     uses_cuda_graph: bool

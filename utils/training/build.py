@@ -1,4 +1,4 @@
-"""What is trained: the UNet, its flat parameters and its optimizer, boosted."""
+"""What is trained: the UNet, its flat parameters, its optimizer with the learning rate of every update, boosted."""
 
 import functools
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.optimization import get_scheduler
 from torch.utils.checkpoint import checkpoint
 
 from utils.models import fused_unet, loading
 from utils.runtime.colossal import boost
 from utils.training.flat_parameters import FlatParameters
-from utils.training.learning_rates import learning_rate_table
 from utils.training.optimizer import MasterWeightsOptimizer
 
 
@@ -64,3 +64,24 @@ def enable_gradient_checkpointing(unet: Any) -> None:
         unet.enable_gradient_checkpointing(recompute)
     except TypeError:  # diffusers before 0.33 has a function of its own
         unet.enable_gradient_checkpointing()
+
+
+def learning_rate_table(
+    lr: float, lr_scheduler: str, *, num_warmup_steps: int, num_training_steps: int, num_cycles: int, power: float
+) -> list[float]:
+    """The learning rate of each of `num_training_steps` updates, by diffusers' schedule of that name."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = get_scheduler(
+        lr_scheduler,
+        optimizer,
+        num_warmup_steps=num_warmup_steps,
+        num_training_steps=num_training_steps,
+        num_cycles=num_cycles,
+        power=power,
+    )
+    table = []
+    for _ in range(num_training_steps):
+        table.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return table
