@@ -45,8 +45,7 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
     from utils.models.loading import WEIGHT_DTYPES
     from utils.run.loop import TrainingRun
     from utils.training.build import build_unet
-    from utils.training.captured_step import fastest_step
-    from utils.training.train_step import TrainStep
+    from utils.training.train_step import TrainStep, fastest_step
     from utils.training.validation import Validation
 
     base, weight_dtype = sources.base.folder, WEIGHT_DTYPES[plan.mixed_precision]

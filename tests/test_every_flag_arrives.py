@@ -440,7 +440,7 @@ TRAINING = {
     "mixed_precision": changes(losses, mixed_precision="bf16"),
     "dry_run": shows(lambda run: run.printed.startswith("preflight") and not run.output.exists(), dry_run=True),
     "max_nonfinite_steps": max_nonfinite_steps,
-    "no_cuda_graph": "there are no CUDA graphs on a CPU; tests/training/test_captured_step.py on a GPU",
+    "no_cuda_graph": "there are no CUDA graphs on a CPU; tests/training/test_train_step.py on a GPU",
     "deterministic": shows(lambda run: run.is_deterministic, deterministic=True),
     "debug": shows_traceback("train"),
     "learning_rate": changes(rates, weights, learning_rate=2e-3),

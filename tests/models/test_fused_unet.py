@@ -17,7 +17,7 @@ from tests.helpers.kernels import DEVICES, relative_error
 from utils.models import captured_unet, fused_unet
 from utils.models.drawing import sample
 from utils.models.loading import load_pipeline
-from utils.training.captured_step import fastest_step
+from utils.training.train_step import fastest_step
 
 UNET_CONFIG = dict(
     sample_size=8,

@@ -30,9 +30,9 @@ from utils.runtime.environment import is_main
 from utils.runtime.ranks import EXIT_LOST_RANK, is_lost_rank, lost_rank_in_one_line, lost_rank_line
 from utils.runtime.signals import StopRequest
 from utils.runtime.timing import mark
-from utils.training.captured_step import training_stream
 from utils.training.memory import is_out_of_memory, out_of_memory_in_one_line
 from utils.training.optimizer import MasterWeightsOptimizer
+from utils.training.train_step import training_stream
 
 NONFINITE = 1  # why a run ends, as its exit code; the other reasons are signals, 128 + their number
 

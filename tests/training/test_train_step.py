@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import write_photos
 from train_dreambooth_colossalai import main
-from utils.training.captured_step import WARM_UP_STEPS
 from utils.training.optimizer import MasterWeightsOptimizer
+from utils.training.train_step import WARM_UP_STEPS
 
 NUM_STEPS = WARM_UP_STEPS + 9
 
