@@ -189,10 +189,9 @@ a second run enters the folder -> tests/files/test_lock.py
 === utils/files/safetensors_writer.py
 safetensors' header is not aligned -> tests/files/test_safetensors_writer.py
 -    encoded += b" " * (-len(encoded) % 8)
-=== utils/kernels/linear.py
-a second pass writes over the first's gradients -> tests/kernels/test_linear.py tests/training/test_several_ranks.py
-- and all(weight.grad is None for weight in weights)
 === utils/kernels/operations.py
+a second pass writes over the first's gradients -> tests/kernels tests/training/test_several_ranks.py
+- and all(weight.grad is None for weight in weights)
 a Triton that finds no compiler is used -> tests/kernels/test_targets.py -k cannot_build
 -_is_new and (not torch.cuda.is_available() or missing_for_triton() is None)
 +_is_new

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from bench.random_sd14 import EMBEDDED
 from tests.helpers.graphs import replace_graphs
 from tests.helpers.pipelines import UNET_CONFIG, write_pipeline
-from utils.kernels.linear import are_neighbours
+from utils.kernels.operations import are_neighbours
 from utils.models import captured_unet
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import sample

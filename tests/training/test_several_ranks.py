@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from utils.kernels.linear import GRAD_PLACE, linear
+from utils.kernels.operations import GRAD_PLACE, linear
 from utils.runtime import colossal
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 
 
 class Network(torch.nn.Module):
-    """A convolution, whose gradient DDP copies, and two linear layers by kernels.linear."""
+    """A convolution, whose gradient DDP copies, and two linear layers by kernels.operations."""
 
     def __init__(self):
         super().__init__()

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from utils.kernels.linear import linear, project
 from utils.kernels.operations import (
     add_bias_residual,
     add_bias_residual_of_tokens,
@@ -31,6 +30,8 @@ from utils.kernels.operations import (
     attention,
     geglu,
     group_norm,
+    linear,
+    project,
 )
 from utils.models.fusible import (
     has_plain_time_embedding,

@@ -103,7 +103,7 @@ def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:
 
     Several ranks' gradients are summed, not averaged: each rank's loss is to be its share of the mean. If gradients
     have no buffer of their own, they are left in the buckets that they are summed in. DDP copies a gradient there by a
-    kernel of its own, but not one that lies there already: linear layers' are written there (kernels.linear), and
+    kernel of its own, but not one that lies there already: linear layers' are written there (kernels.operations), and
     vectors, 404 of the UNet's 686 parameters with a two-thousandth of the values, are left to `sum_vectors`.
     """
     _NCCL.end()

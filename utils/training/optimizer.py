@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils.kernels import updates
-from utils.kernels.linear import GRAD_PLACE
+from utils.kernels.operations import GRAD_PLACE
 from utils.runtime.colossal import OptimizerWrapper
 from utils.training import host_memory
 from utils.training.flat_parameters import FlatParameters
