@@ -7,7 +7,7 @@ import pytest
 
 from utils.arguments import LR_SCHEDULERS
 from utils.models.check import check_base_model
-from utils.run.fingerprint import base_files, in_numbered_folders, photo_hashes, what_determines
+from utils.run.fingerprint import base_files, compared_arguments, in_numbered_folders, photo_hashes
 from utils.run.resume import differences
 from utils.training.build import learning_rate_table
 
@@ -16,7 +16,7 @@ from utils.training.build import learning_rate_table
 def test_the_number_of_steps_is_compared_if_the_learning_rates_depend_on_it(lr_scheduler):
     options = dict(num_warmup_steps=2, num_cycles=2, power=2.0)
     short, long = (learning_rate_table(1e-3, lr_scheduler, num_training_steps=n, **options)[:10] for n in (10, 20))
-    compared = what_determines(dict(lr_scheduler=lr_scheduler, max_train_steps=10), num_ranks=1)["arguments"]
+    compared = compared_arguments(dict(lr_scheduler=lr_scheduler, max_train_steps=10))
     assert ("max_train_steps" in compared) == (short != long)
 
 

@@ -32,16 +32,12 @@ NOT_COMPARED = set(
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 
 
-def what_determines(arguments: Mapping[str, Any], *, num_ranks: int, **hashes: dict[str, str]) -> dict:
-    """Everything that the weights after a given step depend on, as {name: JSON value}.
-
-    `arguments` are a Plan's; `hashes` are of files, {kind: {name: hash}}: photos and their captions, class images, the
-    base model.
-    """
+def compared_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a Plan's arguments, those that the weights after a given step depend on."""
     compared = {name: value for name, value in arguments.items() if name not in NOT_COMPARED}
     if arguments["lr_scheduler"] not in SCHEDULES_WITHOUT_END:
         compared["max_train_steps"] = arguments["max_train_steps"]
-    return dict(arguments=compared, num_ranks=num_ranks, **hashes)
+    return compared
 
 
 def training_defaults(arguments: Iterable[str]) -> dict:
@@ -79,11 +75,14 @@ def determinants(
     dataset: InstanceDataset,
     base_hashes: dict[str, Any],
 ) -> dict:
-    """what_determines of a run whose base files were hashed by hash_files; reads its class images and tokenizer."""
+    """Everything that the weights after a given step depend on, as {name: JSON value}.
+
+    `base_hashes` are hash_files'. Reads the class images and another tokenizer.
+    """
     name = arguments["tokenizer_name"]
     tokenizer = sorted(Path(name).glob("*")) if name else []
-    return what_determines(
-        arguments,
+    return dict(
+        arguments=compared_arguments(arguments),
         num_ranks=num_ranks,
         photos=photo_hashes(dataset.photos, arguments["instance_prompt"]),
         class_images=in_numbered_folders({str(path): sha256_of(path) for path in class_images if path.is_file()}),

@@ -50,8 +50,7 @@ class RunRecord:
         command = ["torchrun", *environment.torchrun_flags(), script, *argv]
         prompt = plan.arguments["instance_prompt"]
         self.entries: dict[str, Any] = dict(
-            run_id=lineage.run_id,
-            ancestors=lineage.ancestors,
+            **lineage._asdict(),
             resumed_from=str(checkpoint.path) if checkpoint else None,
             command=shlex.join(command),
             arguments=plan.arguments,

@@ -103,7 +103,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     would leave an unfinished run's checkpoints behind.
     """
     restarted = environment.restarted()
-    run = _run_of(output_dir)
+    run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
     own = list_checkpoints(output_dir, lineage_of(run)) if run.get("run_id") else []
     if wanted == "latest" or (restarted and own):
         checkpoint = own[-1] if own else None
@@ -122,10 +122,6 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     return checkpoint
 
 
-def _run_of(output_dir: Path) -> dict:
-    return read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
-
-
 def _named(output_dir: Path, wanted: str) -> Checkpoint:
     path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else expand_home(wanted)
     checkpoint = read_checkpoint(path)
@@ -139,7 +135,7 @@ def _named(output_dir: Path, wanted: str) -> Checkpoint:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """What differs between two results of what_determines, a phrase each: "--seed: 0 -> 1"."""
+    """What differs between two results of determinants, a phrase each: "--seed: 0 -> 1"."""
     found = []
     for group in sorted(old.keys() | new.keys()):
         before, after = old.get(group), new.get(group)
