@@ -13,7 +13,7 @@ from tests.helpers.script import as_argv, run
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.concepts import Concept
-from utils.data import class_generation, class_images
+from utils.data import class_images
 from utils.data.class_generation import image_seed, make_batch
 from utils.data.class_images import (
     ClassPlan,
@@ -27,9 +27,9 @@ from utils.data.inputs import MAX_CACHED_BYTES, drawn_class_images
 from utils.data.randomness import CLASS, draw_sample
 from utils.dataset import ClassDataset, InstanceDataset
 from utils.errors import UserError
-from utils.models import loading
+from utils.models import drawing, loading
 from utils.models.check import check_base_model
-from utils.models.drawing import is_blank
+from utils.models.drawing import is_blank, to_pil
 from utils.run.fingerprint import hash_files
 
 SETTINGS = dict(
@@ -51,9 +51,9 @@ def concept(tmp_path) -> Concept:
 def write_made(folder, number: int, **changes) -> None:
     """A class image as this program writes it."""
     folder.mkdir(exist_ok=True)
-    pixels = np.random.default_rng(number).random((16, 16, 3), np.float32)
+    image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8))
     write_class_image(
-        folder / file_name(number), pixels, dict(number=number, seed=number + 7, settings=SETTINGS | changes)
+        folder / file_name(number), image, dict(number=number, seed=number + 7, settings=SETTINGS | changes)
     )
 
 
@@ -192,7 +192,9 @@ def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_byt
 
     monkeypatch.setattr(Image.Image, "save", save)
     with pytest.raises(OSError, match="No space left"):
-        write_class_image(tmp_path / file_name(0), np.zeros((16, 16, 3)), dict(number=0, seed=7, settings=SETTINGS))
+        write_class_image(
+            tmp_path / file_name(0), Image.new("RGB", (16, 16)), dict(number=0, seed=7, settings=SETTINGS)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,19 +229,20 @@ def test_seeds_differ_by_number_attempt_and_run():
 
 
 def stub_draw(monkeypatch, spoiled: set[int], value: float) -> list[int]:
-    """class_generation.draw gives noise, or `value` alone for the seeds in `spoiled`; returns the seeds asked for."""
+    """drawing.draw gives noise, or `value` alone for the seeds in `spoiled`; returns the seeds asked for."""
     asked = []
 
-    def draw(_pipeline, _settings, seeds):
+    def draw(_pipeline, seeds, **_settings):
         asked.extend(seeds)
-        return np.stack(
+        images = [torch.rand((3, 16, 16), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(
             [
-                np.full((16, 16, 3), value) if seed in spoiled else np.random.default_rng(seed).random((16, 16, 3))
-                for seed in seeds
+                torch.full_like(image, value) if seed in spoiled else image
+                for image, seed in zip(images, seeds, strict=True)
             ]
         )
 
-    monkeypatch.setattr(class_generation, "draw", draw)
+    monkeypatch.setattr(drawing, "draw", draw)
     return asked
 
 
@@ -265,29 +268,32 @@ def test_an_image_that_stays_blank_ends_the_run(concept, monkeypatch):
 
 
 def test_blank_is_what_eight_bits_show():
-    noise = np.random.default_rng(0).random((8, 8, 3))
-    assert not is_blank(noise) and is_blank(noise * 1e-4) and is_blank(np.where(noise > 0.9, np.nan, noise))
+    noise = torch.rand((1, 3, 8, 8))
+    assert [is_blank(*to_pil(image)) for image in (noise, noise * 1e-4)] == [False, True]
 
 
-def test_images_do_not_depend_on_the_batch(tiny_pipeline_dir):
+def test_images_do_not_depend_on_the_batch(tiny_pipeline_dir, tmp_path):
     pipeline = loading.load_pipeline(tiny_pipeline_dir, torch.float32, torch.device("cpu"))
     assert type(pipeline.scheduler).__name__ == "PNDMScheduler" and pipeline.safety_checker is None
     settings = generation_settings(tiny_pipeline_dir, "abc", "a cat") | dict(num_inference_steps=3)
     assert (settings["height"], settings["width"]) == (32, 32)
-    together = class_generation.draw(pipeline, settings, [1, 2, 3])
-    alone = class_generation.draw(pipeline, settings, [2])
-    np.testing.assert_allclose(together[1], alone[0], atol=1e-4)
-    assert np.abs(together[0] - together[1]).max() > 0.01
+    together, alone = (ClassPlan(tmp_path / name, "a cat", settings, 0, [], [], []) for name in ("together", "alone"))
+    for plan, numbers in ((together, [0, 1, 2]), (alone, [1])):
+        plan.folder.mkdir()
+        make_batch(pipeline, plan, numbers, seed=0)
+    first, second = (np.asarray(Image.open(together.folder / file_name(number)), int) for number in (0, 1))
+    assert np.abs(second - np.asarray(Image.open(alone.folder / file_name(1)), int)).max() <= 1
+    assert np.abs(first - second).max() > 2
 
 
-def test_too_little_memory_names_the_flag(tiny_pipeline_dir):
+def test_too_little_memory_names_the_flag(concept):
     class Pipeline(SimpleNamespace):
         def __call__(self, *_, **__):
             raise torch.cuda.OutOfMemoryError("no")
 
-    unet = SimpleNamespace(config=SimpleNamespace(in_channels=4), dtype=torch.float16)
+    unet = SimpleNamespace(config=SimpleNamespace(in_channels=4, sample_size=2), dtype=torch.float16)
     with pytest.raises(UserError, match="--sample_batch_size 2$"):
-        class_generation.draw(Pipeline(vae_scale_factor=8, unet=unet), SETTINGS, [1, 2, 3, 4])
+        make_batch(Pipeline(vae_scale_factor=8, unet=unet), plan_of(concept, SETTINGS, 4), [0, 1, 2, 3], seed=0)
 
 
 class TestClassDataset:

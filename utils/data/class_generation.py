@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -29,7 +28,7 @@ from utils.errors import UserError
 from utils.files.filesystems import sync
 from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
-from utils.models.drawing import is_blank
+from utils.models.drawing import is_blank, to_pil
 from utils.models.loading import check_tokens, load_pipeline, tokenize
 from utils.runtime.progress import progress_bar
 from utils.runtime.ranks import on_all_ranks
@@ -124,16 +123,21 @@ def image_seed(seed: int, number: int, attempt: int) -> int:
     return int(generator(seed, number + (attempt << 32), Purpose.CLASS_SEED).integers(2**32))
 
 
+@torch.inference_mode()
 def make_batch(pipeline: Any, plan: ClassPlan, numbers: list[int], seed: int) -> None:
     """Makes and writes these images of a plan, blank ones again with another seed.
 
     Raises UserError if one stays blank.
     """
+    names = ("prompt", "num_inference_steps", "guidance_scale", "height", "width")
+    settings = {name: plan.settings[name] for name in names}
     for attempt in range(MAX_ATTEMPTS):
         seeds = [image_seed(seed, number, attempt) for number in numbers]
+        batch = drawing.draw(pipeline, seeds, advice=ADVICE, **settings)
+        is_finite = batch.isfinite().flatten(1).all(1).tolist()
         blank = []
-        for number, image_seed_, image in zip(numbers, seeds, draw(pipeline, plan.settings, seeds), strict=True):
-            if is_blank(image):
+        for number, image_seed_, image, is_whole in zip(numbers, seeds, to_pil(batch), is_finite, strict=True):
+            if not is_whole or is_blank(image):
                 blank.append(number)
             else:
                 metadata = dict(number=number, seed=image_seed_, settings=plan.settings)
@@ -145,11 +149,3 @@ def make_batch(pipeline: Any, plan: ClassPlan, numbers: list[int], seed: int) ->
         f"the base model gave a blank or not-a-number image for {plan.prompt!r} {MAX_ATTEMPTS} times in a row; "
         f"try --prior_generation_precision fp32"
     )
-
-
-@torch.inference_mode()
-def draw(pipeline: Any, settings: dict, seeds: list[int]) -> np.ndarray:
-    """Images float32 [N,H,W,3] in [0,1], one a seed; each has its own CPU generator, whatever the batch."""
-    names = ("prompt", "num_inference_steps", "guidance_scale", "height", "width")
-    images = drawing.draw(pipeline, seeds, advice=ADVICE, **{name: settings[name] for name in names})
-    return images.permute(0, 2, 3, 1).float().cpu().numpy()

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from utils.concepts import Concept
@@ -199,10 +198,9 @@ def read_metadata(path: Path) -> dict | None:
         return None
 
 
-def write_class_image(path: Path, image: np.ndarray, metadata: dict) -> None:
-    """Writes a float image [H,W,3] in [0,1] as a PNG that read_metadata reads: whole, whenever the run is killed."""
-    pixels = Image.fromarray((image * 255).round().astype(np.uint8))
-    save_png(path, pixels, {METADATA_KEY: json.dumps(metadata)})
+def write_class_image(path: Path, image: Image.Image, metadata: dict) -> None:
+    """Writes an image as a PNG that read_metadata reads: whole, whenever the run is killed."""
+    save_png(path, image, {METADATA_KEY: json.dumps(metadata)})
 
 
 def check_used(plans: list[ClassPlan]) -> None:

@@ -108,11 +108,10 @@ def sample(
 
     Raises NotANumber if an image holds one that is none.
     """
-    own_height, own_width = image_size(pipeline)
     embeddings = embeddings or PromptEmbeddings(negative_prompt, guidance_scale)
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else prompt
     options: dict[str, Any] = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    options |= dict(height=height or own_height, width=width or own_width, callback_on_step_end=_calling(on_step))
+    options |= dict(height=height, width=width, callback_on_step_end=_calling(on_step))
     batch_size, images = batch_size or len(seeds), []
     with contextlib.nullcontext() if captured is None else captured.serving(pipeline):
         for start in range(0, len(seeds), batch_size):
@@ -179,8 +178,8 @@ def draw(
     pipeline: StableDiffusionPipeline,
     seeds: list[int],
     *,
-    height: int,
-    width: int,
+    height: int | None = None,
+    width: int | None = None,
     advice: Advice | None = None,
     output_type: str = "pt",
     **arguments: Any,
@@ -190,10 +189,12 @@ def draw(
     Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
 
     Args:
-        height, width: pixels.
+        height, width: pixels; when None the model's own size.
         advice: for the UserError that is raised if the GPU's memory is too small; None leaves torch's own error.
         output_type, arguments: the pipeline's own; prompt_embeds are of all images [1,77,D], or one row an image.
     """
+    own_height, own_width = image_size(pipeline)
+    height, width = height or own_height, width or own_width
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     latents = initial_latents(pipeline, generators, height, width).to(pipeline.unet.dtype)
     rows = arguments.get("prompt_embeds")
@@ -209,18 +210,14 @@ def draw(
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
-    """Images [N,3,H,W] in [0,1] as 8 bits, rounded as diffusers does; on a GPU before they leave it."""
+    """Images [N,3,H,W] in [0,1], all numbers, as 8 bits, rounded as diffusers does; on a GPU before they leave it."""
     pixels = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8)
     return [Image.fromarray(image) for image in pixels.cpu().numpy()]
 
 
-def is_blank(image: Image.Image | np.ndarray) -> bool:
-    """Whether an image, RGB or floats [H,W,3] in [0,1], is of one colour in 8 bits, or holds a not-a-number."""
+def is_blank(image: Image.Image) -> bool:
+    """Whether an RGB image is of one colour."""
     pixels = np.asarray(image)
-    if pixels.dtype != np.uint8:
-        if not np.isfinite(pixels).all():
-            return True
-        pixels = np.round(pixels * 255)
     return bool((pixels == pixels[0, 0]).all())
 
 
@@ -261,10 +258,9 @@ class Sampler:
                 vae=self.vae, unet=unet, scheduler=self.scheduler, requires_safety_checker=False, **parts
             )
         pipeline.set_progress_bar_config(disable=True)
-        height, width = image_size(pipeline)
-        images: list[Image.Image] = []
-        for prompt_embeds in self.prompt_embeds.split(1):
-            for number in range(num_images):
-                size = dict(height=height, width=width, prompt_embeds=prompt_embeds)
-                images += to_pil(draw(pipeline, [seed + number], **size, **self.settings))
-        return images
+        return [
+            image
+            for prompt_embeds in self.prompt_embeds.split(1)
+            for number in range(num_images)
+            for image in to_pil(draw(pipeline, [seed + number], prompt_embeds=prompt_embeds, **self.settings))
+        ]
