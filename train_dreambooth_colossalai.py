@@ -38,9 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.device") -> None:
     """From photos to a pipeline in --output_dir."""
-    from utils.data.batches import BatchSource
     from utils.data.class_generation import prepare_class_images
-    from utils.data.inputs import encode_inputs
+    from utils.data.inputs import BatchSource, encode_inputs
     from utils.diffusion import Loss
     from utils.models.loading import WEIGHT_DTYPES
     from utils.run.loop import TrainingRun

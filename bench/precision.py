@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.command_line import EMBEDDED, PROMPT, make_parser, write_results
-from utils.data.batches import BatchSource
-from utils.data.inputs import TrainingInputs, encode_inputs
+from utils.data.inputs import BatchSource, TrainingInputs, encode_inputs
 from utils.dataset import InstanceDataset
 from utils.diffusion import Loss, sample_latents
 from utils.models import fused_unet, loading

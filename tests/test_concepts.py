@@ -10,7 +10,7 @@ from tests.helpers.pipelines import write_photos
 from tests.helpers.script import as_argv, losses, run, run_json
 from train_dreambooth_colossalai import main
 from utils.concepts import Concept, read_concepts
-from utils.data.batches import BatchSource
+from utils.data.inputs import BatchSource
 from utils.errors import UserError
 
 

@@ -1,13 +1,15 @@
-"""What training reads and never changes: prompts and images after the frozen text encoder and VAE."""
+"""What training reads: prompts and images after the frozen text encoder and VAE, and a step's micro-batches."""
 
+import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.data.randomness import CLASS, photo_index
+from utils.data.randomness import CLASS, INSTANCE, Sample, draw_sample, photo_index, sample_indices
 from utils.dataset import ClassDataset, InstanceDataset
 from utils.diffusion import encode_images, encode_prompt
 from utils.errors import UserError
@@ -143,7 +145,10 @@ def encode_inputs(
     rows = {prompt: row for row, prompt in enumerate(prompts)}
     vae: Any = loading.load_vae(folder, weight_dtype, device)
     noise_scheduler = loading.load_noise_scheduler(folder)
-    class_latents = None if class_dataset is None else encode_class_images(class_dataset, vae, rows, seed, num_samples)
+    class_latents = None
+    if class_dataset is not None:
+        drawn = drawn_class_images(seed, num_samples, len(class_dataset))
+        class_latents = InstanceLatents(class_dataset, vae, rows, drawn)
     latents = InstanceLatents(dataset, vae, rows)
     shown = [*validation_prompts, validation_negative_prompt or ""] if validation_prompts else []
     table = encode_prompts(folder, tokenizer_name, prompts + shown, weight_dtype, device)
@@ -155,13 +160,6 @@ def encode_inputs(
         scaling_factor=vae.config.scaling_factor,
         sampler=Sampler(folder, vae, table[len(prompts) : -1], table[-1:], **drawing) if shown else None,
     )
-
-
-def encode_class_images(
-    class_dataset: ClassDataset, vae: torch.nn.Module, rows: dict[str, int], seed: int, num_samples: int
-) -> InstanceLatents:
-    """Those that a run of `num_samples` samples draws."""
-    return InstanceLatents(class_dataset, vae, rows, drawn_class_images(seed, num_samples, len(class_dataset)))
 
 
 def all_prompts(*datasets: InstanceDataset | ClassDataset | None) -> list[str]:
@@ -195,3 +193,80 @@ def drawn_class_images(seed: int, num_samples: int, num_class_images: int) -> se
     if num_samples >= num_class_images:
         return set(range(num_class_images))
     return {photo_index(seed, index, num_class_images, CLASS.photo) for index in range(num_samples)}
+
+
+class MicroBatch(NamedTuple):
+    """What one forward pass needs: float32 [B,4,h,w] each, but `timesteps` and `prompt_rows` int64 [B].
+
+    With prior preservation the first half are photos, the second class images. `prompt_rows` are rows of
+    TrainingInputs.encoder_hidden_states. `position_weights` float32 [B,1,h,w] are of the photos alone; None without
+    --alpha_mask.
+    """
+
+    latent_mean: torch.Tensor
+    latent_std: torch.Tensor
+    latent_noise: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    prompt_rows: torch.Tensor
+    position_weights: torch.Tensor | None = None
+
+    def clone(self) -> "MicroBatch":
+        """The same values in memory of their own."""
+        return self._replace(**{name: each.clone() for name, each in self._asdict().items() if each is not None})
+
+
+class BatchSource:
+    """The micro-batches of any step of a run, for one rank; holds no state that a step changes.
+
+    Args:
+        inputs: the photos' and class images' latents and prompts.
+        rank, spread: how a step's samples are spread, by randomness.sample_indices; their order does not change.
+        noise_offset: see randomness.draw_sample.
+        device: where the micro-batches go.
+    """
+
+    def __init__(
+        self,
+        inputs: TrainingInputs,
+        *,
+        seed: int,
+        rank: int,
+        noise_offset: float = 0.0,
+        device: torch.device,
+        **spread: int,
+    ):
+        self.kinds = [(inputs.latents, INSTANCE)]
+        if inputs.class_latents is not None:
+            self.kinds.append((inputs.class_latents, CLASS))
+        self.rank, self.spread, self.device = rank, spread, device
+        num_timesteps = inputs.num_train_timesteps
+        self.draw = functools.partial(draw_sample, seed, num_train_timesteps=num_timesteps, noise_offset=noise_offset)
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of global step `step` (from 0) of this rank."""
+        return [self._micro_batch(step, number) for number in range(self.spread["num_micro_batches"])]
+
+    def _micro_batch(self, step: int, number: int) -> MicroBatch:
+        indices = sample_indices(step, number, self.rank, **self.spread)
+        samples: list[Sample] = []
+        moments: list[torch.Tensor] = []
+        prompt_rows: list[int] = []
+        position_weights: list[torch.Tensor] = []
+        for latents, stream in self.kinds:
+            draw = functools.partial(self.draw, num_photos=len(latents), latent_shape=latents.shape, stream=stream)
+            drawn = [draw(index) for index in indices]
+            moments += [latents.moments(sample.photo, sample.crop) for sample in drawn]
+            prompt_rows += [latents.prompt_rows[sample.photo] for sample in drawn]
+            samples += drawn
+            if latents.has_position_weights:
+                position_weights += [latents.position_weights(sample.photo, sample.crop) for sample in drawn]
+        mean, std = torch.stack(moments, dim=1)
+        noise = torch.from_numpy(np.stack([(sample.latent_noise, sample.noise) for sample in samples], axis=1))
+        integers = torch.tensor([[sample.timestep for sample in samples], prompt_rows])
+        if self.device.type == "cuda":
+            noise, integers = noise.pin_memory(), integers.pin_memory()
+        latent_noise, noise = noise.to(self.device, non_blocking=True)
+        timesteps, rows = integers.to(self.device, non_blocking=True)
+        weights = torch.stack(position_weights) if position_weights else None
+        return MicroBatch(mean, std, latent_noise, noise, timesteps, rows, weights)

@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     deterministic: bool
     class_images: Keywords | None  # data.class_generation.prepare_class_images; None without prior preservation
     encoding: Keywords  # data.inputs.encode_inputs
-    sampling: Keywords  # data.batches.BatchSource
+    sampling: Keywords  # data.inputs.BatchSource
     learning_rates: Keywords  # training.build.learning_rate_table
     optimizer: Keywords  # training.build.build_unet
     loss: Keywords  # diffusion.Loss

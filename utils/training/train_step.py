@@ -8,8 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from utils.data.batches import MicroBatch
-from utils.data.inputs import TrainingInputs
+from utils.data.inputs import MicroBatch, TrainingInputs
 from utils.diffusion import Loss, sample_latents, training_target
 from utils.errors import first_line
 from utils.kernels.ahead_of_time import compile_ahead
