@@ -12,6 +12,7 @@ import torch
 
 from tests.helpers import processes, skips
 from tests.helpers.pipelines import write_photos, write_pipeline
+from tests.helpers.script import SHORT
 from tests.helpers.tolerances import LIMITS
 from utils.data import class_images
 
@@ -93,18 +94,8 @@ def photos_dir(tmp_path_factory) -> Path:
 @pytest.fixture
 def flags(tmp_path, tiny_pipeline_dir, photos_dir) -> dict:
     """A run of 3 steps in fp32; a value of True is a flag without value, None leaves it out."""
-    return dict(
-        pretrained_model_name_or_path=tiny_pipeline_dir,
-        instance_data_dir=photos_dir,
-        output_dir=tmp_path / "output",
-        instance_prompt="a photo of my cat.",
-        resolution=32,
-        train_batch_size=1,
-        mixed_precision="no",
-        learning_rate=1e-3,
-        lr_warmup_steps=0,
-        max_train_steps=3,
-    )
+    inputs = dict(pretrained_model_name_or_path=tiny_pipeline_dir, instance_data_dir=photos_dir)
+    return inputs | dict(output_dir=tmp_path / "output") | SHORT
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.helpers.likeness import likeness
-from tests.helpers.script import EMBEDDED, ROOT, as_argv
+from tests.helpers.script import EMBEDDED, ROOT, SHORT, as_argv
 from train_dreambooth_colossalai import main
 from utils.data import class_images
 
@@ -32,18 +32,8 @@ def draw_jars(folder: Path) -> Path:
 
 
 def train(base: Path, photos: Path, prompt: str, folder: Path, **changes) -> Path:
-    flags = dict(
-        pretrained_model_name_or_path=base,
-        instance_data_dir=photos,
-        instance_prompt=prompt,
-        output_dir=folder,
-        resolution=64,
-        train_batch_size=4,
-        mixed_precision="no",
-        learning_rate=2e-4,
-        lr_warmup_steps=0,
-        max_train_steps=NUM_STEPS,
-    )
+    flags = SHORT | dict(pretrained_model_name_or_path=base, instance_data_dir=photos, instance_prompt=prompt)
+    flags |= dict(output_dir=folder, resolution=64, train_batch_size=4, learning_rate=2e-4, max_train_steps=NUM_STEPS)
     assert main(as_argv(flags | changes)) == 0
     return folder
 

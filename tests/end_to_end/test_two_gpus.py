@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.script import TRAIN, UNET_FILE, as_argv, launch, rows, start
+from tests.helpers.script import SHORT, TRAIN, UNET_FILE, as_argv, launch, rows, start
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.data.class_images import read_metadata
@@ -23,21 +23,10 @@ NUM_STEPS, CHECKPOINT = 16, 8
 @pytest.fixture(scope="module")
 def flags(tiny_pipeline_dir, photos_dir) -> dict:
     """Two micro-batches of one sample a step on each rank, in fp16."""
-    return dict(
-        pretrained_model_name_or_path=tiny_pipeline_dir,
-        instance_data_dir=photos_dir,
-        instance_prompt="a photo of my cat.",
-        resolution=32,
-        train_batch_size=1,
-        gradient_accumulation_steps=2,
-        mixed_precision="fp16",
-        learning_rate=1e-4,
-        lr_warmup_steps=0,
-        max_train_steps=NUM_STEPS,
-        checkpointing_steps=CHECKPOINT,
-        save_dtype="fp32",
-        deterministic=True,
-    )
+    inputs = dict(pretrained_model_name_or_path=tiny_pipeline_dir, instance_data_dir=photos_dir)
+    steps = dict(max_train_steps=NUM_STEPS, checkpointing_steps=CHECKPOINT, gradient_accumulation_steps=2)
+    precision = dict(mixed_precision="fp16", save_dtype="fp32", learning_rate=1e-4, deterministic=True)
+    return SHORT | inputs | steps | precision
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,15 @@ UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NOT_A_USERS = (*LAUNCHER_VARIABLES, "DREAMBOOTH_DEPRECATIONS")  # variables
 LATEST = dict(resume_from_checkpoint="latest")
+SHORT = dict(
+    instance_prompt="a photo of my cat.",
+    resolution=32,
+    train_batch_size=1,
+    mixed_precision="no",
+    learning_rate=1e-3,
+    lr_warmup_steps=0,
+    max_train_steps=3,
+)
 # A large epsilon, so that rounding in tiny gradients does not become a whole step of Adam's.
 SPREAD = dict(learning_rate=1e-3, adam_epsilon=1e-3)
 REQUIRED = ["--pretrained_model_name_or_path", "base", "--instance_data_dir", "photos", "--instance_prompt", "a photo"]
