@@ -1,4 +1,4 @@
-"""File systems that cannot sync, set permissions, rename or tell Cat from cat; and those that share blocks."""
+"""File systems that cannot sync, set permissions, rename or tell Cat from cat."""
 
 import errno
 import os
@@ -114,15 +114,6 @@ def test_a_copy_is_a_file_of_its_own(tmp_path):
     assert copy.read_bytes() == b"x" * 5000 and not copy.is_symlink() and copy.stat().st_nlink == 1
     copy.write_bytes(b"y")
     assert (tmp_path / "base").read_bytes() == b"x" * 5000
-
-
-def test_blocks_are_shared_if_the_file_system_can(tmp_path, monkeypatch):
-    """The kernel's call is asked for first; what it says is believed."""
-    asked = []
-    monkeypatch.setattr(filesystems.fcntl, "ioctl", lambda *args: asked.append(args[1]))
-    (tmp_path / "a").write_bytes(b"x")
-    filesystems.copy_file(tmp_path / "a", tmp_path / "b")
-    assert asked == [0x40049409] and (tmp_path / "b").read_bytes() == b""
 
 
 def test_one_place_under_two_names(tmp_path):

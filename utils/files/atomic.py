@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.files.filesystems import copy_file, move, set_mode, sync
+from utils.files.filesystems import move, set_mode, sync
 
 STAGING_PREFIX = ".assembling-"
 
@@ -57,7 +57,7 @@ def copy_into(source: Path, target: Path) -> None:
     Never a hard link: who edits the copy in place, or copies another file over it, must not change the source.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    copy_file(source.resolve(), target)
+    shutil.copyfile(source.resolve(), target)
 
 
 @contextlib.contextmanager

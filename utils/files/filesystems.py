@@ -6,13 +6,11 @@ A step that makes a result safer or tidier and that a file system refuses is a n
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import sys
 from pathlib import Path
 
-FICLONE = 0x40049409  # linux/fs.h: the target shares the source's blocks until one of them is written to
 # What a kernel or a FUSE program answers if it does not know a call, or not for this kind of file.
 UNKNOWN = frozenset(
     (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.EPERM, errno.EACCES)
@@ -81,7 +79,7 @@ def move(source: Path, target: Path) -> None:
 def _move_by_copying(source: Path, target: Path) -> None:
     if source.is_dir():
         try:
-            shutil.copytree(source, target, copy_function=copy_file)
+            shutil.copytree(source, target, copy_function=shutil.copyfile)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -92,21 +90,9 @@ def _move_by_copying(source: Path, target: Path) -> None:
     try:
         os.rename(source, target)  # some only cannot rename over a file that is there
     except OSError:
-        copy_file(source, target)
+        shutil.copyfile(source, target)
         sync(target)
         source.unlink()
-
-
-def copy_file(source: str | Path, target: str | Path) -> None:
-    """The target is a file of its own with the source's bytes; at once, and without taking space, if the file
-    system shares blocks between files (btrfs, XFS)."""
-    with open(source, "rb") as old, open(target, "wb") as new:
-        try:
-            fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
-            return
-        except OSError:
-            pass
-    shutil.copyfile(source, target)
 
 
 def is_same_place(one: Path, other: Path) -> bool:
