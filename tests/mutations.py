@@ -184,8 +184,8 @@ a file is written in its place -> tests/files/test_atomic.py
 +        write(path)
 === utils/files/lock.py
 a second run enters the folder -> tests/files/test_lock.py
--_lock(descriptor, fcntl.LOCK_EX, path, SECONDS_FOR_A_LOOK)
-+_lock(descriptor, fcntl.LOCK_SH, path, SECONDS_FOR_A_LOOK)
+-    with _alone_in(output_dir, SECONDS_FOR_A_LOOK) as problem:
++    with contextlib.nullcontext() as problem:
 === utils/files/safetensors_writer.py
 safetensors' header is not aligned -> tests/files/test_safetensors_writer.py
 -    encoded += b" " * (-len(encoded) % 8)
@@ -214,8 +214,8 @@ a single file overwritten by another of its size is not converted again -> tests
 -mtime_ns=found.st_mtime_ns
 +mtime_ns=0
 all ranks convert a single file at once -> tests/models/test_base.py -k several_processes
--fcntl.flock(file, fcntl.LOCK_EX)
-+fcntl.flock(file, fcntl.LOCK_SH)
+-with locked(cache / ".lock"):
++if True:
 === utils/models/captured_unet.py
 a decoder that cannot be fused is tried for every image -> tests/models/test_captured_unet.py
 -self._fuses_decoder, self._decoders = False, {}

@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import socket
+import threading
 
 import pytest
 
@@ -14,7 +15,8 @@ from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.files import lock
-from utils.files.lock import LOCK_FILE, SECONDS_FOR_A_DYING_RUN, check_not_in_use, hold_output
+from utils.files.lock import SECONDS_FOR_A_DYING_RUN, check_not_in_use, hold_output
+from utils.files.ownership import HOLDER_FILE, LOCK_FILE
 
 
 def wait_less() -> None:
@@ -79,32 +81,20 @@ def test_a_killed_run_leaves_no_lock(flags, tmp_path):
 
 def test_a_lock_that_is_left_alone_does_not_make_a_folder_foreign(flags, tmp_path):
     (tmp_path / "output").mkdir()
-    (tmp_path / "output" / LOCK_FILE).write_text("process 1 on elsewhere\n")
+    (tmp_path / "output" / LOCK_FILE).touch()
+    (tmp_path / "output" / HOLDER_FILE).write_text("process 1 on elsewhere\n")
     assert len(run(flags)) == 3
 
 
-def while_waiting(monkeypatch, action) -> list[float]:
-    """`action` happens in the waiting run's first pause; the pauses in seconds."""
-    pauses = []
-
-    def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 1:
-            action()
-
-    monkeypatch.setattr("utils.files.lock.time.sleep", sleep)
-    return pauses
-
-
-def test_a_dying_run_is_waited_for(tmp_path, monkeypatch):
+def test_a_dying_run_is_waited_for(tmp_path):
     with open(tmp_path / LOCK_FILE, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        pauses = while_waiting(monkeypatch, lambda: fcntl.flock(file, fcntl.LOCK_UN))
+        threading.Timer(0.2, fcntl.flock, (file, fcntl.LOCK_UN)).start()
         check_not_in_use(tmp_path)
-    assert len(pauses) == 1 and 0.5 < SECONDS_FOR_A_DYING_RUN <= 3
+    assert 0.5 < SECONDS_FOR_A_DYING_RUN <= 3
 
 
-def test_a_lock_file_removed_while_waiting_is_made_anew(tmp_path, monkeypatch):
+def test_a_lock_file_removed_while_waiting_is_made_anew(tmp_path):
     path = tmp_path / LOCK_FILE
     path.touch()
     with path.open() as file:
@@ -114,13 +104,13 @@ def test_a_lock_file_removed_while_waiting_is_made_anew(tmp_path, monkeypatch):
             path.unlink()
             fcntl.flock(file, fcntl.LOCK_UN)
 
-        pauses = while_waiting(monkeypatch, leave)
+        threading.Timer(0.1, leave).start()
         with hold_output(tmp_path, is_main=True):
-            assert len(pauses) == 1
-            assert path.read_text().startswith(f"process {os.getpid()} on ")
+            assert (tmp_path / HOLDER_FILE).read_text().startswith(f"process {os.getpid()} on ")
             with pytest.raises(UserError, match="is in use by another run"), hold_output(tmp_path, is_main=True):
                 pass
-    assert not path.exists()
+            assert path.exists()
+    assert not path.exists() and not (tmp_path / HOLDER_FILE).exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -1,34 +1,46 @@
 """One run at a time in an output folder: rank 0 locks a file in it, and the kernel unlocks it when the run ends."""
 
 import contextlib
-import fcntl
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils.errors import UserError
+from filelock import FileLock, Timeout
 
-LOCK_FILE = ".train_dreambooth.lock"
+from utils.errors import UserError
+from utils.files.ownership import HOLDER_FILE, LOCK_FILE
+
 SECONDS_FOR_A_DYING_RUN = 3.0  # a killed process lets go of its lock only when its memory has been freed
 SECONDS_FOR_A_LOOK = 0.3  # another run may look at the lock just now
 
 
+@contextlib.contextmanager
+def locked(path: Path, seconds: float = -1) -> Iterator[OSError | None]:
+    """A context in which no other process can lock `path`, which is made if it is missing.
+
+    Yields None, or why there is no lock: some file systems have none. Raises filelock.Timeout if it is not free within
+    `seconds`; by default it is waited for.
+    """
+    lock, problem = FileLock(path, timeout=seconds, fallback_to_soft=False), None
+    try:
+        lock.acquire()
+    except Timeout:
+        raise
+    except OSError as error:
+        problem = error
+    try:
+        yield problem
+    finally:
+        lock.release()
+
+
 def check_not_in_use(output_dir: Path) -> None:
     """Raises UserError if another run is at work in `output_dir`; writes nothing. For rank 0."""
-    path = output_dir / LOCK_FILE
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        _lock(descriptor, fcntl.LOCK_SH, path, SECONDS_FOR_A_DYING_RUN)
-    except OSError:
-        pass  # a file system without locks: hold_output says so
-    finally:
-        os.close(descriptor)
+    if (output_dir / LOCK_FILE).exists():
+        with _alone_in(output_dir, SECONDS_FOR_A_DYING_RUN):
+            pass
 
 
 @contextlib.contextmanager
@@ -43,69 +55,39 @@ def hold_output(output_dir: Path, is_main: bool) -> Iterator[None]:
         return
     is_new = not output_dir.exists()
     output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / LOCK_FILE
-    descriptor = _take(path)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            if descriptor is not None and _is_at(path, descriptor):
-                path.unlink()
-            if is_new and not any(output_dir.iterdir()):
-                output_dir.rmdir()
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _take(path: Path) -> int | None:
-    """The descriptor that holds the lock; None if there are no locks."""
-    try:
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                _lock(descriptor, fcntl.LOCK_EX, path, SECONDS_FOR_A_LOOK)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            if _is_at(path, descriptor):
-                break
-            os.close(descriptor)  # its last holder has removed it
-    except OSError as error:
-        reason = error.strerror or error
-        print(f"note: {path} cannot be locked ({reason}): start no second run into this folder", file=sys.stderr)
-        return None
-    with contextlib.suppress(OSError):  # a full disk
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return descriptor
-
-
-def _lock(descriptor: int, kind: int, path: Path, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while True:
+    path, holder = output_dir / LOCK_FILE, output_dir / HOLDER_FILE
+    with _alone_in(output_dir, SECONDS_FOR_A_LOOK) as problem:
+        if problem is not None:
+            reason = problem.strerror or problem
+            print(f"note: {path} cannot be locked ({reason}): start no second run into this folder", file=sys.stderr)
+        else:
+            with contextlib.suppress(OSError):  # a full disk
+                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         try:
-            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise UserError(
-                    f"--output_dir {path.parent} is in use by another run ({_holder(descriptor)}): wait for it, "
-                    f"end it, or give this one a folder of its own"
-                ) from None
-            time.sleep(0.05)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                for left in (holder, path) if problem is None else ():
+                    left.unlink(missing_ok=True)  # who waits for the lock sees that, and makes it anew
+                if is_new and not any(output_dir.iterdir()):
+                    output_dir.rmdir()
 
 
-def _holder(descriptor: int) -> str:
+@contextlib.contextmanager
+def _alone_in(output_dir: Path, seconds: float) -> Iterator[OSError | None]:
+    with contextlib.ExitStack() as held:
+        try:
+            problem = held.enter_context(locked(output_dir / LOCK_FILE, seconds))
+        except Timeout:
+            raise UserError(
+                f"--output_dir {output_dir} is in use by another run ({_holder(output_dir)}): wait for it, end it, or "
+                f"give this one a folder of its own"
+            ) from None
+        yield problem
+
+
+def _holder(output_dir: Path) -> str:
     try:
-        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "which has just started"
-    except OSError:  # CIFS: who does not hold the lock cannot read the file either
-        return "which does not say where it is"
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file still lies at `path`."""
-    try:
-        there = path.stat()
+        return (output_dir / HOLDER_FILE).read_text(errors="replace").strip() or "which has just started"
     except OSError:
-        return False
-    here = os.fstat(descriptor)
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+        return "which has just started"

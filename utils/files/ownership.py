@@ -16,6 +16,8 @@ from utils.files.filesystems import is_same_place
 from utils.files.json_files import read_json_or_none
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".train_dreambooth.lock"
+HOLDER_FILE = ".train_dreambooth.holder"  # which process has locked it
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 VALIDATION_FOLDER = "validation"

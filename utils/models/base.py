@@ -3,11 +3,9 @@
 Single files are converted once, into a cache folder under a name made of their hash. Nothing is downloaded.
 """
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from utils import PROGRAM
@@ -16,6 +14,7 @@ from utils.files.atomic import staging_folder, sync_tree
 from utils.files.filesystems import move
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json, read_json_or_none, write_json
+from utils.files.lock import locked
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, check_file
 from utils.runtime.environment import is_main
 
@@ -58,7 +57,7 @@ def _converted(path: Path, flag: str, kind: str) -> Path:
     check_file(path)
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(cache / ".lock"):
+    with locked(cache / ".lock"):  # of several ranks one converts it, the others wait; without locks each does
         known = _known(cache, path, kind)
         if known is None:
             return _convert(cache, path, kind)
@@ -108,17 +107,6 @@ def write_converted(path: Path, folder: Path, kind: str = "model") -> None:
     if is_main():
         for note in notes:
             print(f"note: {path}: {note}", flush=True)
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Several ranks want the same file: the first converts it, the others wait. Without locks each converts it."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
 
 
 def _with_vae(folder: Path, vae: Path) -> Path:

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from utils.errors import UserError, first_line
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.json_files import read_json
-from utils.files.lock import LOCK_FILE
-from utils.files.ownership import RUN_NAMES
+from utils.files.ownership import HOLDER_FILE, LOCK_FILE, RUN_NAMES
 from utils.files.safetensors_files import SAFETENSORS_DTYPES, safetensors_dtype, safetensors_header
 from utils.models.layout import unet_shapes
 
@@ -38,7 +37,7 @@ DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion v1, whose first configurations l
 
 def is_reserved(name: str) -> bool:
     """Whether an output folder holds something of the program's own under that name, be it in other letters."""
-    name, reserved = name.lower(), (*FROZEN_PARTS, "unet", MODEL_INDEX, LOCK_FILE, *RUN_NAMES)
+    name, reserved = name.lower(), (*FROZEN_PARTS, "unet", MODEL_INDEX, LOCK_FILE, HOLDER_FILE, *RUN_NAMES)
     return name in reserved or name.startswith(("checkpoint-", STAGING_PREFIX))
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from utils.errors import EXIT_USER_ERROR, UserError
 from utils.files.filesystems import is_same_place
-from utils.files.lock import LOCK_FILE, check_not_in_use
+from utils.files.lock import check_not_in_use
 from utils.files.ownership import (
+    HOLDER_FILE,
+    LOCK_FILE,
     check_export_file,
     is_left_by_system,
     is_own_output,
@@ -115,7 +117,7 @@ def _check_export_place(output: Path, file: Path) -> None:
 def _foreign(folder: Path) -> list[str]:
     """Names of what someone has put into a folder; what systems leave in every folder is not among them."""
     names = sorted(path.name for path in folder.iterdir())
-    return [name for name in names if name != LOCK_FILE and not is_left_by_system(name)]
+    return [name for name in names if name not in (LOCK_FILE, HOLDER_FILE) and not is_left_by_system(name)]
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (
