@@ -1,12 +1,10 @@
 """Safetensors files as the library itself writes and reads them."""
 
-import errno
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from utils.files import filesystems, safetensors_writer
+from utils.files import safetensors_writer
 from utils.files.safetensors_writer import write_safetensors
 
 
@@ -24,23 +22,6 @@ def test_values_are_rounded_to_the_wanted_dtype(tmp_path):
     value = torch.tensor([1 + 2**-12, 70000.0])
     write_safetensors(tmp_path / "a.safetensors", [("x", value)], torch.float16)
     assert torch.equal(load_file(tmp_path / "a.safetensors")["x"], value.half())
-
-
-def test_a_failing_disk_is_noticed_while_writing(tmp_path, monkeypatch):
-    """The kernel tells of lost bytes once: who flushes meanwhile must not keep it to himself."""
-
-    def fail(descriptor):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(safetensors_writer, "BYTES_TO_FLUSH", 100)
-    named = [(str(i), torch.zeros(20)) for i in range(20)]
-    flushed = []
-    monkeypatch.setattr(filesystems.os, "fdatasync", flushed.append)
-    write_safetensors(tmp_path / "a.safetensors", named, torch.float32)
-    assert flushed
-    monkeypatch.setattr(filesystems.os, "fdatasync", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        write_safetensors(tmp_path / "a.safetensors", named, torch.float32)
 
 
 @pytest.mark.gpu

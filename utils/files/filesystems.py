@@ -45,15 +45,6 @@ def sync(path: Path) -> None:
         note_once(path.parent, "sync folders" if is_folder else "sync files", error, consequence)
 
 
-def flush(descriptor: int) -> None:
-    """Flushes what has been written to an open file so far, if the file system can: `sync` says it if it cannot."""
-    try:
-        os.fdatasync(descriptor)
-    except OSError as error:
-        if error.errno not in NO_SYNC:
-            raise
-
-
 def set_mode(path: Path, mode: int) -> None:
     """The file's permissions; a note if the file system has none."""
     if path.stat().st_mode == mode:

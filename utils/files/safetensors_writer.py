@@ -3,14 +3,12 @@
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors.torch import save_file
 
-from utils.files.filesystems import flush
 from utils.files.hashing import sha256_of_rest
 
 SAVE_DTYPES = dict(fp32=torch.float32, fp16=torch.float16)  # --save_dtype
@@ -18,7 +16,6 @@ DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16"}
 HASH_KEY = "modelspec.hash_sha256"
 NO_HASH = f"0x{'0' * 64}"
 PIECE = 1 << 24  # elements that leave a GPU at once
-BYTES_TO_FLUSH = 1 << 28
 
 
 def write_safetensors(path: Path, named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
@@ -34,35 +31,12 @@ def write_safetensors(path: Path, named: Iterable[tuple[str, torch.Tensor]], dty
         header[name] = dict(dtype=DTYPE_NAMES[dtype], shape=list(tensor.shape), data_offsets=[start, end])
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as flusher:
-        flushed = _Flushes(file, flusher)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
         written = writer.submit(file.write, len(encoded).to_bytes(8, "little") + encoded)
         for values in _on_the_host(named, dtype):
             written.result()
-            written = writer.submit(flushed.write, values.view(torch.uint8).numpy().data)
+            written = writer.submit(file.write, values.view(torch.uint8).numpy().data)
         written.result()
-        flushed.wait()
-
-
-class _Flushes:
-    """Writes to a file, and has it flushed to the disk meanwhile: the sync at the end then finds little to do."""
-
-    def __init__(self, file: BinaryIO, flusher: ThreadPoolExecutor):
-        self.file, self.flusher = file, flusher
-        self.num_bytes = 0
-        self.flushed: Future | None = None
-
-    def write(self, block: memoryview) -> int:
-        self.num_bytes += self.file.write(block)
-        if self.num_bytes >= BYTES_TO_FLUSH and (self.flushed is None or self.flushed.done()):
-            self.wait()
-            self.num_bytes, self.flushed = 0, self.flusher.submit(flush, self.file.fileno())
-        return len(block)
-
-    def wait(self) -> None:
-        """Raises what the flush under way has met: a failing disk says so once, perhaps not to the sync at the end."""
-        if self.flushed is not None:
-            self.flushed.result()
 
 
 def _on_the_host(named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Iterator[torch.Tensor]:
