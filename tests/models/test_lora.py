@@ -75,7 +75,7 @@ def test_the_share_is_of_the_whole_change(ends):
 # peft is imported first, without what it finds: utils.runtime.libraries hides it from diffusers otherwise.
 DRAWS_WITH_LORAS = """
 import pathlib, sys
-from utils.runtime.stand_ins import UNUSED, hidden
+from utils.runtime.libraries import UNUSED, hidden
 with hidden(*(name for name in UNUSED if name != "peft")):
     import peft
 import numpy as np, torch

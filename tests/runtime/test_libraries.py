@@ -1,6 +1,11 @@
 """What the imports of the libraries change and change back, what they leave out, and what they let be heard."""
 
+import importlib
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 from utils.runtime.libraries import DEPRECATIONS, quiet_imports, quiet_libraries
@@ -9,6 +14,8 @@ import pytest
 import torch
 
 from tests.helpers.script import ROOT, run_python
+from utils.command_line import run_main
+from utils.runtime import libraries
 
 # One process that answers for evaluation first, which must do without ColossalAI, and then for training.
 QUESTIONS = """
@@ -66,3 +73,91 @@ def test_what_a_library_is_about_to_remove_fails_the_tests(quiet, category, monk
     monkeypatch.delenv(DEPRECATIONS)
     with quiet():
         warnings.warn("no_such_option is deprecated", category, stacklevel=1)
+
+
+BROKEN = {
+    "bitsandbytes": 'raise RuntimeError("CUDA Setup failed\\nmany more lines")',
+    "peft": 'raise ModuleNotFoundError("No module named \'peft\'", name="peft")',
+    "galore_torch": "import no_such_module",
+    "xformers": 'raise ImportError("undefined symbol")',
+    "sklearn": 'raise ImportError("numpy.core.multiarray failed to import")',
+    "torchvision": 'raise RuntimeError("operator torchvision::nms does not exist")',
+}
+
+
+@pytest.fixture
+def broken_packages(tmp_path) -> dict[str, str]:
+    """An environment in which all of these packages fail to import."""
+    for name, source in BROKEN.items():
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "__init__.py").write_text(source)
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "broken"), "OMP_NUM_THREADS": "1"}
+
+
+def test_training_goes_on_without_them(broken_packages, tmp_path, tiny_pipeline_dir, photos_dir):
+    argv = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--instance_data_dir={photos_dir}"]
+    argv += [
+        f"--output_dir={tmp_path / 'output'}",
+        "--instance_prompt=a cat",
+        "--resolution=32",
+        "--max_train_steps=1",
+    ]
+    command = [sys.executable, "train_dreambooth_colossalai.py", *argv]
+    result = subprocess.run(command, cwd=ROOT, env=broken_packages, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "output/model_index.json").is_file()
+    assert not set(BROKEN) & set(result.stderr.split()) and "Traceback" not in result.stderr
+
+
+def test_only_from_a_library_that_is_not_there_yet():
+    assert libraries._unused_by("diffusers") == () and libraries._unused_by("no such library") == libraries.UNUSED
+
+
+@pytest.mark.slow
+def test_a_package_that_diffusers_has_found_before_is_not_hidden_from_it(tmp_path):
+    """diffusers looks for it when it is imported, and imports it later."""
+    (tmp_path / "bitsandbytes").mkdir()
+    (tmp_path / "bitsandbytes/__init__.py").write_text("")
+    (tmp_path / "bitsandbytes-0.45.0.dist-info").mkdir()
+    (tmp_path / "bitsandbytes-0.45.0.dist-info/METADATA").write_text("Name: bitsandbytes\nVersion: 0.45.0\n")
+    code = "import diffusers.utils as u; assert u.is_bitsandbytes_available(); import utils.runtime.libraries"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-500:]
+
+
+def test_hidden_packages_are_found_again_afterwards(tmp_path, monkeypatch):
+    (tmp_path / "hideable.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with libraries.hidden("no_such_pkg", "hideable", "json"):
+        assert importlib.util.find_spec("hideable") is None
+        assert importlib.util.find_spec("json") is not None  # imported before
+    assert importlib.util.find_spec("hideable") is not None and "no_such_pkg" not in sys.modules
+
+
+def test_stand_ins_are_gone_afterwards(monkeypatch):
+    monkeypatch.setattr(libraries, "IMPORTED_BY_COLOSSALAI", ("no_such_pkg", "no_such_pkg.part"))
+    with libraries.stand_ins():
+        from no_such_pkg.part import Thing
+
+        assert isinstance(Thing, type)
+    assert importlib.util.find_spec("no_such_pkg") is None and "no_such_pkg.part" not in sys.modules
+
+
+def test_what_has_been_imported_is_no_stand_in(monkeypatch):
+    import json
+
+    monkeypatch.setattr(libraries, "IMPORTED_BY_COLOSSALAI", ("json", "json.part"))
+    with libraries.stand_ins():
+        assert sys.modules["json"] is json and "json.part" not in sys.modules
+
+
+def test_a_missing_package_is_one_line(capsys):
+    def main(argv):
+        importlib.import_module("no_such_module")
+
+    assert run_main(main, []) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("error: No module named 'no_such_module'; 'bash setup.sh'")
+    with pytest.raises(ModuleNotFoundError):
+        run_main(main, ["--debug"])

@@ -8,7 +8,9 @@ sorter's settings in pyproject.toml put it there):
     import torch
     from diffusers import UNet2DConditionModel
 
-ColossalAI, which training alone needs, is imported by colossal.py.
+ColossalAI, which training alone needs, is imported by colossal.py. What nothing here uses is hidden meanwhile, so the
+libraries note that it is absent; ColossalAI, which asks for three packages by name, gets stand-ins. Afterwards all of
+them can be imported as usual.
 """
 
 import contextlib
@@ -20,9 +22,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import cast
 
-from utils.runtime.stand_ins import UNUSED, hidden
+from utils.runtime.private import IMPORTED_BY_COLOSSALAI
 from utils.runtime.timing import mark, nothing_collected
 
 # What is used of each: they import their parts only when they are asked for, and it is then that they warn.
@@ -33,6 +37,20 @@ USED = {
         *("DDPMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"),
     ),
 }
+# Packages that the libraries import only because they are there. Nothing here uses them; together they take as long to
+# import as torch, and one that is broken would stop a run.
+UNUSED = (
+    "bitsandbytes",
+    "flash_attn",
+    "galore_torch",
+    "jax",
+    "pandas",
+    "peft",
+    "sklearn",
+    "tensorflow",
+    "torchvision",
+    "xformers",
+)
 DEPRECATIONS = "DREAMBOOTH_DEPRECATIONS"  # 1: what the libraries are about to remove is said; the tests ask for it
 
 
@@ -54,6 +72,45 @@ def import_libraries() -> None:
 def _unused_by(library: str) -> tuple[str, ...]:
     """What to hide from a library; nothing if it has been imported before, and has looked for what is there."""
     return () if library in sys.modules else UNUSED
+
+
+@contextlib.contextmanager
+def hidden(*packages: str) -> Iterator[None]:
+    """A context in which none of the packages is found, but for those that have been imported before."""
+    modules = cast(dict[str, ModuleType | None], sys.modules)
+    hides = [name for name in packages if name not in modules]
+    modules.update(dict.fromkeys(hides))  # None is how sys.modules says that there is no such package
+    try:
+        yield
+    finally:
+        for name in hides:
+            modules.pop(name, None)
+
+
+class StandIn(ModuleType):
+    """In the place of a package: whatever is taken from it is an empty class."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__path__, self.__spec__ = [], ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """A context in which what ColossalAI names is empty classes; packages that have been imported before are left."""
+    imported = {name for name in IMPORTED_BY_COLOSSALAI if name in sys.modules}
+    names = [name for name in IMPORTED_BY_COLOSSALAI if not imported & {name, name.partition(".")[0]}]
+    sys.modules.update({name: StandIn(name) for name in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager
