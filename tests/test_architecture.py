@@ -57,8 +57,7 @@ LATE_IMPORTS = {
     "run.logs": {"torch.utils.tensorboard": "only --report_to needs it; 177 modules, 200 ms"},
     "run.resume": {"utils.runtime.colossal": "takes as long as the base's hashing in a thread, which is waited for"},
     "runtime.gpu": {"torch": TORCH},
-    "runtime.libraries": dict.fromkeys(["diffusers.utils", "torch", "transformers.utils"], KNOWS_HOW)
-    | {"utils.runtime.warm_up": KNOWS_HOW},
+    "runtime.libraries": dict.fromkeys(["diffusers.utils", "torch", "transformers.utils"], KNOWS_HOW),
 }
 
 # Imported before torch, whose import takes longer than all that these do.

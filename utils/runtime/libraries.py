@@ -26,6 +26,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import cast
 
+from utils.runtime.gpu import warm_up_gpu
 from utils.runtime.private import IMPORTED_BY_COLOSSALAI
 from utils.runtime.timing import mark, nothing_collected
 
@@ -60,8 +61,7 @@ def import_libraries() -> None:
     with nothing_collected():
         importlib.import_module("torch")
     mark("torch imported")
-    warm_up = importlib.import_module("utils.runtime.warm_up")  # only now: it needs torch
-    warm_up.warm_up_gpu()
+    warm_up_gpu()
     with quiet_imports(), lean_imports():
         for library, names in USED.items():
             with hidden(*_unused_by(library)):
