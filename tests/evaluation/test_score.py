@@ -81,6 +81,20 @@ def whole(trained_dir, models, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def drawn_once(trained_dir, tmp_path_factory) -> Path:
+    """The images of the prompt that was trained with, not scored. Never write into it."""
+    folder = tmp_path_factory.mktemp("drawn") / "result"
+    assert run(trained_dir, folder, "--only", "generate") == 0
+    return folder
+
+
+@pytest.fixture
+def result(drawn_once, tmp_path) -> Path:
+    """A copy of drawn_once to draw into."""
+    return shutil.copytree(drawn_once, tmp_path / "result")
+
+
 # generate
 
 
@@ -169,9 +183,7 @@ def times(folder: Path) -> dict:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.png") if path.name != "comparison.png"}
 
 
-def test_images_with_equal_settings_are_not_made_again(trained_dir, tmp_path, capsys, monkeypatch):
-    result = tmp_path / "result"
-    assert run(trained_dir, result, "--only", "generate") == 0
+def test_images_with_equal_settings_are_not_made_again(trained_dir, result, capsys, monkeypatch):
     before = times(result)
     monkeypatch.setattr(drawing, "sample", None)  # calling it fails
     assert run(trained_dir, result, "--only", "generate") == 0
@@ -210,10 +222,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in times(folder)}
 
 
-def test_another_prompt_costs_its_own_images_alone(trained_dir, tmp_path, monkeypatch):
-    result, other = tmp_path / "result", ["--prompt", "sks cat in snow"]
+def test_another_prompt_costs_its_own_images_alone(trained_dir, result, monkeypatch):
+    other = ["--prompt", "sks cat in snow"]
     one, two = ["--only", "generate", "--prompt", PROMPT], ["--only", "generate", "--prompt", PROMPT, *other]
-    assert run(trained_dir, result, *one) == 0
     first = contents(result)
     images = drawn(monkeypatch)
     assert run(trained_dir, result, *two) == 0
@@ -225,18 +236,15 @@ def test_another_prompt_costs_its_own_images_alone(trained_dir, tmp_path, monkey
 
 
 @pytest.mark.parametrize("more", [["--guidance_scale", "3"], ["--seed", "4"], ["--negative_prompt", "x"]])
-def test_other_settings_make_other_images(trained_dir, tmp_path, more):
-    result = tmp_path / "result"
-    assert run(trained_dir, result, "--only", "generate", "--num_drift_images", "0") == 0
+def test_other_settings_make_other_images(trained_dir, result, more):
     before = times(result)
     assert run(trained_dir, result, "--only", "generate", "--num_drift_images", "0", *more) == 0
     now = times(result)
     assert len(now) == 4 and all(before[path] != now[path] for path in now)
 
 
-def test_a_changed_model_makes_its_own_images_anew(trained_dir, tiny_pipeline_dir, tmp_path):
-    folder, result = shutil.copytree(trained_dir, tmp_path / "output"), tmp_path / "result"
-    assert run(folder, result, "--only", "generate") == 0
+def test_a_changed_model_makes_its_own_images_anew(trained_dir, tiny_pipeline_dir, result, tmp_path):
+    folder = shutil.copytree(trained_dir, tmp_path / "output")
     before = times(result)
     scale_unet(tiny_pipeline_dir, folder, 1.1)
     assert run(folder, result, "--only", "generate") == 0
@@ -245,9 +253,7 @@ def test_a_changed_model_makes_its_own_images_anew(trained_dir, tiny_pipeline_di
     assert all(before[path] != now[path] for path in now if "finetuned" in str(path) or "output-" in path.name)
 
 
-def test_images_of_a_prompt_no_longer_wanted_go(trained_dir, tmp_path):
-    result = tmp_path / "result"
-    assert run(trained_dir, result, "--only", "generate") == 0
+def test_images_of_a_prompt_no_longer_wanted_go(trained_dir, result):
     (result / "images" / "mine.txt").write_text("mine")
     assert run(trained_dir, result, "--only", "generate", "--num_drift_images", "0") == 0
     assert [path.name for path in (result / "images").iterdir()] == ["mine.txt"]
