@@ -19,7 +19,8 @@ from utils.command_line import run_main
 from utils.dataset import decode
 from utils.evaluation import encoders, metrics
 from utils.evaluation.arguments import parse_args
-from utils.evaluation.plan import find_checkpoints
+from utils.evaluation.plan import find_checkpoints, make_plan
+from utils.evaluation.samples import plan_samples
 from utils.models import drawing, loading
 from utils.run.lineage import FORMAT, STATE_FILE
 
@@ -262,11 +263,10 @@ def test_images_of_a_prompt_no_longer_wanted_go(trained_dir, result):
 def test_the_papers_prompts_and_a_file_of_prompts(trained_dir, tmp_path):
     (tmp_path / "prompts.txt").write_text("a sks dog\na sks dog asleep\n")
     more = ["--dreambench", "live", "--identifier", "sks", "--class_name", "dog", "--num_images", "1"]
-    more += ["--prompts_file", str(tmp_path / "prompts.txt"), "--num_drift_images", "0", "--only", "generate"]
-    assert run(trained_dir, tmp_path / "result", *more) == 0
-    samples = read(tmp_path / "result", "samples.json")
-    assert sum(prompt["role"] == "subject" for prompt in samples["prompts"]) == 27
-    assert (tmp_path / "result/images/finetuned/a-cube-shaped-sks-dog/seed-0.png").is_file()
+    more += ["--prompts_file", str(tmp_path / "prompts.txt"), "--num_drift_images", "0"]
+    plan = make_plan(parse_args(["--finetuned_model_name_or_path", str(trained_dir), *more]))
+    files = [sample.file for sample in plan_samples(plan.prompts, plan.models, *plan.counts)]
+    assert len(files) == 2 * 27 and files[-1] == "images/finetuned/a-cube-shaped-sks-dog/seed-0.png"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Where the images are on the page, what stands below them, and which are beside them."""
 
 import json
+from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.helpers.results import write_result
@@ -14,8 +16,18 @@ def gallery(result, photos, is_scored=True) -> Gallery:
     return make_gallery(result, samples, load_photos(photos), is_scored)
 
 
-def test_every_image_has_a_number_and_knows_the_same_seed_of_the_rows_around_it(tmp_path, photos_dir):
-    shown = gallery(write_result(tmp_path, photos_dir, prompt="a cat"), photos_dir)
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, photos_dir) -> Path:
+    """Never write into it."""
+    return write_result(tmp_path_factory.mktemp("gallery"), photos_dir, prompt="a cat")
+
+
+@pytest.fixture(scope="module")
+def shown(result, photos_dir) -> Gallery:
+    return gallery(result, photos_dir)
+
+
+def test_every_image_has_a_number_and_knows_the_same_seed_of_the_rows_around_it(shown):
     cells = [cell for group in shown.groups for row in group.rows for cell in row.cells]
     assert [cell.number for cell in [*shown.photos, *cells]] == list(range(1, shown.last + 1))
     by_number = {cell.number: cell for cell in cells}
@@ -29,12 +41,11 @@ def test_every_image_has_a_number_and_knows_the_same_seed_of_the_rows_around_it(
     assert {cell.caption for cell in (baseline, checkpoint, finetuned)} == {"seed 2"}
 
 
-def test_the_first_screen_has_photo_baseline_and_fine_tuned_of_one_seed(tmp_path, photos_dir):
-    shown = gallery(write_result(tmp_path, photos_dir, prompt="a cat"), photos_dir)
+def test_the_first_screen_has_photo_baseline_and_fine_tuned_of_one_seed(result, shown):
     assert [name for name, *_ in shown.first] == ["your photo", "baseline", "fine-tuned"]
     alts = [picture.alt for _, picture, _ in shown.first[1:]]
     assert alts == ["baseline, seed 0: a cat", "fine-tuned, seed 0: a cat"]
-    assert [name for name, *_ in gallery(tmp_path / "result", None).first] == ["baseline", "fine-tuned"]
+    assert [name for name, *_ in gallery(result, None).first] == ["baseline", "fine-tuned"]
 
 
 def test_a_prompts_scores_are_means_and_a_visible_fall_is_marked(tmp_path, photos_dir):
@@ -51,10 +62,9 @@ def test_a_prompts_scores_are_means_and_a_visible_fall_is_marked(tmp_path, photo
     assert gallery(result, photos_dir, is_scored=False).groups[0].scores == []
 
 
-def test_many_images_are_folded_and_have_an_index(tmp_path, photos_dir):
-    few = gallery(write_result(tmp_path / "few", photos_dir, prompt="a cat"), photos_dir)
-    assert all(group.is_open for group in few.groups) and not few.has_index
-    many = gallery(write_result(tmp_path / "many", photos_dir, prompt="a cat", num_prompts=8), photos_dir)
+def test_many_images_are_folded_and_have_an_index(shown, tmp_path, photos_dir):
+    assert all(group.is_open for group in shown.groups) and not shown.has_index
+    many = gallery(write_result(tmp_path, photos_dir, prompt="a cat", num_prompts=8), photos_dir)
     assert [group.is_open for group in many.groups] == [True] + [False] * 8 and many.has_index
 
 
