@@ -47,7 +47,7 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
     from utils.training.train_step import TrainStep, fastest_step
     from utils.training.validation import Validation
 
-    base, weight_dtype = sources.base.folder, WEIGHT_DTYPES[plan.mixed_precision]
+    base, weight_dtype = sources.base, WEIGHT_DTYPES[plan.mixed_precision]
 
     # What training reads and never changes: photos and class images after the VAE, prompts after the text encoder.
     class_images = prepare_class_images(sources.concepts, base, sources.base_hashes, device, plan.class_images)

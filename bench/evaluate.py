@@ -24,6 +24,7 @@ from bench.random_sd14 import base_folder
 from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import draw, image_size
+from utils.models.folder import read_base
 from utils.runtime import gpu
 
 GUIDANCE = 7.5
@@ -195,7 +196,7 @@ def main(argv: list[str] | None = None) -> dict:
         seeds = list(range(1 if args.quick else 2))
         recipe, fp32_latents = recipe_loop(model, num_calls if args.quick else num_calls + 1, args.steps, seeds)
         print_row(recipe)
-        pipeline = loading.load_pipeline(model, torch.float16 if IS_GPU else torch.float32, DEVICE)
+        pipeline = loading.load_pipeline(read_base(model), torch.float16 if IS_GPU else torch.float32, DEVICE)
         ours = our_rows(pipeline, args.batch_sizes, num_calls, args.steps, warnings.append)
         for entry in (recipe, *ours):
             entry["ratio"] = recipe["seconds_an_image"] / entry["seconds_an_image"]

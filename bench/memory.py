@@ -20,7 +20,6 @@ from bench.command_line import device_name, make_parser, write_results
 from bench.random_sd14 import base_folder
 from utils.arguments import parse_args
 from utils.models.check import check_base_model
-from utils.models.folder import num_parameters
 from utils.run.plan import memory_needs
 from utils.training.memory import GB, memory_needed
 
@@ -84,7 +83,7 @@ def measure(model: Path, photos: Path, scratch: Path, name: str, steps: int, fla
     with watched_memory(device) as watched:
         result = script.train(model, photos, scratch / "output", batch_size, steps, flags)
     argv = [*script.recipe(model, photos, scratch / "output", batch_size, steps), *flags]
-    count = num_parameters(check_base_model(model))
+    count = check_base_model(model).num_parameters
     needs = memory_needs(parse_args(argv), num_parameters=count, num_ranks=1)
     peak = result["peak_gb"] * GB
     return dict(

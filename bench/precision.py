@@ -21,6 +21,7 @@ from utils.data.inputs import BatchSource, TrainingInputs, encode_inputs
 from utils.dataset import InstanceDataset
 from utils.diffusion import Loss, sample_latents
 from utils.models import fused_unet, loading
+from utils.models.folder import read_base
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 from utils.training.train_step import predict
@@ -103,7 +104,7 @@ def encode(model: Path, photos: Path, resolution: int, dtype: torch.dtype, devic
     dataset = InstanceDataset(photos, resolution, prompt=PROMPT)
     nothing_to_draw = dict(validation_prompts=[], validation_negative_prompt=None, drawing={})
     options = dict(tokenizer_name=None, seed=0, num_samples=1) | nothing_to_draw
-    return encode_inputs(model, dataset, None, dtype, device, **options)
+    return encode_inputs(read_base(model), dataset, None, dtype, device, **options)
 
 
 def train(
@@ -185,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     args = parser.parse_args(argv)
     device, steps = torch.device(args.device), sorted(args.steps)
-    unet = loading.load_unet(args.model).to(device)
+    unet = loading.load_unet(read_base(args.model)).to(device)
     dtypes = {torch.float32} | {WAYS[name].frozen for name in args.ways}
     inputs = {dtype: encode(args.model, args.photos, args.resolution, dtype, device) for dtype in dtypes}
     options = dict(steps=steps, learning_rate=args.learning_rate, batch_size=args.batch_size)

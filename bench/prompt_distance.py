@@ -13,6 +13,7 @@ import torch
 from bench.command_line import make_parser
 from utils.diffusion import encode_prompt
 from utils.models import loading
+from utils.models.folder import read_base
 
 
 def parse_args(argv=None):
@@ -25,8 +26,8 @@ def parse_args(argv=None):
 @torch.no_grad()
 def distances(folder: Path, prompts: list[str]) -> list[tuple[str, list[str], float]]:
     """(prompt, its tokens, its distance from the first prompt as a fraction of that one's norm)."""
-    tokenizer = loading.load_tokenizer(folder)
-    text_encoder = loading.load_text_encoder(folder, torch.float32, torch.device("cpu"))
+    tokenizer = loading.load_tokenizer(folder / "tokenizer")
+    text_encoder = loading.load_text_encoder(read_base(folder), torch.float32, torch.device("cpu"))
     encoded = [encode_prompt(text_encoder, loading.tokenize(tokenizer, prompt)) for prompt in prompts]
     far = [float((each - encoded[0]).norm() / encoded[0].norm()) for each in encoded]
     return [(prompt, tokenizer.tokenize(prompt), each) for prompt, each in zip(prompts, far, strict=True)]

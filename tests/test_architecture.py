@@ -45,7 +45,11 @@ MAY_BE_MISSING = "may be missing, and the photo that needs it says so"
 KNOWS_HOW = "this module decides in which order the libraries are imported, and what they find"
 LATE_IMPORTS = {
     "dataset": {"torch": TORCH},
-    "models.base": {"utils.models.importing": TORCH},
+    "models.base": {
+        "huggingface_hub": "only for a name of the Hub; 300 ms",
+        "huggingface_hub.errors": "the same",
+        "utils.models.importing": TORCH,
+    },
     "models.folder": {"torch": TORCH},
     "photos.formats": {
         "PIL.TiffImagePlugin": "only a TIFF needs it; 17 modules, 12 ms",

@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler
 from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.dataset import InstanceDataset
 from utils.diffusion import Loss, encode_images, encode_prompt, min_snr_weights, sample_latents, training_target
+from utils.models.folder import read_base
 from utils.models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae, tokenize
 
 LOSS = Loss(None, "cpu")
@@ -38,7 +39,7 @@ def test_latents_are_drawn_from_the_distribution_then_scaled():
 
 
 def test_latents_agree_with_diffusers_own_sample(tiny_pipeline_dir, photos_dir):
-    vae = load_vae(tiny_pipeline_dir, torch.float32, "cpu")
+    vae = load_vae(read_base(tiny_pipeline_dir), torch.float32, "cpu")
     pixel_values = InstanceDataset(photos_dir, 32).pixel_values(0, 0, 0)[None]
     mean, std = encode_images(vae, pixel_values)
     distribution = vae.encode(pixel_values).latent_dist
@@ -48,7 +49,7 @@ def test_latents_agree_with_diffusers_own_sample(tiny_pipeline_dir, photos_dir):
 
 
 def test_noisy_latents_are_the_closed_form(tiny_pipeline_dir):
-    scheduler = load_noise_scheduler(tiny_pipeline_dir)
+    scheduler = load_noise_scheduler(read_base(tiny_pipeline_dir))
     latents, noise = draw(0), draw(1)
     alpha = alphas_cumprod()[TIMESTEPS].view(-1, 1, 1, 1)
     expected = alpha.sqrt() * latents.double() + (1 - alpha).sqrt() * noise.double()
@@ -95,8 +96,8 @@ def test_the_losss_gradient_reaches_the_prediction_in_its_own_dtype():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_prompt_is_padded_to_77_tokens_and_encoded_without_gradient(tiny_pipeline_dir, dtype):
-    text_encoder = load_text_encoder(tiny_pipeline_dir, dtype, "cpu")
-    tokenizer = load_tokenizer(tiny_pipeline_dir)
+    text_encoder = load_text_encoder(read_base(tiny_pipeline_dir), dtype, "cpu")
+    tokenizer = load_tokenizer(tiny_pipeline_dir / "tokenizer")
     for prompt in ("a", "a photo of my cat. " * 50):
         input_ids = tokenize(tokenizer, prompt)
         assert input_ids.shape == (1, 77) and input_ids[0, 0] == tokenizer.bos_token_id

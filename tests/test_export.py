@@ -16,6 +16,7 @@ from utils import PROGRAM
 from utils.command_line import run_main
 from utils.export import main
 from utils.models.card import MARK, write_card
+from utils.models.folder import read_base
 from utils.models.single_file import UNET_PREFIX, export_single_file
 from utils.run.lineage import FORMAT, STATE_FILE
 
@@ -86,7 +87,7 @@ def test_an_earlier_exports_scores_and_picture_do_not_stay_beside_other_weights(
     assert export(tuned, target, "--checkpoint", 2) == 0
     Image.new("RGB", (8, 8)).save(tmp_path / "sheet.png")
     scores = dict(models=dict(baseline=dict(clip_i=dict(value=0.5)), finetuned=dict(clip_i=dict(value=0.75))))
-    assert write_card(target, metrics=scores, picture=tmp_path / "sheet.png")
+    assert write_card(read_base(target), metrics=scores, picture=tmp_path / "sheet.png")
     assert export(tuned, target, "--strength", 0.25) == 0
     text = (target / "README.md").read_text(encoding="utf-8")
     assert "CLIP-I" not in text and "comparison.png" not in text and not (target / "comparison.png").exists()
@@ -116,7 +117,7 @@ def test_a_checkpoint_and_a_strength_are_named_wherever_an_export_says_what_it_i
 
 def test_the_plain_result_is_said_as_ever(tuned, tmp_path):
     assert export(tuned, tmp_path / "one.safetensors") == export(tuned, tmp_path / "cat") == 0
-    export_single_file(tuned, tmp_path / "two" / "one.safetensors")
+    export_single_file(read_base(tuned), tmp_path / "two" / "one.safetensors")
     assert header(tmp_path / "one.safetensors") == header(tmp_path / "two/one.safetensors")
     record = json.loads((tuned / "run.json").read_text())
     assert json.loads((tmp_path / "cat/run.json").read_text()) == record | dict(exported_from=str(tuned))

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Checks folders and the target, then writes it."""
     args = build_parser().parse_args(argv)
-    check_base_model(args.folder, "PIPELINE_DIR")
+    model = check_base_model(args.folder, "PIPELINE_DIR")
     tuned = checkpoint_folder(args.folder, args.checkpoint) if args.checkpoint else args.folder
     is_file = args.lora_rank or args.target.suffix in SINGLE_FILES
     if is_file:
@@ -54,16 +54,16 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--strength 0 is the base itself, without a change to write as a LoRA: give a larger one")
     base = find_base(args, tuned) if args.strength != 1 or args.lora_rank else tuned
     if args.lora_rank:
-        lora = export_lora(args.folder, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
+        lora = export_lora(model, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
         print(
             f"{args.target}: {megabytes(args.target)}, {lora.share:.1%} of the squared change; read by diffusers' "
             "load_lora_weights, ComfyUI and A1111"
         )
     elif is_file:
-        export_file(args.folder, tuned, base, args.target, args.strength, args.dtype)
+        export_file(model, tuned, base, args.target, args.strength, args.dtype)
         print(f"{args.target}: {megabytes(args.target)}, read by ComfyUI, A1111 and from_single_file")
     else:
-        export_folder(args.folder, tuned, base, args.target, args.strength, args.dtype)
+        export_folder(model, tuned, base, args.target, args.strength, args.dtype)
         print(f"{args.target}: a pipeline folder, read by DiffusionPipeline.from_pretrained and evaluate.py")
 
 

@@ -13,7 +13,7 @@ from utils.files.json_files import read_json, write_json
 from utils.files.ownership import RUN_FILE, check_new_folder, check_writable, is_own_output, overlap
 from utils.models.card import CARD_FILE, PICTURE_FILE, clean_record, write_card
 from utils.models.check import check_pipeline
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, BaseModel
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,10 +23,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("target", type=Path, metavar="NEW_FOLDER", help="the folder to upload")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    check_pipeline(args.folder, "OUTPUT")
+    model = check_pipeline(args.folder, "OUTPUT")
     check_target(args.folder, args.target)
     try:
-        copy_for_sharing(args.folder, args.target)
+        copy_for_sharing(model, args.target)
     except OSError as error:
         raise UserError(f"NEW_FOLDER {args.target} cannot be written ({error.strerror or error})") from error
     shown = f" ({PICTURE_FILE} in it shows your photos)" if (args.target / PICTURE_FILE).is_file() else ""
@@ -45,11 +45,12 @@ def check_target(folder: Path, target: Path) -> None:
     check_writable(target, f"NEW_FOLDER {target}")
 
 
-def copy_for_sharing(folder: Path, target: Path) -> None:
+def copy_for_sharing(model: BaseModel, target: Path) -> None:
     """The pipeline's parts, card and picture as they are, and the cleaned run.json; no checkpoint, log or sample."""
+    folder = model.folder
     target.mkdir(parents=True, exist_ok=True)
     if not (folder / CARD_FILE).is_file():
-        write_card(folder)
+        write_card(model)
     for part in (*FROZEN_PARTS, "unet"):
         for path in sorted((folder / part).rglob("*")):
             if path.is_file() and not path.name.startswith("."):

@@ -30,6 +30,7 @@ from utils.errors import UserError
 from utils.models import drawing, loading
 from utils.models.check import check_base_model
 from utils.models.drawing import is_blank, to_pil
+from utils.models.folder import read_base
 from utils.run.fingerprint import hash_files
 
 SETTINGS = dict(
@@ -96,7 +97,7 @@ def test_images_of_another_prompt_or_model_are_refused(concept, name, value):
 
 
 def test_every_setting_that_is_compared_is_tested(tiny_pipeline_dir):
-    assert OTHER.keys() == generation_settings(tiny_pipeline_dir, "abc", "a cat").keys()
+    assert OTHER.keys() == generation_settings(read_base(tiny_pipeline_dir), "abc", "a cat").keys()
 
 
 @pytest.mark.parametrize("content", ['{"program": "train_dreambooth_colossalai", "images": []}', "not JSON"])
@@ -273,9 +274,9 @@ def test_blank_is_what_eight_bits_show():
 
 
 def test_images_do_not_depend_on_the_batch(tiny_pipeline_dir, tmp_path):
-    pipeline = loading.load_pipeline(tiny_pipeline_dir, torch.float32, torch.device("cpu"))
+    pipeline = loading.load_pipeline(read_base(tiny_pipeline_dir), torch.float32, torch.device("cpu"))
     assert type(pipeline.scheduler).__name__ == "PNDMScheduler" and pipeline.safety_checker is None
-    settings = generation_settings(tiny_pipeline_dir, "abc", "a cat") | dict(num_inference_steps=3)
+    settings = generation_settings(read_base(tiny_pipeline_dir), "abc", "a cat") | dict(num_inference_steps=3)
     assert (settings["height"], settings["width"]) == (32, 32)
     together, alone = (ClassPlan(tmp_path / name, "a cat", settings, 0, [], [], []) for name in ("together", "alone"))
     for plan, numbers in ((together, [0, 1, 2]), (alone, [1])):

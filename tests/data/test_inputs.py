@@ -12,6 +12,7 @@ from tests.helpers.pipelines import write_photos
 from utils.data.inputs import InstanceLatents
 from utils.dataset import InstanceDataset
 from utils.diffusion import encode_images
+from utils.models.folder import read_base
 from utils.models.loading import load_vae
 
 
@@ -82,7 +83,7 @@ def test_different_crops_and_photos_have_different_moments(wide):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_kept_equals_a_fresh_encoding(square, tiny_pipeline_dir, dtype):
-    vae = load_vae(tiny_pipeline_dir, dtype, "cpu")
+    vae = load_vae(read_base(tiny_pipeline_dir), dtype, "cpu")
     latents = InstanceLatents(square, vae, {"": 0})
     for photo in range(len(square)):
         mean, std = encode_images(vae, square.pixel_values(photo, 0, 0)[None].to(dtype))

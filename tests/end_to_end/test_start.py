@@ -35,7 +35,8 @@ def test_complaints_come_before_torch_is_imported(tmp_path, base, case):
     before = listing(tmp_path)
     result = run_python(IMPORTED, *argv)
     expected = 0 if case == "help" else 2
-    assert result.stdout.splitlines()[-1] == f"exit code {expected} imported []"
+    imported = ["numpy"] if case in ("resolution", "foreign output") else []  # safetensors reads headers with it
+    assert result.stdout.splitlines()[-1] == f"exit code {expected} imported {imported}"
     lines = result.stderr.splitlines()
     assert lines == [] if case == "help" else (len(lines) == 1 and lines[0].startswith("error: "))
     assert listing(tmp_path) == before

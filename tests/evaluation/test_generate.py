@@ -17,6 +17,7 @@ from utils.command_line import run_main
 from utils.evaluation.comparison import fit, plan
 from utils.files import png
 from utils.models import drawing, loading
+from utils.models.folder import read_base
 from utils.runtime import gpu
 
 PROMPT = "a photo of my cat."
@@ -101,7 +102,7 @@ def test_the_recipes_files_are_written(first_result):
 
 def test_both_rows_have_the_same_seeds_and_each_its_own_model(first_result, trained_dir, tiny_pipeline_dir):
     for stem, folder in (("baseline", tiny_pipeline_dir), ("output", trained_dir)):
-        pipeline = loading.load_pipeline(folder, torch.float32, torch.device("cpu"))
+        pipeline = loading.load_pipeline(read_base(folder), torch.float32, torch.device("cpu"))
         expected = drawing.sample(pipeline, PROMPT, [0, 1], num_inference_steps=2)
         for number, image in enumerate(expected, start=1):
             written = pixels(first_result / f"{stem}-{number}.png")

@@ -22,6 +22,7 @@ from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints, make_plan
 from utils.evaluation.samples import plan_samples
 from utils.models import drawing, loading
+from utils.models.folder import read_base
 from utils.run.lineage import FORMAT, STATE_FILE
 
 PROMPT = "a photo of sks cat"
@@ -112,7 +113,7 @@ def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_pat
     folder = shutil.copytree(trained_dir, tmp_path / "output")
     shutil.rmtree(folder / "unet")
     shutil.copytree(folder / "checkpoint-10/unet", folder / "unet")
-    pipeline = loading.load_pipeline(folder, torch.float32, torch.device("cpu"))
+    pipeline = loading.load_pipeline(read_base(folder), torch.float32, torch.device("cpu"))
     expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
     with Image.open(whole / "images/checkpoint-10/a-photo-of-sks-cat/seed-1.png") as image:
         assert np.abs(np.asarray(image, int) - expected).max() <= 1
@@ -159,7 +160,7 @@ def test_each_strength_is_a_row_and_its_pictures_are_those_of_the_blended_pipeli
     folder = shutil.copytree(trained_dir, tmp_path / "output")
     base, tuned = (load_file(part / UNET_FILE) for part in (tiny_pipeline_dir, trained_dir / "checkpoint-10"))
     save_file({name: (base[name] + value) / 2 for name, value in tuned.items()}, folder / UNET_FILE, {"format": "pt"})
-    pipeline = loading.load_pipeline(folder, torch.float32, torch.device("cpu"))
+    pipeline = loading.load_pipeline(read_base(folder), torch.float32, torch.device("cpu"))
     expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
     with Image.open(result / "images/checkpoint-10@0.5/a-photo-of-sks-cat/seed-1.png") as image:
         assert np.abs(np.asarray(image, int) - expected).max() <= 1

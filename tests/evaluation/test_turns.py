@@ -19,6 +19,7 @@ from utils.evaluation.turns import WeightsInTurn
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import sample
 from utils.models.exporting import export_folder
+from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 
 MODELS = {model.name: model for model in plan_models(["checkpoint-5"], [0.5, 0.75, 1.0])}
@@ -37,8 +38,10 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
 
 def take_turns(folders: tuple[Path, Path], dtype: torch.dtype, device: str = "cpu") -> WeightsInTurn:
     base, tuned = folders
-    pipelines = {BASELINE: load_pipeline(base, dtype, torch.device(device))}
-    pipelines[FINETUNED] = load_pipeline(tuned, dtype, torch.device(device), shared_with=pipelines[BASELINE])
+    pipelines = {BASELINE: load_pipeline(read_base(base), dtype, torch.device(device))}
+    pipelines[FINETUNED] = load_pipeline(
+        read_base(tuned), dtype, torch.device(device), shared_with=pipelines[BASELINE]
+    )
     plan = SimpleNamespace(baseline_folder=base, finetuned_model_name_or_path=tuned, all_models=list(MODELS.values()))
     return WeightsInTurn(plan, pipelines)
 
@@ -98,7 +101,7 @@ def test_a_graph_that_was_captured_once_draws_every_model(folders, written, monk
     captured = CapturedUNet(pytest.fail)
     for name in [BASELINE, "finetuned@0.5", "checkpoint-5", FINETUNED]:
         images = pixels(turns.pipeline(name), captured)
-        fresh = load_pipeline(written(name), torch.float32, torch.device("cpu"))
+        fresh = load_pipeline(read_base(written(name)), torch.float32, torch.device("cpu"))
         assert np.abs(images - pixels(fresh)).max() <= 1
     assert stand_in.captures == 1
 
@@ -124,5 +127,5 @@ def test_on_a_gpu_the_graph_draws_what_a_newly_captured_blended_pipeline_draws(t
     assert len(places) == 1 and len(captured._graphs) == 1  # the graph's own buffer, whichever model's turn it is
     assert np.abs(drawn["finetuned@0.5"] - drawn[FINETUNED]).mean() > 2
     for name in names:
-        fresh = load_pipeline(write(folders, name, tmp_path / name), dtype, torch.device("cuda"))
+        fresh = load_pipeline(read_base(write(folders, name, tmp_path / name)), dtype, torch.device("cuda"))
         assert np.abs(pixels(fresh, CapturedUNet(pytest.fail), steps=10) - drawn[name]).mean() <= 0.1

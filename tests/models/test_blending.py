@@ -10,6 +10,7 @@ from tests.helpers.script import UNET_FILE
 from utils.errors import UserError
 from utils.models.blending import blend, blended_weights, load_weights
 from utils.models.check import check_same_unet
+from utils.models.folder import read_base
 from utils.models.loading import load_unet
 
 
@@ -59,7 +60,7 @@ def test_unets_of_two_architectures_are_refused(ends, tmp_path):
 
 
 def test_weights_change_where_they_lie(ends):
-    unet = load_unet(ends[0])
+    unet = load_unet(read_base(ends[0]))
     places = {name: parameter.data_ptr() for name, parameter in unet.named_parameters()}
     load_weights(unet, blended_weights(*ends, 1))
     assert {name: parameter.data_ptr() for name, parameter in unet.named_parameters()} == places

@@ -15,6 +15,7 @@ from utils.kernels.operations import are_neighbours
 from utils.models import captured_unet
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import sample
+from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ def folders(tmp_path_factory):
 
 
 def test_a_decoder_that_cannot_be_fused_is_the_plain_one(folders, stand_in, monkeypatch):
-    pipeline, said = load_pipeline(folders[0], torch.float32, CPU), []
+    pipeline, said = load_pipeline(read_base(folders[0]), torch.float32, CPU), []
     plain = pixels(pipeline)
 
     def no_compiler(decoder):
@@ -64,7 +65,7 @@ def test_a_decoder_that_cannot_be_fused_is_the_plain_one(folders, stand_in, monk
 
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
 def test_models_take_turns_in_one_graph(folders, stand_in, guidance_scale):
-    pipelines = [load_pipeline(folder, torch.float32, CPU) for folder in folders]
+    pipelines = [load_pipeline(read_base(folder), torch.float32, CPU) for folder in folders]
     weights = [weights_of(pipeline) for pipeline in pipelines]
     plain = [pixels(pipeline, guidance_scale=guidance_scale) for pipeline in pipelines]
     assert np.abs(plain[0] - plain[1]).max() > 5
@@ -81,7 +82,7 @@ def test_models_take_turns_in_one_graph(folders, stand_in, guidance_scale):
 def test_a_model_that_is_gone_leaves_its_place(folders, stand_in):
     captured = CapturedUNet(refuse)
     for folder in (*folders, folders[0]):
-        pipeline = load_pipeline(folder, torch.float32, CPU)
+        pipeline = load_pipeline(read_base(folder), torch.float32, CPU)
         plain = pixels(pipeline)
         assert np.abs(pixels(pipeline, captured=captured) - plain).max() <= 1
         del pipeline
@@ -89,7 +90,7 @@ def test_a_model_that_is_gone_leaves_its_place(folders, stand_in):
 
 
 def test_each_shape_has_its_graph(folders, stand_in):
-    pipeline = load_pipeline(folders[0], torch.float32, CPU)
+    pipeline = load_pipeline(read_base(folders[0]), torch.float32, CPU)
     captured = CapturedUNet(refuse)
     plain = pixels(pipeline, seeds=range(5))
     for _ in range(2):
@@ -104,7 +105,7 @@ def test_another_architecture_starts_anew(folders, stand_in, tmp_path):
     UNet2DConditionModel(**UNET_CONFIG | dict(attention_head_dim=4)).save_pretrained(other / "unet")
     captured = CapturedUNet(refuse)
     for folder in (folders[0], other, folders[0]):
-        pipeline = load_pipeline(folder, torch.float32, CPU)
+        pipeline = load_pipeline(read_base(folder), torch.float32, CPU)
         assert np.abs(pixels(pipeline, captured=captured) - pixels(pipeline)).max() <= 1
     assert stand_in.captures == 3
 
@@ -115,7 +116,7 @@ def test_where_a_capture_fails_the_plain_call_makes_the_image(folders, monkeypat
 
     monkeypatch.setattr(captured_unet, "_Graph", fail)
     monkeypatch.setattr(captured_unet.operations, "HAS_TRITON", False)
-    pipeline, said = load_pipeline(folders[0], torch.float32, CPU), []
+    pipeline, said = load_pipeline(read_base(folders[0]), torch.float32, CPU), []
     plain = pixels(pipeline)
     captured = CapturedUNet(said.append)
     for _ in range(2):
@@ -124,7 +125,7 @@ def test_where_a_capture_fails_the_plain_call_makes_the_image(folders, monkeypat
 
 
 def test_neighbouring_weights_follow_one_another_in_memory(folders):
-    unet = load_pipeline(folders[0], torch.float32, CPU).unet
+    unet = load_pipeline(read_base(folders[0]), torch.float32, CPU).unet
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     captured_unet.flatten(list(unet.parameters()))
     assert len({parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}) == 1
@@ -159,7 +160,7 @@ def changed_embedded(tmp_path_factory):
 def test_graphs_draw_what_the_plain_pipeline_draws(changed_embedded, dtype, largest, mean):
     device = torch.device("cuda")
     options = dict(seeds=range(6), num_inference_steps=20, batch_size=4)
-    pipelines = [load_pipeline(folder, dtype, device) for folder in (EMBEDDED, changed_embedded)]
+    pipelines = [load_pipeline(read_base(folder), dtype, device) for folder in (EMBEDDED, changed_embedded)]
     captured = CapturedUNet(refuse)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         plain = [pixels(pipeline, **options) for pipeline in pipelines]

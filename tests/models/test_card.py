@@ -13,6 +13,7 @@ import evaluate
 from tests.helpers.script import run, run_json
 from utils.command_line import run_main
 from utils.models.card import MARK, clean_record, file_metadata, settings_of, write_card
+from utils.models.folder import read_base
 from utils.models.single_file import export_single_file
 from utils.run.fingerprint import NOT_COMPARED
 from utils.share import main as share
@@ -66,7 +67,7 @@ def test_an_evaluation_adds_scores_and_picture_and_another_run_takes_them_away(o
     evaluate.main([f"--finetuned_model_name_or_path={output}", f"--output_dir={tmp_path / 'result'}", *quick])
     text = (output / "README.md").read_text(encoding="utf-8")
     assert "(comparison.png)" in text and (output / "comparison.png").read_bytes()[:4] == b"\x89PNG"
-    write_card(output, metrics=dict(models=dict(baseline=dict(clip_i=dict(value=0.5)), finetuned={})))
+    write_card(read_base(output), metrics=dict(models=dict(baseline=dict(clip_i=dict(value=0.5)), finetuned={})))
     assert "| CLIP-I | 0.500 | - |" in (output / "README.md").read_text(encoding="utf-8")
     assert not (output / "comparison.png").exists()
 
@@ -74,16 +75,16 @@ def test_an_evaluation_adds_scores_and_picture_and_another_run_takes_them_away(o
 def test_a_card_of_the_users_own_stays(output):
     mine = (output / "README.md").read_text(encoding="utf-8").replace(MARK, "") + "mine"
     (output / "README.md").write_text(mine)
-    assert not write_card(output) and (output / "README.md").read_text() == mine
+    assert not write_card(read_base(output)) and (output / "README.md").read_text() == mine
     (output / "README.md").unlink()
-    assert write_card(output)
+    assert write_card(read_base(output))
 
 
 @pytest.mark.parametrize("text", ["no front", "---\na: [\n---\n", "---\n- a\n---\n", "---\nlicense: [a]\n---\n"])
 def test_a_damaged_card_of_the_base_does_not_keep_ours_from_being_written(output, base, text):
     (base / "README.md").write_text(text)
     (output / "run.json").write_text(json.dumps(run_json(output) | dict(base_model=dict(folder=str(base)))))
-    assert write_card(output) and "license" not in front_matter(output)
+    assert write_card(read_base(output)) and "license" not in front_matter(output)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_the_bases_name_on_the_hub(output, named, base):
     record = run_json(output)
     record["arguments"]["pretrained_model_name_or_path"] = named
     (output / "run.json").write_text(json.dumps(record))
-    write_card(output)
+    write_card(read_base(output))
     assert front_matter(output).get("base_model") == base
     assert "/home/me" not in (output / "README.md").read_text(encoding="utf-8")
 
@@ -109,7 +110,7 @@ def test_words_of_the_user_are_no_markup(output):
     record = run_json(output)
     record["arguments"]["instance_prompt"] = "a <b>photo</b> of [sks](http://x) | cat: 'yes'\n# no"
     (output / "run.json").write_text(json.dumps(record))
-    write_card(output)
+    write_card(read_base(output))
     text = (output / "README.md").read_text(encoding="utf-8")
     assert front_matter(output)["instance_prompt"] == record["arguments"]["instance_prompt"]
     body = text.split("```")[0].split("---", 2)[2]
@@ -172,7 +173,7 @@ def test_a_trained_file_says_what_it_is_and_nothing_of_the_machine(flags, tmp_pa
 
 
 def test_the_hash_is_of_all_that_follows_the_header(tmp_path, tiny_pipeline_dir):
-    export_single_file(tiny_pipeline_dir, tmp_path / "one.safetensors")
+    export_single_file(read_base(tiny_pipeline_dir), tmp_path / "one.safetensors")
     content = (tmp_path / "one.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     digest = hashlib.sha256(content[8 + length :]).hexdigest()
@@ -180,7 +181,7 @@ def test_the_hash_is_of_all_that_follows_the_header(tmp_path, tiny_pipeline_dir)
 
 
 def test_a_base_has_no_settings(tmp_path, tiny_pipeline_dir):
-    export_single_file(tiny_pipeline_dir, tmp_path / "one.safetensors")
+    export_single_file(read_base(tiny_pipeline_dir), tmp_path / "one.safetensors")
     found = header(tmp_path / "one.safetensors")
     assert "settings" not in found
     assert found["modelspec.resolution"] == "32x32" and "modelspec.trigger_phrase" not in found

@@ -13,6 +13,7 @@ from transformers import CLIPConfig
 from tests.helpers.pipelines import largest_difference
 from utils.errors import UserError
 from utils.models.drawing import NotANumber, initial_latents, is_blank, num_denoising_steps, sample, truncated_text
+from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_pipeline_dir):
-    return load_pipeline(tiny_pipeline_dir, torch.float32, CPU)
+    return load_pipeline(read_base(tiny_pipeline_dir), torch.float32, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_images_do_not_depend_on_the_batch_size(pipeline, images, batch_size):
 
 @pytest.mark.parametrize(("batch_size", "guidance_scale"), [(None, 7.5), (2, 7.5), (None, 1.0)])
 def test_images_of_several_prompts_at_once_are_those_of_each(base, batch_size, guidance_scale):
-    pipeline, prompts = load_pipeline(base, torch.float32, CPU), [PROMPT, "!!!!", PROMPT]
+    pipeline, prompts = load_pipeline(read_base(base), torch.float32, CPU), [PROMPT, "!!!!", PROMPT]
     torch.nn.init.normal_(pipeline.unet.down_blocks[0].attentions[0].proj_out.weight)  # the prompt counts for more
     options = dict(num_inference_steps=STEPS, guidance_scale=guidance_scale)
     expected = [sample(pipeline, prompt, [seed], **options)[0] for seed, prompt in enumerate(prompts)]
@@ -67,7 +68,7 @@ def test_an_image_is_the_one_that_the_pipeline_makes_with_the_same_seed(pipeline
 
 
 def test_a_stochastic_scheduler_is_independent_of_the_batch_size_too(base):
-    pipeline = load_pipeline(base, torch.float32, CPU)
+    pipeline = load_pipeline(read_base(base), torch.float32, CPU)
     pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     one_by_one, at_once = (
         sample(pipeline, PROMPT, [0, 1], num_inference_steps=STEPS, batch_size=batch_size) for batch_size in (1, 2)
@@ -97,7 +98,7 @@ def test_on_step_is_called_as_often_as_announced(pipeline, batch_size):
     ("dtype", "advice"), [(torch.float32, "have grown too large"), (torch.float16, "try --mixed_precision no")]
 )
 def test_a_pipeline_that_draws_no_numbers_is_refused(base, dtype, advice):
-    pipeline = load_pipeline(base, dtype, CPU)
+    pipeline = load_pipeline(read_base(base), dtype, CPU)
     torch.nn.init.constant_(pipeline.unet.conv_out.bias, torch.finfo(dtype).max)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
@@ -106,7 +107,7 @@ def test_a_pipeline_that_draws_no_numbers_is_refused(base, dtype, advice):
 
 
 def test_the_prompt_whose_image_is_no_number_is_named(base, monkeypatch):
-    pipeline = load_pipeline(base, torch.float32, CPU)
+    pipeline = load_pipeline(read_base(base), torch.float32, CPU)
     decoded = pipeline.vae.decode
 
     def spoil_the_second(*args, **kwargs):
@@ -163,6 +164,6 @@ def add_safety_checker(folder: Path, threshold: float) -> None:
 @pytest.mark.parametrize(("threshold", "blank"), [(-2.0, True), (2.0, False)])
 def test_the_safety_checker_blacks_out_what_it_objects_to(base, threshold, blank):
     add_safety_checker(base, threshold)
-    pipeline = load_pipeline(base, torch.float32, CPU, safety_checker=True)
+    pipeline = load_pipeline(read_base(base), torch.float32, CPU, safety_checker=True)
     assert is_blank(sample(pipeline, PROMPT, [0], num_inference_steps=1)[0]) == blank
-    assert load_pipeline(base, torch.float32, CPU).safety_checker is None
+    assert load_pipeline(read_base(base), torch.float32, CPU).safety_checker is None

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from utils.errors import UserError
-from utils.models.folder import default_save_dtype, weight_files
+from utils.models.folder import find_weights
 
 
 def weights_file(folder: Path, name: str, dtype: torch.dtype) -> Path:
@@ -36,28 +36,35 @@ STEM = "diffusion_pytorch_model"
     ],
 )
 def test_the_output_has_the_dtype_of_the_file_that_is_loaded(tmp_path, files, expected):
-    for part in ("unet", "vae"):
-        (tmp_path / part).mkdir()
+    (tmp_path / "unet").mkdir()
     for name, dtype in files.items():
         weights_file(tmp_path / "unet", name, dtype)
-    assert default_save_dtype(weight_files(tmp_path, "unet")) == expected
+    assert find_weights(tmp_path, "unet").save_dtype == expected
+
+
+def bin_file(folder: Path, content: bytes | None = None) -> Path:
+    (folder / "unet").mkdir()
+    path = folder / "unet" / f"{STEM}.bin"
+    if content is not None:
+        path.write_bytes(content)
+    return path
 
 
 def test_bin_files_of_before_torch_1_6(tmp_path):
-    path = tmp_path / "a.bin"
+    path = bin_file(tmp_path)
     torch.save({"a": torch.zeros(3, dtype=torch.float16)}, path, _use_new_zipfile_serialization=False)
-    assert default_save_dtype([path]) == "fp16"
+    assert find_weights(tmp_path, "unet").save_dtype == "fp16"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R."])
+@pytest.mark.parametrize("content", [b"not a pickle", b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R."])
 def test_a_bin_file_without_weights_is_refused_and_runs_nothing(tmp_path, content):
-    (tmp_path / "a.bin").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.bin is not a file of weights") as error:
-        default_save_dtype([tmp_path / "a.bin"])
+    bin_file(tmp_path, content)
+    with pytest.raises(UserError, match=r"model\.bin is not a file of weights") as error:
+        find_weights(tmp_path, "unet")
     assert "\n" not in str(error.value)
 
 
 def test_an_empty_bin_file_of_weights_is_refused(tmp_path):
-    torch.save({}, tmp_path / "a.bin")
+    torch.save({}, bin_file(tmp_path))
     with pytest.raises(UserError, match="there is none in it"):
-        default_save_dtype([tmp_path / "a.bin"])
+        find_weights(tmp_path, "unet")

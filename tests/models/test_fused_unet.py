@@ -16,6 +16,7 @@ from tests.helpers.graphs import replace_graphs
 from tests.helpers.kernels import DEVICES, relative_error
 from utils.models import captured_unet, fused_unet
 from utils.models.drawing import sample
+from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 from utils.training.train_step import fastest_step
 
@@ -173,7 +174,7 @@ def test_a_class_that_diffusers_renames_is_named_in_one_line(kind, changed, rena
 @pytest.mark.parametrize("is_renamed", [True, False])
 def test_a_run_and_a_drawing_say_what_is_not_fused(is_renamed, tiny_pipeline_dir, rename, monkeypatch):
     """Once each: in training when its kernels are compiled, in drawing when the first graph is captured."""
-    pipeline = load_pipeline(tiny_pipeline_dir, torch.float32, torch.device("cpu"))
+    pipeline = load_pipeline(read_base(tiny_pipeline_dir), torch.float32, torch.device("cpu"))
     replace_graphs(monkeypatch)
     if is_renamed:
         rename(GEGLU)

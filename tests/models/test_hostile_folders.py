@@ -13,18 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
 from tests.helpers.fuzzing import FUZZ, SECONDS_OF_FUZZ
 from tests.helpers.pipelines import edit_json
 from tests.helpers.script import UNET_FILE, dry_run
 from utils.errors import UserError
 from utils.models.check import check_base_model
-
-
-def change_tensor(base: Path, name: str, value: torch.Tensor) -> None:
-    tensors = load_file(base / UNET_FILE)
-    save_file(tensors | {name: value}, base / UNET_FILE, {"format": "pt"})
 
 
 def change_header(base: Path, change) -> None:
@@ -57,9 +51,12 @@ MODELS = {
     ),
     "blocks a text": (
         lambda b: edit_json(b / "vae/config.json", block_out_channels="many"),
-        "block_out_channels is None",
+        "block_out_channels is 'many'",
     ),
-    "blocks none": (lambda b: edit_json(b / "vae/config.json", block_out_channels=[]), "has no or too many numbers"),
+    "blocks none": (
+        lambda b: edit_json(b / "vae/config.json", block_out_channels=[]),
+        r"channels is \[\], not",
+    ),
     "blocks true": (
         lambda b: edit_json(b / "unet/config.json", block_out_channels=[True]),
         "block_out_channels is True",
@@ -76,17 +73,16 @@ MODELS = {
     ),
     "class of one": (lambda b: edit_json(b / "model_index.json", vae=["diffusers"]), r"vae is \['diffusers'\]"),
     "class a number": (lambda b: edit_json(b / "model_index.json", unet=7), "unet is 7, but"),
-    "wrong shape": (
-        lambda b: change_tensor(b, "conv_in.weight", torch.zeros(16, 9, 3, 3)),
-        r"conv_in.weight has shape \[16, 9, 3, 3\], but unet/config.json asks for \[16, 4, 3, 3\]",
-    ),
-    "lying shape": (lambda b: change_header(b, swap_sizes), "its shape asks for 4"),
-    "overlapping": (lambda b: change_header(b, overlap), "(contradicts itself|its shape asks for)"),
+    "lying shape": (lambda b: change_header(b, swap_sizes), "is not a whole safetensors file .*(shape|offset)"),
+    "overlapping": (lambda b: change_header(b, overlap), "is not a whole safetensors file .*offset"),
     "header of the file's length": (
         lambda b: (b / UNET_FILE).write_bytes(b"\xff" * 8 + (b / UNET_FILE).read_bytes()[8:]),
-        "its header is longer than the file",
+        "is not a whole safetensors file .*header too large",
     ),
-    "negative shape": (lambda b: change_header(b, lambda h: h["conv_in.bias"].update(shape=[-16])), "contradicts"),
+    "negative shape": (
+        lambda b: change_header(b, lambda h: h["conv_in.bias"].update(shape=[-16])),
+        "not a whole .*-16",
+    ),
     "a fifo for weights": (lambda b: ((b / UNET_FILE).unlink(), os.mkfifo(b / UNET_FILE)), "is not a regular file"),
     "a folder for weights": (lambda b: ((b / UNET_FILE).unlink(), (b / UNET_FILE).mkdir()), "is not a regular file"),
     "a fifo for a configuration": (

@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.models import loading
 from utils.models.check import check_base_model
 from utils.models.drawing import is_blank, sample
-from utils.models.folder import default_save_dtype, num_parameters
+from utils.models.folder import read_base
 from utils.models.loading import (
     check_finite,
     load_pipeline,
@@ -40,8 +40,8 @@ def test_weights_that_lack_a_tensor_are_refused_when_loaded(tmp_path, base, part
     lost = sorted(tensors)[0]
     del tensors[lost]
     save_file(tensors, path, {"format": "pt"})
-    load = dict(unet=lambda: loading.load_unet(base)).get(part)
-    load = load or (lambda: getattr(loading, f"load_{part}")(base, torch.float32, "cpu"))
+    load = dict(unet=lambda: loading.load_unet(read_base(base))).get(part)
+    load = load or (lambda: getattr(loading, f"load_{part}")(read_base(base), torch.float32, "cpu"))
     with pytest.raises(UserError, match=f"{part}.*(lacks 1 of|keys are missing).*{lost.split('.')[-1]}"):
         load()
 
@@ -52,25 +52,25 @@ def test_weights_of_another_shape_are_refused_when_loaded(base, part):
     tensors = load_file(path)
     tensors[sorted(tensors)[0]] = torch.zeros(1, 1)
     save_file(tensors, path, {"format": "pt"})
-    load = dict(unet=lambda: loading.load_unet(base)).get(part)
-    load = load or (lambda: getattr(loading, f"load_{part}")(base, torch.float32, "cpu"))
+    load = dict(unet=lambda: loading.load_unet(read_base(base))).get(part)
+    load = load or (lambda: getattr(loading, f"load_{part}")(read_base(base), torch.float32, "cpu"))
     with pytest.raises(UserError, match=f"{part} cannot be loaded as a"):
         load()
 
 
-def test_another_tokenizer_is_a_tokenizers_folder(tmp_path, tiny_pipeline_dir):
-    assert load_tokenizer(tmp_path, tiny_pipeline_dir / "tokenizer").model_max_length == 77
+def test_a_tokenizer_is_loaded_from_its_folder(tiny_pipeline_dir):
+    assert load_tokenizer(tiny_pipeline_dir / "tokenizer").model_max_length == 77
 
 
 def test_an_fp16_pipeline_is_loaded_in_fp32_for_the_masters(tmp_path):
     folder = write_pipeline(tmp_path / "half", dtype=torch.float16)
-    assert default_save_dtype(check_base_model(folder).unet_weights) == "fp16"
-    assert {p.dtype for p in load_unet(folder).parameters()} == {torch.float32}
+    assert check_base_model(folder).save_dtype == "fp16"
+    assert {p.dtype for p in load_unet(read_base(folder)).parameters()} == {torch.float32}
 
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_pipeline_dir):
-    return load_pipeline(tiny_pipeline_dir, torch.float32, CPU)
+    return load_pipeline(read_base(tiny_pipeline_dir), torch.float32, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def images(pipeline):
 
 @pytest.mark.parametrize("weight_dtype", [torch.float16, torch.bfloat16])
 def test_every_model_is_loaded_in_the_wanted_dtype(tiny_pipeline_dir, weight_dtype):
-    pipeline = load_pipeline(tiny_pipeline_dir, weight_dtype, CPU)
+    pipeline = load_pipeline(read_base(tiny_pipeline_dir), weight_dtype, CPU)
     for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         assert {parameter.dtype for parameter in model.parameters()} == {weight_dtype}
     (image,) = sample(pipeline, PROMPT, [0], num_inference_steps=1)
@@ -92,7 +92,7 @@ def test_components_with_the_same_files_are_shared(pipeline, tiny_pipeline_dir, 
     weights = load_file(folder / UNET_FILE)
     (folder / UNET_FILE).unlink()
     save_file({name: 1.5 * value for name, value in weights.items()}, folder / UNET_FILE, {"format": "pt"})
-    other = load_pipeline(folder, torch.float32, CPU, shared_with=pipeline)
+    other = load_pipeline(read_base(folder), torch.float32, CPU, shared_with=pipeline)
     assert shared_components(other, pipeline) == ["vae", "text_encoder", "tokenizer"]
     assert other.scheduler is not pipeline.scheduler
     seeds = [0]
@@ -145,7 +145,7 @@ def make_old_format(folder: Path) -> None:
 
 def test_a_folder_in_the_old_format_makes_the_same_images(base, images):
     make_old_format(base)
-    pipeline = load_pipeline(base, torch.float32, CPU)
+    pipeline = load_pipeline(read_base(base), torch.float32, CPU)
     assert pipeline.safety_checker is None and pipeline.feature_extractor is None
     assert largest_difference(images[:2], sample(pipeline, PROMPT, [0, 1], num_inference_steps=STEPS)) <= 1
 
@@ -155,7 +155,7 @@ def test_a_folder_with_fp16_files_only_is_loaded(base, images):
     by one grey level of 255, because convolutions of another batch size add in another order."""
     for path in base.rglob("*.safetensors"):
         path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
-    pipeline = load_pipeline(base, torch.float32, CPU)
+    pipeline = load_pipeline(read_base(base), torch.float32, CPU)
     assert largest_difference(images[:1], sample(pipeline, PROMPT, [0], num_inference_steps=STEPS)) <= 1
 
 
@@ -163,7 +163,7 @@ def test_loading_is_silent(tiny_pipeline_dir, capfd, monkeypatch):
     monkeypatch.delenv("DREAMBOOTH_DEPRECATIONS")  # as users have it
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        sample(load_pipeline(tiny_pipeline_dir, torch.float32, CPU), PROMPT, [0], num_inference_steps=1)
+        sample(load_pipeline(read_base(tiny_pipeline_dir), torch.float32, CPU), PROMPT, [0], num_inference_steps=1)
     assert not caught
     assert capfd.readouterr() == ("", "")
 
@@ -171,7 +171,7 @@ def test_loading_is_silent(tiny_pipeline_dir, capfd, monkeypatch):
 def test_a_folder_that_does_not_load_is_a_user_error(base):
     (base / UNET_FILE).write_bytes(b"nothing")
     with pytest.raises(UserError, match="unet/diffusion_pytorch_model.safetensors is not a whole safetensors file"):
-        load_pipeline(base, torch.float32, CPU)
+        load_pipeline(read_base(base), torch.float32, CPU)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -183,7 +183,7 @@ def test_a_weight_that_is_not_finite_is_named(base, part, value):
     tensors[name].view(-1)[-1] = value
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(UserError, match=f"{part}: 1 of .* values of {name} are NaN or infinite"):
-        load_pipeline(base, torch.float32, CPU)
+        load_pipeline(read_base(base), torch.float32, CPU)
 
 
 def test_large_finite_weights_are_not_taken_for_infinite():
@@ -197,7 +197,7 @@ def test_weights_are_read_in_the_dtype_of_the_file(base):
     """transformers would read them in the dtype that config.json names: as float16, with 3 digits."""
     expected = load_file(base / "text_encoder/model.safetensors")
     edit_json(base / "text_encoder/config.json", torch_dtype="float16", dtype="float16")
-    found = load_text_encoder(base, torch.float32, CPU).state_dict()
+    found = load_text_encoder(read_base(base), torch.float32, CPU).state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -207,18 +207,18 @@ def test_a_scheduler_configuration_that_does_not_name_its_class(base, prior):
     config = json.loads(path.read_text())
     del config["_class_name"]
     path.write_text(json.dumps(config))
-    assert type(load_pipeline(base, torch.float32, CPU).scheduler).__name__ == "PNDMScheduler"
+    assert type(load_pipeline(read_base(base), torch.float32, CPU).scheduler).__name__ == "PNDMScheduler"
     run(prior | dict(pretrained_model_name_or_path=base), max_train_steps=1)
     assert len(list(prior["class_data_dir"].glob("class-*.png"))) == 5
 
 
 def test_a_sharded_unet_is_counted_and_checked_whole(base):
-    whole = num_parameters(check_base_model(base))
+    whole = check_base_model(base).num_parameters
     unet = UNet2DConditionModel.from_pretrained(base / "unet")
     (base / UNET_FILE).unlink()
     unet.save_pretrained(base / "unet", max_shard_size="100KB")
     shards = sorted((base / "unet").glob("*-of-*.safetensors"))
-    assert len(shards) > 1 and num_parameters(check_base_model(base)) == whole
+    assert len(shards) > 1 and check_base_model(base).num_parameters == whole
     shards[-1].unlink()
     with pytest.raises(UserError, match=f"{shards[-1].name} is missing"):
         check_base_model(base)

@@ -15,6 +15,7 @@ from utils.command_line import run_main
 from utils.errors import UserError
 from utils.export import main
 from utils.models.drawing import sample
+from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 from utils.models.lora import extract_lora, factors, product
 
@@ -80,10 +81,11 @@ with hidden(*(name for name in UNUSED if name != "peft")):
     import peft
 import numpy as np, torch
 from utils.models.drawing import sample
+from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 
 base, result, *files = map(pathlib.Path, sys.argv[1:])
-pipeline = load_pipeline(base, torch.float32, torch.device("cpu"))
+pipeline = load_pipeline(read_base(base), torch.float32, torch.device("cpu"))
 pictures = {}
 for file in files:
     pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="cat")
@@ -98,7 +100,7 @@ STRENGTHS = (1, 0.5)
 
 
 def pictures(folder: Path) -> np.ndarray:
-    pipeline = load_pipeline(folder, torch.float32, CPU)
+    pipeline = load_pipeline(read_base(folder), torch.float32, CPU)
     images = sample(pipeline, "a photo of my cat.", [0, 1], num_inference_steps=3)
     return np.stack([np.asarray(image, int) for image in images])
 

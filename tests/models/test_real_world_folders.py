@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.pipelines import PARTS, rename_vae_attention, write_index, write_shards
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
+from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 
 # .bin and .safetensors names of the parts differ for the text encoder.
@@ -151,7 +152,7 @@ def loss_and_result(base: Path, photos: Path, output: Path) -> tuple[float, dict
     assert main(argv(base, photos, output)) == 0
     StableDiffusionPipeline.from_pretrained(output)  # as a user would
     assert json.loads((output / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
-    pipeline = load_pipeline(output, torch.float32, torch.device("cpu"))
+    pipeline = load_pipeline(read_base(output), torch.float32, torch.device("cpu"))
     return json.loads((output / "metrics.jsonl").read_text())["loss"], pipeline.unet.state_dict()
 
 

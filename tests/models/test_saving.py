@@ -15,6 +15,7 @@ from tests.helpers.pipelines import write_pipeline
 from tests.helpers.script import UNET_FILE, run_python
 from utils import PROGRAM
 from utils.models import loading, saving
+from utils.models.folder import read_base
 from utils.run import record
 from utils.runtime import libraries
 from utils.runtime.colossal import boost, launch, leave
@@ -30,7 +31,7 @@ def trained(tiny_pipeline_dir):
     launch(0)
 
     def train(name: str) -> tuple:
-        unet = loading.load_unet(tiny_pipeline_dir)
+        unet = loading.load_unet(read_base(tiny_pipeline_dir))
         flat = FlatParameters(unet, DTYPES[name], "cpu", torch.channels_last)
         optimizer = MasterWeightsOptimizer(flat, learning_rates=[1e-6])
         flat.grad.copy_(torch.randn(flat.grad.shape, generator=torch.Generator().manual_seed(0)))
@@ -54,7 +55,9 @@ def stamps(folder: Path) -> dict[str, tuple]:
 def commit(output: Path, base: Path, content: bytes = b"new weights", **run) -> None:
     """A whole run's writing with a stand-in for the UNet's weights."""
     record.start_output(output, run)
-    saving.commit_pipeline(output, base, lambda folder: (folder / Path(UNET_FILE).name).write_bytes(content))
+    saving.commit_pipeline(
+        output, read_base(base), lambda folder: (folder / Path(UNET_FILE).name).write_bytes(content)
+    )
 
 
 def load(folder: Path):
@@ -67,7 +70,7 @@ def commit_trained(output: Path, base: Path, parts: tuple, save_dtype: str, save
     record.start_output(output, {})
     saving.commit_pipeline(
         output,
-        base,
+        read_base(base),
         lambda folder: saving.save_unet(optimizer.flat.named_masters(), folder, save_dtype, save_format),
     )
 
@@ -331,7 +334,7 @@ def test_a_failure_to_write_the_weights_leaves_the_old_pipeline_or_none(tmp_path
 
     record.start_output(output, {})
     with pytest.raises(OSError, match="No space"):
-        saving.commit_pipeline(output, base, fail)
+        saving.commit_pipeline(output, read_base(base), fail)
     found = snapshot(output)
     found.pop("run.json"), old.pop("run.json", None)
     assert found == old

@@ -18,6 +18,7 @@ from train_dreambooth_colossalai import main as train
 from utils.command_line import run_main
 from utils.export import main
 from utils.models.drawing import sample
+from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 from utils.models.single_file import export_single_file, original_unet_name, original_vae_name
 
@@ -33,7 +34,7 @@ def read_back(file: Path, config: Path):
 
 
 def load_folder(folder: Path):
-    return load_pipeline(folder, torch.float32, torch.device("cpu"))
+    return load_pipeline(read_base(folder), torch.float32, torch.device("cpu"))
 
 
 def weights(pipeline) -> dict[str, torch.Tensor]:
@@ -48,7 +49,7 @@ def assert_same_weights(pipeline, expected) -> None:
 
 
 def test_the_embedded_model_read_back_draws_the_same_images(tmp_path):
-    export_single_file(EMBEDDED, tmp_path / "one.safetensors")
+    export_single_file(read_base(EMBEDDED), tmp_path / "one.safetensors")
     pipeline, expected = read_back(tmp_path / "one.safetensors", EMBEDDED), load_folder(EMBEDDED)
     pipeline.safety_checker = None
     assert_same_weights(pipeline, expected)
@@ -58,7 +59,7 @@ def test_the_embedded_model_read_back_draws_the_same_images(tmp_path):
 
 
 def test_every_name_is_the_original_checkpoints(tmp_path):
-    export_single_file(EMBEDDED, tmp_path / "one.safetensors")
+    export_single_file(read_base(EMBEDDED), tmp_path / "one.safetensors")
     names = set(load_file(tmp_path / "one.safetensors"))
     assert {
         "model.diffusion_model.time_embed.0.weight",
@@ -134,7 +135,7 @@ def test_every_kind_of_folder(tmp_path, kind):
         if kind == "fp16 variant":
             half = {name: value.half() for name, value in load_file(file).items()}
             save_file(half, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
-    export_single_file(base, tmp_path / "one.safetensors")
+    export_single_file(read_base(base), tmp_path / "one.safetensors")
     assert_same_weights(read_back(tmp_path / "one.safetensors", base), expected)
 
 
@@ -177,11 +178,11 @@ def test_other_architectures_are_refused(tmp_path, capsys):
 
 
 def test_a_failure_leaves_no_file(tmp_path, tiny_pipeline_dir, monkeypatch):
-    export_single_file(tiny_pipeline_dir, tmp_path / "one.safetensors")
+    export_single_file(read_base(tiny_pipeline_dir), tmp_path / "one.safetensors")
     before = (tmp_path / "one.safetensors").read_bytes()
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        export_single_file(tiny_pipeline_dir, tmp_path / "one.safetensors", "fp16")
+        export_single_file(read_base(tiny_pipeline_dir), tmp_path / "one.safetensors", "fp16")
     assert (tmp_path / "one.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
 

@@ -11,7 +11,7 @@ from tests.helpers.pipelines import write_shards
 from tests.helpers.script import UNET_FILE, dry_run, make_args, run
 from utils.errors import UserError
 from utils.models.check import check_base_model
-from utils.models.folder import num_parameters
+from utils.models.folder import read_base
 from utils.models.single_file import export_single_file
 from utils.preflight import resources
 from utils.preflight.resources import check_device, check_disk, check_schedule, describe_launcher, describe_rounding
@@ -29,8 +29,8 @@ def make_needs(num_parameters: int, **values) -> MemoryNeeds:
 
 def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypatch):
     base = check_base_model(tiny_pipeline_dir)
-    count = sum(value.numel() for value in load_file(base.unet_weights[0]).values())
-    assert num_parameters(base) == count
+    count = sum(value.numel() for value in load_file(base.folder / UNET_FILE).values())
+    assert base.num_parameters == count
     others = [path for path in tiny_pipeline_dir.rglob("*") if path.is_file() and path.parent.name != "unet"]
     copied = sum(path.stat().st_size for path in others if path.parent != tiny_pipeline_dir)
     free = {}
@@ -49,10 +49,10 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
 
 def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
     base, path = check_base_model(tiny_pipeline_dir), tmp_path / "one.safetensors"
-    export_single_file(tiny_pipeline_dir, path)
+    export_single_file(read_base(tiny_pipeline_dir), path)
     tensors = sum(value.nbytes for value in load_file(path).values())
     planned = dict(save_dtype="fp32", num_checkpoints=0, total_limit=None)
-    without = num_parameters(base) * 4 + resources._frozen_bytes(base.folder)
+    without = base.num_parameters * 4 + resources._frozen_bytes(base)
     free = {"bytes": without + tensors}
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
     with pytest.raises(UserError, match="too little disk space"):
@@ -67,7 +67,7 @@ def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
 
 @pytest.mark.parametrize("stored", ["shards", "bin", "fp16 variant"])
 def test_parameters_are_the_whole_models_however_it_is_stored(base, stored):
-    count = num_parameters(check_base_model(base))
+    count = check_base_model(base).num_parameters
     file = base / UNET_FILE
     if stored == "shards":
         write_shards(base)
@@ -79,7 +79,7 @@ def test_parameters_are_the_whole_models_however_it_is_stored(base, stored):
             {name: value.half() for name, value in load_file(file).items()}, f"{file}"[:-11] + "fp16.safetensors"
         )
         file.unlink()
-    assert num_parameters(check_base_model(base)) == count
+    assert check_base_model(base).num_parameters == count
 
 
 def test_a_disk_that_does_not_say_how_large_it_is(tmp_path, tiny_pipeline_dir, monkeypatch):
@@ -95,7 +95,7 @@ def test_what_is_written_is_what_was_said(flags, tmp_path, tiny_pipeline_dir):
         output = tmp_path / save_dtype
         run(flags, max_train_steps=1, checkpointing_steps=1, save_dtype=save_dtype, output_dir=output)
         written = sum(path.stat().st_size for path in (output / "checkpoint-1").rglob("*") if path.is_file())
-        assert written == pytest.approx(num_parameters(base) * each, rel=0.2)  # headers weigh in a model so small
+        assert written == pytest.approx(base.num_parameters * each, rel=0.2)  # headers weigh in a model so small
 
 
 def fake_cuda(monkeypatch, free: float) -> None:
@@ -106,7 +106,7 @@ def fake_cuda(monkeypatch, free: float) -> None:
 
 
 def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
-    count = num_parameters(check_base_model(tiny_pipeline_dir))
+    count = check_base_model(tiny_pipeline_dir).num_parameters
     fake_cuda(monkeypatch, 8e9)
     assert check_device(make_needs(count), low_memory=False)[1] == "ok"
     finding, verdict = check_device(make_needs(count, train_batch_size=16), low_memory=False)

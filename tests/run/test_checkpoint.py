@@ -11,6 +11,7 @@ from tests.helpers.script import LATEST, UNET_FILE, as_argv, run
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.models import loading
+from utils.models.folder import read_base
 from utils.run.checkpoint import Checkpointer, restore
 from utils.run.lineage import Lineage, list_checkpoints, read_checkpoint
 from utils.training.flat_parameters import FlatParameters
@@ -73,7 +74,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path):
 
 
 def make_optimizer(folder, precision: str, memory_format):
-    flat = FlatParameters(loading.load_unet(folder), loading.WEIGHT_DTYPES[precision], "cpu", memory_format)
+    flat = FlatParameters(loading.load_unet(read_base(folder)), loading.WEIGHT_DTYPES[precision], "cpu", memory_format)
     return MasterWeightsOptimizer(flat, learning_rates=[1e-3])
 
 

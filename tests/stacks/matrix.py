@@ -36,10 +36,11 @@ def sample(legs_dir: Path, leg: str, *makers: str) -> int:
     import torch
 
     from utils.models.drawing import sample as sample_pipeline
+    from utils.models.folder import read_base
     from utils.models.loading import load_pipeline
 
     for maker in makers:
-        pipeline = load_pipeline(legs_dir / maker / "golden", torch.float32, torch.device("cpu"))
+        pipeline = load_pipeline(read_base(legs_dir / maker / "golden"), torch.float32, torch.device("cpu"))
         images = sample_pipeline(pipeline, "a photo of my cat.", SEEDS, num_inference_steps=10)
         np.save(legs_dir / leg / f"samples-of-{maker}.npy", np.stack([np.asarray(image) for image in images]))
     return 0

@@ -6,7 +6,6 @@ import gc
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +28,7 @@ from utils.files.filesystems import sync
 from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank, to_pil
+from utils.models.folder import BaseModel
 from utils.models.loading import check_tokens, load_pipeline, tokenize
 from utils.runtime.progress import progress_bar
 from utils.runtime.ranks import on_all_ranks
@@ -52,7 +52,7 @@ class ClassImageSettings(NamedTuple):
 
 def prepare_class_images(
     concepts: list[Concept],
-    base_folder: Path,
+    base: BaseModel,
     base_hashes: Future | None,
     device: torch.device,
     wanted: Mapping[str, Any] | None,
@@ -68,35 +68,31 @@ def prepare_class_images(
 
     def plan_all() -> list[ClassPlan]:
         assert base_hashes is not None
-        plans = _plan_all(concepts, base_folder, base_hashes, settings.num_class_images)
+        plans = _plan_all(concepts, base, base_hashes, settings.num_class_images)
         for plan in plans:
             print(plan.summary(dist.get_world_size(), settings.sample_batch_size), flush=True)
         return plans
 
     plans = on_all_ranks(plan_all, main_only=True)
     if any(plan.missing for plan in plans):
-        on_all_ranks(lambda: make_missing(plans, base_folder, device, settings))
+        on_all_ranks(lambda: make_missing(plans, base, device, settings))
     on_all_ranks(lambda: check_used(plans))
     images = [(path, plan.prompt) for plan in plans for path in plan.used]
     return ClassDataset(images, settings.resolution, settings.center_crop)
 
 
-def _plan_all(
-    concepts: list[Concept], base_folder: Path, base_hashes: Future, num_class_images: int
-) -> list[ClassPlan]:
+def _plan_all(concepts: list[Concept], base: BaseModel, base_hashes: Future, num_class_images: int) -> list[ClassPlan]:
     model = model_hash(base_hashes.result()["sha256"])
-    return plan_classes(concepts, num_class_images, functools.partial(generation_settings, base_folder, model))
+    return plan_classes(concepts, num_class_images, functools.partial(generation_settings, base, model))
 
 
-def make_missing(
-    plans: list[ClassPlan], base_folder: Path, device: torch.device, settings: ClassImageSettings
-) -> None:
+def make_missing(plans: list[ClassPlan], base: BaseModel, device: torch.device, settings: ClassImageSettings) -> None:
     """Makes this rank's share of every plan's missing images, every num_ranks-th of them."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     shares = [(plan, plan.missing[rank::num_ranks]) for plan in plans]
     dtype = DTYPES[settings.precision or ("fp16" if device.type == "cuda" else "fp32")]
     # Without the safety checker: a black image would be trained on.
-    pipeline = load_pipeline(base_folder, dtype, device)
+    pipeline = load_pipeline(base, dtype, device)
     for plan in plans:
         check_tokens(tokenize(pipeline.tokenizer, plan.prompt), pipeline.text_encoder, plan.prompt)
     total = sum(len(numbers) for _, numbers in shares)

@@ -19,10 +19,9 @@ from PIL import Image
 from utils.concepts import Concept
 from utils.dataset import decode, find_photos
 from utils.errors import UserError, first_line
-from utils.files.json_files import read_json
 from utils.files.ownership import is_writable, nearest_existing
 from utils.files.png import save_png
-from utils.models.folder import MODEL_PARTS, image_size
+from utils.models.folder import MODEL_PARTS, BaseModel
 from utils.photos.captions import looks_like_captions
 
 METADATA_KEY = "dreambooth_class_image"
@@ -67,13 +66,13 @@ def model_hash(base_hashes: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def generation_settings(folder: Path, model: str, prompt: str) -> dict:
+def generation_settings(base: BaseModel, model: str, prompt: str) -> dict:
     """Everything but the seed that decides what a class image shows; images of equal settings may be mixed."""
-    height, width = image_size(folder)
+    height, width = base.image_size
     return dict(
         prompt=prompt,
         model=model,
-        scheduler=read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name"),
+        scheduler=base.configs["scheduler"].get("_class_name"),
         num_inference_steps=NUM_INFERENCE_STEPS,
         guidance_scale=GUIDANCE_SCALE,
         height=height,
@@ -116,13 +115,13 @@ def plan_classes(
     return plans
 
 
-def check_class_images(folder: Path, prompt: str, base_folder: Path, num_class_images: int) -> tuple[str, str]:
+def check_class_images(folder: Path, prompt: str, base: BaseModel, num_class_images: int) -> tuple[str, str]:
     """What becomes of one class, before a model is loaded: a finding and a verdict for the preflight's table.
 
     Whether images were made by this very base is known once its files are hashed, which takes seconds: not here.
     Raises UserError as plan_class_images, for a damaged image, and if missing ones cannot be written.
     """
-    settings = generation_settings(base_folder, "", prompt)
+    settings = generation_settings(base, "", prompt)
     del settings["model"]
     plan = plan_class_images(folder, prompt, settings, num_class_images)
     for path in plan.used:

@@ -15,6 +15,7 @@ from utils.diffusion import encode_images, encode_prompt
 from utils.errors import UserError
 from utils.models import loading
 from utils.models.drawing import Sampler
+from utils.models.folder import BaseModel
 from utils.runtime.timing import mark
 
 OTHER_DTYPE = "--mixed_precision no (fp16 overflows at 65,504; on a GPU bf16 does not)"
@@ -121,7 +122,7 @@ class TrainingInputs(NamedTuple):
 
 
 def encode_inputs(
-    folder: Path,
+    base: BaseModel,
     dataset: InstanceDataset,
     class_dataset: ClassDataset | None,
     weight_dtype: torch.dtype,
@@ -137,28 +138,28 @@ def encode_inputs(
     """Each prompt goes through the text encoder once, which is then freed; images through the VAE as they are needed.
 
     Args:
-        folder, tokenizer_name: the base pipeline's folder; that of another tokenizer than the base's.
+        tokenizer_name: the folder of another tokenizer than the base's.
         validation_prompts, validation_negative_prompt, drawing: what models.drawing.Sampler draws, and how.
         seed, num_samples: the run's, and the samples of all its steps: class images that it never draws stay unread.
     """
     prompts = all_prompts(dataset, class_dataset)
     rows = {prompt: row for row, prompt in enumerate(prompts)}
-    vae: Any = loading.load_vae(folder, weight_dtype, device)
-    noise_scheduler = loading.load_noise_scheduler(folder)
+    vae: Any = loading.load_vae(base, weight_dtype, device)
+    noise_scheduler = loading.load_noise_scheduler(base)
     class_latents = None
     if class_dataset is not None:
         drawn = drawn_class_images(seed, num_samples, len(class_dataset))
         class_latents = InstanceLatents(class_dataset, vae, rows, drawn)
     latents = InstanceLatents(dataset, vae, rows)
     shown = [*validation_prompts, validation_negative_prompt or ""] if validation_prompts else []
-    table = encode_prompts(folder, tokenizer_name, prompts + shown, weight_dtype, device)
+    table = encode_prompts(base, tokenizer_name, prompts + shown, weight_dtype, device)
     return TrainingInputs(
         encoder_hidden_states=table[: len(prompts)].clone(),
         latents=latents,
         class_latents=class_latents,
         noise_scheduler=noise_scheduler,
         scaling_factor=vae.config.scaling_factor,
-        sampler=Sampler(folder, vae, table[len(prompts) : -1], table[-1:], **drawing) if shown else None,
+        sampler=Sampler(base, vae, table[len(prompts) : -1], table[-1:], **drawing) if shown else None,
     )
 
 
@@ -170,11 +171,11 @@ def all_prompts(*datasets: InstanceDataset | ClassDataset | None) -> list[str]:
 
 
 def encode_prompts(
-    folder: Path, tokenizer_name: Path | None, prompts: list[str], weight_dtype: torch.dtype, device: torch.device
+    base: BaseModel, tokenizer_name: Path | None, prompts: list[str], weight_dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
     """[P,77,C]; one by one, so that a prompt's encoding does not depend on the others."""
-    tokenizer = loading.load_tokenizer(folder, tokenizer_name)
-    text_encoder = loading.load_text_encoder(folder, weight_dtype, device)
+    tokenizer = loading.load_tokenizer(tokenizer_name or base.folder / "tokenizer")
+    text_encoder = loading.load_text_encoder(base, weight_dtype, device)
     rows = []
     for text in prompts:
         input_ids = loading.tokenize(tokenizer, text)

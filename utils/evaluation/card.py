@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from utils.errors import UserError
 from utils.evaluation.samples import BASELINE, COMPARISON_FILE, FINETUNED, model_folder, read_samples
 from utils.evaluation.subjects import means
 from utils.models.card import CARD_FILE, write_card
+from utils.models.folder import read_base
 
 
 def update_card(output_dir: Path, measured: Mapping[str, dict | None]) -> None:
@@ -27,10 +29,10 @@ def update_card(output_dir: Path, measured: Mapping[str, dict | None]) -> None:
     else:
         said = f"no scores, since not all of {len(measured)} subjects have any"
     try:
-        if write_card(folder, metrics=metrics, picture=picture if picture and picture.is_file() else None):
+        if write_card(read_base(folder), metrics=metrics, picture=picture if picture and picture.is_file() else None):
             print(f"{folder / CARD_FILE} has {said}")
-    except OSError as error:
-        print(f"note: {folder / CARD_FILE} stays as it was ({error.strerror or error})")
+    except (OSError, UserError) as error:
+        print(f"note: {folder / CARD_FILE} stays as it was ({getattr(error, 'strerror', None) or error})")
 
 
 def mean_metrics(measured: Mapping[str, dict]) -> dict:

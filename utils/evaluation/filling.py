@@ -38,7 +38,7 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         if flag == "instance_data_dir" and not Path(value).is_dir():
             notes.append(("warning", f"the photos that {path} names are not at {value}: comparison.png shows none"))
             continue
-        if flag != "instance_data_dir" and not from_hub_cache(Path(value), f"--{flag}").exists():
+        if flag != "instance_data_dir" and not from_hub_cache(Path(value)).exists():
             what = "baseline" if flag == BASELINE_FLAG[2:] else "VAE"
             raise UserError(f"the {what} that {path} names is not at {value} (seen from here): give --{flag}")
         setattr(args, flag, Path(value))

@@ -40,6 +40,7 @@ from utils.files.json_files import write_json
 from utils.models import drawing, loading
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
+from utils.models.folder import read_base
 from utils.models.loading import WEIGHT_DTYPES
 from utils.runtime import gpu, timing
 from utils.runtime.progress import progress_bar
@@ -123,8 +124,8 @@ def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: tor
     load = functools.partial(
         loading.load_pipeline, weight_dtype=weight_dtype, device=device, safety_checker=settings.safety_checker
     )
-    baseline = load(plan.baseline_folder)
-    finetuned = load(plan.finetuned_model_name_or_path, shared_with=baseline)
+    baseline = load(read_base(plan.baseline_folder))
+    finetuned = load(read_base(plan.finetuned_model_name_or_path), shared_with=baseline)
     if {"unet", "text_encoder", "vae"} <= set(loading.shared_components(finetuned, baseline)):
         warn("the fine-tuned weights equal the baseline's: both rows will be the same")
     return {BASELINE: baseline, FINETUNED: finetuned}

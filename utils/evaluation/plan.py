@@ -21,11 +21,10 @@ from utils.evaluation.samples import (
     plan_samples,
     step_of,
 )
-from utils.files.json_files import read_json
 from utils.files.ownership import RUN_FILE, is_writable, nearest_existing, run_of
 from utils.models.base import base_folder
 from utils.models.check import check_is_folder, check_pipeline, check_same_unet
-from utils.models.folder import image_size, vae_scale_factor
+from utils.models.folder import BaseModel
 from utils.run.lineage import lineage_of, list_checkpoints
 
 
@@ -122,12 +121,13 @@ def check_generate(args: argparse.Namespace) -> Notes:
     """The checks that making images needs; sets args.prompts."""
     args.finetuned_model_name_or_path = base_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG)
     check_is_folder(args.finetuned_model_name_or_path, FINETUNED_FLAG, "train first (run.sh), or name another folder")
-    check_pipeline(args.finetuned_model_name_or_path, FINETUNED_FLAG, safety_checker=args.safety_checker)
+    checker = dict(safety_checker=args.safety_checker)
+    finetuned = check_pipeline(args.finetuned_model_name_or_path, FINETUNED_FLAG, **checker)
     notes = fill_from_run_json(args)
     args.pretrained_model_name_or_path = base_folder(
         args.pretrained_model_name_or_path, BASELINE_FLAG, args.pretrained_vae_name_or_path
     )
-    check_pipeline(args.pretrained_model_name_or_path, BASELINE_FLAG, safety_checker=args.safety_checker)
+    baseline = check_pipeline(args.pretrained_model_name_or_path, BASELINE_FLAG, **checker)
     if args.pretrained_model_name_or_path.samefile(args.finetuned_model_name_or_path):
         notes.append(
             ("warning", f"{BASELINE_FLAG} and {FINETUNED_FLAG} are the same folder: both rows will be the same")
@@ -138,8 +138,8 @@ def check_generate(args: argparse.Namespace) -> Notes:
         check_same_unet(args.pretrained_model_name_or_path, args.finetuned_model_name_or_path)
     args.models = plan_models(args.checkpoint, args.strength)
     args.prompts = all_prompts(args.prompt, args.class_name, args.drift_prompt)
-    set_image_size(args)
-    check_steps(args)
+    set_image_size(args, baseline, finetuned)
+    check_steps(args.num_inference_steps, baseline, finetuned)
     return notes
 
 
@@ -178,12 +178,12 @@ def own_checkpoints(folder: Path) -> tuple[list[str], list[str]]:
     return [checkpoint.path.name for checkpoint in own], [checkpoint.path.name for checkpoint in found]
 
 
-def set_image_size(args: argparse.Namespace) -> None:
+def set_image_size(args: argparse.Namespace, *models: BaseModel) -> None:
     """Sets --height and --width to the baseline's own if not given, and checks that the VAEs can make them."""
-    for folder in (args.pretrained_model_name_or_path, args.finetuned_model_name_or_path):
-        height, width = image_size(folder)
+    for model in models:
+        height, width = model.image_size
         args.height, args.width = args.height or height, args.width or width
-        multiple = math.lcm(8, vae_scale_factor(folder))  # diffusers wants a multiple of 8 whatever the VAE
+        multiple = math.lcm(8, model.vae_scale_factor)  # diffusers wants a multiple of 8 whatever the VAE
         for flag in ("height", "width"):
             value = getattr(args, flag)
             if value % multiple:
@@ -191,13 +191,13 @@ def set_image_size(args: argparse.Namespace) -> None:
                 raise UserError(f"--{flag} is {value}: give a multiple of {multiple}, such as {near}")
 
 
-def check_steps(args: argparse.Namespace) -> None:
+def check_steps(num_inference_steps: int, *models: BaseModel) -> None:
     """Checks that the schedulers have as many timesteps as --num_inference_steps asks for."""
-    for folder in (args.pretrained_model_name_or_path, args.finetuned_model_name_or_path):
-        most = read_json(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps", 1000)
-        if args.num_inference_steps > most:
+    for model in models:
+        most = model.configs["scheduler"].get("num_train_timesteps", 1000)
+        if num_inference_steps > most:
             raise UserError(
-                f"--num_inference_steps is {args.num_inference_steps}: {folder} has {most} timesteps at most"
+                f"--num_inference_steps is {num_inference_steps}: {model.folder} has {most} timesteps at most"
             )
 
 

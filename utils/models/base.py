@@ -31,7 +31,7 @@ def base_folder(path: Path, flag: str, vae: Path | None = None) -> Path:
     Raises UserError if a file cannot be converted.
     """
     try:
-        folder = _converted(path, flag, "model") if _is_single_file(path) else from_hub_cache(path, flag)
+        folder = _converted(path, flag, "model") if _is_single_file(path) else from_hub_cache(path)
         return folder if vae is None else _with_vae(folder, vae)
     except OSError as error:
         raise UserError(
@@ -141,7 +141,7 @@ def _vae_folder(vae: Path) -> Path:
         return vae.parent
     if _is_single_file(vae):
         return _converted(vae, VAE_FLAG, "vae") / "vae"
-    folder = from_hub_cache(vae, VAE_FLAG)
+    folder = from_hub_cache(vae)
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
     if not (folder / "config.json").is_file():
@@ -152,34 +152,15 @@ def _vae_folder(vae: Path) -> Path:
     return folder
 
 
-def from_hub_cache(path: Path, flag: str) -> Path:
-    """The snapshot that a name of the Hub, or a path into the Hub's cache, means; `path` itself if it is neither.
-
-    Raises UserError if the cache does not say which of several snapshots is meant.
-    """
+def from_hub_cache(path: Path) -> Path:
+    """The snapshot that a name of the Hub means in its local cache; else `path` itself."""
     name = str(path)
-    if path.name == "snapshots" and path.parent.name.startswith("models--"):
-        path = path.parent
-    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-        cache = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
-        cached = cache.expanduser() / f"models--{name.replace('/', '--')}"
-        if not cached.is_dir():
-            return path
-        path = cached
-    snapshots = path / "snapshots"
-    if not path.name.startswith("models--") or not snapshots.is_dir():
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return path
-    main = path / "refs" / "main"
-    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
-    there = sorted(each for each in snapshots.iterdir() if each.is_dir())
-    if commit and snapshots / commit in there:
-        return snapshots / commit
-    if len(there) == 1:
-        return there[0]
-    hub_name = path.name.removeprefix("models--").replace("--", "/")
-    if not there:
-        raise UserError(f"{flag} {name}: {path} holds no snapshot; fetch it again with 'hf download {hub_name}'")
-    raise UserError(
-        f"{flag} {name}: {path} holds {len(there)} snapshots; name one of them, for example {flag} {there[-1]}"
-    )
+    from huggingface_hub import snapshot_download  # only for such a name: its import takes as long as all the checks
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return path

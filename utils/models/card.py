@@ -15,9 +15,8 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from utils import PROGRAM
 from utils.files.atomic import replace_file
-from utils.files.json_files import read_json
 from utils.files.ownership import EXPORT_METADATA, is_own_output, prompts_of, run_of
-from utils.models.folder import MODEL_INDEX, prediction_type
+from utils.models.folder import MODEL_INDEX, BaseModel
 
 CARD_FILE = "README.md"
 PICTURE_FILE = "comparison.png"
@@ -47,7 +46,7 @@ LOCAL_ARGUMENTS = (  # of run.json: of this machine alone
     "export_single_file",
     "resume_from_checkpoint",
 )
-V1_UNET = Path(__file__).with_name("v1") / "unet" / "config.json"
+V1_PARAMETERS = 859_520_964  # of its UNet
 CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of an export
 ARCHITECTURE = "stable-diffusion-v1"
 ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
@@ -114,7 +113,7 @@ def file_metadata(
     return {**EXPORT_METADATA, **modelspec, **settings}
 
 
-def write_card(folder: Path, *, metrics: Mapping[str, Any] | None = None, picture: Path | None = None) -> bool:
+def write_card(model: BaseModel, *, metrics: Mapping[str, Any] | None = None, picture: Path | None = None) -> bool:
     """Writes the card of a pipeline that training wrote, unless there is a README.md of someone else's.
 
     Args:
@@ -123,6 +122,7 @@ def write_card(folder: Path, *, metrics: Mapping[str, Any] | None = None, pictur
 
     Returns whether it was written.
     """
+    folder = model.folder
     card = folder / CARD_FILE
     if not (is_own_output(folder) and (folder / MODEL_INDEX).is_file()) or (card.exists() and not is_own_card(card)):
         return False
@@ -132,7 +132,7 @@ def write_card(folder: Path, *, metrics: Mapping[str, Any] | None = None, pictur
             replace_file(folder / PICTURE_FILE, lambda file: shutil.copyfileobj(source, file))
     elif had_picture:
         (folder / PICTURE_FILE).unlink(missing_ok=True)
-    text = card_text(folder, run_of(folder), metrics, has_picture=picture is not None)
+    text = card_text(model, run_of(folder), metrics, has_picture=picture is not None)
     replace_file(card, lambda file: file.write(text.encode("utf-8", errors="backslashreplace")))
     return True
 
@@ -145,10 +145,12 @@ def is_own_card(path: Path) -> bool:
         return False
 
 
-def card_text(folder: Path, run: Mapping[str, Any], metrics: Mapping[str, Any] | None, *, has_picture: bool) -> str:
+def card_text(
+    model: BaseModel, run: Mapping[str, Any], metrics: Mapping[str, Any] | None, *, has_picture: bool
+) -> str:
     """The card of a pipeline folder as Markdown."""
     prompts = [prompt for prompt, _ in Counter(prompts_of(run)).most_common()] or ["a photo"]  # captions come last
-    base, license_name = _base_of(run), _license(folder, run)
+    base, license_name = _base_of(run), _license(model, run)
     front = ModelCardData(
         base_model=base if base and "/" in base else None,
         library_name="diffusers",
@@ -170,7 +172,7 @@ def card_text(folder: Path, run: Mapping[str, Any], metrics: Mapping[str, Any] |
         f'pipeline = DiffusionPipeline.from_pretrained("PATH_OR_NAME", torch_dtype=torch.float16).to("cuda")\n'
         f"pipeline({prompts[0]!r}).images[0].save('picture.png')\n```",
         _scores(metrics) if metrics else "",
-        _settings(folder, run),
+        _settings(model, run),
         f"## Licence\nThe base's licence goes for what is made from it{said_license}. A person or a brand that the "
         f"photos show has rights of their own.",
     ]
@@ -192,7 +194,7 @@ def _base_of(run: Mapping[str, Any]) -> str | None:
     return HUB_NAMES.get(name, name)
 
 
-def _license(folder: Path, run: Mapping[str, Any]) -> str | None:
+def _license(model: BaseModel, run: Mapping[str, Any]) -> str | None:
     """What the base's own card says, else Stable Diffusion v1's if the UNet has its size."""
     base = run.get("base_model")
     where = base.get("folder") if isinstance(base, Mapping) else None
@@ -203,9 +205,7 @@ def _license(folder: Path, run: Mapping[str, Any]) -> str | None:
             found = None
         if isinstance(found, str):
             return found
-    v1, ours = read_json(V1_UNET), read_json(folder / "unet" / "config.json")
-    sizes = ("block_out_channels", "layers_per_block", "cross_attention_dim")
-    return V1_LICENSE if all(ours.get(name) == v1[name] for name in sizes) else None
+    return V1_LICENSE if model.num_parameters == V1_PARAMETERS else None
 
 
 def _count(run: Mapping[str, Any]) -> str:
@@ -236,7 +236,7 @@ def _scores(metrics: Mapping[str, Any]) -> str:
     return head + "\n".join(rows) if rows else ""
 
 
-def _settings(folder: Path, run: Mapping[str, Any]) -> str:
+def _settings(model: BaseModel, run: Mapping[str, Any]) -> str:
     settings, (step, strength) = settings_of(run), step_and_strength(run)
     defaults = {name: value for name, value in _defaults(run).items() if name not in settings}
     if step is not None:
@@ -244,7 +244,7 @@ def _settings(folder: Path, run: Mapping[str, Any]) -> str:
     if strength is not None:
         settings["strength"] = f"{strength:g} times the way from the base to the trained weights"
     versions = ", ".join(f"{name} {version}" for name, version in _dict(run.get("versions")).items())
-    settings |= {"prediction type": prediction_type(folder), "device": run.get("device"), "versions": versions}
+    settings |= {"prediction type": model.prediction_type, "device": run.get("device"), "versions": versions}
     lines = [f"| {name} | {_escaped(str(value))} |" for name, value in settings.items() if value not in (None, "")]
     others = ", ".join(f"{name} {value}" for name, value in defaults.items() if value is not None)
     head = "## Training\nWith ColossalAI's TorchDDP plugin and fp32 master weights.\n\n| | |\n|---|---|\n"

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.runtime.libraries import quiet_libraries
@@ -18,7 +17,7 @@ from PIL import Image
 from utils.errors import UserError
 from utils.models import loading
 from utils.models.captured_unet import CapturedUNet
-from utils.models.folder import in_pixels
+from utils.models.folder import BaseModel, in_pixels
 
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5
 
@@ -225,14 +224,14 @@ class Sampler:
     """Draws the validation prompts with the modules that are loaded already.
 
     Args:
-        folder: the base pipeline's, for its scheduler.
+        base: for its scheduler.
         vae: on the device.
         prompt_embeds, negative_prompt_embeds: the validation prompts', [P,77,C], and the negative one's, [1,77,C].
     """
 
     def __init__(
         self,
-        folder: Path,
+        base: BaseModel,
         vae: torch.nn.Module,
         prompt_embeds: torch.Tensor,
         negative_prompt_embeds: torch.Tensor,
@@ -241,7 +240,7 @@ class Sampler:
         guidance_scale: float = GUIDANCE_SCALE,
     ):
         self.vae = vae
-        self.scheduler = loading.load_sampling_scheduler(folder)
+        self.scheduler = loading.load_sampling_scheduler(base)
         self.prompt_embeds = prompt_embeds
         self.settings: dict[str, Any] = dict(
             num_inference_steps=num_inference_steps,

@@ -11,7 +11,7 @@ from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, check_writable, ove
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash, write_safetensors
 from utils.models.blending import blended_weights
 from utils.models.card import ARCHITECTURE, CHECKPOINT_STEP, STRENGTH, file_metadata, write_card
-from utils.models.folder import UNET_STEM, default_save_dtype, image_size, prediction_type, weight_files
+from utils.models.folder import UNET_STEM, BaseModel, find_weights, read_base
 from utils.models.lora import LAYOUT, Lora, extract_lora, network_metadata
 from utils.models.saving import commit_pipeline
 from utils.models.single_file import export_single_file
@@ -44,33 +44,33 @@ def exported_record(folder: Path, tuned: Path, strength: float) -> dict[str, Any
     return record | said | dict(result=dict(num_steps=num_steps))
 
 
-def export_folder(folder: Path, tuned: Path, base: Path, target: Path, strength: float, dtype: str | None) -> None:
-    """Writes a pipeline folder: all of `folder`, with the UNet of `tuned` at `strength` of its way from `base`.
+def export_folder(model: BaseModel, tuned: Path, base: Path, target: Path, strength: float, dtype: str | None) -> None:
+    """Writes a pipeline folder: all of `model`, with the UNet of `tuned` at `strength` of its way from `base`.
 
-    Its run.json is the folder's, with where it came from, so that evaluate.py finds prompts and photos. An earlier
+    Its run.json is the model's, with where it came from, so that evaluate.py finds prompts and photos. An earlier
     export's card and picture, which tell of other weights, go.
 
     Args:
         dtype: fp32 or fp16, of the UNet; None: as in `tuned`.
     """
     target.mkdir(parents=True, exist_ok=True)
-    write_json(target / RUN_FILE, exported_record(folder, tuned, strength) | {EXPORTED_FROM: str(tuned)})
-    save_dtype = SAVE_DTYPES[dtype or default_save_dtype(weight_files(tuned, "unet"))]
+    write_json(target / RUN_FILE, exported_record(model.folder, tuned, strength) | {EXPORTED_FROM: str(tuned)})
+    save_dtype = SAVE_DTYPES[dtype or find_weights(tuned, "unet").save_dtype]
     named = list(blended_weights(base, tuned, strength))
     commit_pipeline(
-        target, folder, lambda unet: write_safetensors(unet / f"{UNET_STEM}.safetensors", named, save_dtype)
+        target, model, lambda unet: write_safetensors(unet / f"{UNET_STEM}.safetensors", named, save_dtype)
     )
-    write_card(target)
+    write_card(read_base(target))
 
 
-def export_file(folder: Path, tuned: Path, base: Path, path: Path, strength: float, dtype: str | None) -> None:
+def export_file(model: BaseModel, tuned: Path, base: Path, path: Path, strength: float, dtype: str | None) -> None:
     """As export_folder, as one file in the original layout; `dtype` fp32 or fp16, of all tensors."""
-    run = None if tuned == folder and strength == 1 else exported_record(folder, tuned, strength)
-    export_single_file(folder, path, dtype, blended_weights(base, tuned, strength), run)
+    run = None if tuned == model.folder and strength == 1 else exported_record(model.folder, tuned, strength)
+    export_single_file(model, path, dtype, blended_weights(base, tuned, strength), run)
 
 
 def export_lora(
-    folder: Path,
+    model: BaseModel,
     tuned: Path,
     base: Path,
     path: Path,
@@ -81,17 +81,17 @@ def export_lora(
     """Writes the change from `base` to `tuned` as a LoRA to the file `path`; returns what is in it.
 
     Args:
-        folder: the pipeline, whose run.json says what the file's header says of it.
+        model: the pipeline, whose run.json says what the file's header says of it.
         dtype: fp32 or fp16; None: fp16, as LoRA files usually are.
     """
     lora = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    run = exported_record(folder, tuned, strength)
+    run = exported_record(model.folder, tuned, strength)
     metadata = file_metadata(
         run,
         title=path.stem,
-        image_size=image_size(folder),
-        prediction_type=prediction_type(folder),
+        image_size=model.image_size,
+        prediction_type=model.prediction_type,
         architecture=f"{ARCHITECTURE}/lora",
         implementation=LAYOUT,
     )

@@ -1,26 +1,26 @@
-"""The files of a pipeline folder as they lie there: configurations, and weights by their headers alone."""
+"""A pipeline folder as it lies there, read once: its configurations, and its weight files by their headers alone."""
 
-import contextlib
 import math
 import os
 import pickle
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from utils.errors import UserError, first_line
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.json_files import read_json
 from utils.files.ownership import HOLDER_FILE, LOCK_FILE, RUN_NAMES
-from utils.files.safetensors_files import SAFETENSORS_DTYPES, safetensors_dtype, safetensors_header
-from utils.models.layout import unet_shapes
+from utils.files.safetensors_files import TensorEntry, safetensors_header
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
 MODEL_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # what an image depends on
 UNET_STEM = "diffusion_pytorch_model"
 MODEL_INDEX = "model_index.json"
+CONFIG_FILES = {part: f"{part}/config.json" for part in ("unet", "vae", "text_encoder")}
+CONFIG_FILES["scheduler"] = "scheduler/scheduler_config.json"
 WEIGHT_STEMS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -41,12 +41,111 @@ def is_reserved(name: str) -> bool:
     return name in reserved or name.startswith(("checkpoint-", STAGING_PREFIX))
 
 
-class BaseModel(NamedTuple):
-    """What the base folder's configuration files say."""
+@dataclass(frozen=True)
+class Weights:
+    """The files of one part that hold the weights that are loaded, one or all shards in their order.
+
+    `files` are {file: {tensor: dtype and shape}}.
+    """
+
+    part: str
+    files: dict[Path, dict[str, TensorEntry]]
+
+    @property
+    def tensors(self) -> dict[str, TensorEntry]:
+        """Of all files."""
+        return {name: entry for entries in self.files.values() for name, entry in entries.items()}
+
+    @property
+    def save_dtype(self) -> str:
+        """In which copies of such weights are saved: fp16 as they are, every other as fp32."""
+        return "fp16" if next(iter(self.tensors.values())).dtype == "F16" else "fp32"
+
+    @property
+    def plain_names(self) -> dict[str, Path]:
+        """{the name under which every version of the libraries loads it: file}."""
+        paths, path = list(self.files), Path(self._plain)
+        if len(paths) == 1:
+            return {path.name: paths[0]}
+        of_all = f"of-{len(paths):05d}{path.suffix}"
+        return {f"{path.stem}-{number:05d}-{of_all}": shard for number, shard in enumerate(paths, 1)}
+
+    @property
+    def index(self) -> dict[str, Any] | None:
+        """Which shard, by its plain name, holds which tensor; None for one file."""
+        if len(self.files) == 1:
+            return None
+        total = sum(path.stat().st_size for path in self.files)
+        weight_map = {tensor: name for name, path in self.plain_names.items() for tensor in self.files[path]}
+        return dict(metadata=dict(total_size=total), weight_map=weight_map)
+
+    @property
+    def index_name(self) -> str:
+        """Of the file that holds the index."""
+        return f"{self._plain}.index.json"
+
+    @property
+    def _plain(self) -> str:
+        suffix = next(iter(self.files)).suffix
+        return f"{(BIN_STEMS if suffix == '.bin' else WEIGHT_STEMS)[self.part]}{suffix}"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What a pipeline folder's files say, read once by `read_base`.
+
+    Attributes:
+        index: model_index.json.
+        configs: of unet, vae, text_encoder and scheduler.
+        weights: of unet, vae and text_encoder, and of safety_checker if the index names one that is there.
+    """
 
     folder: Path
-    vae_scale_factor: int
-    unet_weights: list[Path]
+    index: dict[str, Any]
+    configs: dict[str, dict[str, Any]]
+    weights: dict[str, Weights]
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: epsilon, or v_prediction."""
+        return self.configs["scheduler"].get("prediction_type") or "epsilon"
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a latent is wide and high."""
+        return 2 ** (len(self.configs["vae"].get("block_out_channels") or [64]) - 1)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the UNet was made for."""
+        return in_pixels(self.configs["unet"].get("sample_size"), self.vae_scale_factor)
+
+    @property
+    def num_parameters(self) -> int:
+        """The UNet's."""
+        return sum(math.prod(entry.shape) for entry in self.weights["unet"].tensors.values())
+
+    @property
+    def save_dtype(self) -> str:
+        """The UNet's."""
+        return self.weights["unet"].save_dtype
+
+
+def read_base(folder: Path) -> BaseModel:
+    """Reads a pipeline folder. Raises UserError naming a file that is missing or damaged."""
+    index = read_json(folder / MODEL_INDEX)
+    configs = {part: read_json(folder / name) for part, name in CONFIG_FILES.items()}
+    parts = ["unet", "vae", "text_encoder"]
+    if (index.get("safety_checker") or [None])[0] and (folder / "safety_checker").is_dir():
+        parts.append("safety_checker")
+    return BaseModel(folder, index, configs, {part: find_weights(folder, part) for part in parts})
+
+
+def in_pixels(sample_size: int | list[int] | None, scale_factor: int) -> tuple[int, int]:
+    """(height, width) of a UNet's sample_size, which counts latents."""
+    sample_size = sample_size or DEFAULT_SAMPLE_SIZE
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    return height * scale_factor, width * scale_factor
 
 
 def check_file(path: Path) -> None:
@@ -88,8 +187,8 @@ class WeightFile(NamedTuple):
         return None
 
 
-def weight_files(folder: Path, part: str) -> list[Path]:
-    """The files of one part of a pipeline that hold the weights that are loaded: one, or all shards in their order.
+def find_weights(folder: Path, part: str) -> Weights:
+    """Those of one part of a pipeline.
 
     Plain weights before variants, safetensors before .bin, one file before shards, whatever an index says that was
     left beside them. Raises UserError if there are none, if one is unreadable, cut short or a git-lfs pointer, or if
@@ -97,31 +196,17 @@ def weight_files(folder: Path, part: str) -> list[Path]:
     """
     found = [WeightFile.of(path, part) for path in (folder / part).glob("*")]
     files = [file for file in found if file is not None]
-    kinds = sorted({(_rank(file.variant), file.variant, file.path.suffix != ".safetensors") for file in files})
-    for _, variant, is_bin in kinds:
-        of_kind = [file for file in files if (file.variant, file.path.suffix == ".bin") == (variant, is_bin)]
-        paths = [file.path for file in of_kind if file.shard is None] or _all_shards(of_kind)
-        if is_bin and len(paths) > 1 and WEIGHT_STEMS[part] == UNET_STEM:
-            raise UserError(
-                f"{paths[0]} is one of {len(paths)} shards, which diffusers loads as safetensors alone; convert them"
-            )
-        for path in paths:
-            check_file(path)
-            if path.suffix == ".safetensors":
-                safetensors_header(path)
-        return paths
-    for index in sorted((folder / part).glob(f"{WEIGHT_STEMS[part]}.safetensors.index*.json")):
-        check_file(min(_named_in(index)))  # raises: none of them is there
-    raise UserError(f"{folder / part} holds no weights ({WEIGHT_STEMS[part]}.safetensors); copy or download it again")
-
-
-def loaded_files(folder: Path) -> list[str]:
-    """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
-    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    if folder.name in WEIGHT_STEMS:
-        others = [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not is_index(path)]
-        files = others + weight_files(folder.parent, folder.name)
-    return sorted(path.name for path in files)
+    if not files:
+        name = f"{WEIGHT_STEMS[part]}.safetensors"
+        raise UserError(f"{folder / part} holds no weights ({name}); copy or download it again")
+    _, variant, is_bin = min((_rank(file.variant), file.variant, file.path.suffix == ".bin") for file in files)
+    files = [file for file in files if (file.variant, file.path.suffix == ".bin") == (variant, is_bin)]
+    paths = [file.path for file in files if file.shard is None] or _all_shards(files)
+    if is_bin and len(paths) > 1 and WEIGHT_STEMS[part] == UNET_STEM:
+        raise UserError(
+            f"{paths[0]} is one of {len(paths)} shards, which diffusers loads as safetensors alone; convert them"
+        )
+    return Weights(part, {path: tensor_entries(path) for path in paths})
 
 
 def _rank(variant: str) -> int:
@@ -140,12 +225,13 @@ def _all_shards(files: list[WeightFile]) -> list[Path]:
     return [sets[count].get(number, some.with_name(name)) for number, name in names.items()]
 
 
-def _named_in(index: Path) -> set[Path]:
-    weight_map = read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise UserError(f"{index} does not say which files hold the weights; copy or download it again")
-    return {index.parent / name for name in names}
+def loaded_files(folder: Path) -> list[str]:
+    """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    if folder.name in WEIGHT_STEMS:
+        others = [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not is_index(path)]
+        files = others + list(find_weights(folder.parent, folder.name).files)
+    return sorted(path.name for path in files)
 
 
 def is_index(path: Path) -> bool:
@@ -153,67 +239,43 @@ def is_index(path: Path) -> bool:
     return ".index." in path.name and path.suffix == ".json"
 
 
-def plain_names(folder: Path, part: str) -> tuple[dict[str, Path], dict | None]:
-    """The weights of a part under the names that every version of the libraries loads: {name: file}, and the index.
-
-    The index of shards is None for one file.
-    """
-    paths = weight_files(folder, part)
-    suffix = paths[0].suffix
-    stem = WEIGHT_STEMS[part] if suffix == ".safetensors" else BIN_STEMS[part]
-    if len(paths) == 1:
-        return {f"{stem}{suffix}": paths[0]}, None
-    names = {f"{stem}-{number:05d}-of-{len(paths):05d}{suffix}": path for number, path in enumerate(paths, 1)}
-    total = sum(path.stat().st_size for path in paths)
-    weight_map = {tensor: name for name, path in names.items() for tensor in tensor_names(path)}
-    return names, dict(metadata=dict(total_size=total), weight_map=weight_map)
-
-
-def index_name(names: Iterable[str]) -> str:
-    """Of the index that belongs to shards of these names."""
-    first = min(names)
-    return f"{first.partition('-0')[0]}{Path(first).suffix}.index.json"
-
-
-def part_files(folder: Path, part: str) -> tuple[dict[str, Path], dict | None]:
-    """What a result takes from a part: {name in the part's folder: file}, and the index of shards if there are some.
-
-    Of weights those that are loaded, under their plain names.
-
-    A safety checker, which training never loads, may lack its weights.
-    """
-    weights: dict[str, Path] = {}
-    index = None
-    if part in WEIGHT_STEMS:
-        with contextlib.suppress(*((UserError,) if part == "safety_checker" else ())):
-            weights, index = plain_names(folder, part)
+def part_files(base: BaseModel, part: str) -> dict[str, Path]:
+    """What a result takes from a part: {name in the part's folder: file}; the weights under their plain names."""
+    weights = base.weights.get(part)
     found = {}
-    for path in sorted((folder / part).rglob("*")):
-        is_other = bool(weights) and (path.suffix in WEIGHT_SUFFIXES or is_index(path))
+    for path in sorted((base.folder / part).rglob("*")):
+        is_other = weights is not None and (path.suffix in WEIGHT_SUFFIXES or is_index(path))
         if path.is_file() and not path.name.startswith(".") and not is_other:
-            found[str(path.relative_to(folder / part))] = path
-    return found | weights, index
+            found[str(path.relative_to(base.folder / part))] = path
+    return found | (weights.plain_names if weights else {})
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in a weight file."""
-    return list(safetensors_header(path) if path.suffix == ".safetensors" else _read_pickle(path))
+def tensor_entries(path: Path) -> dict[str, TensorEntry]:
+    """{name: dtype and shape} of the tensors in a weight file. Raises UserError if it is damaged, or a pointer."""
+    check_file(path)
+    entries = safetensors_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not entries:
+        raise UserError(f"{path} is not a file of weights (there is none in it); copy or download it again")
+    return entries
 
 
-def _read_pickle(path: Path) -> dict:
+def _read_pickle(path: Path) -> dict[str, TensorEntry]:
+    refuse_unsafe_pickle(path)
     import torch  # only for .bin files: its import takes longer than all the checks
 
+    dtypes = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16"}
     try:
-        return torch.load(path, map_location="meta", weights_only=True)
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+        return {name: TensorEntry(dtypes.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
     except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is not a file of weights ({first_line(error)}); copy or download it again") from None
 
 
-def refuse_unsafe_pickles(paths: list[Path]) -> None:
-    """Raises UserError if a part's weights are pickles only and this torch cannot read them safely."""
-    if not any(path.suffix == ".safetensors" for path in paths) and torch_version() < FIRST_SAFE_TORCH:
+def refuse_unsafe_pickle(path: Path) -> None:
+    """Raises UserError if this version of torch cannot read pickles safely."""
+    if torch_version() < FIRST_SAFE_TORCH:
         raise UserError(
-            f"{paths[0]} is a pickle, which this version of torch cannot read safely (CVE-2025-32434); install "
+            f"{path} is a pickle, which this version of torch cannot read safely (CVE-2025-32434); install "
             f"torch 2.6 or newer, or convert the file to safetensors"
         )
 
@@ -222,44 +284,3 @@ def torch_version() -> tuple[int, int]:
     """Major and minor version of the installed torch, without importing it."""
     major, minor = metadata.version("torch").split(".")[:2]
     return int(major), int(minor)
-
-
-def default_save_dtype(unet_weights: list[Path]) -> str:
-    """fp16 if the UNet's file holds float16, else fp32."""
-    path = unet_weights[0]
-    if path.suffix == ".safetensors":
-        return SAFETENSORS_DTYPES.get(safetensors_dtype(path) or "F32", "fp32")
-    tensors = _read_pickle(path)
-    try:
-        return "fp16" if str(next(iter(tensors.values())).dtype) == "torch.float16" else "fp32"
-    except (StopIteration, AttributeError):
-        raise UserError(f"{path} is not a file of weights (there is none in it); copy or download it again") from None
-
-
-def num_parameters(base: BaseModel) -> int:
-    """The UNet's, however its weights are stored: its configuration says how many they are."""
-    shapes = unet_shapes(read_json(base.folder / "unet" / "config.json"))
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def prediction_type(folder: Path) -> str:
-    """What the folder's UNet predicts: epsilon, or v_prediction."""
-    return read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type") or "epsilon"
-
-
-def vae_scale_factor(folder: Path) -> int:
-    """Pixels a latent is wide and high."""
-    return 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels") or [64]) - 1)
-
-
-def image_size(folder: Path) -> tuple[int, int]:
-    """(height, width) in pixels that the folder's UNet was made for."""
-    sample_size = read_json(folder / "unet" / "config.json").get("sample_size")
-    return in_pixels(sample_size, vae_scale_factor(folder))
-
-
-def in_pixels(sample_size: int | list[int] | None, scale_factor: int) -> tuple[int, int]:
-    """(height, width) of a UNet's sample_size, which counts latents."""
-    sample_size = sample_size or DEFAULT_SAMPLE_SIZE
-    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-    return height * scale_factor, width * scale_factor

@@ -23,9 +23,8 @@ from utils.errors import UserError, first_line
 from utils.files.json_files import read_json, write_json
 from utils.files.safetensors_files import safetensors_header
 from utils.models.check import check_config, check_fit
-from utils.models.folder import MODEL_INDEX, WEIGHT_STEMS, refuse_unsafe_pickles
+from utils.models.folder import CONFIG_FILES, MODEL_INDEX, WEIGHT_STEMS, refuse_unsafe_pickle
 from utils.models.single_file import (
-    CONFIG_FILES,
     CONFIG_KEY,
     PREDICTS_VELOCITY,
     TEXT_PREFIX,
@@ -103,7 +102,7 @@ def _read(path: Path) -> tuple[Tensors, Mapping[str, str]]:
     Raises UserError if the file is no file of weights, or cannot be read without running code from it.
     """
     if path.suffix != ".safetensors":
-        refuse_unsafe_pickles([path])
+        refuse_unsafe_pickle(path)
         return _read_pickle(path), {}
     safetensors_header(path)  # says in one line if the file is not whole
     with safe_open(path, "pt") as file:

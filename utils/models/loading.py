@@ -2,6 +2,7 @@
 
 import contextlib
 import filecmp
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,15 +24,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import UserError
-from utils.files.json_files import read_json, write_json
-from utils.models.folder import (
-    MODEL_INDEX,
-    WeightFile,
-    index_name,
-    is_index,
-    loaded_files,
-    plain_names,
-)
+from utils.models.folder import BaseModel, is_index, loaded_files
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
 MAX_TOKENS = 77  # of CLIP's text encoder
@@ -39,23 +32,21 @@ LONGEST = 100_000  # transformers' stand-in for a length that the tokenizer's fo
 SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
 
 
-def _load(cls: Any, folder: Path, part: str = "", **options: Any) -> Any:
-    """`cls` from the folder `part` of a pipeline's, or from `folder` itself. Raises UserError if that fails."""
-    if part:
-        options["subfolder"] = part
+def _load(cls: Any, folder: Path, **options: Any) -> Any:
+    """`cls` from its folder. Raises UserError if that fails."""
     with quiet_libraries():
         try:
             return cls.from_pretrained(folder, local_files_only=True, **options)
         except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
             reason = " ".join(str(error).split())
-            raise UserError(f"{folder / part} cannot be loaded as a {cls.__name__} ({reason})") from error
+            raise UserError(f"{folder} cannot be loaded as a {cls.__name__} ({reason})") from error
 
 
-def _load_weights(cls: Any, folder: Path, part: str = "", **options: Any) -> torch.nn.Module:
+def _load_weights(cls: Any, base: BaseModel, part: str, **options: Any) -> torch.nn.Module:
     """A part with weights. Raises UserError if the file lacks some, which the libraries would fill in at random, and
     if one is not finite."""
-    place = folder / part
-    with _plain_folder(place) as plain:
+    place = base.folder / part
+    with _plain_folder(base, part) as plain:
         try:
             module, loading = _load(cls, plain, output_loading_info=True, **options)
         except UserError as error:
@@ -71,21 +62,19 @@ def _load_weights(cls: Any, folder: Path, part: str = "", **options: Any) -> tor
 
 
 @contextlib.contextmanager
-def _plain_folder(folder: Path) -> Iterator[Path]:
+def _plain_folder(base: BaseModel, part: str) -> Iterator[Path]:
     """A part's folder as every version of the libraries loads it: links to the right weights under the usual names."""
-    part = folder.name
-    names, index = plain_names(folder.parent, part)
-    beside = [path for path in folder.iterdir() if WeightFile.of(path, part) or is_index(path)]
-    if index is None and beside == [folder / name for name in names]:
+    folder, weights = base.folder / part, base.weights[part]
+    is_plain = weights.index is None and all(name == path.name for name, path in weights.plain_names.items())
+    if is_plain and not any(is_index(path) for path in folder.iterdir()):
         yield folder
         return
     with tempfile.TemporaryDirectory() as made:
         plain = Path(made)
-        (plain / "config.json").symlink_to((folder / "config.json").resolve())
-        for name, path in names.items():
+        for name, path in {"config.json": folder / "config.json", **weights.plain_names}.items():
             (plain / name).symlink_to(path.resolve())
-        if index is not None:
-            write_json(plain / index_name(names), index)
+        if weights.index is not None:
+            (plain / weights.index_name).write_text(json.dumps(weights.index))
         yield plain
 
 
@@ -107,7 +96,7 @@ def check_finite(module: torch.nn.Module, place: Path) -> None:
 
 def _load_frozen(
     cls: Any,
-    folder: Path,
+    base: BaseModel,
     part: str,
     weight_dtype: torch.dtype,
     device: torch.device | str,
@@ -118,16 +107,16 @@ def _load_frozen(
     It is loaded as float32: transformers would read the weights in the dtype that config.json names, and not in the
     file's. A GPU rounds and reorders what it has been given much faster than the CPU could before: the bits are equal.
     """
-    module = _load_weights(cls, folder, part, torch_dtype=torch.float32).requires_grad_(False).eval()
+    module = _load_weights(cls, base, part, torch_dtype=torch.float32).requires_grad_(False).eval()
     for value in (*module.parameters(), *module.buffers()):
         moved, dtype = value.data.to(device), weight_dtype if value.is_floating_point() else value.dtype
         value.data = moved.to(dtype, memory_format=memory_format if value.dim() == 4 else torch.preserve_format)
     return module
 
 
-def load_tokenizer(folder: Path, tokenizer_name: Path | None = None) -> CLIPTokenizer:
-    """CLIPTokenizer from `tokenizer_name` (a folder), else from the pipeline's tokenizer/."""
-    tokenizer = _load(CLIPTokenizer, tokenizer_name) if tokenizer_name else _load(CLIPTokenizer, folder, "tokenizer")
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIPTokenizer from its own folder."""
+    tokenizer = _load(CLIPTokenizer, folder)
     if tokenizer.model_max_length > LONGEST:
         tokenizer.model_max_length = MAX_TOKENS
     return tokenizer
@@ -153,24 +142,24 @@ def check_tokens(input_ids: torch.Tensor, text_encoder: Any, prompt: str) -> Non
         )
 
 
-def load_text_encoder(folder: Path, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
+def load_text_encoder(base: BaseModel, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
     """The frozen CLIPTextModel in `weight_dtype` on `device`."""
-    return _load_frozen(CLIPTextModel, folder, "text_encoder", weight_dtype, device)
+    return _load_frozen(CLIPTextModel, base, "text_encoder", weight_dtype, device)
 
 
-def load_vae(folder: Path, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
+def load_vae(base: BaseModel, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
     """The frozen AutoencoderKL in `weight_dtype` on `device`."""
-    return _load_frozen(AutoencoderKL, folder, "vae", weight_dtype, device)
+    return _load_frozen(AutoencoderKL, base, "vae", weight_dtype, device)
 
 
-def load_unet(folder: Path) -> torch.nn.Module:
+def load_unet(base: BaseModel) -> torch.nn.Module:
     """UNet2DConditionModel in training mode, float32 on the CPU: FlatParameters takes it from there."""
-    return _load_weights(UNet2DConditionModel, folder, "unet", torch_dtype=torch.float32).train()
+    return _load_weights(UNet2DConditionModel, base, "unet", torch_dtype=torch.float32).train()
 
 
-def load_sampling_scheduler(folder: Path) -> PNDMScheduler:
+def load_sampling_scheduler(base: BaseModel) -> PNDMScheduler:
     """PNDMScheduler, Stable Diffusion v1's own, with the noise schedule of the pipeline's scheduler."""
-    return _load(PNDMScheduler, folder, "scheduler")
+    return _load(PNDMScheduler, base.folder / "scheduler")
 
 
 def quick_scheduler(scheduler: Any) -> DPMSolverMultistepScheduler:
@@ -179,13 +168,13 @@ def quick_scheduler(scheduler: Any) -> DPMSolverMultistepScheduler:
         return DPMSolverMultistepScheduler.from_config(scheduler.config)
 
 
-def load_noise_scheduler(folder: Path) -> DDPMScheduler:
+def load_noise_scheduler(base: BaseModel) -> DDPMScheduler:
     """DDPMScheduler with the noise schedule of the pipeline's own scheduler."""
-    return _load(DDPMScheduler, folder, "scheduler")
+    return _load(DDPMScheduler, base.folder / "scheduler")
 
 
 def load_pipeline(
-    folder: Path,
+    base: BaseModel,
     weight_dtype: torch.dtype,
     device: torch.device,
     *,
@@ -199,7 +188,7 @@ def load_pipeline(
         safety_checker: whether to load the folder's safety checker and feature extractor; an image that it objects to
             becomes black.
     """
-    components: dict[str, Any] = {} if shared_with is None else dict(_common_components(shared_with, folder))
+    components: dict[str, Any] = {} if shared_with is None else dict(_common_components(shared_with, base.folder))
     memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
     for part, cls, layout in (
         ("unet", UNet2DConditionModel, memory_format),
@@ -208,12 +197,12 @@ def load_pipeline(
         ("safety_checker", StableDiffusionSafetyChecker, torch.preserve_format),
     ):
         if part not in components and (part != "safety_checker" or safety_checker):
-            components[part] = _load_frozen(cls, folder, part, weight_dtype, device, layout)
-    components["tokenizer"] = components.get("tokenizer") or load_tokenizer(folder)
+            components[part] = _load_frozen(cls, base, part, weight_dtype, device, layout)
+    components["tokenizer"] = components.get("tokenizer") or load_tokenizer(base.folder / "tokenizer")
     if not safety_checker:
         components.update(safety_checker=None, feature_extractor=None)
     # Not `dtype`: diffusers 0.29, which ColossalAI pins, knows only torch_dtype.
-    pipeline = _load(StableDiffusionPipeline, folder, torch_dtype=weight_dtype, image_encoder=None, **components)
+    pipeline = _load(StableDiffusionPipeline, base.folder, torch_dtype=weight_dtype, image_encoder=None, **components)
     pipeline.vae.enable_slicing()  # decodes one image at a time: the decoder's memory would grow with the batch
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -235,8 +224,6 @@ def shared_components(pipeline: StableDiffusionPipeline, other: StableDiffusionP
 
 def same_component(folder: Path, other_folder: Path, name: str) -> bool:
     """Whether the files of component `name` that are loaded are the same, byte for byte, in both folders."""
-    if _component_class(folder, name) != _component_class(other_folder, name):
-        return False
     names = loaded_files(folder / name)
     if names != loaded_files(other_folder / name):
         return False
@@ -245,7 +232,3 @@ def same_component(folder: Path, other_folder: Path, name: str) -> bool:
         return False
     # Bytes rather than digests: it stops at the first difference, which two UNets have early.
     return all(ours.samefile(theirs) or filecmp.cmp(ours, theirs, shallow=False) for ours, theirs in pairs)
-
-
-def _component_class(folder: Path, name: str) -> list | None:
-    return read_json(folder / MODEL_INDEX).get(name)

@@ -1,6 +1,5 @@
 """The output: a complete pipeline directory, assembled in a hidden folder and moved into place when it is whole."""
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,29 +12,27 @@ from utils.files.atomic import copy_into, staging_folder, sync_tree
 from utils.files.filesystems import move, sync
 from utils.files.json_files import write_json
 from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, index_name, part_files
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, BaseModel, part_files
 
 PIPELINE_CLASS = "StableDiffusionPipeline"  # whatever the base is drawn with: what is trained is text to image
 
 
-def assemble(staging: Path, base: Path) -> None:
+def assemble(staging: Path, base: BaseModel) -> None:
     """Puts everything of the base pipeline but the UNet's weights into the empty folder `staging`.
 
     The weights that are loaded get their plain names, so that every version of the libraries loads the result: the
     base may have them as fp16 variants only, or in shards with a stale index.
     """
-    index = json.loads((base / MODEL_INDEX).read_text(encoding="utf-8"))
+    index = base.index | dict(_class_name=PIPELINE_CLASS)
     for part in FROZEN_PARTS:
-        if (base / part).is_dir():
-            files, shard_index = part_files(base, part)
-            for name, source in files.items():
-                copy_into(source, staging / part / name)
-            if shard_index is not None:
-                write_json(staging / part / index_name(shard_index["weight_map"].values()), shard_index)
-        elif part in index:
+        if not (base.folder / part).is_dir() and part in index:
             index[part] = [None, None]
-    copy_into(base / "unet" / "config.json", staging / "unet" / "config.json")
-    index["_class_name"] = PIPELINE_CLASS
+        for name, source in part_files(base, part).items():
+            copy_into(source, staging / part / name)
+        weights = base.weights.get(part)
+        if weights is not None and weights.index is not None:
+            write_json(staging / part / weights.index_name, weights.index)
+    copy_into(base.folder / "unet" / "config.json", staging / "unet" / "config.json")
     write_json(staging / MODEL_INDEX, index)
 
 
@@ -54,7 +51,7 @@ def save_unet(named: Iterable[tuple[str, torch.Tensor]], folder: Path, save_dtyp
     return path
 
 
-def commit_pipeline(output_dir: Path, base: Path, write_unet: Callable[[Path], object]) -> None:
+def commit_pipeline(output_dir: Path, base: BaseModel, write_unet: Callable[[Path], object]) -> None:
     """Assembles the pipeline in a hidden folder inside output_dir, then moves its parts into place.
 
     `write_unet(folder)` writes the UNet's weights. model_index.json, without which nothing loads the folder, is taken

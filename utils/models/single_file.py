@@ -15,17 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from utils.files.atomic import replace_path
-from utils.files.json_files import read_json
 from utils.files.ownership import run_of
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash
 from utils.models.card import file_metadata
-from utils.models.folder import image_size, weight_files
-from utils.models.layout import WITH_ATTENTION, with_defaults
+from utils.models.folder import BaseModel, find_weights
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration
-CONFIG_FILES = {part: f"{part}/config.json" for part in ("unet", "vae", "text_encoder")}
-CONFIG_FILES["scheduler"] = "scheduler/scheduler_config.json"
+WITH_ATTENTION = "CrossAttn"  # in the names of the blocks that have it
+# What a UNet's configuration means that leaves a key out.
+V1_UNET: dict[str, Any] = dict(layers_per_block=2, up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
 # Empty tensors by whose names ComfyUI, A1111 and Forge know what a model predicts, and with which noise.
 PREDICTS_VELOCITY, ZERO_TERMINAL_SNR = "v_pred", "ztsnr"
 Named = tuple[str, torch.Tensor]
@@ -119,20 +118,21 @@ def original_text_name(name: str) -> str:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
-def original_state_dict(folder: Path, unet_weights: Iterable[Named] | None = None) -> dict[str, torch.Tensor]:
+def original_state_dict(base: BaseModel, unet_weights: Iterable[Named] | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a pipeline folder under their original names, each in the dtype of its file.
 
     Args:
         unet_weights: take the place of those in the folder's unet/.
     """
-    unet, vae = (with_defaults(part, read_json(folder / part / "config.json")) for part in ("unet", "vae"))
+    unet, folder = V1_UNET | base.configs["unet"], base.folder
     layers = unet["layers_per_block"]
     with_attention = {number for number, kind in enumerate(unet["up_block_types"]) if WITH_ATTENTION in kind}
+    num_blocks = len(base.configs["vae"].get("block_out_channels") or [64])
     state_dict = {}
     for name, value in read_weights(folder, "unet").items() if unet_weights is None else unet_weights:
         state_dict[UNET_PREFIX + original_unet_name(name, layers, with_attention)] = value
     for name, value in read_weights(folder, "vae").items():
-        original = original_vae_name(name, len(vae["block_out_channels"]))
+        original = original_vae_name(name, num_blocks)
         # The original's attention is made of 1x1 convolutions, diffusers' of linear layers.
         is_attention = ".attn_1." in original and ".norm." not in original
         value = value[:, :, None, None] if is_attention and value.dim() == 2 else value
@@ -142,16 +142,10 @@ def original_state_dict(folder: Path, unet_weights: Iterable[Named] | None = Non
     return state_dict
 
 
-def configurations(folder: Path) -> dict[str, dict]:
-    """{part: its configuration}, so that the file can be made into the same folder again; without local paths."""
-    found = {part: read_json(folder / name) for part, name in CONFIG_FILES.items()}
-    return {part: {k: v for k, v in config.items() if k != "_name_or_path"} for part, config in found.items()}
-
-
 def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
     """The tensors of one part: from the files that diffusers would load."""
     tensors = {}
-    for path in weight_files(folder, part):
+    for path in find_weights(folder, part).files:
         if path.suffix == ".safetensors":
             tensors.update(load_file(path))
         else:
@@ -160,34 +154,36 @@ def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
 
 
 def export_single_file(
-    folder: Path,
+    base: BaseModel,
     path: Path,
     dtype: str | None = None,
     unet_weights: Iterable[Named] | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the pipeline in `folder` to the file `path`, whole or not at all; `dtype` fp32 or fp16 converts it.
+    """Writes the pipeline `base` to the file `path`, whole or not at all; `dtype` fp32 or fp16 converts it.
 
     Args:
         unet_weights: take the place of those in the folder's unet/.
         run: the run.json of these weights, which no picture was drawn with; None: the folder's own.
     """
-    state_dict = original_state_dict(folder, unet_weights)
+    state_dict = original_state_dict(base, unet_weights)
     for name, value in state_dict.items():
         wanted = SAVE_DTYPES[dtype] if dtype and value.is_floating_point() else value.dtype
         state_dict[name] = value.to(wanted).contiguous()
-    configs = configurations(folder)
-    prediction_type = configs["scheduler"].get("prediction_type") or "epsilon"
-    if prediction_type == "v_prediction":
+    if base.prediction_type == "v_prediction":
         state_dict[PREDICTS_VELOCITY] = torch.tensor([])
-    if configs["scheduler"].get("rescale_betas_zero_snr"):
+    if base.configs["scheduler"].get("rescale_betas_zero_snr"):
         state_dict[ZERO_TERMINAL_SNR] = torch.tensor([])
     metadata = file_metadata(
-        run_of(folder) if run is None else run,
+        run_of(base.folder) if run is None else run,
         title=path.stem,
-        image_size=image_size(folder),
-        prediction_type=prediction_type,
+        image_size=base.image_size,
+        prediction_type=base.prediction_type,
     )
+    # So that the file can be made into the same folder again; without local paths.
+    configs = {
+        part: {k: v for k, v in config.items() if k != "_name_or_path"} for part, config in base.configs.items()
+    }
     metadata[CONFIG_KEY] = json.dumps(configs)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_path(path, lambda part: save_with_hash(part, state_dict, metadata))

@@ -24,7 +24,7 @@ from utils.files.ownership import (
 )
 from utils.models.base import base_folder
 from utils.models.check import check_base_model
-from utils.models.folder import default_save_dtype, is_reserved
+from utils.models.folder import is_reserved
 from utils.preflight.table import NOTE, Check, Found, as_text, num_problems, rows_of
 from utils.runtime import environment, terminal
 
@@ -72,9 +72,7 @@ def check_resolution(found: Found) -> None:
 
 def find_save_dtype(found: Found) -> None:
     """The dtype of the saved UNet: the one asked for, or that of the base's file."""
-    found.save_dtype = found.args.save_dtype
-    if found.base is not None and not found.save_dtype:
-        found.save_dtype = default_save_dtype(found.base.unet_weights)
+    found.save_dtype = found.args.save_dtype or (found.base.save_dtype if found.base else None)
 
 
 def check_output(found: Found) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.files.ownership import nearest_existing
-from utils.models.folder import FROZEN_PARTS, BaseModel, num_parameters, part_files, weight_files
+from utils.models.folder import FROZEN_PARTS, BaseModel, part_files
 from utils.run.plan import Plan
 from utils.runtime import environment
 from utils.runtime.gpu import no_gpu
@@ -41,10 +41,10 @@ def check_disk(
 
     `num_checkpoints` will be written, and the newest `total_limit` of them kept. A single file counts on its own disk.
     """
-    count = num_parameters(base)
+    count = base.num_parameters
     unet_bytes = count * (4 if save_dtype == "fp32" else 2)
     place = nearest_existing(output_dir)
-    frozen = _frozen_bytes(base.folder)
+    frozen = _frozen_bytes(base)
     result = unet_bytes + frozen
     if export_single_file:
         result += _export_bytes(base, unet_bytes, nearest_existing(export_single_file.parent), place)
@@ -69,7 +69,7 @@ def check_disk(
 
 def _export_bytes(base: BaseModel, unet_bytes: int, export_place: Path, place: Path) -> int:
     """What the single file takes on the output folder's disk; UserError if it has another one that is too full."""
-    others = [path for part in ("vae", "text_encoder") for path in weight_files(base.folder, part)]
+    others = [path for part in ("vae", "text_encoder") for path in base.weights[part].files]
     needed = unet_bytes + sum(path.stat().st_size for path in others)
     if _same_device(export_place, place):
         return needed
@@ -85,9 +85,8 @@ def _same_device(one: Path, other: Path) -> bool:
     return one.stat().st_dev == other.stat().st_dev
 
 
-def _frozen_bytes(folder: Path) -> int:
-    parts = [part for part in FROZEN_PARTS if (folder / part).is_dir()]
-    return sum(path.stat().st_size for part in parts for path in part_files(folder, part)[0].values())
+def _frozen_bytes(base: BaseModel) -> int:
+    return sum(path.stat().st_size for part in FROZEN_PARTS for path in part_files(base, part).values())
 
 
 def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:

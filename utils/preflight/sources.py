@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from utils.concepts import Concept, load_photos, read_concepts
 from utils.data.class_images import check_class_images
 from utils.errors import UserError
-from utils.models.folder import BaseModel, num_parameters, prediction_type
+from utils.models.folder import BaseModel
 from utils.preflight.photos import describe_photos, describe_prompt, load_quick_tokenizer
 from utils.preflight.resources import check_device, check_disk, check_schedule, describe_launcher, describe_rounding
 from utils.preflight.table import NOTE, OK, Check, Found, Row
@@ -51,7 +51,7 @@ def check_classes(found: Found) -> Iterator[Row]:
         classes = {concept.class_data_dir: concept.class_prompt for concept in found.concepts or []}
         for folder, prompt in classes.items():
             if folder is not None and prompt is not None:
-                finding = check_class_images(folder, prompt, found.base.folder, found.args.num_class_images)
+                finding = check_class_images(folder, prompt, found.base, found.args.num_class_images)
                 yield "class images", *finding
 
 
@@ -60,7 +60,7 @@ def make_the_plan(found: Found) -> Iterator[Row]:
     args, base, is_quick = found.args, found.base, found.is_quick
     if base is None or found.dataset is None or found.save_dtype is None:
         return
-    count = num_parameters(base)
+    count = base.num_parameters
     yield from _describe_base(base, count, found.save_dtype)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
@@ -80,11 +80,12 @@ def make_the_plan(found: Found) -> Iterator[Row]:
 def _describe_base(base: BaseModel, count: int, save_dtype: str) -> Iterator[Row]:
     """`count` are the UNet's parameters."""
     size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
-    kind = ", which predicts velocity" if prediction_type(base.folder) == "v_prediction" else ""
+    kind = ", which predicts velocity" if base.prediction_type == "v_prediction" else ""
     yield "base model", str(base.folder.resolve()), OK
     yield "base model", f"Stable Diffusion v1{kind}, {size}", OK
-    if ".non_ema" in base.unet_weights[0].name:
-        yield "base model", f"{base.unet_weights[0].name} is trained on: the UNet has no other weights", NOTE
+    file = next(iter(base.weights["unet"].files))
+    if ".non_ema" in file.name:
+        yield "base model", f"{file.name} is trained on: the UNet has no other weights", NOTE
 
 
 def find_start(found: Found) -> Iterator[Row]:

@@ -15,6 +15,7 @@ from utils.dataset import ClassDataset
 from utils.errors import RunFailed
 from utils.files.lock import hold_output
 from utils.models.card import write_card
+from utils.models.folder import read_base
 from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
 from utils.run.checkpoint import Checkpointer, restore
@@ -193,15 +194,16 @@ class TrainingRun:
         flat.wait_for_device()
         commit_pipeline(
             plan.output_dir,
-            self.sources.base.folder,
+            self.sources.base,
             lambda folder: save_unet(flat.named_masters(), folder, plan.save_dtype, plan.save_format),
         )
+        result = read_base(plan.output_dir)
         if plan.export_single_file:
-            export_single_file(plan.output_dir, plan.export_single_file)
+            export_single_file(result, plan.export_single_file)
         mark("saved")
         closing = self.record.finish(self.log)
         with contextlib.suppress(OSError):  # the model is there; a full disk only costs its card
-            write_card(plan.output_dir)
+            write_card(result)
         return closing
 
     def _fail(self, reason: str) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +9,14 @@ from diffusers.optimization import get_scheduler
 from torch.utils.checkpoint import checkpoint
 
 from utils.models import fused_unet, loading
+from utils.models.folder import BaseModel
 from utils.runtime.colossal import boost
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 
 
 def build_unet(
-    base_folder: Path,
+    base: BaseModel,
     weight_dtype: torch.dtype,
     device: torch.device,
     learning_rates: Mapping[str, Any],
@@ -34,7 +34,7 @@ def build_unet(
 
     Returns the boosted UNet, its optimizer and the Booster.
     """
-    unet = loading.load_unet(base_folder)
+    unet = loading.load_unet(base)
     if gradient_checkpointing:
         enable_gradient_checkpointing(unet)
     on_gpu = device.type == "cuda"
