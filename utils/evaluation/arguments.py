@@ -58,12 +58,7 @@ def _add_subject_flags(add: Callable[..., object]) -> None:
         metavar="FOLDER",
         help="your photos, shown and compared with (what the fine-tuned run.json names)",
     )
-    add(
-        "--concepts_list",
-        type=Path,
-        metavar="FILE",
-        help="several subjects, each with its own photos",
-    )
+    add("--concepts_list", type=Path, metavar="FILE", help="several subjects, each with its own photos")
     add(
         "--prompt",
         action="append",
@@ -72,10 +67,7 @@ def _add_subject_flags(add: Callable[..., object]) -> None:
     )
     add("--prompts_file", type=Path, metavar="FILE", help="prompts, one a line")
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
-    add(
-        "--identifier",
-        help="the subject's name in prompts, such as sks (read from the prompts it was trained with)",
-    )
+    add("--identifier", help="the subject's name in prompts, such as sks (read from the prompts it was trained with)")
     add("--class_name", help="what the subject is one of, such as dog (read from the prompts it was trained with)")
     add(
         "--drift_prompt",
