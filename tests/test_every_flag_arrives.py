@@ -34,7 +34,6 @@ from utils.arguments import training_parser
 from utils.data import class_images
 from utils.evaluation.arguments import build_parser
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train": train_dreambooth_colossalai, "evaluate": evaluate}
 DEFAULTS = {  # True: a flag without value; None leaves one out
     "train": dict(
