@@ -10,8 +10,8 @@ from utils.evaluation.hashes import hash_models
 from utils.evaluation.plan import EvaluationPlan, make_plan
 from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, model_folder, read_metrics, read_samples
 from utils.files.hashing import in_background
-from utils.runtime import timing
-from utils.runtime.terminal import wrapped
+from utils.runtime import process
+from utils.runtime.process import wrapped
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(plan: EvaluationPlan) -> dict | None:
     """The stages that the plan has; returns metrics.json if images were scored or shown with their scores."""
-    timing.start()
+    process.start_clock()
     for level, note in plan.notes:
         line, stream = (f"warning: {note}", sys.stderr) if level == "warning" else (note, sys.stdout)
         print(line, file=stream, flush=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from utils.arguments import parse_command_line
 from utils.command_line import leave, run_main
 from utils.preflight.checks import run_preflight
-from utils.runtime import timing
+from utils.runtime import process
 from utils.runtime.environment import rank
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Checks everything that can be checked without loading a model, then trains; returns the exit code."""
-    timing.start()
+    process.start_clock()
     args, argv, notes = parse_command_line(argv)
     plan, sources, exit_code = run_preflight(args, notes)  # prints the table; the plan has every default filled in
     if plan is None or sources is None or args.dry_run:

@@ -61,6 +61,7 @@ LATE_IMPORTS = {
     "run.logs": {"torch.utils.tensorboard": "only --report_to needs it; 177 modules, 200 ms"},
     "run.resume": {"utils.runtime.colossal": "takes as long as the base's hashing in a thread, which is waited for"},
     "runtime.gpu": {"torch": TORCH},
+    "runtime.process": {"tqdm": "--help and complaints show no bars; 15 ms"},
     "runtime.libraries": dict.fromkeys(["diffusers.utils", "torch", "transformers.utils"], KNOWS_HOW),
 }
 

@@ -306,7 +306,7 @@ leave(7)
 PRINTS = """
 import resource, sys, threading
 from utils.command_line import leave, run_main
-from utils.runtime.progress import progress_bar
+from utils.runtime.process import progress_bar
 def main(argv):
     print("x" * 100_000)
     print("flushed", flush=True)

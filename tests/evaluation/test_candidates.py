@@ -20,7 +20,7 @@ from utils.evaluation.prompts import all_prompts
 from utils.export import main as export
 from utils.models import drawing
 from utils.run.lineage import FORMAT, STATE_FILE
-from utils.runtime.programs import typed
+from utils.runtime.process import typed
 
 QUICK = "DPMSolverMultistepScheduler"
 

@@ -30,7 +30,7 @@ from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank, to_pil
 from utils.models.folder import BaseModel
 from utils.models.loading import check_tokens, load_pipeline, tokenize
-from utils.runtime.progress import progress_bar
+from utils.runtime.process import progress_bar
 from utils.runtime.ranks import on_all_ranks
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.models import loading
 from utils.models.drawing import Sampler
 from utils.models.folder import BaseModel
-from utils.runtime.timing import mark
+from utils.runtime.process import mark
 
 OTHER_DTYPE = "--mixed_precision no (fp16 overflows at 65,504; on a GPU bf16 does not)"
 MAX_CACHED_BYTES = 1 << 30

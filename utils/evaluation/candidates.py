@@ -13,7 +13,7 @@ from utils.evaluation.prompts import CLASS, OTHER, SUBJECT, Prompt
 from utils.evaluation.samples import BASELINE, FINETUNED, Model, plan_models, step_of
 from utils.evaluation.wording import LABELS, MINUS
 from utils.files.ownership import run_of
-from utils.runtime.programs import typed_module
+from utils.runtime.process import typed_module
 
 STRENGTHS = (0.5, 0.75, 1.0)  # of the result; a checkpoint as it is lies near one of them (docs/strength.md)
 NUM_CHECKPOINTS = 3

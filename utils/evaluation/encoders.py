@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.evaluation.metrics import unit_rows
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json
-from utils.runtime.progress import progress_bar
+from utils.runtime.process import progress_bar
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -42,9 +42,8 @@ from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank
 from utils.models.folder import read_base
 from utils.models.loading import WEIGHT_DTYPES
-from utils.runtime import gpu, timing
-from utils.runtime.progress import progress_bar
-from utils.runtime.timing import mark
+from utils.runtime import gpu, process
+from utils.runtime.process import mark, progress_bar
 
 NUM_WRITERS = 4  # threads that write images
 
@@ -84,7 +83,7 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
         if quick:
             add_candidates(record, draw_candidates(quick, settings, quick_samples, turns, models))
         mark("sampled")
-        finish(plan.output_dir, record | dict(seconds_after_start=timing.clock.marks))
+        finish(plan.output_dir, record | dict(seconds_after_start=process.clock.marks))
     except OSError as error:
         advice = "make room there, or name another folder"
         raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: {advice}") from error

@@ -16,7 +16,7 @@ from utils.models.folder import (
     find_weights,
     read_base,
 )
-from utils.runtime.programs import typed_module
+from utils.runtime.process import typed_module
 
 PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third: old names of the safety checker

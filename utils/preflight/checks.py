@@ -26,7 +26,8 @@ from utils.models.base import base_folder
 from utils.models.check import check_base_model
 from utils.models.folder import is_reserved
 from utils.preflight.table import NOTE, Check, Found, as_text, num_problems, rows_of
-from utils.runtime import environment, terminal
+from utils.runtime import environment
+from utils.runtime.process import columns
 
 if TYPE_CHECKING:
     from utils.run.plan import Plan
@@ -51,7 +52,7 @@ def run_preflight(
 
     rows += rows_of(sources.CHECKS, found)
     if environment.is_main():
-        print(as_text(rows, terminal.columns()), flush=True)  # a log gets whole lines
+        print(as_text(rows, columns()), flush=True)  # a log gets whole lines
     return found.plan, found.sources, EXIT_USER_ERROR if num_problems(rows) else 0
 
 

@@ -19,8 +19,7 @@ from PIL import Image
 from utils.files.json_files import keep_rows
 from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, VALIDATION_PICTURES
 from utils.files.png import save_png
-from utils.runtime.progress import progress_bar
-from utils.runtime.timing import mark
+from utils.runtime.process import mark, progress_bar
 from utils.training.train_step import METRICS
 
 LOSS_SMOOTHING = 0.95

@@ -24,8 +24,8 @@ from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.resume import Sources
-from utils.runtime import environment, timing
-from utils.runtime.programs import typed
+from utils.runtime import environment, process
+from utils.runtime.process import typed
 
 VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 
@@ -137,7 +137,7 @@ class RunRecord:
             num_skipped=log.num_skipped,
             final_loss=log.smoothed_loss,
             seconds=round(seconds, 2),
-            seconds_after_start=timing.clock.marks,
+            seconds_after_start=process.clock.marks,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
         )
         self.write_status("complete")

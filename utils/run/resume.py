@@ -29,7 +29,7 @@ from utils.run.lineage import (
 )
 from utils.run.plan import Plan
 from utils.runtime import environment
-from utils.runtime.programs import typed
+from utils.runtime.process import typed
 
 SHOWN_CHANGES = 3
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.runtime import environment, private
 from utils.runtime.gpu import say_problems_of_gpu
-from utils.runtime.timing import mark
+from utils.runtime.process import mark
 
 # ColossalAI marks functions that are never called here with torch.compile, which would import 550 modules for them.
 uncompiled = libraries.replaced(torch, "compile", lambda model=None, **options: model or (lambda function: function))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from utils.runtime import private
 from utils.runtime.environment import local_rank
-from utils.runtime.timing import nothing_collected
+from utils.runtime.process import nothing_collected
 
 if TYPE_CHECKING:
     import torch

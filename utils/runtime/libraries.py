@@ -28,7 +28,7 @@ from typing import cast
 
 from utils.runtime.gpu import warm_up_gpu
 from utils.runtime.private import IMPORTED_BY_COLOSSALAI
-from utils.runtime.timing import mark, nothing_collected
+from utils.runtime.process import mark, nothing_collected
 
 # What is used of each: they import their parts only when they are asked for, and it is then that they warn.
 USED = {

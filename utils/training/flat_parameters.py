@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.kernels import updates
-from utils.runtime.timing import mark
+from utils.runtime.process import mark
 from utils.training import host_memory
 from utils.training.packed import Masters
 

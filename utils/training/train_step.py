@@ -14,7 +14,7 @@ from utils.errors import first_line
 from utils.kernels.ahead_of_time import compile_ahead
 from utils.models.fused_unet import what_is_not_fused
 from utils.runtime.colossal import sum_vectors
-from utils.runtime.timing import mark
+from utils.runtime.process import mark
 from utils.training.optimizer import MasterWeightsOptimizer
 
 WARM_UP_STEPS = 3  # eager steps before the capture: libraries choose algorithms, kernels are compiled

@@ -1,0 +1,116 @@
+"""The process: where its time goes, how its programs are typed, how wide what it prints may be, its progress bars."""
+
+import contextlib
+import gc
+import os
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parents[2]
+COLUMNS = 100  # of what is printed, at most: longer lines are hard to read
+
+
+class Clock:
+    """The seconds from `started`, a time of time.perf_counter(), to each mark."""
+
+    def __init__(self, started: float):
+        self.started = started
+        self.marks: dict[str, float] = {}
+
+    def mark(self, name: str) -> None:
+        """Notes that `name` is done, the first time it is."""
+        self.marks.setdefault(name, round(time.perf_counter() - self.started, 3))
+
+
+def _process_start() -> float:
+    """When this process started; on Linux from the kernel, elsewhere when this module was imported."""
+    now = time.perf_counter()
+    try:
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            ticks = int(stat.read().rpartition(")")[2].split()[19])  # field 22, starttime
+            return now - (float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return now
+
+
+clock = Clock(_process_start())
+
+
+def start_clock() -> None:
+    """Begins a run: its marks count from the start of the process, or from now if an earlier run has made marks."""
+    global clock
+    if clock.marks:
+        clock = Clock(time.perf_counter())
+
+
+def mark(name: str) -> None:
+    """Notes on the run's clock that `name` is done, the first time it is."""
+    clock.mark(name)
+
+
+@contextlib.contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Imports make a million objects and hardly any garbage: looking for it takes a seventh of their time.
+
+    What is there at the end is not looked at again.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
+def typed(name: str) -> str:
+    """`python` or `torchrun` as it has to be typed here: its name if that finds this environment's, else its path."""
+    own = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if not own.exists() or (found and Path(found).parent.resolve() == own.parent.resolve()):
+        return name
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
+
+
+def typed_module(name: str) -> list[str]:
+    """The words that run a module, `utils.export`: in another folder than the project's Python is told where it is."""
+    command = [typed("python"), "-m", name]
+    return command if Path.cwd().resolve() == PROJECT else ["env", f"PYTHONPATH={PROJECT}", *command]
+
+
+def columns() -> int | None:
+    """Of stdout's terminal; None if it is none."""
+    return min(COLUMNS, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
+
+
+def wrapped(line: str) -> str:
+    """A paragraph in lines that fit; one that begins with a space is a command, which stays in one line."""
+    width = columns()
+    if width is None or line.startswith(" "):
+        return line
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+
+
+def progress_bar(description: str, total: int, unit: str, *, done: int = 0, shown: bool = True) -> "tqdm":
+    """A bar on stderr with its rate and the time left; `done` of `total` units were done before."""
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=description,
+        total=total,
+        initial=done,
+        unit=unit,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file gets a line every ten seconds
+        dynamic_ncols=True,
+        disable=not shown,
+        file=sys.stderr,
+    )
