@@ -1,15 +1,21 @@
-"""What ranks have to agree on: a mistake that one of them finds is everyone's."""
+"""What ranks have to agree on: a mistake that one of them finds is everyone's, and so is a signal to one of them."""
 
 import contextlib
+import os
 import re
+import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
-from utils.runtime.environment import rank
+from utils.runtime.environment import rank, under_torchrun
 
 T = TypeVar("T")
 EXIT_LOST_RANK = 3
@@ -74,3 +80,104 @@ def lost_rank_in_one_line() -> Iterator[None]:
             raise
         print(lost_rank_line(), file=sys.stderr, flush=True)
         raise SystemExit(EXIT_LOST_RANK) from None
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TORCHRUN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # of 2026's versions on; 30 s before
+SECONDS_WORTH_A_WARNING = 20
+SECONDS_OF_ONE_SIGNAL = 1.0  # Ctrl-C reaches a process from the terminal and, a moment later, from torchrun
+
+
+class StopRequest:
+    """Whether the run shall stop early, as an exit code: 0 (no), 1 (a failure), 128 + the signal.
+
+    A thread of its own counts the signals, so that a second one works also while the main thread waits for the GPU or
+    for another rank. The ranks agree through a gloo group of host memory: the GPU is never waited for.
+    """
+
+    def __init__(self, is_main: bool):
+        self.is_main = is_main
+        self.checkpoint_seconds = 0.0  # that the last one took, as far as known
+        self._code = 0
+        self._first_at = 0.0
+        self._previous: dict = {}
+        self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+        self._votes: tuple | None = None
+        if threading.current_thread() is threading.main_thread():
+            self._listen()
+
+    def _listen(self) -> None:
+        reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [number for number in SIGNALS if number != signal.SIGHUP or not under_nohup]
+        self._previous = {number: signal.signal(number, lambda *_: None) for number in heard}
+        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._count, args=(reader,), name="signals", daemon=True).start()
+
+    def _count(self, reader: socket.socket) -> None:
+        while received := reader.recv(1):
+            if received[0] not in SIGNALS:
+                continue
+            if not self._code:
+                self._code, self._first_at = 128 + received[0], time.monotonic()
+                if self.is_main:
+                    print(f"\n{signal_line(received[0], self.checkpoint_seconds)}", file=sys.stderr, flush=True)
+            elif time.monotonic() - self._first_at > SECONDS_OF_ONE_SIGNAL:
+                os._exit(self._code)
+        reader.close()
+
+    def poll(self, own_code: int = 0) -> int:
+        """The exit code that all ranks agree on: the largest of what each of them knew one call ago (alone: now).
+
+        Every rank calls it after every step; what it returns is the same on all of them. Raises RuntimeError if
+        another rank has died.
+        """
+        code = max(self._code, own_code)
+        if self._group is None:
+            return code
+        known = self._last_vote()
+        vote = torch.tensor([code])
+        self._votes = vote, dist.all_reduce(vote, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return known
+
+    def _last_vote(self) -> int:
+        if self._votes is None:
+            return 0
+        vote, work = self._votes
+        work.wait()
+        self._votes = None
+        return int(vote)
+
+    def poll_at_the_end(self, own_code: int = 0) -> int:
+        """As `agreed`, but with what the ranks know now; waits for all of them."""
+        self.poll(own_code)
+        return self._last_vote() if self._group is not None else max(self._code, own_code)
+
+    def wait_for_all(self) -> None:
+        """Waits, outside of the GPU's queue, until every rank is here."""
+        if self._group is not None:
+            dist.barrier(self._group)
+
+    def close(self) -> None:
+        """Signals do again what they did before."""
+        if not self._previous:
+            return
+        signal.set_wakeup_fd(self._previous_fd)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+        self._writer.close()
+
+
+def signal_line(number: int, checkpoint_seconds: float) -> str:
+    """What is said on a first signal; `checkpoint_seconds` is what the last checkpoint took."""
+    name = signal.Signals(number).name
+    line = f"{name}: the step is finished and a checkpoint written; a second signal ends at once"
+    if checkpoint_seconds <= SECONDS_WORTH_A_WARNING or not under_torchrun():
+        return line
+    return (
+        f"{line}. The last checkpoint took {checkpoint_seconds:.0f} s: if the signal was sent to torchrun, it kills "
+        f"this process 30 s later unless told to wait longer ({TORCHRUN_VARIABLE}=300), and the checkpoint before it "
+        f"is the last"
+    )

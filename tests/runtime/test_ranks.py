@@ -12,12 +12,12 @@ from tests.helpers.processes import Process, finish, pause_after, start_ranks, w
 from tests.helpers.script import LATEST, as_argv, rows, run_json
 from utils.run.checkpoint import Checkpointer
 from utils.run.lineage import list_checkpoints
-from utils.runtime import signals
+from utils.runtime import ranks
 
 
 def know_it_at_the_same_step() -> None:
     """A `prepare`: every rank waits for its signal before it votes for the fourth time."""
-    poll, votes = signals.StopRequest.poll, []
+    poll, votes = ranks.StopRequest.poll, []
 
     def late_poll(self, own_code: int = 0) -> int:
         votes.append(own_code)
@@ -25,7 +25,7 @@ def know_it_at_the_same_step() -> None:
             wait_for(lambda: self._code)
         return poll(self, own_code)
 
-    signals.StopRequest.poll = late_poll
+    ranks.StopRequest.poll = late_poll
 
 
 class TestSignals:
@@ -98,7 +98,7 @@ class TestSignals:
         output = tmp_path / "output"
 
         def never_finish_writing() -> None:
-            signals.SECONDS_OF_ONE_SIGNAL = 0
+            ranks.SECONDS_OF_ONE_SIGNAL = 0
             fill = Checkpointer._fill
 
             def slow(self, folder, step):
@@ -142,10 +142,10 @@ class TestSignals:
 
     def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, tmp_path):
         output = tmp_path / "output"
-        assert 0.05 < signals.SECONDS_OF_ONE_SIGNAL < 1.2
+        assert 0.05 < ranks.SECONDS_OF_ONE_SIGNAL < 1.2
 
         def never_two_signals() -> None:
-            signals.SECONDS_OF_ONE_SIGNAL = 1000
+            ranks.SECONDS_OF_ONE_SIGNAL = 1000
 
         process = Process(as_argv(flags | dict(max_train_steps=5000)), tmp_path / "text", never_two_signals)
         wait_for(lambda: len(rows(output)) > 3)
