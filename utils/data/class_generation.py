@@ -24,7 +24,7 @@ from utils.data.class_images import (
 from utils.data.randomness import Purpose, generator
 from utils.dataset import ClassDataset
 from utils.errors import UserError
-from utils.files.filesystems import sync
+from utils.files.atomic import sync
 from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank, to_pil

@@ -12,7 +12,7 @@ from typing import Any
 
 from utils import PROGRAM
 from utils.errors import UserError
-from utils.files.filesystems import is_same_place
+from utils.files.atomic import is_same_place
 from utils.files.json_files import read_json_or_none
 
 RUN_FILE = "run.json"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from utils import PROGRAM
 from utils.errors import UserError
-from utils.files.atomic import staging_folder, sync_tree
-from utils.files.filesystems import move
+from utils.files.atomic import move, staging_folder, sync_tree
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json, read_json_or_none, write_json
 from utils.files.lock import locked

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import first_line
-from utils.files.atomic import copy_into, staging_folder, sync_tree
-from utils.files.filesystems import move, sync
+from utils.files.atomic import copy_into, move, staging_folder, sync, sync_tree
 from utils.files.json_files import write_json
 from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, BaseModel, part_files

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import EXIT_USER_ERROR, UserError
-from utils.files.filesystems import is_same_place
+from utils.files.atomic import is_same_place
 from utils.files.lock import check_not_in_use
 from utils.files.ownership import (
     HOLDER_FILE,

@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from utils import PROGRAM
 from utils.errors import RunFailed, UserError
-from utils.files.atomic import STAGING_PREFIX, sync_tree
-from utils.files.filesystems import move, sync
+from utils.files.atomic import STAGING_PREFIX, move, sync, sync_tree
 from utils.files.json_files import write_json
 from utils.files.safetensors_files import safetensors_dtype
 from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors

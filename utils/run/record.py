@@ -14,8 +14,7 @@ import torch
 
 from utils import PROGRAM
 from utils.dataset import ClassDataset, Photo
-from utils.files.atomic import STAGING_PREFIX
-from utils.files.filesystems import move
+from utils.files.atomic import STAGING_PREFIX, move
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import LOGS, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, VALIDATION_PICTURES, run_of
