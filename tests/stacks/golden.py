@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from utils.data.randomness import Purpose, generator
+from utils.data.randomness import INSTANCE, generator
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN_FILE = Path(__file__).with_name("golden_trajectory.json")
@@ -74,7 +74,7 @@ def block_changes(changes: dict[str, np.ndarray]) -> dict[str, dict]:
         block = block_of(name)
         squares[block] += float((change**2).sum())
         for number in range(NUM_PROJECTIONS):
-            direction = generator(zlib.crc32(name.encode()), number, Purpose.NOISE).standard_normal(change.size)
+            direction = generator(zlib.crc32(name.encode()), number, INSTANCE.noise).standard_normal(change.size)
             projections[block][number] += float(change.ravel() @ direction)
     return {
         block: dict(norm=squares[block] ** 0.5, projections=projections[block].tolist()) for block in sorted(squares)

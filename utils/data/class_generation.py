@@ -21,7 +21,7 @@ from utils.data.class_images import (
     plan_classes,
     write_class_image,
 )
-from utils.data.randomness import Purpose, generator
+from utils.data.randomness import CLASS_SEED, generator
 from utils.dataset import ClassDataset
 from utils.errors import UserError
 from utils.files.atomic import sync
@@ -116,7 +116,7 @@ def make_missing(plans: list[ClassPlan], base: BaseModel, device: torch.device, 
 
 def image_seed(seed: int, number: int, attempt: int) -> int:
     """The seed of class image `number` at its n-th attempt, a function of the run's seed."""
-    return int(generator(seed, number + (attempt << 32), Purpose.CLASS_SEED).integers(2**32))
+    return int(generator(seed, number + (attempt << 32), CLASS_SEED).integers(2**32))
 
 
 @torch.inference_mode()

@@ -5,66 +5,29 @@ SC 2011): seed and purpose form its key, the index the upper words of its counte
 draws depend neither on the device nor on the version of torch.
 """
 
-from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 
 
-class Purpose(IntEnum):
-    """What a stream is for. The numbers are part of the definition of a run: never reuse or renumber them."""
-
-    PHOTO = 1
-    CROP = 2
-    LATENT_NOISE = 3
-    NOISE = 4
-    TIMESTEP = 5
-    CLASS_IMAGE = 6
-    CLASS_CROP = 7
-    CLASS_LATENT_NOISE = 8
-    CLASS_NOISE = 9
-    CLASS_TIMESTEP = 10
-    NOISE_OFFSET = 11
-    CLASS_NOISE_OFFSET = 12
-    CLASS_SEED = 13
-    VALIDATION_PHOTO = 14
-    VALIDATION_CROP = 15
-    VALIDATION_LATENT_NOISE = 16
-    VALIDATION_NOISE = 17
-    VALIDATION_TIMESTEP = 18
-    VALIDATION_NOISE_OFFSET = 19
-
-
 class Stream(NamedTuple):
-    """The purposes of one kind of training samples, so that the draws of photos and class images are independent."""
+    """The purposes of one kind of samples, so that the draws of photos and of class images are independent.
 
-    photo: Purpose
-    crop: Purpose
-    latent_noise: Purpose
-    noise: Purpose
-    timestep: Purpose
-    noise_offset: Purpose
+    The numbers are part of the definition of a run: never reuse or renumber them.
+    """
+
+    photo: int
+    crop: int
+    latent_noise: int
+    noise: int
+    timestep: int
+    noise_offset: int
 
 
-INSTANCE = Stream(
-    Purpose.PHOTO, Purpose.CROP, Purpose.LATENT_NOISE, Purpose.NOISE, Purpose.TIMESTEP, Purpose.NOISE_OFFSET
-)
-CLASS = Stream(
-    Purpose.CLASS_IMAGE,
-    Purpose.CLASS_CROP,
-    Purpose.CLASS_LATENT_NOISE,
-    Purpose.CLASS_NOISE,
-    Purpose.CLASS_TIMESTEP,
-    Purpose.CLASS_NOISE_OFFSET,
-)
-VALIDATION = Stream(
-    Purpose.VALIDATION_PHOTO,
-    Purpose.VALIDATION_CROP,
-    Purpose.VALIDATION_LATENT_NOISE,
-    Purpose.VALIDATION_NOISE,
-    Purpose.VALIDATION_TIMESTEP,
-    Purpose.VALIDATION_NOISE_OFFSET,
-)
+INSTANCE = Stream(photo=1, crop=2, latent_noise=3, noise=4, timestep=5, noise_offset=11)
+CLASS = Stream(photo=6, crop=7, latent_noise=8, noise=9, timestep=10, noise_offset=12)
+CLASS_SEED = 13
+VALIDATION = Stream(photo=14, crop=15, latent_noise=16, noise=17, timestep=18, noise_offset=19)
 
 
 class Sample(NamedTuple):
@@ -77,14 +40,14 @@ class Sample(NamedTuple):
     timestep: int
 
 
-def generator(seed: int, index: int, purpose: Purpose) -> np.random.Generator:
+def generator(seed: int, index: int, purpose: int) -> np.random.Generator:
     """A fresh generator for one (seed, index, purpose); seed and index are non-negative and below 2**64."""
     key = np.array([seed, purpose], dtype=np.uint64)
     counter = np.array([0, 0, index, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def photo_index(seed: int, index: int, num_photos: int, purpose: Purpose = Purpose.PHOTO) -> int:
+def photo_index(seed: int, index: int, num_photos: int, purpose: int = INSTANCE.photo) -> int:
     """The photo of sample `index`: every epoch of num_photos samples shows each photo once, in an order of its own."""
     epoch, position = divmod(index, num_photos)
     return int(generator(seed, epoch, purpose).permutation(num_photos)[position])
@@ -100,7 +63,7 @@ def draw_sample(
     noise_offset: float = 0.0,
     stream: Stream = INSTANCE,
 ) -> Sample:
-    """All draws of global sample `index` of one stream, INSTANCE or CLASS.
+    """All draws of global sample `index` of one stream.
 
     Returns a Sample: `photo` in [0, num_photos); `crop` (vertical, horizontal) positions in [0, 1);
     `latent_noise` and `noise` standard normal float32 of latent_shape [C, h, w], the latter plus noise_offset times

@@ -4,7 +4,7 @@ With few photos the training loss is mostly noise: it depends on the timestep dr
 same timesteps with the same noise each time, so that the curve shows the model's change alone.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,19 +16,6 @@ from utils.training.train_step import predict
 
 NUM_TIMESTEPS = 8  # spread evenly over the noise schedule
 MAX_PHOTOS = 8
-
-
-class FixedBatch(NamedTuple):
-    """One photo at every validation timestep, B = NUM_TIMESTEPS: float32 [B,4,h,w], and int64 [B].
-
-    `position_weights` [1,1,h,w] as in training; None without --alpha_mask.
-    """
-
-    latents: torch.Tensor
-    noise: torch.Tensor
-    timesteps: torch.Tensor
-    prompt_rows: torch.Tensor
-    position_weights: torch.Tensor | None
 
 
 class Validation:
@@ -56,7 +43,8 @@ class Validation:
     ):
         self.unet, self.inputs, self.mean_loss = unet, inputs, loss.mean
         self.every, self.num_images, self.seed = every if is_main else 0, num_images, seed
-        self._batches = self._fixed_batches() if self.every else []
+        num_photos = min(len(inputs.latents), MAX_PHOTOS) if self.every else 0
+        self._batches = [self._fixed_batch(photo) for photo in range(num_photos)]
 
     def is_due(self, num_steps: int) -> bool:
         """Whether to validate after `num_steps` steps."""
@@ -71,39 +59,27 @@ class Validation:
     def loss(self) -> float:
         """Mean over photos and timesteps of the denoising loss."""
         losses = []
-        for batch in self._batches:
-            *parts, position_weights = batch
-            for latents, noise, timesteps, rows in zip(*(part.split(2) for part in parts), strict=True):
-                model_pred, target = predict(self.unet, self.inputs, latents, noise, timesteps, rows)
+        for *parts, position_weights in self._batches:
+            for part in zip(*(part.split(2) for part in parts), strict=True):
+                model_pred, target = predict(self.unet, self.inputs, *part)
                 losses.append(self.mean_loss(model_pred, target, None, position_weights))
         return torch.stack(losses).mean().item()
 
-    def _fixed_batches(self) -> list[FixedBatch]:
-        num_photos = min(len(self.inputs.latents), MAX_PHOTOS)
-        return [self._fixed_batch(photo) for photo in range(num_photos)]
-
-    def _fixed_batch(self, photo: int) -> FixedBatch:
+    def _fixed_batch(self, photo: int) -> tuple[Any, ...]:
+        """`predict`'s inputs of a photo at every validation timestep, and its position weights [1,1,h,w] or None."""
         latents, num_timesteps = self.inputs.latents, self.inputs.num_train_timesteps
-        device = self.inputs.encoder_hidden_states.device
-        samples = [
-            draw_sample(
-                self.seed,
-                photo * NUM_TIMESTEPS + k,
-                num_photos=1,
-                latent_shape=latents.shape,
-                num_train_timesteps=num_timesteps,
-                stream=VALIDATION,
-            )
-            for k in range(NUM_TIMESTEPS)
-        ]
-        mean, std = latents.moments(photo, (0.5, 0.5))
-        is_weighted = latents.has_position_weights
+        device, middle = self.inputs.encoder_hidden_states.device, (0.5, 0.5)
+        sizes: Any = dict(num_photos=1, latent_shape=latents.shape, num_train_timesteps=num_timesteps)
+        first = photo * NUM_TIMESTEPS
+        indices = range(first, first + NUM_TIMESTEPS)
+        samples = [draw_sample(self.seed, index, **sizes, stream=VALIDATION) for index in indices]
         latent_noise = torch.stack([torch.from_numpy(sample.latent_noise) for sample in samples]).to(device)
         timesteps = [int((k + 0.5) * num_timesteps / NUM_TIMESTEPS) for k in range(NUM_TIMESTEPS)]
-        return FixedBatch(
-            latents=sample_latents(mean, std, latent_noise, self.inputs.scaling_factor),
-            noise=torch.stack([torch.from_numpy(sample.noise) for sample in samples]).to(device),
-            timesteps=torch.tensor(timesteps, device=device),
-            prompt_rows=torch.full((NUM_TIMESTEPS,), latents.prompt_rows[photo], device=device),
-            position_weights=latents.position_weights(photo, (0.5, 0.5)).unsqueeze(0) if is_weighted else None,
+        mean, std = latents.moments(photo, middle)
+        return (
+            sample_latents(mean, std, latent_noise, self.inputs.scaling_factor),
+            torch.stack([torch.from_numpy(sample.noise) for sample in samples]).to(device),
+            torch.tensor(timesteps, device=device),
+            torch.full((NUM_TIMESTEPS,), latents.prompt_rows[photo], device=device),
+            latents.position_weights(photo, middle).unsqueeze(0) if latents.has_position_weights else None,
         )
