@@ -162,16 +162,14 @@ def _load(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
     """The model in fp32, frozen. UserError if weights are lacking: the library would fill them in at random."""
     try:
         with quiet_libraries():
-            model, loading = cls.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32, **options
-            )
+            model, loading = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder} cannot be loaded as a {cls.__name__} ({reason}): copy the folder again") from error
     missing = sorted(name for name in loading["missing_keys"] if "position_ids" not in name)
     if missing:
         raise UserError(f"{folder}: the weights lack {len(missing)} tensors of a {cls.__name__}, {missing[0]} first")
-    return model.requires_grad_(False).eval().to(device)
+    return model.requires_grad_(False).eval().to(device, torch.float32)
 
 
 def _load_tokenizer(cls: Any, folder: Path) -> Any:
