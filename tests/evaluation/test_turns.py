@@ -58,7 +58,7 @@ def write(folders: tuple[Path, Path], name: str, target: Path) -> Path:
     if name == BASELINE:
         return base
     model = MODELS[name]
-    export_folder(tuned, tuned / (model.checkpoint or ""), base, target, model.strength, None)
+    export_folder(read_base(tuned), tuned / (model.checkpoint or ""), base, target, model.strength, None)
     return target
 
 

@@ -10,6 +10,7 @@ from huggingface_hub import metadata_load
 from safetensors import safe_open
 
 import evaluate
+from tests.helpers.pipelines import edit_json
 from tests.helpers.script import run, run_json
 from utils.command_line import run_main
 from utils.models.card import MARK, clean_record, file_metadata, settings_of, write_card
@@ -187,15 +188,17 @@ def test_a_base_has_no_settings(tmp_path, tiny_pipeline_dir):
     assert found["modelspec.resolution"] == "32x32" and "modelspec.trigger_phrase" not in found
 
 
-def test_captions_and_several_subjects_are_the_trigger_phrase():
+def test_captions_and_several_subjects_are_the_trigger_phrase(base):
+    edit_json(base / "unet/config.json", sample_size=[128, 192])
+    edit_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction")
     photos = [dict(file="a.jpg"), dict(file="b.jpg", prompt="a sks dog, sitting"), dict(file="c.jpg")]
     made = dict(arguments=dict(instance_prompt="a sks dog"), photos=photos)
-    found = file_metadata(made, title="x", image_size=(512, 768), prediction_type="v_prediction")
+    found = file_metadata(read_base(base), made, title="x")
     assert found["modelspec.trigger_phrase"] == "a sks dog, a sks dog, sitting"
     assert (found["modelspec.resolution"], found["modelspec.prediction_type"]) == ("768x512", "v")
 
 
-def test_a_damaged_run_json_does_not_keep_a_file_from_being_written():
+def test_a_damaged_run_json_does_not_keep_a_file_from_being_written(tiny_pipeline_dir):
     for made in (dict(arguments=3, photos=[4], class_images=None), dict(program="x"), dict(photos="no")):
-        found = file_metadata(made, title="x", image_size=(64, 64))
+        found = file_metadata(read_base(tiny_pipeline_dir), made, title="x")
         assert all(isinstance(value, str) for value in found.values())

@@ -287,11 +287,15 @@ def test_the_configurations_are_stable_diffusion_v1s():
     vae |= dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
     text = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, eos_token_id=2)
     text |= dict(num_attention_heads=12, max_position_embeddings=77, projection_dim=768, hidden_act="quick_gelu")
+
+    def own(part: str) -> dict:
+        return {name: value for name, value in config(V1, part).items() if not name.startswith("_")}
+
     with torch.device("meta"):
-        modules = dict(unet=UNet2DConditionModel.from_config(V1 / "unet"), vae=AutoencoderKL.from_config(V1 / "vae"))
-        modules["text_encoder"] = CLIPTextModel(CLIPTextConfig.from_pretrained(V1 / "text_encoder"))
+        modules = dict(unet=UNet2DConditionModel(**own("unet")), vae=AutoencoderKL(**own("vae")))
+        modules["text_encoder"] = CLIPTextModel(CLIPTextConfig(**own("text_encoder")))
     for part, wanted, count in (("unet", unet, 686), ("vae", vae, 248), ("text_encoder", text, 196)):
-        shipped = json.loads((V1 / part / "config.json").read_text())
+        shipped = config(V1, part)
         assert shipped.items() >= wanted.items()
         tensors = {today_name(part, name): value for name, value in modules[part].state_dict().items()}
         assert len(tensors) == count

@@ -10,7 +10,7 @@ from utils.evaluation.hashes import model_folders
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.samples import BASELINE, FINETUNED
 from utils.files.hashing import in_background
-from utils.models import blending
+from utils.models import exporting
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -36,7 +36,7 @@ class WeightsInTurn:
         pipeline = self.pipelines[BASELINE if name == BASELINE else FINETUNED]
         if self.held[id(pipeline.unet)] != name:
             coming = self.coming.pop(name, None)
-            blending.load_weights(pipeline.unet, self.weights(name) if coming is None else coming.result())
+            exporting.load_weights(pipeline.unet, self.weights(name) if coming is None else coming.result())
             self.held[id(pipeline.unet)] = name
         following = next((model for model in later if model not in self.held.values()), None)
         if following is not None and self.looks_ahead and following not in self.coming:
@@ -46,7 +46,7 @@ class WeightsInTurn:
     def weights(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of the model's UNet, from its files."""
         tuned, baseline = (self.folders[self.models[model]][1] for model in (name, BASELINE))
-        return blending.blended_weights(baseline, tuned, self.models[name].strength)
+        return exporting.blended_weights(baseline, tuned, self.models[name].strength)
 
     def cast_weights(self, name: str) -> list[tuple[str, torch.Tensor]]:
         """All of them, on the host, in the dtype that draws."""

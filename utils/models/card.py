@@ -48,8 +48,6 @@ LOCAL_ARGUMENTS = (  # of run.json: of this machine alone
 )
 V1_PARAMETERS = 859_520_964  # of its UNet
 CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of an export
-ARCHITECTURE = "stable-diffusion-v1"
-ORIGINAL_LAYOUT = "https://github.com/Stability-AI/generative-models"  # ModelSpec's name for single checkpoint files
 
 
 def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]:
@@ -74,36 +72,26 @@ def _dict(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def file_metadata(
-    run: Mapping[str, Any],
-    *,
-    title: str,
-    image_size: tuple[int, int],
-    prediction_type: str = "epsilon",
-    architecture: str = ARCHITECTURE,
-    implementation: str = ORIGINAL_LAYOUT,
-) -> dict[str, str]:
+def file_metadata(model: BaseModel, run: Mapping[str, Any], *, title: str, is_lora: bool = False) -> dict[str, str]:
     """The header's metadata for a file of weights by Stability AI's ModelSpec 1.0.1, every value a string, and the
     run's settings; save_with_hash adds the tensors' hash.
 
     Args:
         run: a run.json, whole or of a run that has not ended; empty: the file is of a base.
         title: what UIs show as the model's name.
-        image_size: (height, width) in pixels that the model was made for.
-        prediction_type: the scheduler's: epsilon or v_prediction.
-        architecture: ModelSpec's; "stable-diffusion-v1/lora" for a LoRA.
     """
-    height, width = image_size
+    height, width = model.image_size
+    layout = "kohya-ss/sd-scripts" if is_lora else "Stability-AI/generative-models"
     step, strength = step_and_strength(run)
     said = f", {step} steps" if step is not None else ""
     said += f", at strength {strength:g}" if strength is not None else ""
     found = {
         "sai_model_spec": "1.0.1",
-        "architecture": architecture,
-        "implementation": implementation,
+        "architecture": "stable-diffusion-v1/lora" if is_lora else "stable-diffusion-v1",
+        "implementation": f"https://github.com/{layout}",
         "title": title,
         "resolution": f"{width}x{height}",
-        "prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
+        "prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
         "date": run.get("started_at"),
         "trigger_phrase": ", ".join(prompts_of(run)),
         "description": f"DreamBooth fine-tuning of Stable Diffusion v1 with {PROGRAM}{said}" if run else None,

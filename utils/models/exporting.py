@@ -1,22 +1,43 @@
-"""What a training's output is written as: a pipeline folder, one checkpoint file, or a LoRA; each at any strength."""
+"""What a training's output is written as: a pipeline folder, one checkpoint file, or a LoRA; each at any strength.
 
+A strength is a place on the line through a base's UNet and what training made of it. A LoRA holds the largest singular
+values of every layer's change; its names are those of kohya's sd-scripts, which diffusers' load_lora_weights, ComfyUI
+and AUTOMATIC1111's web UI read. Linear layers and convolutions are in it; biases and norms, which a LoRA cannot hold,
+keep the base's values.
+"""
+
+import json
+import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from utils.errors import UserError
 from utils.files.atomic import replace_path
 from utils.files.json_files import write_json
-from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, check_writable, overlap, run_of
+from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, check_writable, overlap, prompts_of, run_of
 from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash, write_safetensors
-from utils.models.blending import blended_weights
-from utils.models.card import ARCHITECTURE, CHECKPOINT_STEP, STRENGTH, file_metadata, write_card
+from utils.models.card import CHECKPOINT_STEP, STRENGTH, file_metadata, write_card
 from utils.models.folder import UNET_STEM, BaseModel, find_weights, read_base
-from utils.models.lora import LAYOUT, Lora, extract_lora, network_metadata
 from utils.models.saving import commit_pipeline
-from utils.models.single_file import export_single_file
+from utils.models.single_file import export_single_file, read_weights
 
 EXPORTED_FROM = "exported_from"  # in the run.json of a folder that was written by export_folder
+LORA_PREFIX = "lora_unet_"
+
+
+class Lora(NamedTuple):
+    """The tensors of a LoRA file, and how much of the whole change they hold.
+
+    Attributes:
+        share: squared change that the file holds, of the squared change of all weights, in [0, 1].
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    share: float
 
 
 def check_export_folder(target: Path, source: Path) -> None:
@@ -87,14 +108,113 @@ def export_lora(
     lora = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
     run = exported_record(model.folder, tuned, strength)
-    metadata = file_metadata(
-        run,
-        title=path.stem,
-        image_size=model.image_size,
-        prediction_type=model.prediction_type,
-        architecture=f"{ARCHITECTURE}/lora",
-        implementation=LAYOUT,
-    )
-    metadata |= network_metadata(run, path.stem, rank)
+    metadata = file_metadata(model, run, title=path.stem, is_lora=True)
+    metadata |= {  # of kohya's keys those by which UIs sort LoRAs and offer their prompts
+        "ss_output_name": path.stem,
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "ss_tag_frequency": json.dumps({"photos": prompts_of(run)}, ensure_ascii=False),
+        "ss_network_module": "networks.lora",  # linear layers, and convolutions as in LoCon
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank),
+        "ss_network_args": json.dumps(dict(conv_dim=str(rank), conv_alpha=str(rank))),
+    }
     replace_path(path, lambda part: save_with_hash(part, lora.state_dict, metadata))
     return lora
+
+
+def blend(base: torch.Tensor, tuned: torch.Tensor, strength: float) -> torch.Tensor:
+    """base + strength x (tuned - base), computed in float32, in the dtype of `tuned`.
+
+    At 1 it is `tuned` and at 0 `base`, bit for bit if their dtypes are equal; above 1 it goes beyond `tuned`. Every
+    operation rounds by itself, so that every processor gives the same bits; those of torch.lerp depend on it.
+    """
+    if strength in (0, 1):
+        return (tuned if strength else base).to(tuned.dtype)
+    base = base.float()
+    return (tuned.float() - base).mul_(strength).add_(base).to(tuned.dtype)
+
+
+def blended_weights(base: Path, tuned: Path, strength: float) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of the UNet in `tuned` at `strength`, one at a time, in the dtypes of its file.
+
+    Args:
+        base, tuned: folders with a unet/ in them, of one architecture: else UserError. At strength 1 the base is not
+            read.
+    """
+    ours = read_weights(tuned, "unet")
+    theirs = read_weights(base, "unet") if strength != 1 else ours
+    if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
+        raise UserError(f"the UNets in {base} and {tuned} are not of one architecture, so nothing lies between them")
+    for name, value in ours.items():
+        yield name, blend(theirs[name], value, strength)
+
+
+@torch.no_grad()
+def load_weights(unet: torch.nn.Module, named: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copies weights into a UNet's own tensors, so that a CUDA graph, which reads their addresses, has the new ones.
+
+    Raises KeyError if the names are not the UNet's.
+    """
+    own = unet.state_dict(keep_vars=True)
+    for name, value in named:
+        own.pop(name).copy_(value)
+    if own:
+        raise KeyError(next(iter(own)))
+
+
+def extract_lora(base: Path, tuned: Path, rank: int, *, strength: float = 1.0, dtype: torch.dtype) -> Lora:
+    """The LoRA of `rank` that is nearest to strength x (tuned - base).
+
+    Args:
+        base, tuned: folders with a unet/ in them.
+        rank: singular values a layer; a layer with fewer has as many as it has.
+
+    Raises UserError if the two are equal: nothing would be in the file.
+    """
+    before, state_dict, held, whole = read_weights(base, "unet"), {}, 0.0, 0.0
+    for name, value in blended_weights(base, tuned, strength):
+        change = value.double() - before[name].double()
+        whole += float(change.square().sum())
+        if change.dim() < 2 or not change.any():
+            continue
+        # Readers multiply by alpha / rank. One alpha for all layers, also for those of a smaller rank: diffusers 0.42
+        # does not find the alpha of an attention layer that has one of its own.
+        scale = math.sqrt(min(rank, *change.flatten(1).shape) / rank)
+        down, up = ((scale * factor).to(dtype).contiguous() for factor in factors(change, rank))
+        layer = LORA_PREFIX + name.removesuffix(".weight").replace(".", "_")
+        state_dict[f"{layer}.lora_down.weight"] = down
+        state_dict[f"{layer}.lora_up.weight"] = up
+        state_dict[f"{layer}.alpha"] = torch.tensor(rank, dtype=dtype)
+        held += float(change.square().sum() - (change - product(down.double(), up.double()) / scale**2).square().sum())
+    if not state_dict:
+        raise UserError(f"the UNets in {base} and {tuned} are equal: there is no change to write as a LoRA")
+    return Lora(state_dict, held / whole)
+
+
+def factors(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(down, up) whose product is the nearest of its rank to a layer's change (Eckart and Young).
+
+    Args:
+        change: [O,I] of a linear layer, [O,I,h,w] of a convolution; float64.
+
+    Returns: [R,I] and [O,R]; of a convolution [R,I,h,w] and [O,R,1,1].
+    """
+    matrix = change.flatten(1)
+    rank = min(rank, *matrix.shape)
+    # Eigenvectors of the smaller Gram matrix are the singular vectors, at a fraction of an SVD's time.
+    is_wide = matrix.shape[0] <= matrix.shape[1]
+    _, vectors = torch.linalg.eigh(matrix @ matrix.T if is_wide else matrix.T @ matrix)
+    vectors = vectors[:, -rank:].flip(1)
+    up, down = (vectors, vectors.T @ matrix) if is_wide else (matrix @ vectors, vectors.T)
+    # The singular value goes half into each, so that neither is small enough for fp16 to round it away.
+    norms = (down if is_wide else up.T).norm(dim=1)
+    norms = torch.where(norms > 1e-9 * norms[0], norms.sqrt(), 1.0)  # one that is nothing but rounding stays tiny
+    up, down = (up * norms, down / norms[:, None]) if is_wide else (up / norms, down * norms[:, None])
+    shape = change.shape
+    return down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *(1 for _ in shape[2:]))
+
+
+def product(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """The change that two factors stand for, in the layer's shape."""
+    return (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])

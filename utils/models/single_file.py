@@ -174,12 +174,7 @@ def export_single_file(
         state_dict[PREDICTS_VELOCITY] = torch.tensor([])
     if base.configs["scheduler"].get("rescale_betas_zero_snr"):
         state_dict[ZERO_TERMINAL_SNR] = torch.tensor([])
-    metadata = file_metadata(
-        run_of(base.folder) if run is None else run,
-        title=path.stem,
-        image_size=base.image_size,
-        prediction_type=base.prediction_type,
-    )
+    metadata = file_metadata(base, run_of(base.folder) if run is None else run, title=path.stem)
     # So that the file can be made into the same folder again; without local paths.
     configs = {
         part: {k: v for k, v in config.items() if k != "_name_or_path"} for part, config in base.configs.items()

@@ -1,4 +1,5 @@
-"""A LoRA of the change: the nearest of its rank; diffusers draws with it what the whole model draws."""
+"""The change at a strength: both ends to the bit, the line between and beyond; and as a LoRA, the nearest of its rank,
+with which diffusers draws what the whole model draws."""
 
 import json
 from pathlib import Path
@@ -6,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.pipelines import write_pipeline
+from tests.helpers.pipelines import UNET_CONFIG, write_pipeline
 from tests.helpers.script import UNET_FILE, run_python
 from utils.command_line import run_main
 from utils.errors import UserError
 from utils.export import main
+from utils.models.check import check_same_unet
 from utils.models.drawing import sample
+from utils.models.exporting import blend, blended_weights, extract_lora, factors, load_weights, product
 from utils.models.folder import read_base
-from utils.models.loading import load_pipeline
-from utils.models.lora import extract_lora, factors, product
+from utils.models.loading import load_pipeline, load_unet
 
 CPU = torch.device("cpu")
 FULL = 4096  # more than any layer of the tiny model has
@@ -36,6 +39,59 @@ def ends(tmp_path_factory):
     save_file(weights, tuned / UNET_FILE, {"format": "pt"})
     (tuned / "run.json").write_text(json.dumps(dict(arguments=dict(pretrained_model_name_or_path=str(base)))))
     return base, tuned
+
+
+def test_both_ends_are_there_to_the_bit(ends):
+    base, tuned = (load_file(folder / UNET_FILE) for folder in ends)
+    base["conv_in.bias"][:2] = torch.tensor([-0.0, 1e30])
+    for strength, expected in ((0, base), (1, tuned), (0.0, base), (1.0, tuned)):
+        for name in base:
+            assert blend(base[name], tuned[name], strength).numpy().tobytes() == expected[name].numpy().tobytes()
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.75, 1.5, 3])
+def test_between_and_beyond_it_is_the_line(ends, strength):
+    base, tuned = (load_file(folder / UNET_FILE) for folder in ends)
+    for name, value in blended_weights(*ends, strength):
+        exact = base[name].double() + strength * (tuned[name].double() - base[name].double())
+        torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_it_is_computed_in_fp32_and_has_the_dtype_of_the_tuned_file():
+    base, tuned = torch.tensor([1.0]), torch.tensor([1.001], dtype=torch.float16)
+    expected = (1 + 0.9 * (tuned.float() - 1)).half()
+    assert blend(base, tuned, 0.9).dtype == torch.float16
+    assert torch.equal(blend(base, tuned, 0.9), expected)
+    assert torch.equal(blend(base, tuned, 0), base.half())
+
+
+def test_at_full_strength_the_base_is_not_read(ends, tmp_path):
+    tuned = load_file(ends[1] / UNET_FILE)
+    assert all(torch.equal(value, tuned[name]) for name, value in blended_weights(tmp_path / "gone", ends[1], 1))
+
+
+def test_unets_of_two_architectures_are_refused(ends, tmp_path):
+    other = write_pipeline(tmp_path / "other")
+    UNet2DConditionModel(**UNET_CONFIG | dict(cross_attention_dim=64)).save_pretrained(other / "unet")
+    for check in (lambda: check_same_unet(ends[0], other), lambda: list(blended_weights(ends[0], other, 0.5))):
+        with pytest.raises(UserError, match="not of one architecture"):
+            check()
+    check_same_unet(*ends)
+
+
+def test_weights_change_where_they_lie(ends):
+    unet = load_unet(read_base(ends[0]))
+    places = {name: parameter.data_ptr() for name, parameter in unet.named_parameters()}
+    load_weights(unet, blended_weights(*ends, 1))
+    assert {name: parameter.data_ptr() for name, parameter in unet.named_parameters()} == places
+    unet.half()
+    places = {name: parameter.data_ptr() for name, parameter in unet.named_parameters()}
+    load_weights(unet, blended_weights(*ends, 0.5))
+    assert {name: parameter.data_ptr() for name, parameter in unet.named_parameters()} == places
+    expected = dict(blended_weights(*ends, 0.5))
+    assert all(torch.equal(value, expected[name].half()) for name, value in unet.state_dict().items())
+    with pytest.raises(KeyError):
+        load_weights(unet, list(expected.items())[1:])
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (8, 6, 3, 3), (30, 2, 1, 1)])
@@ -73,12 +129,10 @@ def test_the_share_is_of_the_whole_change(ends):
         extract_lora(ends[0], ends[0], 2, dtype=torch.float32)
 
 
-# peft is imported first, without what it finds: utils.runtime.libraries hides it from diffusers otherwise.
+# peft is imported first: utils.runtime.libraries hides it from diffusers otherwise.
 DRAWS_WITH_LORAS = """
 import pathlib, sys
-from utils.runtime.libraries import UNUSED, hidden
-with hidden(*(name for name in UNUSED if name != "peft")):
-    import peft
+import peft
 import numpy as np, torch
 from utils.models.drawing import sample
 from utils.models.folder import read_base
