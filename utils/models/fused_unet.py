@@ -33,16 +33,7 @@ from utils.kernels.operations import (
     linear,
     project,
 )
-from utils.models.fusible import (
-    has_plain_time_embedding,
-    is_a,
-    is_affine,
-    is_plain_block,
-    is_plain_resnet,
-    is_plain_transformer,
-    projections,
-)
-from utils.runtime.private import BLOCK, FIRST_BLOCK, RESNET, TRANSFORMER
+from utils.runtime import private
 
 
 def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
@@ -53,7 +44,7 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
             the first prompt, the longest attention among it, is computed once. In sampling they are.
     """
     uninstall(unet)
-    resnets = _modules_of(unet, RESNET)
+    resnets = _modules_of(unet, private.RESNET)
     plain_resnets = [resnet for resnet in resnets if is_plain_resnet(resnet)]
     shifts_at_once = resnets == plain_resnets != [] and has_plain_time_embedding(unet)
     if shifts_at_once:
@@ -62,7 +53,7 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
     for number, resnet in enumerate(plain_resnets):
         _replace(resnet, partial(_resnet_forward, resnet, number if shifts_at_once else None))
     counts = dict(resnets=len(plain_resnets), transformers=0, blocks=0, time_embedding=int(shifts_at_once))
-    for transformer in _modules_of(unet, TRANSFORMER):
+    for transformer in _modules_of(unet, private.TRANSFORMER):
         blocks = [block for block in transformer.transformer_blocks if is_plain_block(block)]
         for block in blocks:
             _replace(block, partial(_block_forward, block, block.forward))
@@ -71,7 +62,7 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
             _replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
             counts["transformers"] += 1
     counts["norm_out"] = _fuse_last_norm(unet)
-    if equal_halves and shifts_at_once and is_a(unet.down_blocks[0], FIRST_BLOCK):
+    if equal_halves and shifts_at_once and is_a(unet.down_blocks[0], private.FIRST_BLOCK):
         first = unet.down_blocks[0]
         for module in (first.resnets[0], first.attentions[0].transformer_blocks[0]):
             if _is_fused(module):
@@ -82,7 +73,7 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
 def install_decoder(decoder: Any) -> int:
     """Fuses what can be fused of a VAE's decoder, as `install` does; returns how many ResNet blocks."""
     uninstall(decoder)
-    resnets = [resnet for resnet in _modules_of(decoder, RESNET) if is_plain_resnet(resnet, has_time=False)]
+    resnets = [resnet for resnet in _modules_of(decoder, private.RESNET) if is_plain_resnet(resnet, has_time=False)]
     for resnet in resnets:
         _replace(resnet, partial(_resnet_forward, resnet, None))
     _fuse_last_norm(decoder)
@@ -98,7 +89,7 @@ def uninstall(network: nn.Module) -> None:
 
 def what_is_not_fused(unet: Any) -> str | None:
     """A line about what `install` has found changed of Stable Diffusion v1's UNet, or not found; None if nothing."""
-    parts = {name: _modules_of(unet, name) for name in (RESNET, BLOCK, TRANSFORMER)}
+    parts = {name: _modules_of(unet, name) for name in (private.RESNET, private.BLOCK, private.TRANSFORMER)}
     parts["time_embedding"] = [unet.time_embedding]
     changed = [name for name, modules in parts.items() if not modules or not all(map(_is_fused, modules))]
     if not changed:
@@ -270,3 +261,119 @@ def _shifted_resnet(resnet: Any, input_tensor: Tensor, shift: Tensor | None) -> 
 def _norm_forward(norm: Any, x: Tensor) -> Tensor:
     """GroupNorm.forward of x [B, C, H, W]; the result is channels_last."""
     return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False)
+
+
+def is_a(module: Any, kind: str) -> bool:
+    """Whether a module is of diffusers' class of that name."""
+    return type(module).__name__ == kind
+
+
+def has_no_hooks(module: Any) -> bool:
+    """No hooks, no parametrization, and a forward of its class's own."""
+    has_hooks = any(getattr(module, name) for name in private.HOOKS)
+    return not has_hooks and not hasattr(module, "parametrizations") and "forward" not in module.__dict__
+
+
+def _is(module: Any, kind: type) -> bool:
+    return type(module) is kind and has_no_hooks(module)
+
+
+def is_affine(norm: Any, kind: type) -> bool:
+    """A norm or a linear layer of this very class with weight and bias."""
+    return _is(norm, kind) and norm.weight is not None and norm.bias is not None
+
+
+def is_dropout_off(module: Any) -> bool:
+    """A dropout that drops nothing."""
+    return type(module) is nn.Dropout and module.p == 0
+
+
+def is_conv(conv: Any, size: int) -> bool:
+    """A convolution of `size` x `size` that keeps height and width and pads with zeros."""
+    expected = dict(kernel_size=(size, size), stride=(1, 1), padding=(size // 2,) * 2, dilation=(1, 1), groups=1)
+    has_its_form = all(getattr(conv, name, None) == value for name, value in expected.items())
+    return _is(conv, nn.Conv2d) and conv.padding_mode == "zeros" and has_its_form
+
+
+def is_plain_resnet(resnet: Any, has_time: bool = True) -> bool:
+    """A ResnetBlock2D: GroupNorm, SiLU and convolution, twice, with a time embedding added in between or without."""
+    return (
+        has_no_hooks(resnet)
+        and getattr(resnet, "time_embedding_norm", None) in (("default",) if has_time else ("default", "group"))
+        and resnet.upsample is None
+        and resnet.downsample is None
+        and is_affine(resnet.norm1, nn.GroupNorm)
+        and is_affine(resnet.norm2, nn.GroupNorm)
+        and isinstance(resnet.nonlinearity, nn.SiLU)
+        and is_conv(resnet.conv1, 3)
+        and is_conv(resnet.conv2, 3)
+        and (resnet.conv_shortcut is None or is_conv(resnet.conv_shortcut, 1))
+        and (is_affine(resnet.time_emb_proj, nn.Linear) if has_time else resnet.time_emb_proj is None)
+        and not getattr(resnet, "skip_time_act", False)
+        and is_dropout_off(resnet.dropout)
+        and resnet.output_scale_factor == 1
+    )
+
+
+def has_plain_time_embedding(unet: Any) -> bool:
+    """Whether the time embedding goes to the ResNet blocks and nowhere else, unchanged."""
+    blocks = {type(block).__name__ for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)}
+    added = ("class_embedding", "add_embedding", "time_embed_act")
+    is_only_use = all(getattr(unet, name, None) is None for name in added)
+    return blocks <= set(private.UNET_BLOCKS) and is_only_use and has_no_hooks(unet.time_embedding)
+
+
+def is_plain_attention(layer: Any, is_cross: bool) -> bool:
+    """Multi-head attention by scaled_dot_product_attention, whose projections but the last have no bias."""
+    unwanted = ["spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj"]
+    unwanted += ["residual_connection", "fused_projections"]
+    return (
+        has_no_hooks(layer)
+        and is_a(getattr(layer, "processor", None), private.PROCESSOR)
+        and not any(getattr(layer, name, None) for name in unwanted)
+        and layer.rescale_output_factor == 1
+        and all(_is(each, nn.Linear) and each.bias is None for each in projections(layer))
+        and (is_cross or layer.to_q.in_features == layer.to_k.in_features)
+        and _is(layer.to_out[0], nn.Linear)
+        and is_dropout_off(layer.to_out[1])
+    )
+
+
+def is_plain_block(block: Any) -> bool:
+    """A BasicTransformerBlock of self-attention, cross-attention and GEGLU, each after a LayerNorm."""
+    if not is_a(block, private.BLOCK) or getattr(block, "norm_type", "layer_norm") != "layer_norm":
+        return False
+    unwanted = ("pos_embed", "fuser", "only_cross_attention", "double_self_attention")
+    feed_forward = list(block.ff.net)
+    return (
+        has_no_hooks(block)
+        and not any(getattr(block, name, None) for name in unwanted)
+        and all(is_affine(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2, block.norm3))
+        and is_plain_attention(block.attn1, False)
+        and block.attn2 is not None
+        and is_plain_attention(block.attn2, True)
+        and has_no_hooks(block.ff)
+        and len(feed_forward) == 3
+        and is_a(feed_forward[0], private.FEED_FORWARD)
+        and has_no_hooks(feed_forward[0])
+        and _is(feed_forward[0].proj, nn.Linear)
+        and is_dropout_off(feed_forward[1])
+        and _is(feed_forward[2], nn.Linear)
+    )
+
+
+def is_plain_transformer(transformer: Any) -> bool:
+    """A Transformer2DModel over images: GroupNorm, and a projection into and out of its blocks."""
+    is_projection = partial(_is, kind=nn.Linear) if transformer.use_linear_projection else partial(is_conv, size=1)
+    return (
+        has_no_hooks(transformer)
+        and transformer.is_input_continuous
+        and is_affine(transformer.norm, nn.GroupNorm)
+        and is_projection(transformer.proj_in)
+        and is_projection(transformer.proj_out)
+    )
+
+
+def projections(layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """Those of query, key and value."""
+    return layer.to_q, layer.to_k, layer.to_v
