@@ -1,6 +1,6 @@
 """Promises of the documentation that show neither in a result nor in a message, observed from outside.
 
-Durability, the disk that a run will need, TensorBoard's curves.
+Durability, TensorBoard's curves.
 """
 
 import json
@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.script import run
+from tests.helpers.script import losses, run
 
-FROZEN = ("scheduler", "text_encoder", "tokenizer", "vae")
 RENAMED = re.compile(r"checkpoint-\d+|model_index\.json|scheduler|text_encoder|tokenizer|unet|vae")
 
 
@@ -64,25 +63,16 @@ def test_everything_is_synced_before_it_is_put_in_its_place(flags, tmp_path, mon
         assert (last[0], "sync", str(output)) in disk.events[disk.events.index(last) :]
 
 
-def test_the_disk_row_counts_what_is_copied_from_the_base(flags, tmp_path, tiny_pipeline_dir, capsys):
-    frozen = [path for part in FROZEN for path in (tiny_pipeline_dir / part).iterdir()]
-    run(flags)
-    said = re.search(r"([0-9.e-]+) GB for the result, ([0-9.e-]+) copied", capsys.readouterr().out)
-    copied = sum(path.stat().st_size for path in frozen)
-    assert float(said[2]) == pytest.approx(copied / 1e9, rel=0.05)  # two digits are printed
-    parts = [path for part in (*FROZEN, "unet") for path in (tmp_path / "output" / part).rglob("*") if path.is_file()]
-    assert float(said[1]) == pytest.approx(sum(path.stat().st_size for path in parts) / 1e9, rel=0.1)
-
-
 def test_tensorboard_shows_validation_and_no_step_twice_after_a_resume(flags, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     flags |= dict(checkpointing_steps=2, report_to="tensorboard", validation_steps=2)
     run(flags)
-    run(flags, resume_from_checkpoint="checkpoint-2")  # step 3 anew
+    steps = run(flags, resume_from_checkpoint="checkpoint-2")  # step 3 anew
     events = EventAccumulator(str(tmp_path / "output/logs"))
     events.Reload()
-    assert [scalar.step for scalar in events.Scalars("train/loss")] == [1, 2, 3]
+    found = [(scalar.step, scalar.value) for scalar in events.Scalars("train/loss")]
+    assert found == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in enumerate(losses(steps), 1)]
     rows = [json.loads(line) for line in (tmp_path / "output/validation.jsonl").read_text().splitlines()]
     found = [(scalar.step, scalar.value) for scalar in events.Scalars("validation/loss")]
     assert found == [(row["step"], pytest.approx(row["validation_loss"], rel=1e-6)) for row in rows]

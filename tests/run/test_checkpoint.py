@@ -43,10 +43,9 @@ def test_what_a_checkpoint_of_half_precision_holds(flags, tmp_path):
     assert "unet/config.json" in state["determines"]["base_model"] and state["arguments"]["seed"] == 0
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(2, [3, 4]), (5, [1, 2, 3, 4])])
-def test_the_newest_are_kept(flags, tmp_path, limit, kept):
-    run(flags, max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=limit)
-    assert [found.step for found in list_checkpoints(tmp_path / "output")] == kept
+def test_the_newest_are_kept(flags, tmp_path):
+    run(flags, max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=2)
+    assert [found.step for found in list_checkpoints(tmp_path / "output")] == [3, 4]
 
 
 def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, tmp_path, capsys):

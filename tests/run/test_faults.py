@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,40 +92,44 @@ def test_the_log_is_on_a_full_disk(flags, tmp_path, number):
     assert (output / "model_index.json").exists() == (number is None)
 
 
-def test_the_output_folder_vanishes(flags, tmp_path):
-    output = tmp_path / "output"
+def act_after_3_steps(argv: list[str], tmp_path: Path, action: Callable[[], object]) -> tuple[int, str]:
+    """A run's exit code and what it printed, if something happens in its middle."""
     done = tmp_path / "done"
-    process = Process(as_argv(flags | dict(max_train_steps=12)), tmp_path / "text", pause_after(3, done.exists))
-    wait_for(lambda: len(rows(output)) > 2)
-    output.rename(tmp_path / "moved")
+    process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
+    wait_for(lambda: len(rows(tmp_path / "output")) > 2)
+    action()
     done.touch()
-    assert process.wait() == 0, process.text()
+    return process.wait(), process.text()
+
+
+def test_the_output_folder_vanishes(flags, tmp_path):
+    output, argv = tmp_path / "output", as_argv(flags | dict(max_train_steps=12))
+    code, text = act_after_3_steps(argv, tmp_path, lambda: output.rename(tmp_path / "moved"))
+    assert code == 0, text
     assert (output / "model_index.json").is_file() and run_json(output)["status"] == "complete"
 
 
 def test_the_output_folder_becomes_unwritable(flags, tmp_path):
     output = tmp_path / "output"
-    argv, done = as_argv(flags | dict(max_train_steps=12, checkpointing_steps=10)), tmp_path / "done"
-    process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
-    wait_for(lambda: len(rows(output)) > 2)
-    output.rename(tmp_path / "moved")
-    output.write_text("in the way")
-    done.touch()
-    assert process.wait() == 1
-    text = process.text()
-    assert "error: the pipeline could not be written" in text and "checkpoint-10 could not be written" in text
+    argv = as_argv(flags | dict(max_train_steps=12, checkpointing_steps=10))
+
+    def put_something_in_the_way() -> None:
+        output.rename(tmp_path / "moved")
+        output.write_text("in the way")
+
+    code, text = act_after_3_steps(argv, tmp_path, put_something_in_the_way)
+    assert (
+        code == 1
+        and "error: the pipeline could not be written" in text
+        and "checkpoint-10 could not be written" in text
+    )
     assert "Traceback" not in text and output.read_text() == "in the way"
 
 
 def test_a_photo_deleted_after_the_start_is_not_missed(flags, tmp_path):
     photos = write_photos(tmp_path / "photos", 3)
     argv = as_argv(flags | dict(max_train_steps=12, instance_data_dir=photos, checkpointing_steps=6))
-    done = tmp_path / "done"
-    process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
-    wait_for(lambda: len(rows(tmp_path / "output")) > 2)
-    (photos / "photo-1.jpg").unlink()
-    done.touch()
-    assert process.wait() == 0
+    assert act_after_3_steps(argv, tmp_path, (photos / "photo-1.jpg").unlink)[0] == 0
     again = Process([*argv, "--resume_from_checkpoint=checkpoint-6"], tmp_path / "again")
     assert again.wait() == 2 and "photos: 'photo-1.jpg' has gone" in again.text()
 
@@ -135,13 +140,9 @@ def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change)
     config, output = base / "vae/config.json", tmp_path / "output"
     content = config.read_text()
     argv = as_argv(flags | dict(max_train_steps=12, pretrained_model_name_or_path=base))
-    done = tmp_path / "done"
-    process = Process(argv, tmp_path / "text", pause_after(3, done.exists))
-    wait_for(lambda: len(rows(output)) > 2)
-    config.unlink() if change == "gone" else config.write_text(content + " ")
-    done.touch()
-    assert process.wait() == 1
-    assert "vae/config.json has changed since the start" in process.text() and "Traceback" not in process.text()
+    spoil = config.unlink if change == "gone" else lambda: config.write_text(content + " ")
+    code, text = act_after_3_steps(argv, tmp_path, spoil)
+    assert code == 1 and "vae/config.json has changed since the start" in text and "Traceback" not in text
     assert not (output / "model_index.json").exists() and no_debris(output)
     config.write_text(content)
     assert list_checkpoints(output)[-1].step == 12
@@ -212,8 +213,5 @@ def test_a_signal_to_torchrun(flags, tmp_path, number):
     assert checkpoint.step == len(rows(output)) and no_debris(output)
     assert stderr.count(f"stopped after step {checkpoint.step} of 5000 ({number.name}). The state after step") == 1
     assert process.returncode == 1 and stderr.count("Traceback") == stderr.count("SignalException: ") == 1
-    assert main_again(flags | LATEST | dict(max_train_steps=checkpoint.step + 2), tmp_path) == [0, 0]
-
-
-def main_again(flags: dict, tmp_path: Path) -> list[int]:
-    return finish(start_ranks(2, as_argv(flags), tmp_path / "again"))
+    again = as_argv(flags | LATEST | dict(max_train_steps=checkpoint.step + 2))
+    assert finish(start_ranks(2, again, tmp_path / "again")) == [0, 0]

@@ -7,8 +7,7 @@ import pytest
 
 from utils.arguments import LR_SCHEDULERS
 from utils.models.check import check_base_model
-from utils.run.fingerprint import base_files, compared_arguments, in_numbered_folders, photo_hashes
-from utils.run.resume import differences
+from utils.run.fingerprint import base_files, compared_arguments, photo_hashes
 from utils.training.build import learning_rate_table
 
 
@@ -35,19 +34,3 @@ def test_captions_and_folders_are_part_of_what_a_resumed_run_compares(tmp_path):
     assert photo_hashes([photo("a/1.jpg", "asleep")], "my cat") == {"1.jpg": "abc 'asleep'"}
     two = photo_hashes([photo("a/1.jpg", "my cat"), photo("b/1.jpg", "my dog")], None)
     assert two == {"1/1.jpg": "abc 'my cat'", "2/1.jpg": "abc 'my dog'"}
-
-
-def test_how_folders_are_spelled_does_not_matter():
-    files = {"/data/b/1.jpg": "x", "/data/b/2.jpg": "y", "/data/a/1.jpg": "z"}
-    found = in_numbered_folders(files)
-    assert found == {"1/1.jpg": "x", "1/2.jpg": "y", "2/1.jpg": "z"}
-    assert in_numbered_folders({file[6:]: value for file, value in files.items()}) == found
-    assert in_numbered_folders({"a/1.jpg": "x"}) == in_numbered_folders({"1.jpg": "x"}) == {"1.jpg": "x"}
-
-
-def test_differences_of_groups():
-    old = dict(num_ranks=1, arguments=dict(a=1), photos=dict(x="1", y="2"))
-    new = dict(num_ranks=2, arguments=dict(a=1, b=2), photos=dict(y="3"))
-    assert differences(old, old) == []
-    expected = ["--b: None -> 2", "num_ranks: 1 -> 2", "photos: 'x' has gone", "photos: 'y' has changed"]
-    assert differences(old, new) == expected

@@ -1,7 +1,5 @@
 """The defaults and the learning rates of a run."""
 
-from functools import partial
-
 import pytest
 import torch
 from diffusers import optimization
@@ -12,21 +10,6 @@ from utils.run.plan import make_plan
 from utils.training.build import learning_rate_table
 
 COUNTS = dict(num_parameters=1, num_photos=1, num_ranks=5, on_gpu=True, save_dtype="fp32")
-SCHEDULES = {
-    "constant": optimization.get_constant_schedule,
-    "constant_with_warmup": partial(optimization.get_constant_schedule_with_warmup, num_warmup_steps=4),
-    "linear": partial(optimization.get_linear_schedule_with_warmup, num_warmup_steps=4, num_training_steps=20),
-    "cosine": partial(optimization.get_cosine_schedule_with_warmup, num_warmup_steps=4, num_training_steps=20),
-    "cosine_with_restarts": partial(
-        optimization.get_cosine_with_hard_restarts_schedule_with_warmup,
-        num_warmup_steps=4,
-        num_training_steps=20,
-        num_cycles=2,
-    ),
-    "polynomial": partial(
-        optimization.get_polynomial_decay_schedule_with_warmup, num_warmup_steps=4, num_training_steps=20, power=2.0
-    ),
-}
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULERS)
@@ -35,7 +18,8 @@ def test_learning_rates_follow_diffusers_schedules(tmp_path, name):
     args = make_args(tmp_path, lr_scheduler=name, learning_rate=1e-3, max_train_steps=20)
     args.lr_warmup_steps, args.lr_num_cycles, args.lr_power = 0 if name == "constant" else 4, 2, 2.0
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    schedule, rates = SCHEDULES[name](optimizer), []
+    warm_up, options = args.lr_warmup_steps, dict(num_training_steps=20, num_cycles=2, power=2.0)
+    schedule, rates = optimization.get_scheduler(name, optimizer, num_warmup_steps=warm_up, **options), []
     for _ in range(20):
         rates += schedule.get_last_lr()
         optimizer.step()

@@ -148,6 +148,7 @@ CHANGES = [
     (dict(center_crop=True), "--center_crop: False -> True"),
     (dict(lr_scheduler="linear"), "--lr_scheduler: 'constant' -> 'linear'; --max_train_steps: None -> 3"),
     (dict(adam_beta1=0.5), "--adam_beta1: 0.9 -> 0.5"),
+    (dict(use_8bit_adam=True), "--use_8bit_adam: False -> True"),
 ]
 
 
