@@ -23,13 +23,12 @@ from utils.data.class_images import (
     plan_class_images,
     write_class_image,
 )
-from utils.data.inputs import MAX_CACHED_BYTES, drawn_class_images
+from utils.data.inputs import drawn_class_images
 from utils.data.randomness import CLASS, draw_sample
 from utils.dataset import ClassDataset, InstanceDataset
 from utils.errors import UserError
-from utils.models import drawing, loading
+from utils.models import drawing
 from utils.models.check import check_base_model
-from utils.models.drawing import is_blank, to_pil
 from utils.models.folder import read_base
 from utils.run.fingerprint import hash_files
 
@@ -199,19 +198,6 @@ def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_byt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_image_appears_under_its_name_when_it_is_whole(tmp_path, monkeypatch):
-    renamed = []
-
-    def replace(part, path):
-        assert not path.exists() and part.read_bytes().endswith(class_images.PNG_END)
-        renamed.append((part.parent, path))
-        part.rename(path)
-
-    monkeypatch.setattr("utils.files.atomic.os.replace", replace)
-    write_made(tmp_path, 0)
-    assert renamed == [(tmp_path, tmp_path / file_name(0))]
-
-
 def test_the_model_hash_is_of_the_weights_not_of_the_place(tmp_path, tiny_pipeline_dir):
     def hash_of(folder) -> str:
         return model_hash(hash_files(check_base_model(folder))["sha256"])
@@ -268,25 +254,6 @@ def test_an_image_that_stays_blank_ends_the_run(concept, monkeypatch):
         make_batch(None, plan, plan.missing, seed=0)
 
 
-def test_blank_is_what_eight_bits_show():
-    noise = torch.rand((1, 3, 8, 8))
-    assert [is_blank(*to_pil(image)) for image in (noise, noise * 1e-4)] == [False, True]
-
-
-def test_images_do_not_depend_on_the_batch(tiny_pipeline_dir, tmp_path):
-    pipeline = loading.load_pipeline(read_base(tiny_pipeline_dir), torch.float32, torch.device("cpu"))
-    assert type(pipeline.scheduler).__name__ == "PNDMScheduler" and pipeline.safety_checker is None
-    settings = generation_settings(read_base(tiny_pipeline_dir), "abc", "a cat") | dict(num_inference_steps=3)
-    assert (settings["height"], settings["width"]) == (32, 32)
-    together, alone = (ClassPlan(tmp_path / name, "a cat", settings, 0, [], [], []) for name in ("together", "alone"))
-    for plan, numbers in ((together, [0, 1, 2]), (alone, [1])):
-        plan.folder.mkdir()
-        make_batch(pipeline, plan, numbers, seed=0)
-    first, second = (np.asarray(Image.open(together.folder / file_name(number)), int) for number in (0, 1))
-    assert np.abs(second - np.asarray(Image.open(alone.folder / file_name(1)), int)).max() <= 1
-    assert np.abs(first - second).max() > 2
-
-
 def test_too_little_memory_names_the_flag(concept):
     class Pipeline(SimpleNamespace):
         def __call__(self, *_, **__):
@@ -327,9 +294,6 @@ class TestClassDataset:
         assert decoded == []
         dataset.pixel_values(1, 0, 0)
         assert decoded == [plan.folder / "photo-1.jpg"]
-
-    def test_a_thousand_latents_of_512_pixels_fit_into_the_cache(self):
-        assert 1000 * torch.empty(2, 4, 64, 64).nbytes < MAX_CACHED_BYTES / 4
 
 
 def test_only_images_that_a_run_draws_are_encoded():

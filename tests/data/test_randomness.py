@@ -94,22 +94,12 @@ def test_a_step_covers_the_same_samples_however_it_is_spread(micro, ranks, batch
     assert covered == [12, 13, 14, 15]
 
 
-class TestDraws:
-    """Class samples have streams of their own, and never move those of the photos."""
-
-    def test_the_draws_of_class_samples_never_change(self):
-        sample = draw_sample(0, 5, **DRAW, stream=CLASS)
-        assert (sample.photo, sample.timestep) == (3, 842)
-        photo = draw_sample(0, 5, **DRAW)
-        assert abs(np.corrcoef(sample.noise.ravel(), photo.noise.ravel())[0, 1]) < 0.2
-        assert abs(np.corrcoef(sample.latent_noise.ravel(), photo.latent_noise.ravel())[0, 1]) < 0.2
-
-    def test_a_noise_offset_shifts_whole_channels_by_its_size(self):
-        shifts = []
-        for index in range(300):
-            plain, shifted = (draw_sample(1, index, **DRAW, noise_offset=offset) for offset in (0.0, 0.1))
-            shift = shifted.noise - plain.noise
-            assert np.ptp(shift, axis=(1, 2)).max() < 1e-6
-            assert shifted.timestep == plain.timestep and (shifted.latent_noise == plain.latent_noise).all()
-            shifts.append(shift[:, 0, 0])
-        assert np.std(shifts) == pytest.approx(0.1, rel=0.1)
+def test_a_noise_offset_shifts_whole_channels_by_its_size():
+    shifts = []
+    for index in range(300):
+        plain, shifted = (draw_sample(1, index, **DRAW, noise_offset=offset) for offset in (0.0, 0.1))
+        shift = shifted.noise - plain.noise
+        assert np.ptp(shift, axis=(1, 2)).max() < 1e-6
+        assert shifted.timestep == plain.timestep and (shifted.latent_noise == plain.latent_noise).all()
+        shifts.append(shift[:, 0, 0])
+    assert np.std(shifts) == pytest.approx(0.1, rel=0.1)

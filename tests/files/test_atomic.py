@@ -31,6 +31,12 @@ def refusing(number: int, when=lambda *args: True, then=None):
     return function
 
 
+def for_the_owner_alone(part) -> None:
+    """Writes a file as tempfile does."""
+    part.unlink()
+    part.touch(0o600)
+
+
 def is_folder(descriptor: int) -> bool:
     return stat.S_ISDIR(os.fstat(descriptor).st_mode)
 
@@ -56,10 +62,6 @@ def test_a_disk_that_fails_is_an_error(tmp_path, monkeypatch, number):
 
 def test_permissions_that_cannot_be_set_are_one_note(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pathlib.Path, "chmod", refusing(errno.EPERM))
-
-    def for_the_owner_alone(part):
-        part.unlink()
-        part.touch(0o600)
 
     for name in "ab":
         replace_path(tmp_path / name, for_the_owner_alone)
@@ -118,14 +120,6 @@ def test_a_copy_is_a_file_of_its_own(tmp_path):
     assert (tmp_path / "base").read_bytes() == b"x" * 5000
 
 
-def test_one_place_under_two_names(tmp_path):
-    (tmp_path / "Cat").mkdir()
-    (tmp_path / "cat").symlink_to("Cat")
-    assert atomic.is_same_place(tmp_path / "Cat", tmp_path / "cat")
-    assert not atomic.is_same_place(tmp_path / "Cat", tmp_path)
-    assert not atomic.is_same_place(tmp_path / "Cat", tmp_path / "missing")
-
-
 def test_save_png_keeps_text_of_any_script(tmp_path):
     save_png(tmp_path / "a.png", Image.new("RGB", (8, 8)), dict(prompt="фото 猫 🐈", seed=3, negative_prompt=None))
     with Image.open(tmp_path / "a.png") as image:
@@ -148,10 +142,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_a_new_file_has_the_usual_permissions_whoever_makes_it(tmp_path, umask):
-    def for_the_owner_alone(part):
-        part.unlink()
-        part.touch(0o600)
-
     before = os.umask(umask)
     try:
         replace_path(tmp_path / "a", for_the_owner_alone)

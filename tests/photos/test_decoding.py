@@ -56,15 +56,14 @@ def test_an_orientation_that_does_not_exist_is_ignored(tmp_path, orientation, ex
     assert corner_colours(image) == CORNERS
 
 
-def test_transparency_is_composited_on_white(tmp_path):
-    rgba = np.zeros((1, 3, 4), np.uint8)
-    rgba[0] = [(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 51)]
-    image = decode(save(tmp_path, "rgba.png", Image.fromarray(rgba)))
-    assert image.mode == "RGB"
-    assert [image.getpixel((x, 0)) for x in range(3)] == [(200, 0, 0), (255, 255, 255), (204, 204, 204)]
-    grey = np.array([[(100, 255), (100, 0)]], np.uint8)
-    image = decode(save(tmp_path, "la.png", Image.fromarray(grey, "LA")))
-    assert [image.getpixel((x, 0)) for x in range(2)] == [(100, 100, 100), (255, 255, 255)]
+def decoded_pixels(tmp_path, mode: str, values: list, suffix: str, **options) -> list[tuple[int, ...]]:
+    """Of two pixels in a row."""
+    image = Image.new(mode, (2, 1))
+    for x, value in enumerate(values):
+        image.putpixel((x, 0), value)
+    decoded = decode(save(tmp_path, f"photo.{suffix}", image, **options))
+    assert decoded.mode == "RGB"
+    return [decoded.getpixel((x, 0)) for x in range(2)]
 
 
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0])])
@@ -74,14 +73,6 @@ def test_a_transparent_palette_colour_becomes_white(tmp_path, transparency):
     image.putpixel((1, 0), 1)
     decoded = decode(save(tmp_path, "palette.png", image, transparency=transparency))
     assert [decoded.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
-
-
-@pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 8, 9))])
-def test_a_colour_named_transparent_becomes_white(tmp_path, mode, colour):
-    image = Image.new(mode, (2, 1), colour)
-    image.putpixel((1, 0), 0 if mode == "L" else (0, 0, 0))
-    decoded = decode(save(tmp_path, "key.png", image, transparency=colour))
-    assert [decoded.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (0, 0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -101,12 +92,24 @@ def test_a_colour_named_transparent_becomes_white(tmp_path, mode, colour):
     ],
 )
 def test_every_mode_becomes_rgb(tmp_path, mode, suffix, values, expected):
-    image = Image.new(mode, (2, 1))
-    for x, value in enumerate(values):
-        image.putpixel((x, 0), value)
-    decoded = decode(save(tmp_path, f"photo.{suffix}", image))
-    assert decoded.mode == "RGB"
-    assert [decoded.getpixel((x, 0)) for x in range(2)] == expected
+    assert decoded_pixels(tmp_path, mode, values, suffix) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "transparent", "expected"),
+    [
+        ("RGBA", [(200, 0, 0, 255), (200, 0, 0, 0)], None, [(200, 0, 0), (255, 255, 255)]),
+        ("RGBA", [(200, 0, 0, 255), (0, 0, 0, 51)], None, [(200, 0, 0), (204, 204, 204)]),
+        ("LA", [(100, 255), (100, 0)], None, [(100, 100, 100), (255, 255, 255)]),
+        ("L", [7, 0], 7, [(255, 255, 255), (0, 0, 0)]),
+        ("RGB", [(7, 8, 9), (0, 0, 0)], (7, 8, 9), [(255, 255, 255), (0, 0, 0)]),
+        ("I;16", [1000, 51400], 1000, [(255, 255, 255), (200, 200, 200)]),
+    ],
+)
+def test_transparency_is_composited_on_white(tmp_path, mode, values, transparent, expected):
+    """`transparent`: a colour that the file names so."""
+    options = {} if transparent is None else dict(transparency=transparent)
+    assert decoded_pixels(tmp_path, mode, values, "png", **options) == expected
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
@@ -115,12 +118,6 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path, suffix):
     options = dict(lossless=True) if suffix == "webp" else {}
     path = save(tmp_path, f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], **options)
     assert decode(path).getpixel((4, 4)) == (250, 0, 0)
-
-
-def test_transparency_of_16_bits_becomes_white(tmp_path):
-    grey = Image.fromarray(np.array([[1000, 51400]], np.uint16))
-    decoded = decode(save(tmp_path, "key.png", grey, transparency=1000))
-    assert [decoded.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (200, 200, 200)]
 
 
 def test_what_was_done_is_said(tmp_path):

@@ -69,7 +69,6 @@ PHOTOS = {
     "animated.gif": (lambda: picture("RGB", (32, 32), "GIF", **FRAMES), True),
     "1x1.png": (lambda: picture("RGB", (1, 1), "PNG"), True),
     "20000 wide.png": (lambda: picture("L", (20_000, 400), "PNG"), True),
-    "10000 square.jpg": (lambda: picture("L", (10_000, 10_000), "JPEG"), True),
     "new\nline.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
     "cat 🐈 \x1b[31m.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
     "-rf.png": (lambda: picture("RGB", (64, 64), "PNG"), True),
@@ -108,7 +107,7 @@ def test_a_folder_that_is_a_circle(tmp_path):
         check_base_model(tmp_path / "circle")
 
 
-def test_pillows_remarks_do_not_reach_the_terminal(tmp_path, tiny_pipeline_dir):
+def test_100_megapixels_are_a_photo_and_pillows_remarks_do_not_reach_the_terminal(tmp_path, tiny_pipeline_dir):
     photos = write_photos(tmp_path / "photos", 1)
     Image.new("L", (10_000, 10_000)).save(photos / "large.png")
     argv = ["--pretrained_model_name_or_path", tiny_pipeline_dir, "--instance_data_dir", photos, "--dry_run"]
@@ -224,15 +223,9 @@ def test_captions_are_said(tmp_path, tiny_pipeline_dir, capsys):
     assert rows(tiny_pipeline_dir, photos, tmp_path, capsys)["of all 2 photos"] == "ok"
     (photos / "photo-2.txt").write_text("a cat")
     code, out, _ = dry_run(tiny_pipeline_dir, photos, tmp_path, capsys)
-    assert (
-        code == 2
-        and rows_of(out)[
-            f"{photos}/photo-2.txt looks like a caption, and there is no photo called "
-            "'photo-2': name it after its photo, NAME.txt for NAME.jpg, or move it out of "
-            "the folder"
-        ]
-        == "STOP"
-    )
+    assert code == 2
+    (stop,) = [row for row, verdict in rows_of(out).items() if verdict == "STOP"]
+    assert stop.startswith(f"{photos}/photo-2.txt looks like a caption, and there is no photo called 'photo-2': name")
 
 
 def test_how_much_of_a_photo_counts_is_said(tmp_path, tiny_pipeline_dir, capsys):

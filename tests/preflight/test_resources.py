@@ -170,7 +170,6 @@ def test_a_warm_up_longer_than_the_run(tmp_path, scheduler, warmup, steps, reach
     assert (said is None) == (reached is None)
     if reached:
         assert f"reaches {reached} of 0.0001" in said
-
         assert float(reached) == pytest.approx(max(learning_rate_table(**plan_of(tmp_path, **values).learning_rates)))
 
 
