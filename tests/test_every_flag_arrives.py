@@ -1,7 +1,8 @@
-"""Every flag of both scripts changes something that can be seen from outside, or says here why nothing can.
+"""Every flag of both scripts changes something that can be seen from outside.
 
-A row a flag: a run with the flag beside one without it, and what must differ between the two. Nothing in here knows
-where the code is; it looks at metrics, weights, pictures, files, words, and calls of torch's and diffusers' modules.
+A row a flag: a run with the flag beside one without it, and what must differ between the two; or words, where the
+test is that shows it. Nothing in here knows where the code is; it looks at metrics, weights, pictures, files, words,
+and calls of torch's and diffusers' modules.
 A flag without a row fails, and so does a row without a flag.
 """
 
@@ -11,8 +12,6 @@ import io
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,7 +58,7 @@ DEFAULTS = {  # True: a flag without value; None leaves one out
         num_inference_steps=2,
     ),
 }
-TRAINED = dict(learning_rate=1e-2, checkpointing_steps=2)  # the run that is evaluated and resumed
+TRAINED = dict(learning_rate=1e-2, checkpointing_steps=2)  # the run that is evaluated
 
 
 class Seen:
@@ -128,10 +127,6 @@ class Runs:
             SCRIPTS[script].main(argv)
         return seen
 
-    def copy_of_trained(self, name: str) -> Path:
-        """A copy of TRAINED's output, to resume in."""
-        return shutil.copytree(self("train", **TRAINED).output, self.folder / name)
-
 
 def write_inputs(folder: Path) -> None:
     """Models, photos and files that flags name."""
@@ -143,7 +138,6 @@ def write_inputs(folder: Path) -> None:
     write_cut_out(folder / "cut out")
     write_other_tokenizer(folder)
     write_encoders(folder)
-    (folder / "config.json").write_text('{"seed": 7}')
     (folder / "prompts.txt").write_text("a sks cat in the snow\na sks cat on a beach\n")
     concepts = [
         dict(instance_prompt=f"a photo of sks {name}", instance_data_dir=str(folder / photos))
@@ -249,71 +243,6 @@ def shows(holds: Callable[[Seen], bool], without: dict | None = None, **flags) -
     return Row(without | flags, lambda run, other: holds(run) and not holds(other), without)
 
 
-def refuses_without(runs: Runs, flag: str, **flags) -> Seen:
-    """A run with a flag, of which the same run without it says that it is needed."""
-    name = f"copy-for-{flag}"
-    refused = runs("train", output_dir=str(runs.copy_of_trained(f"{name}-refused")), **flags)
-    assert flag in str(refused.error)
-    run = runs("train", output_dir=str(runs.copy_of_trained(name)), **flags, **{flag: True})
-    assert run.error is None
-    return run
-
-
-def config(runs: Runs) -> None:
-    assert (
-        losses(runs("train", config="{inputs}/config.json")) == losses(runs("train", seed=7)) != losses(runs("train"))
-    )
-
-
-def resume_from_checkpoint(runs: Runs) -> None:
-    whole = runs("train", **TRAINED)
-    output = str(runs.copy_of_trained("resumed"))
-    resumed = runs("train", **TRAINED, output_dir=output, resume_from_checkpoint="checkpoint-2")
-    assert weights(resumed) == weights(whole)
-    assert (len(resumed.batches["UNet2DConditionModel"]), len(whole.batches["UNet2DConditionModel"])) == (1, 3)
-
-
-def allow_changes(runs: Runs) -> None:
-    run = refuses_without(runs, "allow_changes", **TRAINED, seed=9, resume_from_checkpoint="checkpoint-2")
-    assert losses(run) != losses(runs("train", **TRAINED))
-
-
-def overwrite_output_dir(runs: Runs) -> None:
-    record = runs.folder / "run-of-trained.json"
-    trained = runs("train", **TRAINED)
-    shutil.copy(trained.output / "run.json", record)
-    unfinished = json.loads(record.read_text()) | dict(status="running")
-    (trained.output / "run.json").write_text(json.dumps(unfinished))
-    try:
-        run = refuses_without(runs, "overwrite_output_dir", **TRAINED)
-    finally:
-        shutil.copy(record, trained.output / "run.json")
-    assert len(run.batches["UNet2DConditionModel"]) == 3
-
-
-def shows_traceback(script: str) -> Callable[[Runs], None]:
-    """--debug, of a mistake."""
-
-    def check(runs: Runs) -> None:
-        command = [sys.executable, SCRIPTS[script].__file__, "--seed=x"]
-        ends = [subprocess.run([*command, *more], capture_output=True, text=True) for more in ([], ["--debug"])]
-        assert [("Traceback" in end.stderr, end.returncode) for end in ends] == [(False, 2), (True, 1)]
-
-    return check
-
-
-def prints_help(script: str) -> Callable[[Runs], None]:
-    """--help."""
-
-    def check(runs: Runs) -> None:
-        seen = Seen(runs.folder)
-        with pytest.raises(SystemExit, match="0"), seen.watching():
-            SCRIPTS[script].main(["--help"])
-        assert "--seed" in seen.printed
-
-    return check
-
-
 def gradient_checkpointing(runs: Runs) -> None:
     run, other = runs("train", gradient_checkpointing=True), runs("train")
     assert run.saved_bytes < 0.7 * other.saved_bytes
@@ -336,13 +265,6 @@ def center_crop(runs: Runs) -> None:
     random, centred = (runs("train", **class_images, **more).rows[0] for more in ({}, dict(center_crop=True)))
     assert random["instance_loss"] == centred["instance_loss"]
     assert random["class_loss"] != centred["class_loss"]
-
-
-def max_nonfinite_steps(runs: Runs) -> None:
-    diverges = dict(learning_rate=1e30, max_train_steps=6)
-    assert runs("train", **diverges).error is None
-    run = runs("train", **diverges, max_nonfinite_steps=2)
-    assert "2 steps in a row" in str(run.error) and num_steps(run) < 6
 
 
 PRIOR = dict(
@@ -400,9 +322,10 @@ def validated(run: Seen) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+COMMAND_LINE, RESUMING = "tests/test_command_line.py", "tests/run/test_resume.py"
 TRAINING = {
-    "help": prints_help("train"),
-    "config": config,
+    "help": COMMAND_LINE,
+    "config": COMMAND_LINE,
     "pretrained_model_name_or_path": changes(losses, pretrained_model_name_or_path="{inputs}/other"),
     "pretrained_vae_name_or_path": changes(losses, pretrained_vae_name_or_path="{inputs}/other/vae"),
     "tokenizer_name": changes(losses, tokenizer_name="{inputs}/tokenizer"),
@@ -438,10 +361,10 @@ TRAINING = {
     "low_memory": Row(dict(low_memory=True), lambda run, other: run.saved_bytes < 0.7 * other.saved_bytes, {}),
     "mixed_precision": changes(losses, mixed_precision="bf16"),
     "dry_run": shows(lambda run: run.printed.startswith("preflight") and not run.output.exists(), dry_run=True),
-    "max_nonfinite_steps": max_nonfinite_steps,
+    "max_nonfinite_steps": "tests/run/test_faults.py",
     "no_cuda_graph": "there are no CUDA graphs on a CPU; tests/training/test_train_step.py on a GPU",
     "deterministic": shows(lambda run: run.is_deterministic, deterministic=True),
-    "debug": shows_traceback("train"),
+    "debug": COMMAND_LINE,
     "learning_rate": changes(rates, weights, learning_rate=2e-3),
     "scale_lr": changes(rates, weights, without=dict(train_batch_size=2), scale_lr=True),
     "lr_scheduler": changes(rates, weights, lr_scheduler="linear"),
@@ -462,9 +385,9 @@ TRAINING = {
     "logging_dir": shows(has("boards/events.out.tfevents.*"), **WRITES),
     "checkpointing_steps": shows(has("checkpoint-2"), **WRITES),
     "checkpoints_total_limit": changes(checkpoints, without=dict(checkpointing_steps=1), checkpoints_total_limit=2),
-    "resume_from_checkpoint": resume_from_checkpoint,
-    "allow_changes": allow_changes,
-    "overwrite_output_dir": overwrite_output_dir,
+    "resume_from_checkpoint": RESUMING,
+    "allow_changes": RESUMING,
+    "overwrite_output_dir": RESUMING,
     "validation_prompt": shows(has("validation/*.png"), **WRITES),
     "validation_negative_prompt": changes(validation_pictures, without=DRAWS, validation_negative_prompt="blurry"),
     "validation_inference_steps": changes(validation_pictures, without=DRAWS, validation_inference_steps=3),
@@ -475,7 +398,7 @@ TRAINING = {
 CLIP, DRIFT = dict(clip_model="{inputs}/clip"), dict(num_drift_images=1)
 GUARDED = dict.fromkeys(("pretrained_model_name_or_path", "finetuned_model_name_or_path"), "{inputs}/guarded")
 EVALUATION = {
-    "help": prints_help("evaluate"),
+    "help": COMMAND_LINE,
     "pretrained_model_name_or_path": changes(pictures, pretrained_model_name_or_path="{inputs}/other"),
     "pretrained_vae_name_or_path": changes(pictures, pretrained_vae_name_or_path="{inputs}/other/vae"),
     "finetuned_model_name_or_path": changes(pictures, finetuned_model_name_or_path="{inputs}/other"),
@@ -518,7 +441,7 @@ EVALUATION = {
     "only": shows(lambda run: "metrics.json" not in files(run), only="generate"),
     "clip_model": changes(scores, **CLIP),
     "dino_model": changes(scores, dino_model="{inputs}/dino"),
-    "debug": shows_traceback("evaluate"),
+    "debug": COMMAND_LINE,
 }
 
 

@@ -44,15 +44,3 @@ def test_what_becomes_of_a_wrong_line(tmp_path, monkeypatch, old, expected, foun
 
     monkeypatch.setattr(mutations, "copy_tree", copy_tree)
     assert mutations.outcome(Mutation("add", "code_.py", old, "a * b", "test_it.py")) == found
-
-
-def test_a_processor_has_its_environment_and_nothing_of_this_ones(monkeypatch):
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert processors.environment_of("sse4")["ATEN_CPU_CAPABILITY"] == "default"
-    assert processors.environment_of("sse4")["ONEDNN_MAX_CPU_ISA"] == "SSE41"
-    own = processors.environment_of("own")
-    assert own["OMP_NUM_THREADS"] == "1" and "ONEDNN_MAX_CPU_ISA" not in own
-    assert processors.environment_of("four_threads")["OMP_NUM_THREADS"] == "4"
-    monkeypatch.setattr(processors, "processor_flags", lambda: {"sse4_1", "avx2"})
-    assert [name for name in processors.PROCESSORS if not processors.is_here(name)] == ["avx512"]

@@ -46,12 +46,6 @@ def test_what_was_measured():
 
 
 def test_each_flag_takes_away_its_part():
-    plain = memory_parts(make_needs())
-    offloaded = memory_parts(make_needs("--offload_optimizer=all"))
-    assert plain["masters"] == 2 * SD and plain["moments"] == 8 * SD and plain["gradients"] == 2 * SD
-    assert offloaded["masters"] == 0 == offloaded["moments"]
-    assert memory_parts(make_needs("--offload_optimizer=moments"))["masters"] == 2 * SD
-    assert memory_parts(make_needs("--use_8bit_adam"))["moments"] == pytest.approx(2.03 * SD, rel=0.01)
     in_fp32 = memory_parts(make_needs("--mixed_precision=no", "--offload_optimizer=all"))
     assert (in_fp32["weights"], in_fp32["masters"]) == (4 * SD, 0)
     one, two = (gigabytes("--train_batch_size=4", *more) for more in ((), ("--resolution=256",)))
