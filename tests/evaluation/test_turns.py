@@ -20,7 +20,7 @@ from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import sample
 from utils.models.exporting import export_folder
 from utils.models.folder import read_base
-from utils.models.loading import load_pipeline
+from utils.models.loading import common_components, load_pipeline
 
 MODELS = {model.name: model for model in plan_models(["checkpoint-5"], [0.5, 0.75, 1.0])}
 ORDER = [*MODELS, "finetuned@0.5", FINETUNED, BASELINE, "checkpoint-5@0.75"]
@@ -40,7 +40,7 @@ def take_turns(folders: tuple[Path, Path], dtype: torch.dtype, device: str = "cp
     base, tuned = folders
     pipelines = {BASELINE: load_pipeline(read_base(base), dtype, torch.device(device))}
     pipelines[FINETUNED] = load_pipeline(
-        read_base(tuned), dtype, torch.device(device), shared_with=pipelines[BASELINE]
+        read_base(tuned), dtype, torch.device(device), shared=common_components(pipelines[BASELINE], tuned)
     )
     plan = SimpleNamespace(baseline_folder=base, finetuned_model_name_or_path=tuned, all_models=list(MODELS.values()))
     return WeightsInTurn(plan, pipelines)

@@ -127,7 +127,7 @@ def test_where_a_capture_fails_the_plain_call_makes_the_image(folders, monkeypat
 def test_neighbouring_weights_follow_one_another_in_memory(folders):
     unet = load_pipeline(read_base(folders[0]), torch.float32, CPU).unet
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    captured_unet.flatten(list(unet.parameters()))
+    captured_unet.into_one_buffer(list(unet.parameters()))
     assert len({parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}) == 1
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
     attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1

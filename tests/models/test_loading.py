@@ -20,6 +20,7 @@ from utils.models.drawing import is_blank, sample
 from utils.models.folder import read_base
 from utils.models.loading import (
     check_finite,
+    common_components,
     load_pipeline,
     load_text_encoder,
     load_tokenizer,
@@ -92,7 +93,7 @@ def test_components_with_the_same_files_are_shared(pipeline, tiny_pipeline_dir, 
     weights = load_file(folder / UNET_FILE)
     (folder / UNET_FILE).unlink()
     save_file({name: 1.5 * value for name, value in weights.items()}, folder / UNET_FILE, {"format": "pt"})
-    other = load_pipeline(read_base(folder), torch.float32, CPU, shared_with=pipeline)
+    other = load_pipeline(read_base(folder), torch.float32, CPU, shared=common_components(pipeline, folder))
     assert shared_components(other, pipeline) == ["vae", "text_encoder", "tokenizer"]
     assert other.scheduler is not pipeline.scheduler
     seeds = [0]

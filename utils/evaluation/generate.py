@@ -124,7 +124,8 @@ def load_pipelines(plan: EvaluationPlan, settings: SamplingSettings, device: tor
         loading.load_pipeline, weight_dtype=weight_dtype, device=device, safety_checker=settings.safety_checker
     )
     baseline = load(read_base(plan.baseline_folder))
-    finetuned = load(read_base(plan.finetuned_model_name_or_path), shared_with=baseline)
+    tuned = read_base(plan.finetuned_model_name_or_path)
+    finetuned = load(tuned, shared=loading.common_components(baseline, tuned.folder))
     if {"unet", "text_encoder", "vae"} <= set(loading.shared_components(finetuned, baseline)):
         warn("the fine-tuned weights equal the baseline's: both rows will be the same")
     return {BASELINE: baseline, FINETUNED: finetuned}

@@ -129,7 +129,7 @@ class CapturedUNet:
                     for ours, theirs in zip(parameters, self._resident, strict=True):
                         exchange(ours, theirs)
                 else:
-                    flatten(parameters)
+                    into_one_buffer(parameters)
         except torch.cuda.OutOfMemoryError as error:
             self._graphs, self._resident = {}, []  # part of the weights may have moved
             self.say(f"the UNet samples without a CUDA graph, more slowly: {first_line(error)}")
@@ -186,7 +186,7 @@ def architecture(unet: Any) -> tuple:
     return tuple(sorted(config.items())), shapes
 
 
-def flatten(parameters: list[torch.nn.Parameter]) -> None:
+def into_one_buffer(parameters: list[torch.nn.Parameter]) -> None:
     """Moves parameters into one buffer, 4-D ones channels_last: fused_unet multiplies by neighbours at once."""
     first = parameters[0]
     buffer = torch.empty(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)

@@ -110,7 +110,8 @@ def sample(
     embeddings = embeddings or PromptEmbeddings(negative_prompt, guidance_scale)
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else prompt
     options: dict[str, Any] = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    options |= dict(height=height, width=width, callback_on_step_end=_calling(on_step))
+    own_height, own_width = image_size(pipeline)
+    options |= dict(height=height or own_height, width=width or own_width, callback_on_step_end=_calling(on_step))
     batch_size, images = batch_size or len(seeds), []
     with contextlib.nullcontext() if captured is None else captured.serving(pipeline):
         for start in range(0, len(seeds), batch_size):
@@ -177,8 +178,8 @@ def draw(
     pipeline: StableDiffusionPipeline,
     seeds: list[int],
     *,
-    height: int | None = None,
-    width: int | None = None,
+    height: int,
+    width: int,
     advice: Advice | None = None,
     output_type: str = "pt",
     **arguments: Any,
@@ -188,12 +189,9 @@ def draw(
     Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
 
     Args:
-        height, width: pixels; when None the model's own size.
         advice: for the UserError that is raised if the GPU's memory is too small; None leaves torch's own error.
         output_type, arguments: the pipeline's own; prompt_embeds are of all images [1,77,D], or one row an image.
     """
-    own_height, own_width = image_size(pipeline)
-    height, width = height or own_height, width or own_width
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     latents = initial_latents(pipeline, generators, height, width).to(pipeline.unet.dtype)
     rows = arguments.get("prompt_embeds")
@@ -224,7 +222,7 @@ class Sampler:
     """Draws the validation prompts with the modules that are loaded already.
 
     Args:
-        base: for its scheduler.
+        base: for its scheduler and its size.
         vae: on the device.
         prompt_embeds, negative_prompt_embeds: the validation prompts', [P,77,C], and the negative one's, [1,77,C].
     """
@@ -242,10 +240,13 @@ class Sampler:
         self.vae = vae
         self.scheduler = loading.load_sampling_scheduler(base)
         self.prompt_embeds = prompt_embeds
+        height, width = base.image_size
         self.settings: dict[str, Any] = dict(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             negative_prompt_embeds=negative_prompt_embeds,
+            height=height,
+            width=width,
         )
 
     @torch.no_grad()

@@ -4,8 +4,9 @@ import contextlib
 import filecmp
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from utils.runtime.libraries import quiet_libraries
@@ -178,17 +179,17 @@ def load_pipeline(
     weight_dtype: torch.dtype,
     device: torch.device,
     *,
-    shared_with: StableDiffusionPipeline | None = None,
+    shared: Mapping[str, Any] = MappingProxyType({}),
     safety_checker: bool = False,
 ) -> StableDiffusionPipeline:
     """Loads a pipeline folder, with the scheduler it names, onto `device` in `weight_dtype`, to draw images with.
 
     Args:
-        shared_with: a loaded pipeline; components whose files equal its folder's are taken from it, not loaded again.
+        shared: components of another pipeline, by their names, that are used as they are, not loaded again.
         safety_checker: whether to load the folder's safety checker and feature extractor; an image that it objects to
             becomes black.
     """
-    components: dict[str, Any] = {} if shared_with is None else dict(_common_components(shared_with, base.folder))
+    components = dict(shared)
     memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
     for part, cls, layout in (
         ("unet", UNet2DConditionModel, memory_format),
@@ -208,12 +209,10 @@ def load_pipeline(
     return pipeline.to(device)
 
 
-def _common_components(pipeline: StableDiffusionPipeline, folder: Path) -> Iterator[tuple[str, Any]]:
-    """Those of a loaded pipeline's components, with their names, that the folder holds too."""
-    for name in SHAREABLE:
-        component = getattr(pipeline, name)
-        if component is not None and same_component(Path(pipeline.name_or_path), folder, name):
-            yield name, component
+def common_components(pipeline: StableDiffusionPipeline, folder: Path) -> dict[str, Any]:
+    """{name: component} of a loaded pipeline's components that the folder holds too."""
+    loaded = {name: component for name in SHAREABLE if (component := getattr(pipeline, name)) is not None}
+    return {name: each for name, each in loaded.items() if same_component(Path(pipeline.name_or_path), folder, name)}
 
 
 def shared_components(pipeline: StableDiffusionPipeline, other: StableDiffusionPipeline) -> list[str]:
