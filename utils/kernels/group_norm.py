@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from utils.kernels.column_sums import chunks
+from utils.kernels.elementwise import chunks
 
 MAX_GROUP_CHANNELS = 512  # above it, a tile no longer fits into registers
 _WANTED_PROGRAMS = 264  # two for each of an H100's processors

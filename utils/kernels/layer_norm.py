@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from utils.kernels.column_sums import sum_chunks
+from utils.kernels.elementwise import sum_chunks
 
 MAX_FEATURES = 8192  # above it, a row no longer fits into registers
 _MAX_PROGRAMS = 264  # two for each of an H100's processors

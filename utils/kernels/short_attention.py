@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from utils.kernels.column_sums import chunks, sum_chunks
+from utils.kernels.elementwise import chunks, sum_chunks
 
 _MIN_QUERIES = 1024  # below it, torch's own takes no longer
 _MAX_KEYS, _MAX_WIDTH = 128, 64  # above them, keys and values no longer fit into registers and shared memory
