@@ -112,7 +112,7 @@ def recording() -> Iterator[list[Launch]]:
     """Inside, launches of Triton's kernels are only noted, and tensors on the meta device count as a GPU's."""
     from triton.runtime.jit import JITFunction
 
-    from utils.kernels import operations, updates
+    from utils.kernels import operations
 
     launches: list[Launch] = []
 
@@ -124,8 +124,7 @@ def recording() -> Iterator[list[Launch]]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(JITFunction, "run", note))
-        for module in (operations, updates):
-            stack.enter_context(mock.patch.object(module, "runs_triton", runs_on_meta))
+        stack.enter_context(mock.patch.object(operations, "runs_triton", runs_on_meta))
         stack.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False))
         yield launches
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from bench.command_line import make_parser
 from bench.random_sd14 import UNET_CONFIG
 from bench.timing import kernels_of, median_ms
-from utils.kernels import operations, updates
+from utils.kernels import operations
 from utils.models import fused_unet
 
 START = time.time()
@@ -122,7 +122,7 @@ def optimizer():
     weight = torch.randn(n, device="cuda", dtype=torch.float16)
     remainder = torch.zeros(n, device="cuda", dtype=torch.int16)
     grads = list(torch.randn_like(weight).split(1 << 20))
-    table = updates.gradient_table([grad.numel() for grad in grads], "cuda")
+    table = operations.gradient_table([grad.numel() for grad in grads], "cuda")
     table.set_addresses(grads)
     scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0, 1.0], device="cuda")
     ms = median_ms(lambda: table.adamw_(weight, remainder, source, target, scalars))

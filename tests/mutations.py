@@ -192,6 +192,12 @@ a second pass writes over the first's gradients -> tests/kernels tests/training/
 a Triton that finds no compiler is used -> tests/kernels/test_targets.py -k cannot_build
 -_is_new and (not torch.cuda.is_available() or missing_for_triton() is None)
 +_is_new
+weight decay is added to the gradient's step -> tests/training/test_optimizer.py
+-step_size, decay = lr / correction1, 1 - lr * weight_decay
++step_size, decay = lr / correction1, 1 - weight_decay
+AdamW's epsilon is left out -> tests/training/test_optimizer.py tests/kernels/test_updates.py
+-exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
++exp_avg_sq_.sqrt().div_(correction2_sqrt)
 === utils/kernels/rounding.py
 what fp16 leaves over is counted in half as many steps -> tests/kernels/test_rounding.py
 -UNIT_BELOW = 25 << 23
@@ -199,13 +205,6 @@ what fp16 leaves over is counted in half as many steps -> tests/kernels/test_rou
 the halves of a small master do not fit together -> tests/kernels/test_rounding.py
 -values = (values / GRID).round_() * GRID + 0.0
 +values = values + 0.0
-=== utils/kernels/updates.py
-weight decay is added to the gradient's step -> tests/training/test_optimizer.py
--step_size, decay = lr / correction1, 1 - lr * weight_decay
-+step_size, decay = lr / correction1, 1 - weight_decay
-AdamW's epsilon is left out -> tests/training/test_optimizer.py tests/kernels/test_updates.py
--exp_avg_sq_.sqrt().div_(correction2_sqrt).add_(eps)
-+exp_avg_sq_.sqrt().div_(correction2_sqrt)
 === utils/models/base.py
 a single file overwritten by another of its size is not converted again -> tests/models/test_base.py -k overwritten
 -mtime_ns=found.st_mtime_ns

@@ -21,7 +21,7 @@ from utils.data import class_images
 from utils.data.class_generation import image_seed
 from utils.data.class_images import file_name, read_metadata
 from utils.diffusion import Loss
-from utils.kernels import updates
+from utils.kernels import operations
 from utils.models import fused_unet
 from utils.training import build, train_step
 from utils.training.flat_parameters import FlatParameters
@@ -71,10 +71,10 @@ class GatheredGradients:
             part.copy_(gradient)
 
     def grad_norm_(self, grad_dtype: torch.dtype, out: torch.Tensor) -> None:
-        updates.grad_norm_(self.grad, out)
+        operations.grad_norm_(self.grad, out)
 
     def adamw_(self, weight: torch.Tensor, remainder: torch.Tensor | None, *state: torch.Tensor) -> None:
-        updates.adamw_(weight, remainder, self.grad, *state)
+        operations.adamw_(weight, remainder, self.grad, *state)
 
 
 def as_on_a_gpu() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.kernels import DEVICES, INTERPRETED, TRITON_ONLY, adamw_scalars, make_eight_bit, split
-from utils.kernels import operations, updates
+from utils.kernels import operations
 from utils.kernels.rounding import join
 
 
@@ -34,9 +34,9 @@ def steps(device: str, numel: int, weight_dtype, num_steps: int, update) -> list
 def test_the_kernel_computes_what_torch_computes(device, weight_dtype, numel, monkeypatch):
     if device == "cpu" and not INTERPRETED:
         pytest.skip(TRITON_ONLY)
-    found = steps(device, numel, weight_dtype, 5, updates.adamw_8bit_)
-    monkeypatch.setattr(updates, "runs_triton", lambda x: False)
-    expected = steps(device, numel, weight_dtype, 5, updates.adamw_8bit_)
+    found = steps(device, numel, weight_dtype, 5, operations.adamw_8bit_)
+    monkeypatch.setattr(operations, "runs_triton", lambda x: False)
+    expected = steps(device, numel, weight_dtype, 5, operations.adamw_8bit_)
     for ours, theirs in zip(found[-4:], expected[-4:], strict=True):
         assert ((ours - theirs).abs() > 1e-6 * theirs.abs()).double().mean() <= 1e-3  # a level at a rounding boundary
     # The third is skipped, so the masters were split by numbers of updates up to 5 that are those of adamw_scalars.
@@ -54,8 +54,8 @@ def test_the_first_update_is_that_of_exact_moments(weight_dtype):
     ours, exact = split(master, weight_dtype), split(master, weight_dtype)
     scalars = adamw_scalars(1, 0.25, True, "cpu")
     grad = grad.to(weight_dtype or torch.float32)
-    updates.adamw_8bit_(*ours, grad, make_eight_bit(1000, True), make_eight_bit(1000, False), scalars)
-    updates.adamw_(*exact, grad, torch.zeros(1000), torch.zeros(1000), scalars)
+    operations.adamw_8bit_(*ours, grad, make_eight_bit(1000, True), make_eight_bit(1000, False), scalars)
+    operations.adamw_(*exact, grad, torch.zeros(1000), torch.zeros(1000), scalars)
     tolerance = 1e-6 if operations.runs_triton(grad) else 0.0
     ours, exact = (each[0] if weight_dtype is None else join(*each, 1) for each in (ours, exact))
     torch.testing.assert_close(ours, exact, rtol=tolerance, atol=tolerance)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.kernels import ahead_of_time, operations, updates
+from utils.kernels import ahead_of_time, operations
 from utils.kernels.ahead_of_time import compile_ahead
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -19,7 +19,7 @@ def test_no_kernel_runs_in_a_rehearsal_and_all_run_after_it():
     compiled = []
 
     def launch_forwards_and_backwards():
-        updates.grad_norm_(grad, out)
+        operations.grad_norm_(grad, out)
         y = operations.group_norm(image, weight, bias, 32, 1e-5, True)
         y.sum().backward()
         compiled.append(y.shape)
@@ -43,7 +43,7 @@ def test_a_failed_rehearsal_is_a_line_and_leaves_launches_as_they_were():
 
     assert compile_ahead(fails) == "RuntimeError: first line"
     out = torch.zeros(1, device="cuda")
-    updates.grad_norm_(torch.ones(4096, device="cuda"), out)
+    operations.grad_norm_(torch.ones(4096, device="cuda"), out)
     assert out.item() == 64.0
 
 
@@ -53,9 +53,9 @@ def test_after_a_rehearsal_a_launch_is_only_a_launch(monkeypatch):
     from triton.runtime import driver
 
     grad, out = torch.full((1 << 12,), 0.5, device="cuda", dtype=torch.bfloat16), torch.zeros(1, device="cuda")
-    assert compile_ahead(lambda: updates.grad_norm_(grad, out)) is None
+    assert compile_ahead(lambda: operations.grad_norm_(grad, out)) is None
     monkeypatch.setattr(driver.active, "launcher_cls", lambda *args: pytest.fail("a launcher is made"))
-    updates.grad_norm_(grad, out)
+    operations.grad_norm_(grad, out)
     assert out.item() == 32.0
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.kernels import DEVICES, GPU_MARKS, INTERPRETED, TRITON_ONLY, relative_error
-from utils.kernels import operations, updates
+from utils.kernels import operations
 
 ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 OPTIONS = [(False, True, True), (True, False, True), (False, True, False)]  # shifted, forks, silu
@@ -213,7 +213,7 @@ def test_results_are_bit_reproducible(device):
             outputs, [x, weight, bias, tokens, scale, offset], [torch.randn_like(o) for o in outputs]
         )
         out = torch.zeros(1, device=device)
-        updates.grad_norm_(grads[0].flatten(), out)
+        operations.grad_norm_(grads[0].flatten(), out)
         return *outputs, *grads, out
 
     first, second = run(), run()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.kernels import DEVICES, INTERPRETED, TRITON_ONLY, adamw_scalars, relative_error, split
-from utils.kernels import updates
+from utils.kernels import operations
 from utils.kernels.rounding import join
 
 
@@ -30,7 +30,7 @@ def test_adamw_is_torch_adamw(device, weight_dtype):
     optimizer = torch.optim.AdamW([expected], lr=1e-3, weight_decay=1e-2)
     for step in range(1, 21):
         grad = torch.randn(5003, device=device).to(weight_dtype or torch.float32)
-        updates.adamw_(*state[:2], grad, *state[2:], adamw_scalars(step, 0.25, True, device))
+        operations.adamw_(*state[:2], grad, *state[2:], adamw_scalars(step, 0.25, True, device))
         expected.grad = grad.float() * 0.25
         optimizer.step()
     assert relative_error(masters(state, 20) - start, expected.detach() - start) < 1e-4
@@ -48,7 +48,7 @@ def test_an_update_without_a_learning_rate_leaves_the_masters(device, weight_dty
     start = masters(state, 0)
     for step in (1, 2, 3):
         grad = torch.randn(5003, device=device).to(weight_dtype)
-        updates.adamw_(*state[:2], grad, *state[2:], adamw_scalars(step, 0.25, True, device, lr=0.0))
+        operations.adamw_(*state[:2], grad, *state[2:], adamw_scalars(step, 0.25, True, device, lr=0.0))
         assert torch.equal(masters(state, step), start)
 
 
@@ -59,7 +59,7 @@ def test_adamw_skips_whatever_the_gradient_holds(device):
     before = [buffer.clone() for buffer in state]
     grad = torch.full((5003,), torch.nan, dtype=torch.float16, device=device)
     grad[::2] = torch.inf
-    updates.adamw_(*state[:2], grad, *state[2:], adamw_scalars(1, torch.nan, False, device))
+    operations.adamw_(*state[:2], grad, *state[2:], adamw_scalars(1, torch.nan, False, device))
     assert all(torch.equal(now, then) for now, then in zip(state, before, strict=True))
 
 
@@ -79,8 +79,8 @@ def test_the_kernel_computes_what_torch_computes(monkeypatch, device, weight_dty
     if device == "cpu" and not INTERPRETED:
         pytest.skip(TRITON_ONLY)
     if INTERPRETED:  # one program after the other
-        monkeypatch.setattr(updates.adamw, "_NORM_PROGRAMS", 8)
-    table = updates.gradient_table(list(numels), device)
+        monkeypatch.setattr(operations.adamw, "_NORM_PROGRAMS", 8)
+    table = operations.gradient_table(list(numels), device)
     assert table.is_aligned == aligned
     torch.manual_seed(0)
     expected = adamw_state(sum(numels), weight_dtype, device)
@@ -93,12 +93,12 @@ def test_the_kernel_computes_what_torch_computes(monkeypatch, device, weight_dty
         grad = grad if applies else torch.full_like(grad, torch.nan)
         pieces = [piece.clone() for piece in grad.split(list(numels))]
         table.set_addresses(pieces)
-        updates.grad_norm_(grad, norms[0])
+        operations.grad_norm_(grad, norms[0])
         table.grad_norm_(dtype, norms[1])
         assert relative_error(*norms) < 1e-5 if applies else norms.isnan().all()
         scalars = adamw_scalars(step, 0.25, applies, device)
         before = [None if buffer is None else buffer.clone() for buffer in state]
-        updates.adamw_(*expected[:2], grad, *expected[2:], scalars)
+        operations.adamw_(*expected[:2], grad, *expected[2:], scalars)
         table.adamw_(*state, scalars)
         assert applies or all(now is None or torch.equal(now, then) for now, then in zip(state, before, strict=True))
     number = scalars[-1].int()
@@ -116,9 +116,9 @@ def test_grad_norm(device, num):
     torch.manual_seed(0)
     grad = torch.randn(num, device=device).half()
     out = torch.zeros(1, device=device)
-    updates.grad_norm_(grad, out)
+    operations.grad_norm_(grad, out)
     assert relative_error(out, grad.double().norm()) < 1e-5
     for value in (torch.inf, torch.nan):
         grad[num // 2] = value
-        updates.grad_norm_(grad, out)
+        operations.grad_norm_(grad, out)
         assert not out.isfinite()

@@ -17,7 +17,7 @@ def set_gradients(optimizer, step: int, scale: float = 1.0) -> None:
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
 def test_updates_are_those_of_torch_adamw(max_grad_norm, monkeypatch):
-    monkeypatch.setattr("utils.kernels.updates._CHUNK", 100)  # of 869 parameters
+    monkeypatch.setattr("utils.kernels.operations._CHUNK", 100)  # of 869 parameters
     options = dict(betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
     module, optimizer = make_optimizer(max_grad_norm=max_grad_norm, **options)
     reference = make_module().double()

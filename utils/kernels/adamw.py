@@ -28,7 +28,7 @@ _SMALLEST_EXPONENT = tl.constexpr(rounding.SMALLEST_EXPONENT)
 
 @triton.jit
 def adamw_update(grad, exp_avg, exp_avg_sq, master, scalars_ptr):
-    """The new moments and masters, all fp32; scalars as in kernels.updates.adamw_."""
+    """The new moments and masters, all fp32; scalars as in kernels.operations.adamw_."""
     beta1 = tl.load(scalars_ptr + 2)
     beta2 = tl.load(scalars_ptr + 3)
     lr = tl.load(scalars_ptr + 1)
@@ -230,7 +230,7 @@ class GradientTable:
     def adamw_(
         self, weight: Tensor, remainder: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
     ) -> None:
-        """As kernels.updates.adamw_, with gradients in the weights' dtype: 26 bytes a parameter.
+        """As kernels.operations.adamw_, with gradients in the weights' dtype: 26 bytes a parameter.
 
         Remainder and moments may be in pinned host memory, if host_memory.reaches_host_memory says so.
         """
@@ -242,7 +242,7 @@ class GradientTable:
                 _adamw_scattered[(count,)](*table, *buffers, first, self.is_aligned, MASKED=masked, **constants)
 
     def grad_norm_(self, grad_dtype: torch.dtype, out: Tensor) -> None:
-        """As kernels.updates.grad_norm_."""
+        """As kernels.operations.grad_norm_."""
         blocks = (self.num_full, self.num_full + self.num_rest)
         options = dict(GRAD_DTYPE=_DTYPES[grad_dtype], BLOCK=BLOCK, num_warps=4)
         _sums_of_squares_scattered[(_NORM_PROGRAMS,)](self.address, self.count, self.part, *blocks, **options)
@@ -250,7 +250,7 @@ class GradientTable:
 
 
 def grad_norm_(grad: Tensor, out: Tensor) -> None:
-    """See kernels.updates.grad_norm_."""
+    """See kernels.operations.grad_norm_."""
     num_blocks = grad.numel() // _NORM_BLOCK
     num_programs = max(1, min(_NORM_PROGRAMS, num_blocks))
     part = torch.empty(num_programs, dtype=torch.float32, device=grad.device)

@@ -72,7 +72,7 @@ def _adamw_8bit(weight_ptr, remainder_ptr, grad_ptr, exp_avg_ptr, scales_ptr, ex
 def adamw_8bit_(
     weight: Tensor, remainder: Tensor | None, grad: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
 ) -> None:
-    """See kernels.updates.adamw_8bit_."""
+    """See kernels.operations.adamw_8bit_."""
     n = weight.numel()
     num_full = n // (_ROWS * BLOCK)
     constants = dict(IS_SPLIT=remainder is not None, ROWS=_ROWS, BLOCK=BLOCK, num_warps=4)

@@ -1,6 +1,6 @@
 """Triton GEGLU, and the sum of channels_last images and their convolutions' biases: one kernel each way.
 
-The biases' gradients are sums over rows, in fp32: chunks of rows, then the chunks in a fixed order, in a second kernel.
+The biases' gradients are sums over rows, in fp32, in two kernels: chunks of rows, then the chunks in a fixed order.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.kernels import updates
+from utils.kernels import operations
 from utils.runtime.process import mark
 from utils.training import host_memory
 from utils.training.packed import Masters
@@ -67,7 +67,7 @@ class FlatParameters:
             parameter.data = self._shaped(self.weight[piece], parameter)
         mark("weights placed")
         self.grad: Tensor | None = None
-        self.grad_table: Any = updates.gradient_table(numels, device) if scattered_grads else None
+        self.grad_table: Any = operations.gradient_table(numels, device) if scattered_grads else None
         if self.grad_table is not None:
             return
         self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)

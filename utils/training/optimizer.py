@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.kernels import updates
-from utils.kernels.operations import GRAD_PLACE
+from utils.kernels import operations
 from utils.runtime.colossal import OptimizerWrapper
 from utils.training import host_memory
 from utils.training.flat_parameters import FlatParameters
@@ -90,7 +89,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         work = dist.all_reduce(bucket.buffer(), async_op=True)
         if self.flat.grad is None:
             for parameter, values in zip(bucket.parameters(), bucket.gradients(), strict=True):
-                setattr(parameter, GRAD_PLACE, values.as_strided(parameter.shape, parameter.stride()))
+                setattr(parameter, operations.GRAD_PLACE, values.as_strided(parameter.shape, parameter.stride()))
         return work.get_future().then(lambda done: done.value()[0])
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
@@ -127,7 +126,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
 
     def _measure_grad_norm(self) -> None:
         if self.flat.grad is not None:
-            updates.grad_norm_(self.flat.grad, self._scaled_grad_norm)
+            operations.grad_norm_(self.flat.grad, self._scaled_grad_norm)
             return
         if not torch.cuda.is_current_stream_capturing():
             self.flat.bind_grads()
@@ -138,11 +137,11 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         if self.flat.grad is None:
             self.flat.grad_table.adamw_(*masters, self.exp_avg, self.exp_avg_sq, scalars)
             return
-        update: Any = updates.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else updates.adamw_
+        update: Any = operations.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else operations.adamw_
         update(*masters, self.flat.grad, self.exp_avg, self.exp_avg_sq, scalars)
 
     def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
-        """The `scalars` of updates.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""
+        """The `scalars` of operations.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""
         corrections = 1 - self._betas ** (self.num_applied + 1)
         clip = (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0) if self.max_grad_norm > 0 else 1.0
         number = self.num_applied + finite
