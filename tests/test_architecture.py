@@ -57,7 +57,7 @@ LATE_IMPORTS = {
         "pillow_jxl": MAY_BE_MISSING,
     },
     "preflight.checks": {"utils.preflight.sources": "numpy, Pillow, 150 ms: complaints about folders come before it"},
-    "preflight.resources": {"torch": TORCH, "utils.training.host_memory": TORCH},
+    "preflight.resources": {"torch": TORCH, "utils.training.packed": TORCH},
     "run.logs": {"torch.utils.tensorboard": "only --report_to needs it; 177 modules, 200 ms"},
     "run.resume": {"utils.runtime.colossal": "takes as long as the base's hashing in a thread, which is waited for"},
     "runtime.gpu": {"torch": TORCH},

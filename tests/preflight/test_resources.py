@@ -115,10 +115,10 @@ def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
     assert verdict == "note" and "it may not fit; try a smaller --resolution" in finding
     needs = make_needs(count, gradient_checkpointing=True, offload_optimizer="moments")
     with monkeypatch.context() as without_triton:
-        without_triton.setattr("utils.training.host_memory.HAS_TRITON", False)
+        without_triton.setattr("utils.training.packed.HAS_TRITON", False)
         with pytest.raises(UserError, match="--low_memory: offloading on a GPU needs Triton .* which is not here"):
             check_device(needs, low_memory=True)
-    monkeypatch.setattr("utils.training.host_memory.host_memory_problem", lambda device: None)
+    monkeypatch.setattr("utils.training.packed.host_memory_problem", lambda device: None)
     finding, verdict = check_device(needs, low_memory=True)
     assert verdict == "ok" and "(--low_memory: --gradient_checkpointing --offload_optimizer moments)" in finding
     monkeypatch.setattr(resources, "free_host_memory", lambda: 1e3)

@@ -8,10 +8,9 @@ from tests.helpers.script import LATEST, as_argv, bits, run, without_times
 from train_dreambooth_colossalai import main
 from utils.run.checkpoint import Checkpointer, restore
 from utils.run.lineage import Lineage, read_checkpoint
-from utils.training import host_memory
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
-from utils.training.packed import EightBit
+from utils.training.packed import EightBit, pinned_zeros, reaches_host_memory
 
 NUM_STEPS = 5
 CHECKPOINT = dict(unet_config=b"{}", describe=dict, save_dtype="fp16", lineage=Lineage("x", []), total_limit=None)
@@ -114,9 +113,9 @@ class TestOnAGpu:
         check_snapshot(tmp_path, monkeypatch, free, offload, "cuda", eight_bit=False)
 
     def test_kernels_reach_host_memory(self):
-        x = host_memory.pinned_zeros(1000, torch.float32, torch.device("cuda"))
+        x = pinned_zeros(1000, torch.float32, torch.device("cuda"))
         assert x.is_pinned() and len(x) == 1000 and not x.any()
-        assert host_memory.reaches_host_memory(torch.device("cuda"))
+        assert reaches_host_memory(torch.device("cuda"))
 
     @pytest.mark.parametrize("captured", [False, True])
     @pytest.mark.parametrize("offload", ["moments", "all"])

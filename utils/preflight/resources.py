@@ -112,7 +112,7 @@ def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
 
 def _check_offload(offload_optimizer: str, low_memory: bool, device: "torch.device") -> None:
     """Raises UserError if the update's kernels cannot read and write the host's memory from this GPU."""
-    from utils.training.host_memory import host_memory_problem
+    from utils.training.packed import host_memory_problem
 
     if why := host_memory_problem(device):
         flag = "--low_memory" if low_memory else f"--offload_optimizer {offload_optimizer}"

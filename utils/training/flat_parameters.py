@@ -8,8 +8,7 @@ from torch import Tensor
 
 from utils.kernels import operations
 from utils.runtime.process import mark
-from utils.training import host_memory
-from utils.training.packed import Masters
+from utils.training.packed import Masters, zero_buffer
 
 
 class Anew:
@@ -33,7 +32,7 @@ class FlatParameters:
         scattered_grads: leave each gradient where autograd, or with several ranks DDP, puts it (see
             kernels.adamw.GradientTable), instead of adding it into a buffer of zeros; without Triton the buffer.
         offload_optimizer: "moments", "all": those, or what masters take beside the weights too, are in pinned host
-            memory, which needs host_memory.reaches_host_memory. Nothing on a CPU.
+            memory, which needs packed.reaches_host_memory. Nothing on a CPU.
 
     `masters` holds the float32 values as they were in the file, not their rounded cast.
     """
@@ -56,7 +55,7 @@ class FlatParameters:
         self.weight = torch.empty(num_elements, dtype=weight_dtype, device=self.device)
         remainder = None
         if weight_dtype != torch.float32:
-            remainder = host_memory.zeros(num_elements, torch.int16, self.device, offload_optimizer == "all")
+            remainder = zero_buffer(num_elements, torch.int16, self.device, offload_optimizer == "all")
         num_updates = torch.zeros((), dtype=torch.int64, device=self.device)
         self.masters = Masters(self.weight, remainder, num_updates)
         scratch = torch.empty(max(numels), device=self.device)

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from utils.kernels import operations
 from utils.runtime.colossal import OptimizerWrapper
-from utils.training import host_memory
 from utils.training.flat_parameters import FlatParameters
-from utils.training.packed import EightBit
+from utils.training.packed import EightBit, zero_buffer
 
 GROWTH_INTERVAL = 2000  # applied updates in a row before the loss scale doubles (torch.amp.GradScaler's figure)
 MIN_LOSS_SCALE = 2.0**-14
@@ -74,8 +73,8 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         if use_8bit_adam:
             first = EightBit.zeros(numel, signed=True, device=device, on_host=on_host)
             return first, EightBit.zeros(numel, signed=False, device=device, on_host=on_host)
-        first_moment = host_memory.zeros(numel, torch.float32, device, on_host)
-        return first_moment, host_memory.zeros(numel, torch.float32, device, on_host)
+        first_moment = zero_buffer(numel, torch.float32, device, on_host)
+        return first_moment, zero_buffer(numel, torch.float32, device, on_host)
 
     def backward(self, loss: Tensor, inputs: Any = None, retain_graph: bool = False, **kwargs: Any) -> None:
         """Adds the gradient of `loss` times the loss scale into the parameters' gradients."""

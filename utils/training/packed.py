@@ -1,18 +1,29 @@
-"""Float32 values that are kept in fewer bytes: masters, and moments in 8 bits. A piece at a time is read or taken."""
+"""Float32 values that are kept in fewer bytes: masters, and moments in 8 bits. A piece at a time is read or taken.
 
+And where they are kept: on the GPU, or in buffers in the host's memory that it reads and writes by itself, over PCIe.
+"""
+
+import contextlib
+import mmap
+import weakref
 from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.kernels.operations import HAS_TRITON
 from utils.kernels.rounding import join, split_
-from utils.training import host_memory
+from utils.runtime import private
+
+if HAS_TRITON:
+    from utils.kernels.adamw import add_one_
 
 _PIECE = 1 << 22  # values at a time: what is unpacked for a copy needs little memory
 BLOCK = 256
 _MOST = {torch.int8: 127, torch.uint8: 255}
 _SMALLEST = {torch.int8: 2.0**-100, torch.uint8: 2.0**-45}
+_PORTABLE_AND_MAPPED = 3  # cudaHostRegister's flags
 
 
 class Packed(ABC):
@@ -110,8 +121,8 @@ class EightBit(Packed):
         """All zero, on `device` or in pinned host memory."""
         num_blocks = -(-numel // BLOCK)
         dtype = torch.int8 if signed else torch.uint8
-        levels = host_memory.zeros(num_blocks * BLOCK, dtype, device, on_host)
-        return cls(levels, host_memory.zeros(num_blocks, torch.float32, device, on_host), numel)
+        levels = zero_buffer(num_blocks * BLOCK, dtype, device, on_host)
+        return cls(levels, zero_buffer(num_blocks, torch.float32, device, on_host), numel)
 
     def __getitem__(self, piece: slice) -> "EightBit":
         blocks = slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
@@ -140,3 +151,45 @@ class EightBit(Packed):
             levels = torch.where((sizes > 0) & (scales > 0), levels.clamp(min=1), levels)
         self.levels.copy_(levels.view(-1))
         self.scales.copy_(scales.view(-1))
+
+
+def zero_buffer(numel: int, dtype: torch.dtype, device: torch.device, on_host: bool) -> torch.Tensor:
+    """Zeros [numel] on `device`, or in pinned host memory where `on_host` and the device is a GPU."""
+    if on_host and device.type == "cuda":
+        return pinned_zeros(numel, dtype, device)
+    return torch.zeros(numel, dtype=dtype, device=device)
+
+
+def pinned_zeros(numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros [numel] in pinned memory of just that size: torch's own pinned memory comes in powers of two."""
+    num_bytes = max(numel, 1) * dtype.itemsize
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer = torch.frombuffer(pages, dtype=dtype, count=max(numel, 1))
+    cudart = torch.cuda.cudart()
+    with torch.cuda.device(device):
+        failed = int(getattr(cudart, private.HOST_REGISTER)(buffer.data_ptr(), num_bytes, _PORTABLE_AND_MAPPED))
+    if failed:
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=device)  # the next operation would be blamed for the error
+        return torch.zeros(numel, dtype=dtype, pin_memory=True)
+    weakref.finalize(pages, getattr(cudart, private.HOST_UNREGISTER), buffer.data_ptr()).atexit = False
+    return buffer[:numel]
+
+
+def host_memory_problem(device: torch.device) -> str | None:
+    """Why kernels on this GPU cannot read and write the host's memory, as a clause about Triton; None if they can."""
+    if not HAS_TRITON:
+        return "which is not here"
+    return None if reaches_host_memory(device) else "which cannot reach the host's memory here"
+
+
+def reaches_host_memory(device: torch.device) -> bool:
+    """Whether kernels on this GPU can read and write the buffers of pinned_zeros: tried, not assumed."""
+    x = pinned_zeros(256, torch.float32, device)
+    try:
+        with torch.cuda.device(device):
+            add_one_(x)
+            torch.cuda.synchronize(device)
+    except (RuntimeError, ValueError):
+        return False
+    return bool((x == 1).all())
