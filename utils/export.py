@@ -12,10 +12,10 @@ from pathlib import Path
 from utils.command_line import Parser, non_negative_float, positive_int, run_main
 from utils.errors import UserError
 from utils.files.ownership import RUN_FILE, check_export_file, run_of
-from utils.files.safetensors_writer import SAVE_DTYPES
 from utils.models.base import SINGLE_FILES, base_folder
 from utils.models.check import check_base_model, check_same_unet
 from utils.models.exporting import check_export_folder, export_file, export_folder, export_lora
+from utils.models.saving import SAVE_DTYPES
 from utils.run.lineage import read_checkpoint
 
 BASE_FLAG = "--pretrained_model_name_or_path"

@@ -1,5 +1,6 @@
 """Which file of a folder holds a part's weights, and of which dtype they are."""
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from utils.errors import UserError
-from utils.models.folder import find_weights
+from utils.models.folder import find_weights, safetensors_header
 
 
 def weights_file(folder: Path, name: str, dtype: torch.dtype) -> Path:
@@ -68,3 +69,31 @@ def test_an_empty_bin_file_of_weights_is_refused(tmp_path):
     torch.save({}, bin_file(tmp_path))
     with pytest.raises(UserError, match="there is none in it"):
         find_weights(tmp_path, "unet")
+
+
+def write_header(path: Path, header: bytes, length: int | None = None, data: bytes = b"") -> Path:
+    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "length"),
+    [
+        (b"", None),
+        (b"{", None),
+        (b"{}", 1 << 62),
+        (b"\xff\xff", None),
+        (b"[]", None),
+        (b"7", None),
+        (b'{"a": 7}', None),
+        (b'{"a": {"shape": [1]}}', None),
+        (b'{"a": {"dtype": "F32", "data_offsets": []}}', None),
+        (b'{"a": {"dtype": "F32", "data_offsets": [0, "x"]}}', None),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', None),
+    ],
+)
+def test_a_lying_safetensors_header_is_refused(tmp_path, header, length):
+    path = write_header(tmp_path / "a.safetensors", header, length)
+    with pytest.raises(UserError, match=r"a\.safetensors is not a (whole )?safetensors file") as error:
+        safetensors_header(path)
+    assert "\n" not in str(error.value)

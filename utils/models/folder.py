@@ -9,11 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
 from utils.errors import UserError, first_line
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.json_files import read_json
 from utils.files.ownership import HOLDER_FILE, LOCK_FILE, RUN_NAMES
-from utils.files.safetensors_files import TensorEntry, safetensors_header
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
 MODEL_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # what an image depends on
@@ -39,6 +40,13 @@ def is_reserved(name: str) -> bool:
     """Whether an output folder holds something of the program's own under that name, be it in other letters."""
     name, reserved = name.lower(), (*FROZEN_PARTS, "unet", MODEL_INDEX, LOCK_FILE, HOLDER_FILE, *RUN_NAMES)
     return name in reserved or name.startswith(("checkpoint-", STAGING_PREFIX))
+
+
+class TensorEntry(NamedTuple):
+    """What a header says of a tensor."""
+
+    dtype: str  # "F32", "F16", ...
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -257,6 +265,20 @@ def tensor_entries(path: Path) -> dict[str, TensorEntry]:
     if not entries:
         raise UserError(f"{path} is not a file of weights (there is none in it); copy or download it again")
     return entries
+
+
+def safetensors_header(path: Path) -> dict[str, TensorEntry]:
+    """{tensor name: its entry}; reads nothing but the header, without torch.
+
+    Raises UserError if the file is shorter or longer than its header says, or the header contradicts itself.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            entries = {name: file.get_slice(name) for name in file.keys()}
+            return {name: TensorEntry(each.get_dtype(), tuple(each.get_shape())) for name, each in entries.items()}
+    except (OSError, SafetensorError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
 
 
 def _read_pickle(path: Path) -> dict[str, TensorEntry]:

@@ -21,9 +21,8 @@ from safetensors.torch import save_file
 
 from utils.errors import UserError, first_line
 from utils.files.json_files import read_json, write_json
-from utils.files.safetensors_files import safetensors_header
 from utils.models.check import check_config, check_fit
-from utils.models.folder import CONFIG_FILES, MODEL_INDEX, WEIGHT_STEMS, refuse_unsafe_pickle
+from utils.models.folder import CONFIG_FILES, MODEL_INDEX, WEIGHT_STEMS, refuse_unsafe_pickle, safetensors_header
 from utils.models.single_file import (
     CONFIG_KEY,
     PREDICTS_VELOCITY,

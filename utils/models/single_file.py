@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from utils.files.atomic import replace_path
 from utils.files.ownership import run_of
-from utils.files.safetensors_writer import SAVE_DTYPES, save_with_hash
 from utils.models.card import file_metadata
 from utils.models.folder import BaseModel, find_weights
+from utils.models.saving import SAVE_DTYPES, save_with_hash
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration

@@ -22,8 +22,8 @@ from utils import PROGRAM
 from utils.errors import RunFailed, UserError
 from utils.files.atomic import STAGING_PREFIX, move, sync, sync_tree
 from utils.files.json_files import write_json
-from utils.files.safetensors_files import safetensors_dtype
-from utils.files.safetensors_writer import SAVE_DTYPES, write_safetensors
+from utils.models.folder import find_weights
+from utils.models.saving import SAVE_DTYPES, write_safetensors
 from utils.run.lineage import (
     FORMAT,
     STATE_FILE,
@@ -169,7 +169,7 @@ class Checkpointer:
 def restore(checkpoint: Checkpoint, optimizer: MasterWeightsOptimizer) -> None:
     """Puts a checkpoint's state into the optimizer. Raises UserError if its files are damaged or of another model."""
     path = checkpoint.path
-    masters_are_in_unet = safetensors_dtype(path / UNET_FILE) == "F32"
+    masters_are_in_unet = find_weights(path, "unet").save_dtype == "fp32"
     counters = {name: _counter(checkpoint, name) for name in COUNTERS}
 
     def read(part: str, named: Named) -> None:

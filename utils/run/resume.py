@@ -15,8 +15,7 @@ from utils.errors import UserError
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, expand_home
-from utils.files.safetensors_files import safetensors_dtype
-from utils.models.folder import BaseModel
+from utils.models.folder import BaseModel, safetensors_header
 from utils.run.fingerprint import base_files, determinants, hash_files, used_class_images
 from utils.run.lineage import (
     TENSORS_FILE,
@@ -117,8 +116,8 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
                 f"--resume_from_checkpoint latest, or start over with --overwrite_output_dir"
             )
     if checkpoint is not None:
-        safetensors_dtype(checkpoint.path / UNET_FILE)
-        safetensors_dtype(checkpoint.path / TENSORS_FILE)
+        safetensors_header(checkpoint.path / UNET_FILE)
+        safetensors_header(checkpoint.path / TENSORS_FILE)
     return checkpoint
 
 
