@@ -8,8 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 from utils.files.json_files import keep_rows
 from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, VALIDATION_PICTURES
 from utils.files.png import save_png
+from utils.run.plan import Plan
 from utils.runtime.process import mark, progress_bar
 from utils.training.train_step import METRICS
 
@@ -34,28 +34,8 @@ class TrainingLog:
     does not make the GPU wait.
     """
 
-    def __init__(
-        self,
-        output_dir: Path,
-        *,
-        num_steps: int,
-        first_step: int,
-        is_main: bool,
-        device: torch.device,
-        with_prior_preservation: bool = False,
-        validates: bool = False,
-        validation_seed: int = 0,
-        num_validation_images: int = 1,
-        tensorboard_dir: Path | None = None,
-        samples_per_step: int = 1,
-        settings: Mapping[str, Any] | None = None,
-    ):
-        self.output_dir = output_dir
-        self.device = device
-        self.is_main = is_main
-        self.with_prior_preservation = with_prior_preservation
-        self.validation_seed, self.num_validation_images = validation_seed, num_validation_images
-        self.samples_per_step = samples_per_step
+    def __init__(self, plan: Plan, first_step: int, device: torch.device, *, is_main: bool):
+        self.plan, self.device, self.is_main = plan, device, is_main
         self.smoothed_loss: float | None = None
         self.num_skipped = 0
         self.nonfinite_streak = 0  # steps in a row that were not applied, as far as results have arrived
@@ -64,31 +44,25 @@ class TrainingLog:
         self._tensorboard: Any = None
         self._with_gaps: set[str] = set()  # of what is written, that which was not
         if is_main:
-            self._open(num_steps, first_step, validates, tensorboard_dir, settings or {})
+            self._open(first_step)
 
-    def _open(
-        self,
-        num_steps: int,
-        first_step: int,
-        validates: bool,
-        tensorboard_dir: Path | None,
-        settings: Mapping[str, Any],
-    ) -> None:
-        if validates or (self.output_dir / VALIDATION_FILE).exists():
-            keep_rows(self.output_dir / VALIDATION_FILE, first_step, {"validation_loss"})
-        for picture in (self.output_dir / VALIDATION_FOLDER).glob(VALIDATION_PICTURES):
+    def _open(self, first_step: int) -> None:
+        output_dir, arguments = self.plan.output_dir, self.plan.arguments
+        if self.plan.validation["every"] or (output_dir / VALIDATION_FILE).exists():
+            keep_rows(output_dir / VALIDATION_FILE, first_step, {"validation_loss"})
+        for picture in (output_dir / VALIDATION_FOLDER).glob(VALIDATION_PICTURES):
             if (step := re.match(r"step-(\d+)-", picture.name)) and int(step[1]) > first_step:
                 picture.unlink()
-        path = self.output_dir / METRICS_FILE
+        path = output_dir / METRICS_FILE
         for row in keep_rows(path, first_step, {"loss", "skipped"}):
             self._count(float(row["loss"]), row["skipped"])
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._bar = progress_bar("training", num_steps, "step", done=first_step)
-        if tensorboard_dir is not None:
+        self._bar = progress_bar("training", self.plan.num_steps, "step", done=first_step)
+        if arguments["report_to"] == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(tensorboard_dir), purge_step=first_step + 1)
-            rows = [f"| {name} | {value} |" for name, value in settings.items()]
+            self._tensorboard = SummaryWriter(str(output_dir / arguments["logging_dir"]), purge_step=first_step + 1)
+            rows = [f"| {name} | {value} |" for name, value in arguments.items()]
             self._tensorboard.add_text("settings", "\n".join(["| flag | value |", "|---|---|", *rows]), first_step)
 
     def step(self, global_step: int, metrics: torch.Tensor) -> None:
@@ -117,7 +91,7 @@ class TrainingLog:
     def _write(self, global_step: int, row: dict) -> None:
         now = time.perf_counter()
         mark("first step")
-        if not self.with_prior_preservation:
+        if self.plan.class_images is None:
             del row["instance_loss"], row["class_loss"]
         row["step_time"], self._last_time = now - self._last_time, now
         row["skipped"] = bool(row["skipped"])
@@ -148,7 +122,7 @@ class TrainingLog:
 
     def _speed_and_memory(self, row: dict) -> dict[str, float]:
         """What TensorBoard shows beside the metrics: samples a second, and the GPU's memory at its peak."""
-        found = {"samples_per_second": self.samples_per_step / max(row["step_time"], 1e-9)}
+        found = {"samples_per_second": self.plan.samples_per_step / max(row["step_time"], 1e-9)}
         if self.device.type == "cuda":
             found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
         return found
@@ -173,18 +147,18 @@ class TrainingLog:
         return shown
 
     def validation(self, step: int, loss: float, images: list[Image.Image]) -> None:
-        """A validation's loss, and each prompt's images with the seeds validation_seed, ... + 1, ...; rank 0 only."""
+        """A validation's loss, and each prompt's images with the seeds --seed, ... + 1, ...; rank 0 only."""
         self.say(f"step {step}: validation loss {loss:.4f}")
-        path, folder = self.output_dir / VALIDATION_FILE, self.output_dir / VALIDATION_FOLDER
+        path, folder = self.plan.output_dir / VALIDATION_FILE, self.plan.output_dir / VALIDATION_FOLDER
         with self._gaps_in(str(path)), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "validation_loss": loss}) + "\n")
         self._board("add_scalar", "validation/loss", loss, step)
         for place, image in enumerate(images):
-            prompt, number = divmod(place, self.num_validation_images)
+            prompt, number = divmod(place, self.plan.validation["num_images"])
             of_prompt = f"-prompt-{prompt + 1}" if prompt else ""
             with self._gaps_in(str(folder)):
                 folder.mkdir(exist_ok=True)
-                save_png(folder / f"step-{step:06d}{of_prompt}-seed-{self.validation_seed + number}.png", image)
+                save_png(folder / f"step-{step:06d}{of_prompt}-seed-{self.plan.seed + number}.png", image)
             self._board("add_image", f"validation{of_prompt}/{number}", np.asarray(image), step, dataformats="HWC")
 
     def say(self, line: str) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -84,16 +84,7 @@ class TrainingRun:
         if self.is_main:
             self.record.begin()
             print(self.record.summary(optimizer.learning_rates.max().item()), flush=True)
-        self.log = TrainingLog(
-            plan.output_dir,
-            num_steps=plan.num_steps,
-            first_step=self.first_step,
-            is_main=self.is_main,
-            device=device,
-            samples_per_step=plan.samples_per_step,
-            settings=plan.arguments,
-            **plan.log,
-        )
+        self.log = TrainingLog(plan, self.first_step, device, is_main=self.is_main)
 
     def __enter__(self) -> "TrainingRun":
         checkpoint = self.sources.checkpoint
@@ -101,31 +92,27 @@ class TrainingRun:
             restore(checkpoint, self.optimizer)
             self.log.say(f"resuming from {checkpoint.path}")
         self.stop = StopRequest(self.is_main)
-        self.checkpointer = self._checkpointer() if self.is_main else None
+        self.checkpointer = None
+        if self.is_main:
+            self.checkpointer = Checkpointer(
+                self.plan.output_dir,
+                self.optimizer,
+                unet_config=(self.sources.base.folder / "unet" / "config.json").read_bytes(),
+                describe=self.record.describe,
+                lineage=self.lineage,
+                say=self.log.say,
+                **self.plan.checkpoints,
+            )
         return self
-
-    def _checkpointer(self) -> Checkpointer:
-        return Checkpointer(
-            self.plan.output_dir,
-            self.optimizer,
-            unet_config=(self.sources.base.folder / "unet" / "config.json").read_bytes(),
-            describe=self.record.describe,
-            lineage=self.lineage,
-            say=self.log.say,
-            **self.plan.checkpoints,
-        )
 
     def steps(self) -> Iterator[int]:
         """The global steps that are left, from 0. After each the run stops if it must, and saves if it is time."""
         for step in range(self.first_step, self.plan.num_steps):
             yield step
-            self._stop_if_asked(step + 1)
+            code = self.stop.poll(self._failure())
+            if code and step + 1 < self.plan.num_steps:
+                self._end_early(step + 1, code)
             self._checkpoint_if_due(step + 1)
-
-    def _stop_if_asked(self, num_steps: int) -> None:
-        code = self.stop.poll(self._failure())
-        if code and num_steps < self.plan.num_steps:
-            self._end_early(num_steps, code)
 
     def _checkpoint_if_due(self, num_steps: int) -> None:
         if self.checkpointer is None:
@@ -169,14 +156,11 @@ class TrainingRun:
         if self.stop.poll_at_the_end(self._failure()) == NONFINITE:
             self._end_early(self.plan.num_steps, NONFINITE)
         if self.checkpointer is None:
-            self.stop.close()
             return
         self.checkpointer.wait()
         self.log.close()
         before, now = self.sources.base_files, base_files(self.sources.base)
-        changed = [path for path in now if before.get(path) != now[path]] + [
-            path for path in before if path not in now
-        ]
+        changed = [path for path in now | before if now.get(path) != before.get(path)]
         if changed:
             self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
         try:
@@ -211,9 +195,7 @@ class TrainingRun:
                 self.checkpointer.save_and_wait(self.plan.num_steps)
         raise RunFailed(f"{reason}. Fix that first. {self._how_to_resume()}")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.stop.close()
         if is_out_of_memory(error) and self.is_main:
             self.log.close()

@@ -40,7 +40,6 @@ class Plan(NamedTuple):
     uses_cuda_graph: bool
     validation: Keywords  # training.validation.Validation
     output_dir: Path
-    log: Keywords  # run.logs.TrainingLog
     checkpoints: Keywords  # run.checkpoint.Checkpointer
     checkpointing_steps: int
     max_nonfinite_steps: int
@@ -159,13 +158,6 @@ def _updates(args: Namespace, samples_per_step: int) -> dict[str, Any]:
 def _output(args: Namespace) -> dict[str, Any]:
     return dict(
         output_dir=args.output_dir,
-        log=dict(
-            with_prior_preservation=args.with_prior_preservation,
-            validates=bool(args.validation_steps or args.validation_prompt),
-            validation_seed=args.seed,
-            num_validation_images=args.num_validation_images,
-            tensorboard_dir=args.output_dir / args.logging_dir if args.report_to == "tensorboard" else None,
-        ),
         checkpoints=dict(save_dtype=args.save_dtype, total_limit=args.checkpoints_total_limit),
         checkpointing_steps=args.checkpointing_steps,
         max_nonfinite_steps=args.max_nonfinite_steps,
