@@ -90,31 +90,23 @@ class Checkpointer:
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
-    def wait(self) -> bool:
-        """Waits for the write under way and says how it went; False if it failed."""
+    def wait(self, *, may_fail: bool = True) -> None:
+        """Waits for the write under way and says how it went; RunFailed if it failed and may not."""
         if self._thread is None:
-            return True
-        line, is_written = self._join()
-        self.say(line)
-        return is_written
-
-    def save_and_wait(self, step: int) -> None:
-        """Writes the state after `step` steps before it returns; RunFailed if that cannot be done."""
-        self.save(step)
-        line, is_written = self._join()
-        if not is_written:
-            raise RunFailed(line)
-        self.say(line)
-
-    def _join(self) -> tuple[str, bool]:
-        """Waits for the write under way: a line about it, and whether it succeeded."""
-        if self._thread is not None:
-            self._thread.join()
+            return
+        self._thread.join()
         self._thread = None
         line, error = self._outcome
         if error is not None and not isinstance(error, (OSError, UserError)):
             raise error
-        return line, error is None
+        if error is not None and not may_fail:
+            raise RunFailed(line)
+        self.say(line)
+
+    def save_and_wait(self, step: int) -> None:
+        """Writes the state after `step` steps before it returns; RunFailed if that cannot be done."""
+        self.save(step)
+        self.wait(may_fail=False)
 
     def _write(self, step: int, arrived: Callable[[], None]) -> None:
         name, started = f"checkpoint-{step}", time.perf_counter()
