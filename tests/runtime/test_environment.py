@@ -11,7 +11,7 @@ def test_a_process_without_torchrun_is_a_run_of_its_own(monkeypatch):
     assert (environment.rank(), environment.num_ranks(), environment.local_rank()) == (0, 1, 0)
     assert environment.local_world_size() is None and environment.is_main()
     assert environment.torchrun_flags() == ["--nproc_per_node", "1"]
-    assert not environment.restarted() and not environment.under_torchrun()
+    assert environment.num_restarts() == 0 and not environment.under_torchrun()
     before = dict(os.environ)
     with environment.as_single_process():
         assert os.environ["WORLD_SIZE"] == "1" and os.environ["RANK"] == "0"
@@ -24,7 +24,7 @@ def test_torchruns_variables(monkeypatch):
         monkeypatch.setenv(name, str(value))
     assert (environment.rank(), environment.num_ranks(), environment.local_rank()) == (5, 8, 1)
     assert environment.local_world_size() == 4 and not environment.is_main()
-    assert environment.num_restarts() == 2 and environment.restarted()
+    assert environment.num_restarts() == 2
     assert environment.torchrun_flags() == ["--nproc_per_node", "4", "--nnodes", "2"]
     before = dict(os.environ)
     with environment.as_single_process():

@@ -10,6 +10,7 @@ from utils.data.class_images import plan_classes
 from utils.dataset import InstanceDataset, Photo
 from utils.files.hashing import sha256_of
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
+from utils.run.plan import Plan
 
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
 NOT_COMPARED = set(
@@ -68,23 +69,17 @@ def used_class_images(concepts: list[Concept], num_class_images: int) -> list[Pa
     return [path for plan in plan_classes(concepts, num_class_images, lambda prompt: {}) for path in plan.used]
 
 
-def determinants(
-    arguments: Mapping[str, Any],
-    num_ranks: int,
-    class_images: list[Path],
-    dataset: InstanceDataset,
-    base_hashes: dict[str, Any],
-) -> dict:
+def determinants(plan: Plan, class_images: list[Path], dataset: InstanceDataset, base_hashes: dict[str, Any]) -> dict:
     """Everything that the weights after a given step depend on, as {name: JSON value}.
 
     `base_hashes` are hash_files'. Reads the class images and another tokenizer.
     """
-    name = arguments["tokenizer_name"]
+    name = plan.arguments["tokenizer_name"]
     tokenizer = sorted(Path(name).glob("*")) if name else []
     return dict(
-        arguments=compared_arguments(arguments),
-        num_ranks=num_ranks,
-        photos=photo_hashes(dataset.photos, arguments["instance_prompt"]),
+        arguments=compared_arguments(plan.arguments),
+        num_ranks=plan.num_ranks,
+        photos=photo_hashes(dataset.photos, plan.arguments["instance_prompt"]),
         class_images=in_numbered_folders({str(path): sha256_of(path) for path in class_images if path.is_file()}),
         base_model=base_hashes["sha256"],
         tokenizer={path.name: sha256_of(path) for path in tokenizer if path.is_file()},

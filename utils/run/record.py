@@ -80,9 +80,8 @@ class RunRecord:
         return hashes.result()
 
     def _determinants(self) -> dict:
-        plan, dataset = self.plan, self.sources.dataset
         class_images = [path for path, _ in self.class_dataset.images] if self.class_dataset else []
-        return determinants(plan.arguments, plan.num_ranks, class_images, dataset, self._base_hashes())
+        return determinants(self.plan, class_images, self.sources.dataset, self._base_hashes())
 
     def describe(self) -> dict:
         """What a checkpoint of this run says about it; waits for the hashes of what it is made from."""

@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.arguments import training_parser
 from utils.concepts import Concept
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
@@ -16,7 +15,7 @@ from utils.files.hashing import in_background
 from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, expand_home
 from utils.models.folder import BaseModel, safetensors_header
-from utils.run.fingerprint import base_files, determinants, hash_files, used_class_images
+from utils.run.fingerprint import base_files, determinants, hash_files, training_defaults, used_class_images
 from utils.run.lineage import (
     TENSORS_FILE,
     UNET_FILE,
@@ -63,7 +62,11 @@ def find_sources(
     """
     wanted, output_dir = plan.arguments["resume_from_checkpoint"], plan.output_dir
     checkpoint = find_checkpoint(output_dir, wanted, may_start_over=plan.arguments["overwrite_output_dir"])
-    check_steps(checkpoint, plan.num_steps)
+    if checkpoint is not None and checkpoint.step > plan.num_steps:
+        raise UserError(
+            f"{checkpoint.path} is beyond --max_train_steps {plan.num_steps}; give more steps or resume from "
+            f"an earlier checkpoint"
+        )
     files, hashes = base_files(base), None
     if environment.is_main() and (checkpoint is not None or not dry_run):
         hashes = in_background(hash_files, base)
@@ -78,7 +81,7 @@ def find_sources(
         importlib.import_module("utils.runtime.colossal")  # training needs it: it takes as long as the hashing does
     assert hashes is not None
     class_images = used_class_images(concepts, plan.arguments["num_class_images"])
-    found = determinants(plan.arguments, plan.num_ranks, class_images, dataset, hashes.result())
+    found = determinants(plan, class_images, dataset, hashes.result())
     for change in check_same_run(checkpoint, found, plan.arguments):
         print(f"changed since the checkpoint: {change}", flush=True)
     _say_what_is_left(output_dir, checkpoint)
@@ -101,10 +104,9 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     None: the run starts anew. Raises UserError if there is no such checkpoint, if it is damaged, and if a fresh start
     would leave an unfinished run's checkpoints behind.
     """
-    restarted = environment.restarted()
     run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
     own = list_checkpoints(output_dir, lineage_of(run)) if run.get("run_id") else []
-    if wanted == "latest" or (restarted and own):
+    if wanted == "latest" or (environment.num_restarts() and own):
         checkpoint = own[-1] if own else None
     elif wanted is not None:
         checkpoint = _named(output_dir, wanted)
@@ -162,8 +164,7 @@ def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[
     that has gone since is not compared.
     """
     kept = dict(checkpoint.state.get("determines", {}))
-    parser = training_parser()
-    defaults = {flag: parser.get_default(flag) for flag in determines["arguments"]}
+    defaults = training_defaults(determines["arguments"])
     kept["arguments"] = defaults | {k: v for k, v in kept.get("arguments", {}).items() if k in arguments}
     found = differences(kept, determines)
     if more := found[SHOWN_CHANGES:]:
@@ -174,15 +175,6 @@ def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[
             f"--allow_changes to continue with the new ones"
         )
     return found
-
-
-def check_steps(checkpoint: Checkpoint | None, num_steps: int) -> None:
-    """Raises UserError if the checkpoint is beyond the run's last step."""
-    if checkpoint is not None and checkpoint.step > num_steps:
-        raise UserError(
-            f"{checkpoint.path} is beyond --max_train_steps {num_steps}; give more steps or resume from "
-            f"an earlier checkpoint"
-        )
 
 
 def resume_command(argv: list[str]) -> str:

@@ -47,11 +47,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def restarted() -> bool:
-    """Whether torchrun has started the run again after a process died."""
-    return num_restarts() > 0
-
-
 def has_launcher() -> bool:
     """Whether torchrun, or another launcher that sets its variables, started this process."""
     return "RANK" in os.environ
