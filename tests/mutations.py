@@ -327,12 +327,12 @@ a class image that is not used stops a resume -> tests/run/test_resume.py
 the ranks' vectors are not added up -> tests/end_to_end/test_ranks.py
 -    dist.all_reduce(together)
 a run that ends early tears NCCL down while it starts -> tests/runtime/test_colossal.py
--    _NCCL.end()
+-    _wait_until_connected()
 -    dist.destroy_process_group()
 +    dist.destroy_process_group()
 nobody waits for NCCL's start -> tests/runtime/test_colossal.py
--            self._thread.join()
-+            pass
+-        _connecting.pop().join()
++        _connecting.pop()
 === utils/runtime/gpu.py
 an older GPU than the kernels' is accepted -> tests/runtime/test_gpu.py
 -if built <= capability and

@@ -9,17 +9,11 @@ from utils import doctor
 from utils.runtime import gpu
 
 
-def test_python():
-    assert doctor.python_finding((3, 9, 1)).level == "problem"
-    assert doctor.python_finding((3, 10, 0)).level == "ok"
-
-
 def test_packages():
     newest = {name: versions[1] for name, versions in doctor.TESTED.items()}
     assert {finding.level for finding in doctor.package_findings(newest)} == {"ok"}
-    found = doctor.package_findings(
-        newest | dict(torch="2.13.0+cpu", diffusers="0.8.0", numpy=None, colossalai="0.4.1")
-    )
+    newest.pop("numpy")
+    found = doctor.package_findings(newest | dict(torch="2.13.0+cpu", diffusers="0.8.0", colossalai="0.4.1"))
     by_level = {finding.what.split()[0]: finding for finding in found if finding.level != "ok"}
     assert by_level.keys() == {"diffusers", "numpy", "colossalai"}
     assert by_level["diffusers"].level == "note" and by_level["numpy"].level == "problem"
@@ -70,5 +64,6 @@ def test_a_problem_is_exit_code_1_and_told_at_the_start_of_a_run(capsys, monkeyp
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert doctor.main([]) == 1
     assert "1 problem\n" in capsys.readouterr().out
-    (line,) = gpu.problems_of_gpu()
+    gpu.say_problems_of_gpu()
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ") and "418.39" in line and "requirements-upstream.txt" in line

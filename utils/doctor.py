@@ -1,6 +1,7 @@
 """What this machine has, what is wrong with it, and the command that fixes it: python -m utils.doctor"""
 
 import argparse
+import contextlib
 import importlib
 import platform
 import sys
@@ -23,16 +24,8 @@ TESTED = {
 }
 
 
-def python_finding(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
-    """Python 3.10 or newer."""
-    name = f"Python {'.'.join(map(str, version))}, {platform.machine()}"
-    if version < (3, 10):
-        return Finding("problem", f"{name}: 3.10 or newer is needed", "PYTHON=python3.11 bash setup.sh")
-    return Finding("ok", name)
-
-
-def package_findings(installed: dict[str, str | None]) -> list[Finding]:
-    """A finding for each of TESTED; `installed` holds their versions, None if there is none."""
+def package_findings(installed: dict[str, str]) -> list[Finding]:
+    """A finding for each of TESTED; `installed` holds the versions of those that are there."""
     found = []
     for name, (oldest, newest) in TESTED.items():
         version = installed.get(name)
@@ -60,15 +53,13 @@ def import_error(module: str) -> str | None:
 
 def examine() -> list[Finding]:
     """Everything about this machine and its packages."""
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
-
-    found = [python_finding(), *package_findings({name: version(name) for name in TESTED})]
-    if version("torch"):
+    installed = {}
+    for name in TESTED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    python = Finding("ok", f"Python {platform.python_version()}, {platform.machine()}")
+    found = [python, *package_findings(installed)]
+    if "torch" in installed:
         reason = import_error("torch")
         found += [Finding("problem", f"torch cannot be imported ({reason})", REINSTALL)] if reason else examine_gpu()
     if not any(finding.level == "problem" for finding in found):

@@ -374,7 +374,8 @@ def test_equal_models_are_warned_of(capsys, trained_dir, tiny_pipeline_dir, fine
 
 def test_fp16_on_a_cpu_and_a_gpu_that_cannot_be_used_are_warned_of(capsys, monkeypatch, trained_dir, result):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpu, "problems_of_gpu", lambda: ["warning: the driver is too old: update it"])
+    problem = gpu.Finding("problem", "the driver is too old", "update it")
+    monkeypatch.setattr(gpu, "examine_gpu", lambda: [problem])
     said = warnings_of(capsys, trained_dir, result, "--mixed_precision", "fp16")
     assert "many times slower" in said and "warning: the driver is too old: update it\n" in said
     assert json.loads((result / "samples.json").read_text())["mixed_precision"] == "fp16"

@@ -26,15 +26,14 @@ def process_group(monkeypatch):
 
 def test_nccl_starts_beside_and_is_waited_for_at_every_launch(process_group):
     """A notebook launches more than once in one process."""
-    connecting = colossal._Connecting()
     for number in (1, 2):
         process_group["goes_on"].clear()
-        connecting.begin()
+        colossal._begin_to_connect()
         assert len(process_group["collectives"]) == number - 1
         threading.Timer(0.05, process_group["goes_on"].set).start()
-        connecting.end()
+        colossal._wait_until_connected()
         assert process_group["collectives"] == ["NCCL"] * number
-    connecting.end()
+    colossal._wait_until_connected()
 
 
 def test_a_run_that_ends_before_it_is_boosted_waits_too(process_group, monkeypatch):
@@ -42,8 +41,7 @@ def test_a_run_that_ends_before_it_is_boosted_waits_too(process_group, monkeypat
     monkeypatch.setattr(
         colossal.dist, "destroy_process_group", lambda: process_group["collectives"].append("destroyed")
     )
-    monkeypatch.setattr(colossal, "_NCCL", colossal._Connecting())
-    colossal._NCCL.begin()
+    colossal._begin_to_connect()
     threading.Timer(0.05, process_group["goes_on"].set).start()
     colossal.leave()
     assert process_group["collectives"] == ["NCCL", "destroyed"]
@@ -54,9 +52,8 @@ def test_several_ranks_and_a_cpu_do_not_start_it(process_group, others):
     """Several ranks' first collective would depend on which of two threads is first."""
     process_group.update(others)
     process_group["goes_on"].set()
-    connecting = colossal._Connecting()
-    connecting.begin()
-    connecting.end()
+    colossal._begin_to_connect()
+    colossal._wait_until_connected()
     assert process_group["collectives"] == []
 
 
@@ -65,7 +62,6 @@ def test_a_start_that_fails_is_left_to_the_first_use(process_group, monkeypatch,
         raise RuntimeError("NCCL error")
 
     monkeypatch.setattr(colossal.dist, "all_reduce", fail)
-    connecting = colossal._Connecting()
-    connecting.begin()
-    connecting.end()
+    colossal._begin_to_connect()
+    colossal._wait_until_connected()
     assert capfd.readouterr().err == ""

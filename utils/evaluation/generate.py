@@ -83,7 +83,7 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
         if quick:
             add_candidates(record, draw_candidates(quick, settings, quick_samples, turns, models))
         mark("sampled")
-        finish(plan.output_dir, record | dict(seconds_after_start=process.clock.marks))
+        finish(plan.output_dir, record | dict(seconds_after_start=process.marks))
     except OSError as error:
         advice = "make room there, or name another folder"
         raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: {advice}") from error

@@ -135,7 +135,7 @@ class RunRecord:
             num_skipped=log.num_skipped,
             final_loss=log.smoothed_loss,
             seconds=round(seconds, 2),
-            seconds_after_start=process.clock.marks,
+            seconds_after_start=process.marks,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
         )
         self.write_status("complete")

@@ -37,43 +37,38 @@ def launch(seed: int) -> None:
         say_problems_of_gpu()
     with _own_store(), environment.as_single_process(), libraries.quiet_imports():
         colossalai.launch_from_torch(seed=seed, verbose=False)
-    _NCCL.begin()
+    _begin_to_connect()
     mark("launched")
 
 
 def leave() -> None:
     """Undoes launch, also where a run ends before its first collective."""
-    _NCCL.end()
+    _wait_until_connected()
     dist.destroy_process_group()
 
 
-class _Connecting:
-    """NCCL's own start, which its first collective waits for, begun by a thread while photos and weights are read.
+_connecting: list[threading.Thread] = []  # begun, and not waited for yet
+
+
+def _begin_to_connect() -> None:
+    """Begins NCCL's own start, which its first collective waits for, while photos and weights are read.
 
     With several ranks that collective is left to whoever is first: all have to call theirs in the same order.
     """
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-
-    def begin(self) -> None:
-        """Starts it, at every launch, if there is a GPU and no other rank."""
-        if dist.get_world_size() == 1 and dist.get_backend() == "nccl":
-            self._thread = threading.Thread(target=self._first_collective, name="NCCL", daemon=True)
-            self._thread.start()
-
-    def end(self) -> None:
-        """Waits for it: two threads must not call collectives at once, nor one while the group is destroyed."""
-        if self._thread is not None:
-            self._thread.join()
-
-    @staticmethod
-    def _first_collective() -> None:
-        with contextlib.suppress(RuntimeError):  # it fails again, with its message, where it is needed
-            dist.all_reduce(torch.zeros(1, device="cuda"))
+    if dist.get_world_size() == 1 and dist.get_backend() == "nccl":
+        _connecting.append(threading.Thread(target=_first_collective, name="NCCL", daemon=True))
+        _connecting[-1].start()
 
 
-_NCCL = _Connecting()
+def _first_collective() -> None:
+    with contextlib.suppress(RuntimeError):  # it fails again, with its message, where it is needed
+        dist.all_reduce(torch.zeros(1, device="cuda"))
+
+
+def _wait_until_connected() -> None:
+    """Two threads must not call collectives at once, nor one while the group is destroyed."""
+    while _connecting:
+        _connecting.pop().join()
 
 
 @contextlib.contextmanager
@@ -105,7 +100,7 @@ def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:
     kernel of its own, but not one that lies there already: linear layers' are written there (kernels.operations), and
     vectors, 404 of the UNet's 686 parameters with a two-thousandth of the values, are left to `sum_vectors`.
     """
-    _NCCL.end()
+    _wait_until_connected()
     names, num_ranks = list(_vectors(model)), dist.get_world_size()
     if num_ranks == 1:
         # Nothing to reduce, but DDP allocates buckets for all the gradients it manages: let it manage the last one.

@@ -182,15 +182,11 @@ def _is_hidden() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
 
 
-def problems_of_gpu() -> list[str]:
-    """What a run says when it starts: one line for each thing that is wrong with the GPU."""
-    return [f"warning: {f.what}: {f.command}" for f in examine_gpu() if f.level == "problem"]
-
-
 def say_problems_of_gpu() -> None:
-    """Prints them on stderr."""
-    for line in problems_of_gpu():
-        print(line, file=sys.stderr, flush=True)
+    """What a run says when it starts: a line on stderr for each thing that is wrong with the GPU."""
+    for finding in examine_gpu():
+        if finding.level == "problem":
+            print(f"warning: {finding.what}: {finding.command}", file=sys.stderr, flush=True)
 
 
 def no_gpu() -> tuple[str, str]:

@@ -22,6 +22,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import cast
@@ -64,27 +65,26 @@ def import_libraries() -> None:
     warm_up_gpu()
     with quiet_imports(), lean_imports():
         for library, names in USED.items():
-            with hidden(*_unused_by(library)):
+            # One that has been imported before has looked for what is there, and may import it yet.
+            with hidden(*(UNUSED if library not in sys.modules else ())):
                 for name in names:
                     getattr(importlib.import_module(library), name)
 
 
-def _unused_by(library: str) -> tuple[str, ...]:
-    """What to hide from a library; nothing if it has been imported before, and has looked for what is there."""
-    return () if library in sys.modules else UNUSED
-
-
 @contextlib.contextmanager
-def hidden(*packages: str) -> Iterator[None]:
-    """A context in which none of the packages is found, but for those that have been imported before."""
-    modules = cast(dict[str, ModuleType | None], sys.modules)
-    hides = [name for name in packages if name not in modules]
-    modules.update(dict.fromkeys(hides))  # None is how sys.modules says that there is no such package
+def _as_if_imported(modules: dict[str, ModuleType | None]) -> Iterator[None]:
+    """A context in which sys.modules holds these too."""
+    cast(dict[str, ModuleType | None], sys.modules).update(modules)
     try:
         yield
     finally:
-        for name in hides:
-            modules.pop(name, None)
+        for name in modules:
+            sys.modules.pop(name, None)
+
+
+def hidden(*packages: str) -> AbstractContextManager[None]:
+    """A context in which none of the packages is found, but for those that have been imported before."""
+    return _as_if_imported(dict.fromkeys(name for name in packages if name not in sys.modules))  # None: there is none
 
 
 class StandIn(ModuleType):
@@ -100,17 +100,11 @@ class StandIn(ModuleType):
         return type(name, (), {})
 
 
-@contextlib.contextmanager
-def stand_ins() -> Iterator[None]:
+def stand_ins() -> AbstractContextManager[None]:
     """A context in which what ColossalAI names is empty classes; packages that have been imported before are left."""
     imported = {name for name in IMPORTED_BY_COLOSSALAI if name in sys.modules}
     names = [name for name in IMPORTED_BY_COLOSSALAI if not imported & {name, name.partition(".")[0]}]
-    sys.modules.update({name: StandIn(name) for name in names})
-    try:
-        yield
-    finally:
-        for name in names:
-            sys.modules.pop(name, None)
+    return _as_if_imported({name: StandIn(name) for name in names})
 
 
 @contextlib.contextmanager

@@ -18,18 +18,6 @@ PROJECT = Path(__file__).resolve().parents[2]
 COLUMNS = 100  # of what is printed, at most: longer lines are hard to read
 
 
-class Clock:
-    """The seconds from `started`, a time of time.perf_counter(), to each mark."""
-
-    def __init__(self, started: float):
-        self.started = started
-        self.marks: dict[str, float] = {}
-
-    def mark(self, name: str) -> None:
-        """Notes that `name` is done, the first time it is."""
-        self.marks.setdefault(name, round(time.perf_counter() - self.started, 3))
-
-
 def _process_start() -> float:
     """When this process started; on Linux from the kernel, elsewhere when this module was imported."""
     now = time.perf_counter()
@@ -41,19 +29,20 @@ def _process_start() -> float:
         return now
 
 
-clock = Clock(_process_start())
+_started = _process_start()
+marks: dict[str, float] = {}  # the run's: the seconds until each was done
 
 
 def start_clock() -> None:
     """Begins a run: its marks count from the start of the process, or from now if an earlier run has made marks."""
-    global clock
-    if clock.marks:
-        clock = Clock(time.perf_counter())
+    global _started, marks
+    if marks:
+        _started, marks = time.perf_counter(), {}
 
 
 def mark(name: str) -> None:
     """Notes on the run's clock that `name` is done, the first time it is."""
-    clock.mark(name)
+    marks.setdefault(name, round(time.perf_counter() - _started, 3))
 
 
 @contextlib.contextmanager
