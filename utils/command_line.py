@@ -90,13 +90,7 @@ def _help_formatter(prog: str) -> argparse.HelpFormatter:
 class Repeated(argparse.Action):
     """A flag that may be given several times: its values are a list, also in a file."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        value: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, option_string: Any = None) -> None:
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), value])
 
 

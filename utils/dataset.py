@@ -49,13 +49,9 @@ def find_photos(
     """
     if not directory.is_dir():
         raise UserError(f"{flag}: there is no folder {directory}; put 3 to 6 photos of the subject there")
-    photos, skipped = [], []
-    for path in sorted(directory.iterdir(), key=lambda entry: entry.name):
-        reason = _reason_to_skip(path)
-        if reason:
-            skipped.append((path, reason))
-        else:
-            photos.append(path)
+    reasons = {path: _reason_to_skip(path) for path in sorted(directory.iterdir(), key=lambda entry: entry.name)}
+    photos = [path for path, reason in reasons.items() if reason is None]
+    skipped = [(path, reason) for path, reason in reasons.items() if reason is not None]
     if not photos and not may_be_empty:
         found = f"; it holds only {', '.join(p.name for p, _ in skipped[:5])}" if skipped else ""
         raise UserError(
@@ -78,10 +74,13 @@ def _reason_to_skip(path: Path) -> str | None:
 
 def resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
     """Bilinear, antialiased, aspect kept; the longer side is rounded down as in the recipe's transform."""
-    width, height = image.size
-    shorter = min(width, height)
-    size = (resolution * width // shorter, resolution * height // shorter)
+    size = _resized(image.size, resolution)
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    shorter = min(size)
+    return resolution * size[0] // shorter, resolution * size[1] // shorter
 
 
 class Crops:
@@ -232,13 +231,7 @@ class ClassDataset(Crops):
         self.resolution = resolution
         self.center_crop = center_crop
         self.images = images
-        self.sizes = [self._resized_size(path) for path, _ in self.images]
-
-    def _resized_size(self, path: Path) -> tuple[int, int]:
-        """(height, width) after upright turning and resizing, from the file's header."""
-        height, width = upright_size(path)
-        shorter = min(width, height)
-        return self.resolution * height // shorter, self.resolution * width // shorter
+        self.sizes = [_resized(upright_size(path), resolution) for path, _ in images]
 
     def record(self) -> list[dict]:
         """For run.json: each class's folder, prompt and number of images."""

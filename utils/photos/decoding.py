@@ -118,42 +118,34 @@ def _colours_not_understood(image: Image.Image) -> list[str]:
     return [f"{wide} without an ICC profile, taken as sRGB: its colours will look dull"] if wide else []
 
 
-class InSrgb(NamedTuple):
-    """An image in mode RGB and sRGB, which the base was trained on; what was done for that, what is odd, or ""."""
-
-    image: Image.Image
-    done: str
-    note: str
-
-
-def to_srgb(image: Image.Image, profile: bytes | None) -> InSrgb:
-    """The image, which has no transparency, in sRGB.
+def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str, str]:
+    """An image without transparency in mode RGB and sRGB, which the base was trained on; what was done, what is odd.
 
     `profile` is an ICC profile (ICC.1:2022); one that cannot be used is left out of account, with a note.
     """
     if not profile:
-        return InSrgb(image.convert("RGB"), "", "")
+        return image.convert("RGB"), "", ""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
         name = " ".join(ImageCms.getProfileDescription(source).split())[:40] or f"a profile for {space}"
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return InSrgb(image.convert("RGB"), "", "its colour profile is broken: taken as sRGB")
+        return image.convert("RGB"), "", "its colour profile is broken: taken as sRGB"
     mode = MODES.get(space)
     if mode is None or not _fits(image.mode, mode):
-        return InSrgb(image.convert("RGB"), "", f"its colour profile {name} is not for {image.mode}: taken as sRGB")
+        return image.convert("RGB"), "", f"its colour profile {name} is not for {image.mode}: taken as sRGB"
     srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.PERCEPTUAL
     try:
         transform = ImageCms.buildTransform(
             source, srgb, mode, "RGB", intent, flags=ImageCms.Flags.BLACKPOINTCOMPENSATION
         )
         if mode in ("RGB", "L") and _changes_nothing(transform, mode):
-            return InSrgb(image.convert("RGB"), "", "")
+            return image.convert("RGB"), "", ""
         converted = ImageCms.applyTransform(image.convert(mode), transform)
     except (ImageCms.PyCMSError, ValueError):
-        return InSrgb(image.convert("RGB"), "", f"its colour profile {name} cannot be used: taken as sRGB")
+        return image.convert("RGB"), "", f"its colour profile {name} cannot be used: taken as sRGB"
     assert converted is not None
-    return InSrgb(converted, f"{name} converted to sRGB", "")
+    return converted, f"{name} converted to sRGB", ""
 
 
 def _fits(image_mode: str, profile_mode: str) -> bool:

@@ -3,7 +3,6 @@
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.files.ownership import nearest_existing
@@ -20,9 +19,6 @@ from utils.training.memory import (
     host_memory_needed,
     memory_needed,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 POLYNOMIAL_END = 1e-7  # of diffusers' polynomial schedule, which must start above it
 FP16_REACH = 2**12  # a number that changes by less than this part of it is the same in fp16
@@ -105,19 +101,14 @@ def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
         )
     device = torch.device("cuda", environment.local_rank())
     if needs.offload_optimizer != "none":
-        _check_offload(needs.offload_optimizer, low_memory, device)
+        from utils.training.packed import host_memory_problem
+
+        if why := host_memory_problem(device):
+            flag = "--low_memory" if low_memory else f"--offload_optimizer {needs.offload_optimizer}"
+            instead = "--gradient_checkpointing and --use_8bit_adam save memory without it"
+            raise UserError(f"{flag}: offloading on a GPU needs Triton 3.2 or newer, {why}; {instead}")
     free, _ = torch.cuda.mem_get_info(device)
     return _compare_memory(needs, low_memory, torch.cuda.get_device_name(), free)
-
-
-def _check_offload(offload_optimizer: str, low_memory: bool, device: "torch.device") -> None:
-    """Raises UserError if the update's kernels cannot read and write the host's memory from this GPU."""
-    from utils.training.packed import host_memory_problem
-
-    if why := host_memory_problem(device):
-        flag = "--low_memory" if low_memory else f"--offload_optimizer {offload_optimizer}"
-        instead = "--gradient_checkpointing and --use_8bit_adam save memory without it"
-        raise UserError(f"{flag}: offloading on a GPU needs Triton 3.2 or newer, {why}; {instead}")
 
 
 def _compare_memory(needs: MemoryNeeds, low_memory: bool, gpu: str, free: float) -> tuple[str, str]:

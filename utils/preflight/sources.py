@@ -60,15 +60,14 @@ def make_the_plan(found: Found) -> Iterator[Row]:
     args, base, is_quick = found.args, found.base, found.is_quick
     if base is None or found.dataset is None or found.save_dtype is None:
         return
-    count = base.num_parameters
-    yield from _describe_base(base, count, found.save_dtype)
+    yield from _describe_base(base, found.save_dtype)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:
         yield "device", f"{old_gpu} has no bf16 arithmetic: fp16 in its place", NOTE
     found.plan = make_plan(
         args,
-        num_parameters=count,
+        num_parameters=base.num_parameters,
         num_photos=len(found.dataset),
         num_ranks=environment.num_ranks(),
         on_gpu=gpu_is_possible() if is_quick else gpu_is_usable(),
@@ -77,9 +76,8 @@ def make_the_plan(found: Found) -> Iterator[Row]:
     )
 
 
-def _describe_base(base: BaseModel, count: int, save_dtype: str) -> Iterator[Row]:
-    """`count` are the UNet's parameters."""
-    size = f"{count / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
+def _describe_base(base: BaseModel, save_dtype: str) -> Iterator[Row]:
+    size = f"{base.num_parameters / 1e6:.1f} million parameters in the UNet, saved in {save_dtype}"
     kind = ", which predicts velocity" if base.prediction_type == "v_prediction" else ""
     yield "base model", str(base.folder.resolve()), OK
     yield "base model", f"Stable Diffusion v1{kind}, {size}", OK
