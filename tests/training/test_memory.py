@@ -82,12 +82,7 @@ GIB = 1 << 30
         ({"memory.max": 12 * GIB, "memory.current": 5 * GIB, "memory.stat": f"inactive_file {GIB}"}, "0::/", 8 * GIB),
         ({"a/b/memory.max": 3 * GIB, "a/b/memory.current": GIB, "memory.max": "max"}, "0::/a/b", 2 * GIB),
         ({"a/memory.max": 3 * GIB, "a/memory.current": GIB}, "0::/a/b", 2 * GIB),  # the group above has the limit
-        (
-            {"memory/memory.limit_in_bytes": 12 * GIB, "memory/memory.usage_in_bytes": 4 * GIB},
-            "7:memory:/docker/x",
-            8 * GIB,
-        ),
-        ({"memory/memory.limit_in_bytes": 2**63 - 4096, "memory/memory.usage_in_bytes": 0}, "7:memory:/", 100 * GIB),
+        ({"a/memory.max": 3 * GIB, "a/memory.current": GIB}, "7:memory:/b\n0::/a", 2 * GIB),
     ],
 )
 def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch, files, own, expected):

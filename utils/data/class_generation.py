@@ -68,7 +68,8 @@ def prepare_class_images(
 
     def plan_all() -> list[ClassPlan]:
         assert base_hashes is not None
-        plans = _plan_all(concepts, base, base_hashes, settings.num_class_images)
+        model = model_hash(base_hashes.result()["sha256"])
+        plans = plan_classes(concepts, settings.num_class_images, functools.partial(generation_settings, base, model))
         for plan in plans:
             print(plan.summary(dist.get_world_size(), settings.sample_batch_size), flush=True)
         return plans
@@ -79,11 +80,6 @@ def prepare_class_images(
     on_all_ranks(lambda: check_used(plans))
     images = [(path, plan.prompt) for plan in plans for path in plan.used]
     return ClassDataset(images, settings.resolution, settings.center_crop)
-
-
-def _plan_all(concepts: list[Concept], base: BaseModel, base_hashes: Future, num_class_images: int) -> list[ClassPlan]:
-    model = model_hash(base_hashes.result()["sha256"])
-    return plan_classes(concepts, num_class_images, functools.partial(generation_settings, base, model))
 
 
 def make_missing(plans: list[ClassPlan], base: BaseModel, device: torch.device, settings: ClassImageSettings) -> None:

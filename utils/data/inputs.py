@@ -142,7 +142,8 @@ def encode_inputs(
         validation_prompts, validation_negative_prompt, drawing: what models.drawing.Sampler draws, and how.
         seed, num_samples: the run's, and the samples of all its steps: class images that it never draws stay unread.
     """
-    prompts = all_prompts(dataset, class_dataset)
+    datasets = [each for each in (dataset, class_dataset) if each is not None]
+    prompts = list(dict.fromkeys(each.prompt(photo) for each in datasets for photo in range(len(each))))
     rows = {prompt: row for row, prompt in enumerate(prompts)}
     vae: Any = loading.load_vae(base, weight_dtype, device)
     noise_scheduler = loading.load_noise_scheduler(base)
@@ -160,13 +161,6 @@ def encode_inputs(
         noise_scheduler=noise_scheduler,
         scaling_factor=vae.config.scaling_factor,
         sampler=Sampler(base, vae, table[len(prompts) : -1], table[-1:], **drawing) if shown else None,
-    )
-
-
-def all_prompts(*datasets: InstanceDataset | ClassDataset | None) -> list[str]:
-    """The different prompts of all photos, in their order."""
-    return list(
-        dict.fromkeys(each.prompt(photo) for each in datasets if each is not None for photo in range(len(each)))
     )
 
 

@@ -92,7 +92,7 @@ def checkpoint_memory_needed(needs: MemoryNeeds) -> float:
 
 
 def free_host_memory() -> float:
-    """Bytes that this process may still take, by /proc/meminfo and its control group; infinite if neither is there."""
+    """Bytes that this process may still take, by /proc/meminfo and its control groups; infinite without them."""
     return min(_available(), *map(_left_in_group, _groups()))
 
 
@@ -105,37 +105,31 @@ def _available() -> float:
 
 
 def _groups() -> list[Path]:
-    """Folders of the control groups whose limits count, of version 2 and 1; one that is missing limits nothing."""
+    """Folders of this process's control group (of version 2) and of those above it."""
     try:
-        lines = [line.split(":", 2) for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines()]
+        names = re.findall(r"^0::/(.*)$", OWN_GROUPS.read_text(encoding="utf-8"), re.M)
     except OSError:
-        lines = []
-    named = {kinds: Path(name.strip("/")) for _, kinds, name in lines}
-    own, old = named.get("", Path()), named.get("memory", Path())
-    return [*(GROUPS / each for each in (own, *own.parents)), *(GROUPS / "memory" / each for each in (old, Path()))]
+        names = []
+    own = Path(*names)
+    return [GROUPS / each for each in (own, *own.parents)]
 
 
 def _left_in_group(folder: Path) -> float:
     """Bytes below the limit of a control group, with what the kernel would take back from the page cache."""
-    for limit_file, used_file in (
-        ("memory.max", "memory.current"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            limit, used = ((folder / name).read_text(encoding="utf-8").strip() for name in (limit_file, used_file))
-            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            cached = int(statistics.get("inactive_file", 0))
-            return math.inf if limit == "max" else max(0, int(limit) - int(used) + cached)
-        except (OSError, ValueError):
-            continue
-    return math.inf
+    try:
+        limit, used, statistics = ((folder / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        cached = dict(line.split() for line in statistics.splitlines()).get("inactive_file", 0)
+        return max(0, int(limit) - int(used) + int(cached))
+    except (OSError, ValueError):  # there is none, or its limit is "max"
+        return math.inf
 
 
 def alternatives(needs: MemoryNeeds) -> list[tuple[str, float]]:
     """(flags, bytes with them) of each way to take less memory, those first that cost the least time."""
     found, now = [], memory_needed(needs)
     for changes in SAVERS:
-        flags = [_flag(name, value) for name, value in changes.items() if getattr(needs, name) != value]
+        changed = {name: value for name, value in changes.items() if getattr(needs, name) != value}
+        flags = [f"--{name}" if value is True else f"--{name} {value}" for name, value in changed.items()]
         if changes == SAVERS[-1]:
             flags = ["--low_memory"] if len(flags) == 2 else []
         needed = memory_needed(needs._replace(**changes))
@@ -145,10 +139,6 @@ def alternatives(needs: MemoryNeeds) -> list[tuple[str, float]]:
         smaller = needs.train_batch_size // 2
         found.append((f"--train_batch_size {smaller}", memory_needed(needs._replace(train_batch_size=smaller))))
     return found
-
-
-def _flag(name: str, value: object) -> str:
-    return f"--{name}" if value is True else f"--{name} {value}"
 
 
 SIGN = re.compile(r"out of memory|_ALLOC_FAILED|can't allocate memory", re.I)  # of torch, CUDA, cuBLAS, the host

@@ -58,23 +58,20 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self.scales_loss = parameters.weight.dtype == torch.float16
         self.max_grad_norm = max_grad_norm
         self.growth_interval = growth_interval
-        self.exp_avg, self.exp_avg_sq = self._zero_moments(use_8bit_adam)
+        self.exp_avg, self.exp_avg_sq = (self._zeros(use_8bit_adam, signed) for signed in (True, False))
         self.learning_rates = torch.tensor(learning_rates, dtype=torch.float64, device=device)
         self.loss_scale = torch.tensor(initial_scale if self.scales_loss else 1.0, device=device)
         self.num_good = torch.zeros((), dtype=torch.int64, device=device)  # applied since the scale last changed
         self.num_applied = parameters.masters.num_updates
         self.num_skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._scaled_grad_norm = torch.zeros(1, device=device)
-        self._betas = torch.tensor(betas, dtype=torch.float64, device=device)
         self._constants = torch.tensor([*betas, eps, weight_decay], dtype=torch.float64, device=device)
 
-    def _zero_moments(self, use_8bit_adam: bool) -> tuple[Tensor | EightBit, Tensor | EightBit]:
+    def _zeros(self, use_8bit_adam: bool, signed: bool) -> Tensor | EightBit:
         numel, device, on_host = self.flat.masters.numel, self.flat.device, self.flat.moments_on_host
         if use_8bit_adam:
-            first = EightBit.zeros(numel, signed=True, device=device, on_host=on_host)
-            return first, EightBit.zeros(numel, signed=False, device=device, on_host=on_host)
-        first_moment = zero_buffer(numel, torch.float32, device, on_host)
-        return first_moment, zero_buffer(numel, torch.float32, device, on_host)
+            return EightBit.zeros(numel, signed=signed, device=device, on_host=on_host)
+        return zero_buffer(numel, torch.float32, device, on_host)
 
     def backward(self, loss: Tensor, inputs: Any = None, retain_graph: bool = False, **kwargs: Any) -> None:
         """Adds the gradient of `loss` times the loss scale into the parameters' gradients."""
@@ -108,9 +105,15 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         finite = grad_norm < torch.inf  # not for NaN either
         # Not learning_rates[num_applied]: a tensor without dimensions as an index is read back by the host.
         lr = self.learning_rates.take(self.num_applied.clamp(max=len(self.learning_rates) - 1))
-        self._update(self._scalars(lr, grad_norm, loss_scale, finite))
+        self._update(lr, grad_norm, loss_scale, finite)
         skipped = ~finite
-        self._count(finite, skipped)
+        self.num_applied += finite
+        self.num_skipped += skipped
+        if self.scales_loss:
+            self.num_good.add_(1).mul_(finite)
+            grow = self.num_good >= self.growth_interval
+            self.loss_scale.mul_(torch.where(grow, 2.0, torch.where(finite, 1.0, 0.5))).clamp_(min=MIN_LOSS_SCALE)
+            self.num_good.mul_(~grow)
         if self.flat.grad_table is not None and not torch.cuda.is_current_stream_capturing():
             self.flat.clear_grads()  # they would take memory beside those of the captured graph
         return dict(lr=lr, grad_norm=grad_norm, loss_scale=loss_scale, skipped=skipped.float())
@@ -121,7 +124,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self._measure_grad_norm()
         grad_norm = self._scaled_grad_norm[0]
         nothing = torch.zeros_like(grad_norm, dtype=torch.bool)
-        self._update(self._scalars(self.learning_rates[:1], grad_norm, self.loss_scale, nothing))
+        self._update(self.learning_rates[:1], grad_norm, self.loss_scale, nothing)
 
     def _measure_grad_norm(self) -> None:
         if self.flat.grad is not None:
@@ -131,27 +134,17 @@ class MasterWeightsOptimizer(OptimizerWrapper):
             self.flat.bind_grads()
         self.flat.grad_table.grad_norm_(self.flat.weight.dtype, self._scaled_grad_norm)
 
-    def _update(self, scalars: Tensor) -> None:
+    def _update(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> None:
+        """Clips and applies the gradients if they are `finite`."""
+        # In float64: a bias correction like 1 - 0.999 loses four digits in float32.
+        corrections = 1 - self._constants[:2] ** (self.num_applied + 1)
+        clip = (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0) if self.max_grad_norm > 0 else 1.0
+        number = self.num_applied + finite
+        parts = [clip / loss_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite, number]
+        scalars = torch.cat([part.double().reshape(-1) for part in parts]).float()
         masters = self.flat.weight, self.flat.masters.remainder
         if self.flat.grad is None:
             self.flat.grad_table.adamw_(*masters, self.exp_avg, self.exp_avg_sq, scalars)
             return
         update: Any = operations.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else operations.adamw_
         update(*masters, self.flat.grad, self.exp_avg, self.exp_avg_sq, scalars)
-
-    def _scalars(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> Tensor:
-        """The `scalars` of operations.adamw_; bias corrections in float64: 1 - 0.999 loses four digits in float32."""
-        corrections = 1 - self._betas ** (self.num_applied + 1)
-        clip = (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0) if self.max_grad_norm > 0 else 1.0
-        number = self.num_applied + finite
-        parts = [clip / loss_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite, number]
-        return torch.cat([part.double().reshape(-1) for part in parts]).float()
-
-    def _count(self, finite: Tensor, skipped: Tensor) -> None:
-        self.num_applied += finite
-        self.num_skipped += skipped
-        if self.scales_loss:
-            self.num_good.add_(1).mul_(finite)
-            grow = self.num_good >= self.growth_interval
-            self.loss_scale.mul_(torch.where(grow, 2.0, torch.where(finite, 1.0, 0.5))).clamp_(min=MIN_LOSS_SCALE)
-            self.num_good.mul_(~grow)

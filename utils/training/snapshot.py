@@ -35,7 +35,7 @@ class Snapshot:
             if isinstance(source, Packed):
                 source.read_into(place, self.flat.device)
             else:
-                place.copy_(source.detach(), non_blocking=True)
+                place.copy_(source, non_blocking=True)
         self.flat.wait_for_device()
         if not on_gpu:
             return lambda: None
@@ -73,11 +73,8 @@ class Snapshot:
     def training_state(self, with_masters: bool) -> Named:
         """The moments, and the masters if asked for, under names like exp_avg.conv_in.weight."""
         parts = {"master": self.masters()} if with_masters else {}
-        parts |= {name: self.flat.named(self._moment(name)) for name in MOMENTS}
+        parts |= {name: self.flat.named(self._host.get(name, getattr(self.optimizer, name))) for name in MOMENTS}
         return Anew(lambda: ((f"{part}.{name}", value) for part, named in parts.items() for name, value in named))
-
-    def _moment(self, name: str) -> torch.Tensor:
-        return self._host[name] if name in self._host else getattr(self.optimizer, name)
 
     def counters(self) -> dict[str, float]:
         """The loss scale, and how many updates there were."""
