@@ -166,6 +166,14 @@ def are_neighbours(weights: Sequence[Tensor]) -> bool:
     return same_storage and starts[1:] == ends[:-1] and all(weight.is_contiguous() for weight in weights)
 
 
+def shaped(flat: Tensor, parameter: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """A parameter's part of a buffer, without copying: in its shape, and, if it is 4-D, in this memory format."""
+    if parameter.dim() == 4 and memory_format == torch.channels_last:
+        n, c, h, w = parameter.shape
+        return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+    return flat.view(parameter.shape)
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., D] times a linear layer's weight [O, D], or a 1x1 convolution's [O, D, 1, 1] -> [..., O]."""
     return _Linear.apply(x, weight)

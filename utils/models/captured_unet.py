@@ -5,7 +5,7 @@ addresses, so the UNet that samples moves into one buffer of weights that they w
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -67,7 +67,8 @@ class CapturedUNet:
         """UNet2DConditionModel.forward: sample [N,C,h,w], timestep a scalar tensor, encoder_hidden_states [N,77,D]."""
         unet, is_guided = pipeline.unet, pipeline.do_classifier_free_guidance
         plain = partial(type(unet).forward, unet)
-        if not is_usual_call(timestep, return_dict, options):
+        is_usual = torch.is_tensor(timestep) and timestep.dim() == 0  # one for all images, as the pipeline gives it
+        if return_dict or not is_usual or any(value is not None for value in options.values()):
             return plain(sample, timestep, encoder_hidden_states, return_dict=return_dict, **options)
         inputs = sample, timestep, encoder_hidden_states
         key = is_guided, *((tensor.shape, tensor.dtype) for tensor in inputs)
@@ -126,8 +127,12 @@ class CapturedUNet:
         try:
             with torch.inference_mode(False), torch.no_grad():  # a tensor made in inference mode could not leave it
                 if self._resident:
+                    # They exchange their storages and keep their values.
                     for ours, theirs in zip(parameters, self._resident, strict=True):
-                        exchange(ours, theirs)
+                        values = theirs.data.clone()
+                        theirs.data.copy_(ours.data)
+                        ours.data.copy_(values)
+                        ours.data, theirs.data = theirs.data, ours.data
                 else:
                     into_one_buffer(parameters)
         except torch.cuda.OutOfMemoryError as error:
@@ -173,12 +178,6 @@ class _Graph:
         return self.output.clone(memory_format=torch.contiguous_format)
 
 
-def is_usual_call(timestep: Any, return_dict: bool, options: Mapping[str, Any]) -> bool:
-    """Whether a UNet is called as StableDiffusionPipeline does: one timestep for all, and nothing special."""
-    is_special = return_dict or any(value is not None for value in options.values())
-    return not is_special and torch.is_tensor(timestep) and timestep.dim() == 0
-
-
 def architecture(unet: Any) -> tuple:
     """What two UNets must have in common to run in one graph."""
     config = {name: str(value) for name, value in unet.config.items() if not name.startswith("_")}
@@ -189,22 +188,10 @@ def architecture(unet: Any) -> tuple:
 def into_one_buffer(parameters: list[torch.nn.Parameter]) -> None:
     """Moves parameters into one buffer, 4-D ones channels_last: fused_unet multiplies by neighbours at once."""
     first = parameters[0]
-    buffer = torch.empty(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
-    for parameter, flat in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
-        if parameter.dim() == 4:
-            n, c, h, w = parameter.shape
-            view = flat.view(n, h, w, c).permute(0, 3, 1, 2)
-        else:
-            view = flat.view(parameter.shape)
-        parameter.data = view.copy_(parameter.data)
-
-
-def exchange(ours: torch.nn.Parameter, theirs: torch.nn.Parameter) -> None:
-    """Two parameters exchange their storages and keep their values."""
-    values = theirs.data.clone()
-    theirs.data.copy_(ours.data)
-    ours.data.copy_(values)
-    ours.data, theirs.data = theirs.data, ours.data
+    numels = [parameter.numel() for parameter in parameters]
+    buffer = torch.empty(sum(numels), dtype=first.dtype, device=first.device)
+    for parameter, flat in zip(parameters, buffer.split(numels), strict=True):
+        parameter.data = operations.shaped(flat, parameter, torch.channels_last).copy_(parameter.data)
 
 
 def _set_timesteps_on_cpu(scheduler: Any, num_inference_steps: int, device: object = None, **kwargs: Any) -> None:

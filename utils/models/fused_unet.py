@@ -119,17 +119,17 @@ def _fuse_last_norm(network: Any) -> int:
     norm: Any = getattr(network, "conv_norm_out", None)
     if not is_affine(norm, nn.GroupNorm):
         return 0
-    _replace(norm, partial(_norm_forward, norm))
+    _replace(norm, partial(_group_norm, norm, silu=False))
     return 1
 
 
 def _attend(layer: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Multi-head attention without its output projection: x [B, T, D], context [B, S, E] or None -> [B, T, D]."""
-    to_q, to_k, to_v = projections(layer)
+    query, key_value = layer.to_q.weight, (layer.to_k.weight, layer.to_v.weight)
     if context is None:
-        query_key_value = project(x, (to_q.weight, to_k.weight, to_v.weight))
+        query_key_value = project(x, (query, *key_value))
     else:
-        query_key_value = (linear(x, to_q.weight), *project(context, (to_k.weight, to_v.weight)))
+        query_key_value = (linear(x, query), *project(context, key_value))
     heads = [states.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for states in query_key_value]
     return attention(*heads).transpose(1, 2).flatten(2)
 
@@ -137,6 +137,11 @@ def _attend(layer: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
 def _takes_plain_forward(*unusual: object) -> bool:
     """Whether a call uses what the fused forwards do not know: masks, attention arguments, autocast."""
     return any(value is not None and value != {} for value in unusual) or torch.is_autocast_enabled()
+
+
+def _group_norm(norm: Any, x: Tensor, silu: bool, **more: Any) -> Any:
+    """GroupNorm, and SiLU or not, of x [B, C, H, W]; the result is channels_last."""
+    return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, **more)
 
 
 def _add_norm(norm: Any, x: Tensor, residual: Tensor | None, x_bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -169,7 +174,7 @@ def _block_forward(
         return plain_forward(hidden_states, attention_mask, encoder_hidden_states, *others, **named)
     attn2, (up, _, down) = block.attn2, block.ff.net
     if equal_halves:
-        hidden_states, normed = map(_twice, _self_attention(block, _half(hidden_states), input_bias))
+        hidden_states, normed = map(_twice, _self_attention(block, hidden_states.chunk(2)[0], input_bias))
     else:
         hidden_states, normed = _self_attention(block, hidden_states, input_bias)
     out = linear(_attend(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
@@ -183,11 +188,6 @@ def _self_attention(block: Any, hidden_states: Tensor, input_bias: Tensor | None
     hidden_states, normed = _add_norm(block.norm1, hidden_states, None, input_bias)
     to_out = block.attn1.to_out[0]
     return _add_norm(block.norm2, linear(_attend(block.attn1, normed), to_out.weight), hidden_states, to_out.bias)
-
-
-def _half(x: Tensor) -> Tensor:
-    """The first half of a batch [B, ...]."""
-    return x[: x.shape[0] // 2]
 
 
 def _twice(x: Tensor) -> Tensor:
@@ -207,9 +207,9 @@ def _transformer_forward(
     """Transformer2DModel.forward of hidden_states [B, C, H, W]; pixels become tokens without a copy."""
     if return_dict or encoder_hidden_states is None or _takes_plain_forward(*others, *named.values()):
         return plain_forward(hidden_states, encoder_hidden_states, *others, return_dict=return_dict, **named)
-    norm, proj_in, proj_out = transformer.norm, transformer.proj_in, transformer.proj_out
+    proj_in, proj_out = transformer.proj_in, transformer.proj_out
     height, width = hidden_states.shape[2:]
-    x, residual = group_norm(hidden_states, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False, fork=True)
+    x, residual = _group_norm(transformer.norm, hidden_states, silu=False, fork=True)
     x = linear(x.permute(0, 2, 3, 1).flatten(1, 2), proj_in.weight)
     input_bias = proj_in.bias
     for block in transformer.transformer_blocks:
@@ -239,28 +239,21 @@ def _resnet_forward(
     else:
         shift = None if temb is None else resnet.time_emb_proj(F.silu(temb))
     if equal_halves:
-        return _twice(_shifted_resnet(resnet, _half(input_tensor), _half(shift)))
+        return _twice(_shifted_resnet(resnet, input_tensor.chunk(2)[0], shift.chunk(2)[0]))
     return _shifted_resnet(resnet, input_tensor, shift)
 
 
 def _shifted_resnet(resnet: Any, input_tensor: Tensor, shift: Tensor | None) -> Tensor:
     """A ResNet block of input_tensor [B, C, H, W], whose second norm's input is shifted by [B, O], if at all."""
-    norm1, conv1, norm2, conv2, shortcut = resnet.norm1, resnet.conv1, resnet.norm2, resnet.conv2, resnet.conv_shortcut
-    x, residual = group_norm(input_tensor, norm1.weight, norm1.bias, norm1.num_groups, norm1.eps, silu=True, fork=True)
+    conv1, conv2, shortcut = resnet.conv1, resnet.conv2, resnet.conv_shortcut
+    x, residual = _group_norm(resnet.norm1, input_tensor, silu=True, fork=True)
     x = F.conv2d(x, conv1.weight, None, padding=1)
-    x = group_norm(
-        x, norm2.weight, norm2.bias, norm2.num_groups, norm2.eps, silu=True, shift=shift, shift_bias=conv1.bias
-    )
+    x = _group_norm(resnet.norm2, x, silu=True, shift=shift, shift_bias=conv1.bias)
     x = F.conv2d(x, conv2.weight, None, padding=1)
     if shortcut is None:
         return add_bias_residual(x, residual, conv2.bias)
     residual = linear(residual.permute(0, 2, 3, 1), shortcut.weight).permute(0, 3, 1, 2)
     return add_bias_residual(x, residual, conv2.bias, shortcut.bias)
-
-
-def _norm_forward(norm: Any, x: Tensor) -> Tensor:
-    """GroupNorm.forward of x [B, C, H, W]; the result is channels_last."""
-    return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False)
 
 
 def is_a(module: Any, kind: str) -> bool:
@@ -332,7 +325,7 @@ def is_plain_attention(layer: Any, is_cross: bool) -> bool:
         and is_a(getattr(layer, "processor", None), private.PROCESSOR)
         and not any(getattr(layer, name, None) for name in unwanted)
         and layer.rescale_output_factor == 1
-        and all(_is(each, nn.Linear) and each.bias is None for each in projections(layer))
+        and all(_is(each, nn.Linear) and each.bias is None for each in (layer.to_q, layer.to_k, layer.to_v))
         and (is_cross or layer.to_q.in_features == layer.to_k.in_features)
         and _is(layer.to_out[0], nn.Linear)
         and is_dropout_off(layer.to_out[1])
@@ -372,8 +365,3 @@ def is_plain_transformer(transformer: Any) -> bool:
         and is_projection(transformer.proj_in)
         and is_projection(transformer.proj_out)
     )
-
-
-def projections(layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """Those of query, key and value."""
-    return layer.to_q, layer.to_k, layer.to_v

@@ -97,11 +97,7 @@ class FlatParameters:
             start += parameter.numel()
 
     def _shaped(self, flat: Tensor, parameter: Tensor) -> Tensor:
-        """A parameter's part of a buffer, in its shape and memory format."""
-        if parameter.dim() == 4 and self.memory_format == torch.channels_last:
-            n, c, h, w = parameter.shape
-            return flat.view(n, h, w, c).permute(0, 3, 1, 2)
-        return flat.view(parameter.shape)
+        return operations.shaped(flat, parameter, self.memory_format)
 
     def named(self, buffer: Tensor) -> list[tuple[str, Tensor]]:
         """(parameter name, view of its part of `buffer`) each: what a file of these parameters holds."""
