@@ -28,14 +28,6 @@ def test_the_size_that_is_recorded_is_the_upright_one(tmp_path):
     assert dataset.photos[0].sha256 == hashlib.sha256((tmp_path / "photo.jpg").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"])
-def test_formats(tmp_path, name):
-    picture = upright_picture()
-    save(tmp_path, name, Image.fromarray(picture))
-    photo = InstanceDataset(tmp_path, 32).photos[0]
-    assert np.abs(photo.pixels.transpose(1, 2, 0).astype(int) - picture)[::31, ::63].max() <= 3
-
-
 def test_what_is_no_photo_is_skipped_and_reported(tmp_path):
     folder = write_photos(tmp_path / "photos", 1)
     for name in (".DS_Store", ".hidden.jpg", "._photo-0.jpg", "Thumbs.db", "notes.txt", "licence.pdf", "empty"):
@@ -81,44 +73,6 @@ def test_photos_are_sorted_by_name(tmp_path):
     for name in ("b.png", "a.png", "B.png", "10.png", "9.png"):
         save(tmp_path, name, Image.new("RGB", (4, 4)))
     assert [path.name for path in find_photos(tmp_path)[0]] == ["10.png", "9.png", "B.png", "a.png", "b.png"]
-
-
-def spoil(kind: str, whole: bytes) -> bytes:
-    middle = len(whole) // 2
-    return {"zero bytes": b"", "text": b"not a photo at all", "truncated": whole[:middle]}[kind]
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
-@pytest.mark.parametrize("kind", ["zero bytes", "text", "truncated"])
-def test_a_damaged_photo_is_refused_by_name(tmp_path, suffix, kind):
-    folder = write_photos(tmp_path / "photos", 1)
-    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    path = save(folder, f"damaged.{suffix}", Image.fromarray(noise))
-    path.write_bytes(spoil(kind, path.read_bytes()))
-    with pytest.raises(UserError, match="cannot be") as error:
-        InstanceDataset(folder, 16)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says about the damage
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "gif", "heic", "avif", "jxl"])
-def test_random_damage_gives_a_picture_or_a_user_error(tmp_path, suffix):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
-    whole = save(tmp_path, f"a.{suffix}", Image.fromarray(noise), exif=exif.tobytes()).read_bytes()
-    random = np.random.default_rng(1)
-    for _ in range(60):
-        damaged = np.frombuffer(whole, np.uint8).copy()
-        places = random.integers(0, min(len(whole), 300), 4)
-        damaged[places] = random.integers(0, 256, len(places))
-        (tmp_path / f"a.{suffix}").write_bytes(damaged.tobytes())
-        try:
-            dataset = InstanceDataset(tmp_path, 8)
-        except UserError as error:
-            assert (f"a.{suffix}" in str(error) or "no photo" in str(error)) and "\n" not in str(error)
-        else:
-            assert dataset.photos[0].pixels.shape[0] == 3
 
 
 def test_a_photo_without_read_permission_is_refused_by_name(tmp_path, monkeypatch):

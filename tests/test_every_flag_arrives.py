@@ -21,13 +21,13 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from safetensors.torch import load_file
 
 import evaluate
 import train_dreambooth_colossalai
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import edit_json, write_photos, write_pipeline
+from tests.helpers.script import SHORT, as_argv, bits, rows
 from tests.helpers.tolerances import ANOTHER_ORDER
 from utils.arguments import training_parser
 from utils.data import class_images
@@ -35,17 +35,12 @@ from utils.evaluation.arguments import build_parser
 
 SCRIPTS = {"train": train_dreambooth_colossalai, "evaluate": evaluate}
 DEFAULTS = {  # True: a flag without value; None leaves one out
-    "train": dict(
+    "train": SHORT
+    | dict(
         pretrained_model_name_or_path="{inputs}/base",
         instance_data_dir="{inputs}/photos",
         instance_prompt="a photo of sks cat",
         output_dir="{output}",
-        resolution=32,
-        train_batch_size=1,
-        mixed_precision="no",
-        learning_rate=1e-3,
-        lr_warmup_steps=0,
-        max_train_steps=3,
     ),
     "evaluate": dict(
         pretrained_model_name_or_path="{inputs}/base",
@@ -75,7 +70,7 @@ class Seen:
     @property
     def rows(self) -> list[dict]:
         """Of metrics.jsonl."""
-        return [json.loads(line) for line in (self.output / "metrics.jsonl").read_text().splitlines()]
+        return rows(self.output)
 
     @contextlib.contextmanager
     def watching(self):
@@ -119,9 +114,8 @@ class Runs:
 
     def _run(self, script: str, flags: dict, output: Path) -> Seen:
         trained = self("train", **TRAINED).output if script == "evaluate" else None
-        given = {name: value for name, value in flags.items() if value is not None}
-        argv = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
-        argv = [word.format(inputs=self.folder / "inputs", output=output, trained=trained) for word in argv]
+        places = dict(inputs=self.folder / "inputs", output=output, trained=trained)
+        argv = [word.format(**places) for word in as_argv(flags)]
         seen = Seen(Path(flags["output_dir"].format(output=output)))
         with seen.watching():
             SCRIPTS[script].main(argv)
@@ -186,13 +180,8 @@ def num_steps(run: Seen) -> int:
     return len(run.rows)
 
 
-def unet_file(run: Seen) -> Path:
-    (path,) = (path for path in (run.output / "unet").iterdir() if path.name != "config.json")
-    return path
-
-
-def weights(run: Seen) -> bytes:
-    return unet_file(run).read_bytes()
+def weights(run: Seen) -> dict[str, bytes]:
+    return bits(run.output)
 
 
 def files(run: Seen) -> set[str]:
@@ -275,7 +264,6 @@ PRIOR = dict(
 )
 # One run for all flags that only write something more.
 WRITES = dict(
-    save_dtype="fp16",
     save_format="bin",
     export_single_file="{output}-one.safetensors",
     report_to="tensorboard",
@@ -297,12 +285,6 @@ def has(pattern: str, number: int | None = None) -> Callable[[Seen], bool]:
         return found == number if number else found > 0
 
     return check
-
-
-def saves_fp16(run: Seen) -> bool:
-    path = unet_file(run)
-    saved = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    return {value.dtype for value in saved.values()} == {torch.float16}
 
 
 DRAWS = dict(validation_prompt="a photo of sks cat", num_validation_images=1, validation_inference_steps=2)
@@ -378,7 +360,7 @@ TRAINING = {
     "max_grad_norm": changes(losses, weights, max_grad_norm=0.1),
     "snr_gamma": changes(losses, snr_gamma=0.01),
     "noise_offset": changes(losses, noise_offset=0.1),
-    "save_dtype": shows(saves_fp16, **WRITES),
+    "save_dtype": changes(weights, save_dtype="fp16"),
     "save_format": shows(has("unet/*.bin"), **WRITES),
     "export_single_file": shows(lambda run: Path(f"{run.output}-one.safetensors").is_file(), **WRITES),
     "report_to": shows(has("**/events.out.tfevents.*"), **WRITES),

@@ -11,8 +11,7 @@ import pytest
 
 import train_dreambooth_colossalai as script
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
-from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json
-from train_dreambooth_colossalai import main
+from tests.helpers.script import LATEST, as_argv, rows, run, run_json
 from utils.errors import UserError
 from utils.files import lock
 from utils.files.lock import SECONDS_FOR_A_DYING_RUN, check_not_in_use, hold_output
@@ -64,19 +63,6 @@ def test_both_started_at_once(flags, tmp_path):
     texts = [process.text() for process in both]
     assert sum("is in use by another run" in text for text in texts) == 1
     assert len(rows(output)) == 12 and not list(output.glob(".*"))
-
-
-def test_a_killed_run_leaves_no_lock(flags, tmp_path):
-    output = tmp_path / "output"
-    run(flags, output_dir=tmp_path / "whole", max_train_steps=12)
-    argv = as_argv(flags | dict(max_train_steps=12, checkpointing_steps=5))
-    process = Process(argv, tmp_path / "text", pause_after(8, lambda: False))
-    wait_for(lambda: (output / "checkpoint-5").exists())
-    process.kill()
-    process.wait()
-    assert (output / LOCK_FILE).exists()
-    assert main([*argv, "--resume_from_checkpoint=latest"]) == 0
-    assert bits(output) == bits(tmp_path / "whole") and not list(output.glob(".*"))
 
 
 def test_a_lock_that_is_left_alone_does_not_make_a_folder_foreign(flags, tmp_path):

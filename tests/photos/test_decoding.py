@@ -155,14 +155,17 @@ def test_an_heif_whose_colours_are_not_understood(tmp_path, transfer, primaries,
 # Colours of an embedded profile as sRGB: what the photo shows is what is trained on.
 SEEN = [(200, 60, 40), (30, 160, 60), (128, 128, 128), (250, 240, 230), (0, 0, 0)]
 SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+# The primaries and the gamma of an RGB space; None: sRGB's own curve.
+SPACES = {"Display P3": (DISPLAY_P3, None), "Adobe RGB (1998)": (ADOBE_RGB, 2.19921875)}
 PROFILES = {
     "Display P3": rgb_profile("Display P3", DISPLAY_P3),
     "Adobe RGB (1998)": rgb_profile("Adobe RGB (1998)", ADOBE_RGB, lambda x: x**2.19921875),
 }
 
 
-def as_coded(seen: tuple, primaries: tuple, gamma: float | None) -> tuple:
+def as_coded(seen: tuple, space: str) -> tuple:
     """The numbers by which an RGB space says an sRGB colour, from both spaces' definitions."""
+    primaries, gamma = SPACES[space]
     light = np.array(SRGB).T @ srgb_curve(np.array(seen) / 255)
     linear = (np.linalg.inv(np.array(primaries).T) @ light).clip(0, 1)
     if gamma:
@@ -171,18 +174,12 @@ def as_coded(seen: tuple, primaries: tuple, gamma: float | None) -> tuple:
     return tuple((coded * 255).round().astype(int).tolist())
 
 
-CODED = {
-    "Display P3": lambda seen: as_coded(seen, DISPLAY_P3, None),
-    "Adobe RGB (1998)": lambda seen: as_coded(seen, ADOBE_RGB, 2.19921875),
-}
-
-
 @pytest.mark.parametrize("seen", SEEN)
 @pytest.mark.parametrize("name", PROFILES)
 @pytest.mark.parametrize("suffix", ["png", "tiff", "jpg", "webp", "heic", "avif"])
 def test_an_rgb_profile(tmp_path, suffix, name, seen):
     options = LOSSLESS.get(suffix, {})
-    image = Image.new("RGB", (16, 16), CODED[name](seen))
+    image = Image.new("RGB", (16, 16), as_coded(seen, name))
     photo = read_photo(save(tmp_path, f"a.{suffix}", image, icc_profile=PROFILES[name], **options))
     off = 10 if suffix == "avif" else 6  # one step of these red values is up to nine of sRGB's, and AVIF rounds by one
     assert photo.image.getpixel((5, 5)) == pytest.approx(seen, abs=off)
@@ -191,7 +188,7 @@ def test_an_rgb_profile(tmp_path, suffix, name, seen):
 
 def test_the_colours_of_transparent_and_of_palette_photos_are_converted(tmp_path):
     seen, name = (200, 60, 40), "Display P3"
-    coded = CODED[name](seen)
+    coded = as_coded(seen, name)
     half = Image.new("RGBA", (2, 1), (*coded, 255))
     half.putpixel((1, 0), (*coded, 0))
     photo = read_photo(save(tmp_path, "a.png", half, icc_profile=PROFILES[name]))

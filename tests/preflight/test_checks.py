@@ -1,7 +1,6 @@
 """Which folders may be written to."""
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -40,18 +39,14 @@ class TestOutputDir:
     @pytest.mark.parametrize(
         ("flag", "outputs"),
         [
-            (
-                "pretrained_model_name_or_path",
-                ["base", "base/out", "base/unet", "to_base", "to_base/x", "to_all/base/x", "."],
-            ),
-            ("instance_data_dir", ["photos", "photos/new/out", "base/../photos", "to_all/photos/more"]),
-            ("tokenizer_name", ["elsewhere/out"]),
+            ("pretrained_model_name_or_path", "base base/out base/unet to_base to_base/x to_all/base/x ."),
+            ("instance_data_dir", "photos photos/new/out base/../photos to_all/photos/more"),
+            ("tokenizer_name", "elsewhere/out"),
         ],
     )
     def test_overlap(self, tmp_path, flag, outputs):
-        for output in outputs:
-            more = dict(tokenizer_name=tmp_path / "elsewhere") if flag == "tokenizer_name" else {}
-            self.refuse(tmp_path, tmp_path / output, f"overlaps --{flag}", **more)
+        for output in outputs.split():
+            self.refuse(tmp_path, tmp_path / output, f"overlaps --{flag}", tokenizer_name=tmp_path / "elsewhere")
 
     def test_overlap_where_the_inputs_are_links_or_relative(self, tmp_path, monkeypatch):
         links = dict(pretrained_model_name_or_path=tmp_path / "to_base")
@@ -100,12 +95,7 @@ class TestOutputDir:
             (tmp_path / "elsewhere/file").chmod(mode)
             self.refuse(tmp_path, tmp_path / "elsewhere/file/out", "elsewhere/file is a file")
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-    def test_no_permission(self, tmp_path):
-        (tmp_path / "elsewhere").chmod(stat.S_IRUSR | stat.S_IXUSR)
-        self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
-
-    def test_no_permission_as_the_system_says_it(self, tmp_path, monkeypatch):
+    def test_no_permission(self, tmp_path, monkeypatch):
         monkeypatch.setattr("utils.preflight.checks.os.access", lambda path, mode: False)
         self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
 

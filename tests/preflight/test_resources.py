@@ -98,16 +98,12 @@ def test_what_is_written_is_what_was_said(flags, tmp_path, tiny_pipeline_dir):
         assert written == pytest.approx(base.num_parameters * each, rel=0.2)  # headers weigh in a model so small
 
 
-def fake_cuda(monkeypatch, free: float) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=0: (int(free), int(free)))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: "A GPU")
-
-
 def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
     count = check_base_model(tiny_pipeline_dir).num_parameters
-    fake_cuda(monkeypatch, 8e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=0: (8_000_000_000, 8_000_000_000))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: "A GPU")
     assert check_device(make_needs(count), low_memory=False)[1] == "ok"
     finding, verdict = check_device(make_needs(count, train_batch_size=16), low_memory=False)
     assert verdict == "note" and "it fits with --gradient_checkpointing (about 4.3 GB)" in finding

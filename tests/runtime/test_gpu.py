@@ -38,28 +38,16 @@ def level_and_text(**changes) -> tuple[str, str]:
         (dict(capabilities={}, is_hidden=True), "note", "CUDA_VISIBLE_DEVICES hides the GPU"),
         (dict(capabilities={"GTX 1080": (6, 1)}), "problem", "no kernels for it, only sm_80 sm_90 sm_100"),
         (dict(capabilities={"RTX 5090": (12, 0)}), "problem", "no kernels"),
+        (dict(capabilities={"RTX 3090": (8, 6)}, architectures=["sm_80"]), "ok", "sm_86"),
+        (dict(capabilities={"A100": (8, 0)}, architectures=["sm_86", "compute_90"]), "problem", "no kernels"),
+        (dict(architectures=["sm_90a"]), "ok", "sm_90"),
+        (dict(architectures=[]), "problem", "no kernels"),
         (dict(capabilities={"RTX 5090": (12, 0)}, architectures=["sm_90", "compute_90"]), "ok", "sm_120"),
     ],
 )
 def test_gpus(changes, level, said):
     found = level_and_text(**changes)
     assert found[0] == level and said in found[1]
-
-
-@pytest.mark.parametrize(
-    ("capability", "architectures", "expected"),
-    [
-        ((8, 6), ["sm_80"], True),
-        ((8, 0), ["sm_86"], False),
-        ((9, 0), ["sm_80"], False),
-        ((9, 0), ["sm_90a"], True),
-        ((10, 0), ["compute_90"], True),
-        ((9, 0), ["compute_100"], False),
-        ((9, 0), [], False),
-    ],
-)
-def test_kernels(capability, architectures, expected):
-    assert gpu.has_kernels(capability, architectures) is expected
 
 
 @pytest.fixture
