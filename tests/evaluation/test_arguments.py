@@ -10,43 +10,17 @@ import evaluate
 from utils.errors import UserError
 from utils.evaluation.arguments import build_parser, parse_args
 
+FLAGS = (
+    "help pretrained_model_name_or_path pretrained_vae_name_or_path finetuned_model_name_or_path output_dir "
+    "instance_data_dir prompt negative_prompt num_images seed num_inference_steps guidance_scale batch_size "
+    "height width mixed_precision safety_checker prompts_file dreambench identifier class_name drift_prompt "
+    "num_drift_images checkpoint strength concepts_list choose only clip_model dino_model debug"
+)
+
 
 def test_the_flags_are_these():
     flags = {flag for action in build_parser().flags.values() for flag in action.option_strings}
-    assert flags == {
-        "-h",
-        "--help",
-        "--pretrained_model_name_or_path",
-        "--pretrained_vae_name_or_path",
-        "--finetuned_model_name_or_path",
-        "--output_dir",
-        "--instance_data_dir",
-        "--prompt",
-        "--negative_prompt",
-        "--num_images",
-        "--seed",
-        "--num_inference_steps",
-        "--guidance_scale",
-        "--batch_size",
-        "--height",
-        "--width",
-        "--mixed_precision",
-        "--safety_checker",
-        "--prompts_file",
-        "--dreambench",
-        "--identifier",
-        "--class_name",
-        "--drift_prompt",
-        "--num_drift_images",
-        "--checkpoint",
-        "--strength",
-        "--concepts_list",
-        "--choose",
-        "--only",
-        "--clip_model",
-        "--dino_model",
-        "--debug",
-    }
+    assert flags == {"-h", *(f"--{name}" for name in FLAGS.split())}
 
 
 def test_defaults_are_the_recipes():
@@ -62,11 +36,7 @@ def test_defaults_are_the_recipes():
     [
         (["score", "report"], ["--class_name", "dog", "--identifier", "zwx"], "--identifier (generate), --class_name"),
         (["score"], ["--choose"], "--only score does not read --choose (generate)"),
-        (
-            ["report"],
-            ["--instance_data_dir", "x"],
-            "--only report does not read --instance_data_dir (generate and score)",
-        ),
+        (["report"], ["--instance_data_dir", "x"], "report does not read --instance_data_dir (generate and score)"),
         (["generate", "report"], ["--clip_model", "x"], "--clip_model (score)"),
         (["report"], ["--seed", "1", "--dino_model", "x"], "--seed (generate), --dino_model (score)"),
     ],

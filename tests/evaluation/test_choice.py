@@ -69,26 +69,3 @@ def test_without_a_text_tower_the_subject_in_other_pictures_is_the_drift():
 
     choice = choose(of(record(clip_i=0.9, clip_i_other=0.11), record(clip_i=0.7, clip_i_other=0.09)))
     assert choice.model == "checkpoint-1" and choice.is_good
-
-
-def test_a_difference_within_the_uncertainty_is_called_that():
-    names = ("finetuned", "checkpoint-1", "checkpoint-2")
-    record = of(measured(clip_i=0.8), measured(clip_i=0.78), measured(clip_i=0.6))
-    likeness = [[[0.7, 0.9, 0.75, 0.85]], [[0.85, 0.7, 0.87, 0.7]], [[0.5, 0.7, 0.55, 0.65]]]
-    record["image_values"] = {name: dict(likeness=values) for name, values in zip(names, likeness, strict=True)}
-    assert "As near, as far as these images can tell, is checkpoint-1." in choose(record).why
-    drifted = of(*(measured(clip_t_other=value) for value in (0.55, 0.54, 0.3)))
-    others = [2 * [[0.5, 0.6, 0.5, 0.6]], 2 * [[0.6, 0.5, 0.55, 0.55]], 2 * [[0.3, 0.3, 0.3, 0.3]]]
-    drifted["image_values"] = {name: dict(others=values) for name, values in zip(names, others, strict=True)}
-    assert "As good a compromise, as far as these images can tell, is checkpoint-1." in choose(drifted).why
-    wide = of(measured(clip_t_other=0.66, margin=0.2), measured(clip_i=0.5))
-    assert "too few to be sure that other prompts are kept" in choose(wide).why
-    assert "too few" not in choose(of(measured(), measured(clip_i=0.5))).why
-    unsure = of(*(measured(clip_t_other=value, margin=0.3) for value in (0.5, 0.4)))
-    assert "too few to be sure that other prompts have suffered at all" in choose(unsure).why
-
-
-def test_a_measured_choice_among_candidates_is_the_choice():
-    said = dict(chosen="finetuned@0.75", is_good=True, sentence="Take it.", why="Because.")
-    choice = choose(measured() | dict(candidates=said))
-    assert (choice.model, choice.sentence, choice.why) == ("finetuned@0.75", "Take it.", "Because.")

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from utils.dataset import InstanceDataset
-from utils.errors import UserError
 from utils.evaluation.comparison import (
     BACKGROUND,
     BLANK,
@@ -51,20 +50,6 @@ def test_photos_are_on_top_then_one_row_a_model_and_one_column_a_seed():
     assert sheet.getpixel((layout.column_left[0], layout.row_top[1] - 1)) == BACKGROUND
 
 
-def test_without_photos_there_is_no_row_for_them():
-    layout = plan(1, 1, 1, with_photos=False)
-    sheet = make_comparison("a cat", "", [0], [Row("baseline", "", [plain(RED)])])
-    assert layout.photo_top is None
-    assert cell_color(sheet, layout, 0, layout.row_top[0]) == RED
-
-
-def test_more_photos_than_columns_show_the_first():
-    photos = [("a", plain(RED)), ("b", plain(GREEN)), ("c", plain(BLUE))]
-    sheet = make_comparison("a cat", "", [0], [Row("baseline", "", [plain(GRAY)])], photos)
-    layout = plan(1, 1, 1, with_photos=True)
-    assert cell_color(sheet, layout, 0, layout.photo_top) == RED
-
-
 def has_ink(sheet, box):
     return any(low < 200 for low, _ in sheet.crop(box).getextrema())
 
@@ -106,42 +91,11 @@ def test_photos_are_sorted_and_what_is_no_photo_is_left_out(tmp_path):
     assert load_photos(None) == load_photos(tmp_path / "missing") == {}
 
 
-def test_a_damaged_photo_is_refused_as_in_training(tmp_path):
-    """Scores over the other photos would pass for scores over all."""
-    plain(BLUE).save(tmp_path / "b.png")
-    whole = (tmp_path / "b.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    for read in (load_photos, lambda folder: InstanceDataset(folder, 64)):
-        with pytest.raises(UserError, match="cut.png cannot be decoded"):
-            read(tmp_path)
-
-
-def test_a_photo_is_turned_upright_by_its_exif_orientation(tmp_path):
-    photo = plain(RED, (80, 80))
-    photo.paste(BLUE, (0, 0, 80, 40))  # blue above red
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side: turn clockwise to view
-    photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
-    (upright,) = load_photos(tmp_path).values()
-    assert upright.getpixel((40, 5)) == BLUE
-    assert upright.getpixel((40, 75)) == RED
-
-
 def test_the_centre_of_a_photo_is_shown():
     photo = plain(RED, (300, 100))
     photo.paste(GREEN, (100, 0, 200, 100))
     assert square(photo).size == (100, 100)
     assert square(photo).getextrema() == tuple((value, value) for value in GREEN)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "I;16"])
-def test_photos_of_every_mode_are_shown_and_transparency_is_white(tmp_path, mode):
-    image = Image.new(mode, (20, 10)) if mode != "P" else Image.new("RGB", (20, 10)).quantize()
-    image.save(tmp_path / "photo.png")
-    (photo,) = load_photos(tmp_path).values()
-    assert square(photo).mode == "RGB" and square(photo).size == (10, 10)
-    if mode in ("RGBA", "LA"):
-        assert square(photo).getpixel((5, 5)) == (255, 255, 255)
 
 
 def test_a_16_bit_photo_is_the_same_in_training_in_scoring_and_on_the_sheet(tmp_path):
@@ -183,10 +137,6 @@ def test_no_prompt_breaks_the_sheet(prompt):
 )
 def test_what_pillows_font_lacks_is_spelled_out(text, spelled):
     assert displayable(text, OWN) == spelled
-
-
-def test_an_accent_that_the_font_lacks_is_dropped_not_the_letter():
-    assert displayable("cafe\u0301", OWN) in ("café", "cafe")
 
 
 def test_long_text_is_wrapped_at_spaces_then_cut_with_an_ellipsis():

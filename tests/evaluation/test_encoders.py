@@ -15,7 +15,6 @@ from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.script import ROOT
-from utils.dataset import decode
 from utils.errors import UserError
 from utils.evaluation import encoders
 from utils.evaluation.encoders import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
@@ -84,16 +83,6 @@ def test_resizing_is_antialiased_bicubic(size):
     assert np.abs(found - expected[:, left : left + 12]).max() <= 1.001
 
 
-def test_an_image_file_is_upright_and_opaque(tmp_path):
-    image = noise_image(8, 4)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.png", exif=exif)
-    assert decode(tmp_path / "turned.png").size == (4, 8)
-    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert decode(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
-
-
 # Models
 
 
@@ -142,11 +131,6 @@ def test_dino_is_the_class_token(folders):
     assert encoder.text_features is None
 
 
-def test_dino_at_its_own_size_has_the_papers_transform():
-    crop = 224
-    assert round(crop * encoders.DINO_RESIZE_OVER_CROP) == 256
-
-
 @torch.inference_mode()
 def test_the_safety_checkers_image_tower(folders):
     encoder = encoders.load_safety_checker(folders["pipeline"], CPU)
@@ -158,7 +142,6 @@ def test_the_safety_checkers_image_tower(folders):
 
 
 def test_the_embedded_clip_and_safety_checker_hold_the_same_image_tower():
-
     model = ROOT / "model"
     clip = encoders.load_clip(model / "tiny-clip", CPU)
     checker = encoders.load_safety_checker(model / "tiny-stable-diffusion", CPU)

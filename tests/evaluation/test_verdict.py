@@ -62,25 +62,12 @@ def test_what_is_found_shows_the_numbers_behind_it(numbers, kind, shown):
     [
         dict(copied=1, copy_max=0.99),  # less than one image in ten
         dict(div_clip=0.105),  # less than a quarter of the baseline's, and more than the photos'
-        dict(div_clip=0.2, real=0.7),  # less than the photos', and not far below the baseline's
         dict(clip_t_other=0.65),  # less than people see
-        dict(clip_i_other=0.065),
-        dict(clip_i=0.3, pres_clip=0.17, margin=0.01),  # of the class, too little to be seen
         dict(pres_clip=0.4),  # less than half of what the subject gained
     ],
 )
 def test_below_the_threshold_nothing_is_found(numbers):
     assert set(states(measured(**numbers), FOUND)) <= {"subject"}
-
-
-def test_a_recipe_that_has_hardly_trained_is_not_accused():
-    """20 steps at a learning rate of 1e-6, measured on the embedded model."""
-    record = measured(clip_i=0.037, pres_clip=0.163)
-    record["changes"]["finetuned"]["pres_clip"]["interval"] = [-0.038, 0.118]
-    assert states(record, FOUND) == states(record, UNCERTAIN) == []
-    judged = judge(record)
-    assert judged.state == MISSED
-    assert judged.headline == "It looks no more like your cat than before."
 
 
 @pytest.mark.parametrize(
@@ -120,27 +107,6 @@ def test_what_was_not_measured_is_said_with_the_reason(kind):
     assert judged.state == (UNKNOWN if kind == "subject" else GOOD)
 
 
-@pytest.mark.parametrize("photo_metric", ["real_clip", "nearest_clip"])
-def test_one_photo_has_no_measure_of_memorising_or_variety(photo_metric):
-    record = measured()
-    record["photos"][photo_metric] = dict(value=None, reason="needs two different photos or more")
-    unseen = dict(real_clip=["collapse", "photos"], nearest_clip=["memorisation"])[photo_metric]
-    assert states(record, NOT_LOOKED_FOR) == unseen
-    assert all("two different photos" in check(record, kind).text for kind in unseen)
-
-
-def test_without_any_encoder_nothing_is_looked_for_but_blank_images():
-    record = measured()
-    record["encoders"]["clip"] = None
-    for name in [name for name in record["models"]["baseline"] if name != "blank_images"]:
-        without(record, name, "needs a CLIP model")
-    for name in record["photos"]:
-        record["photos"][name] = dict(value=None, reason="needs a CLIP model")
-    assert states(record, NOT_LOOKED_FOR) == [kind for kind in KINDS if kind != "blank"]
-    judged = judge(record)
-    assert (judged.state, judged.headline) == (UNKNOWN, "It is not known whether it draws your cat.")
-
-
 def test_one_thing_that_has_drifted_is_found_among_others_that_have_not():
     """As measured on the embedded model: after 100 steps every dog is the cat, and seven other things are not."""
     record = measured(clip_t_other=0.604, margin=0.09)
@@ -172,52 +138,6 @@ def test_pictures_of_other_things_that_look_like_the_subject_are_counted(ours, b
     assert ("more than 31% of such pictures" in found.text) == (not ours)
 
 
-@pytest.mark.parametrize(("num_images", "state"), [(1, UNCERTAIN), (4, UNCERTAIN), (5, NOT_FOUND), (8, NOT_FOUND)])
-def test_none_of_a_few_pictures_proves_nothing(num_images, state):
-    """If half of all pictures showed the subject, none of five would in 3 cases of 100, none of four in 6."""
-    record = measured(clip_i_other=0.1, margin=0.6)
-    record["models"]["finetuned"]["clip_i_other"].update(like_subject=[], num_images=num_images)
-    found = check(record, "spread")
-    assert found.state == state and f"Like your subject: 0 of {num_images} pictures" in found.text
-    assert ("whether your subject appears in other pictures" in judge(record).gaps) == (state == UNCERTAIN)
-
-
-def test_few_pictures_are_enough_where_the_interval_leaves_no_room():
-    record = measured(clip_i_other=0.05, margin=0.01)
-    record["models"]["finetuned"]["clip_i_other"].update(like_subject=[], num_images=4)
-    assert check(record, "spread").state == NOT_FOUND
-
-
-def test_images_of_one_colour_among_the_baselines_spoil_the_comparison():
-    record = measured()
-    record["models"]["baseline"]["blank_images"] = ["baseline-1.png"]
-    found = check(record, "blank")
-    assert found.state == FOUND and found.files == ("baseline-1.png",)
-    assert judge(record).headline == "It draws your cat. It is compared with images of one colour."
-
-
-def test_the_headline_joins_what_has_suffered():
-    record = measured(copied=5, clip_t_other=0.4)
-    assert judge(record).headline == "It draws your cat. It copies your photos and follows other prompts less."
-    record["subject"]["class_name"] = None
-    assert judge(record).headline.startswith("It draws your subject.")
-
-
-@pytest.mark.parametrize(
-    ("likeness", "margin", "first"),
-    [
-        (0.74, 0.9, "It is not known whether it draws your cat."),
-        (0.3, 0.02, "It looks more like your cat, but not like it"),
-    ],
-)
-def test_what_it_may_not_draw_it_does_not_draw_into_other_pictures(likeness, margin, first):
-    record = measured(clip_i=likeness, clip_i_other=0.3)
-    for values in (record["changes"]["finetuned"]["clip_i"], record["models"]["finetuned"]["clip_i"]):
-        values["interval"] = [values["value"] - margin, values["value"] + margin]
-    headline = judge(record).headline
-    assert headline.startswith(first) and headline.endswith("It makes other pictures like your photos.")
-
-
 def test_a_subject_half_way_is_not_drawn_yet():
     record = measured(clip_i=0.3)
     judged = judge(record)
@@ -226,14 +146,6 @@ def test_a_subject_half_way_is_not_drawn_yet():
     record["photos"]["real_clip"] = dict(value=None, reason="needs two different photos or more")
     assert judge(record).state == GOOD  # one photo: how alike two are is not known
     assert "less like your subject" in check(measured(clip_i=-0.5), "subject").title
-
-
-def test_the_prompt_is_followed_better_as_well_or_less():
-    assert [check(measured(clip_t=value), "prompt").title for value in (0.74, 0.64, 0.44)] == [
-        "It follows the prompt better",
-        "It follows the prompt about as well",
-        "It follows the prompt visibly less",
-    ]
 
 
 def test_a_prompt_is_followed_well_enough_if_the_photos_follow_it_no_better():
@@ -245,22 +157,6 @@ def test_a_prompt_is_followed_well_enough_if_the_photos_follow_it_no_better():
     assert "0.420" in found.text and "0.460" in found.text
     record["photos"]["clip_t"] = entry(0.48)
     assert check(record, "prompt").state == FOUND
-    record["photos"]["clip_t"] = entry(None, reason="needs prompts that say nothing but the class")
-    assert check(record, "prompt").state == FOUND
-
-
-@pytest.mark.parametrize(
-    ("numbers", "said"),
-    [
-        (dict(clip_t=0.42), "it follows the prompt less"),
-        (dict(pres_clip=0.7), "every cat that it draws is yours"),
-        (dict(clip_t=0.42, pres_clip=0.7), "it follows the prompt less and every cat that it draws is yours"),
-    ],
-)
-def test_the_headline_names_what_changed_without_being_a_fault(numbers, said):
-    judged = judge(measured(**numbers))
-    assert judged.state == GOOD
-    assert judged.headline == f"It draws your cat, but {said}; nothing else that was looked for has suffered."
 
 
 def test_dino_speaks_for_the_subject_if_there_is_dino():
@@ -272,12 +168,3 @@ def test_dino_speaks_for_the_subject_if_there_is_dino():
         for part in (*record["models"].values(), record["changes"]["finetuned"]):
             part[name] = part[other]
     assert check(record, "spread").comparisons[0].visible == 0.1
-
-
-def test_the_summary_says_what_was_found_and_what_was_not_looked_for():
-    record = without(measured(copied=5, clip_i=-0.02), "clip_t_other", "needs CLIP's text tower too")
-    record["models"]["baseline"]["dino"] = record["models"]["finetuned"]["dino"] = entry(None)
-    lines = verdict.summary(record)
-    assert lines[1] == "finetuned: CLIP-I −0.020, CLIP-T 0.620, COPY 0.760, DIV 0.140"
-    assert any("Memorised photos. 5 of 20" in line for line in lines)
-    assert lines[-1] == "finetuned: Not looked for: whether other prompts are still followed."

@@ -51,13 +51,6 @@ def test_the_chosen_one_is_marked_in_the_chart_and_in_the_strip(result):
     assert float(left.x) < float(right.x) and float(left.y) < float(right.y)  # further right is more, higher is more
 
 
-def test_the_baseline_and_the_visible_difference_are_lines(result):
-    lines = select(result, given()).chart.lines
-    assert [line.text for line in lines] == ["the baseline", "visibly less"]
-    assert float(lines[0].text_y) < float(lines[0].y) < float(lines[1].y) < float(lines[1].text_y)
-    assert [line.text for line in select(result, given(y_limit=None)).chart.lines] == ["the baseline"]
-
-
 def test_an_image_leads_to_its_place_and_one_that_is_not_there_is_left_out(result):
     (image,) = select(result, given()).candidates[0].images
     assert image.place == 7 and image.picture.alt == "step 100, seed 0: a cat"

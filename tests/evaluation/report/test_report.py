@@ -5,10 +5,7 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import evaluate
 from tests.helpers.results import report, write_result
 from utils.evaluation.report.charts import MAX_POINTS, Chart, Series, line_chart, smooth, ticks
 from utils.evaluation.report.images import SIDES, data_uri, webp
@@ -82,20 +78,6 @@ def test_a_file_name_cannot_become_style_or_a_link_elsewhere(tmp_path, photos_di
 
 def test_a_name_that_is_no_utf8_is_spelled_out(tmp_path, photos_dir):
     assert "a photo of \\udcff" in report(write_result(tmp_path, photos_dir, prompt="a photo of \udcff"))
-
-
-def test_it_is_found_from_any_folder(tmp_path, photos_dir):
-    result = write_result(tmp_path, photos_dir, prompt="a cat")
-    command = [
-        sys.executable,
-        os.path.relpath(evaluate.__file__, tmp_path),
-        "--only",
-        "report",
-        "--output_dir",
-        str(result),
-    ]
-    subprocess.run(command, cwd=tmp_path, check=True, env=os.environ | dict(PYTHONPATH=""))
-    assert "</html>" in (result / "report.html").read_text(encoding="utf-8")
 
 
 def test_links_lead_to_places_on_the_page_and_files_beside_it(tmp_path, photos_dir):
