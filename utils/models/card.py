@@ -3,6 +3,7 @@
 Both say what run.json and evaluate.py know, without local paths, names of photos and the command line.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -14,8 +15,8 @@ from typing import Any
 from huggingface_hub import ModelCardData, metadata_load
 
 from utils import PROGRAM
-from utils.files.atomic import replace_file
-from utils.files.ownership import EXPORT_METADATA, is_own_output, prompts_of, run_of
+from utils.files.atomic import replace_file, replace_path
+from utils.files.ownership import EXPORT_METADATA, prompts_of, run_of
 from utils.models.folder import MODEL_INDEX, BaseModel
 
 CARD_FILE = "README.md"
@@ -36,16 +37,9 @@ SCORES = {  # key of metrics.json: name, and what it says
     "div_clip": ("DIV", "variety between seeds"),
     "copy_clip": ("COPY", "likeness to the nearest photo"),
 }
-LOCAL_ARGUMENTS = (  # of run.json: of this machine alone
-    "config",
-    "instance_data_dir",
-    "class_data_dir",
-    "concepts_list",
-    "output_dir",
-    "logging_dir",
-    "export_single_file",
-    "resume_from_checkpoint",
-)
+# Of run.json: of this machine alone.
+LOCAL_ARGUMENTS = ["config", "instance_data_dir", "class_data_dir", "concepts_list", "output_dir", "logging_dir"]
+LOCAL_ARGUMENTS += ["export_single_file", "resume_from_checkpoint"]
 V1_PARAMETERS = 859_520_964  # of its UNet
 CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of an export
 
@@ -59,13 +53,9 @@ def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]
 
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """{flag: value} of a run: its steps, and what changes the trained weights and was not left at its default."""
-    arguments = _dict(run.get("arguments"))
-    given = {name: arguments.get(name) for name, default in _defaults(run).items() if arguments.get(name) != default}
+    arguments, defaults = _dict(run.get("arguments")), _dict(run.get("defaults"))
+    given = {name: arguments.get(name) for name, default in defaults.items() if arguments.get(name) != default}
     return dict(max_train_steps=arguments.get("max_train_steps")) | given
-
-
-def _defaults(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _dict(run.get("defaults"))
 
 
 def _dict(value: Any) -> Mapping[str, Any]:
@@ -110,34 +100,32 @@ def write_card(model: BaseModel, *, metrics: Mapping[str, Any] | None = None, pi
 
     Returns whether it was written.
     """
-    folder = model.folder
-    card = folder / CARD_FILE
-    if not (is_own_output(folder) and (folder / MODEL_INDEX).is_file()) or (card.exists() and not is_own_card(card)):
+    folder, run = model.folder, run_of(model.folder)
+    card, shown = folder / CARD_FILE, folder / PICTURE_FILE
+    try:
+        earlier = card.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        earlier = MARK
+    except (OSError, UnicodeDecodeError):  # nothing that we wrote
         return False
-    had_picture = card.exists() and f"({PICTURE_FILE})" in card.read_text(encoding="utf-8")
+    if run.get("program") != PROGRAM or not (folder / MODEL_INDEX).is_file() or MARK not in earlier:
+        return False
+    text = card_text(model, run, metrics, has_picture=picture is not None)
     if picture is not None:
-        with picture.open("rb") as source:
-            replace_file(folder / PICTURE_FILE, lambda file: shutil.copyfileobj(source, file))
-    elif had_picture:
-        (folder / PICTURE_FILE).unlink(missing_ok=True)
-    text = card_text(model, run_of(folder), metrics, has_picture=picture is not None)
+        replace_path(shown, lambda part: shutil.copyfile(picture, part), is_shared=True)
+    elif f"({PICTURE_FILE})" in earlier:
+        shown.unlink(missing_ok=True)
     replace_file(card, lambda file: file.write(text.encode("utf-8", errors="backslashreplace")))
     return True
-
-
-def is_own_card(path: Path) -> bool:
-    """Whether this program wrote the card and nobody has claimed it since."""
-    try:
-        return MARK in path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def card_text(
     model: BaseModel, run: Mapping[str, Any], metrics: Mapping[str, Any] | None, *, has_picture: bool
 ) -> str:
     """The card of a pipeline folder as Markdown."""
-    prompts = [prompt for prompt, _ in Counter(prompts_of(run)).most_common()] or ["a photo"]  # captions come last
+    photos = Counter(prompts_of(run))
+    prompts = [prompt for prompt, _ in photos.most_common()] or ["a photo"]  # captions come last
+    spoken = ", ".join(f'"{_escaped(prompt)}"' for prompt in prompts[:4])
     base, license_name = _base_of(run), _license(model, run)
     front = ModelCardData(
         base_model=base if base and "/" in base else None,
@@ -154,7 +142,7 @@ def card_text(
         MARK,
         f"# DreamBooth: {_escaped(prompts[0])}",
         f"Stable Diffusion v1 ({_escaped(base) if base else 'a local base'}), fine-tuned with DreamBooth on "
-        f"{_count(run)}. Name the subject as in {_spoken(prompts)}.",
+        f"{photos.total()} photo{'' if photos.total() == 1 else 's'}. Name the subject as in {spoken}.",
         f"![Photos, the base's and this model's pictures, one seed a column]({PICTURE_FILE})" if has_picture else "",
         "## Load it\n```python\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipeline = DiffusionPipeline.from_pretrained("PATH_OR_NAME", torch_dtype=torch.float16).to("cuda")\n'
@@ -169,8 +157,7 @@ def card_text(
 
 def _base_of(run: Mapping[str, Any]) -> str | None:
     """The base's name on the Hub if it is known, else its folder's or file's own name."""
-    arguments = run.get("arguments")
-    named = arguments.get("pretrained_model_name_or_path") if isinstance(arguments, Mapping) else None
+    named = _dict(run.get("arguments")).get("pretrained_model_name_or_path")
     if not isinstance(named, str) or not named:
         return None
     cached = re.search(r"models--([^/]+?)--([^/]+)", named)
@@ -184,25 +171,13 @@ def _base_of(run: Mapping[str, Any]) -> str | None:
 
 def _license(model: BaseModel, run: Mapping[str, Any]) -> str | None:
     """What the base's own card says, else Stable Diffusion v1's if the UNet has its size."""
-    base = run.get("base_model")
-    where = base.get("folder") if isinstance(base, Mapping) else None
-    if isinstance(where, str) and (Path(where) / CARD_FILE).is_file():
-        try:
+    where = _dict(run.get("base_model")).get("folder")
+    if isinstance(where, str):
+        with contextlib.suppress(Exception):  # somebody's own file, missing, or damaged in whatever way
             found = (metadata_load(Path(where) / CARD_FILE) or {}).get("license")
-        except Exception:  # somebody's own file, damaged in whatever way
-            found = None
-        if isinstance(found, str):
-            return found
+            if isinstance(found, str):
+                return found
     return V1_LICENSE if model.num_parameters == V1_PARAMETERS else None
-
-
-def _count(run: Mapping[str, Any]) -> str:
-    number = sum(prompts_of(run).values())
-    return f"{number} photo{'' if number == 1 else 's'}"
-
-
-def _spoken(prompts: list[str]) -> str:
-    return ", ".join(f'"{_escaped(prompt)}"' for prompt in prompts[:4])
 
 
 def _escaped(text: str) -> str:
@@ -211,8 +186,7 @@ def _escaped(text: str) -> str:
 
 
 def _scores(metrics: Mapping[str, Any]) -> str:
-    models = metrics.get("models")
-    both = [models.get(name) or {} for name in ("baseline", "finetuned")] if isinstance(models, Mapping) else []
+    both = [_dict(metrics.get("models")).get(name) or {} for name in ("baseline", "finetuned")]
     rows = []
     for key, (name, meaning) in SCORES.items():
         values = [(model.get(key) or {}).get("value") for model in both]
@@ -226,7 +200,7 @@ def _scores(metrics: Mapping[str, Any]) -> str:
 
 def _settings(model: BaseModel, run: Mapping[str, Any]) -> str:
     settings, (step, strength) = settings_of(run), step_and_strength(run)
-    defaults = {name: value for name, value in _defaults(run).items() if name not in settings}
+    defaults = {k: value for k, value in _dict(run.get("defaults")).items() if k not in settings and value is not None}
     if step is not None:
         settings["max_train_steps"] = f"{step} of {settings['max_train_steps']}"
     if strength is not None:
@@ -234,7 +208,7 @@ def _settings(model: BaseModel, run: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in _dict(run.get("versions")).items())
     settings |= {"prediction type": model.prediction_type, "device": run.get("device"), "versions": versions}
     lines = [f"| {name} | {_escaped(str(value))} |" for name, value in settings.items() if value not in (None, "")]
-    others = ", ".join(f"{name} {value}" for name, value in defaults.items() if value is not None)
+    others = ", ".join(f"{name} {value}" for name, value in defaults.items())
     head = "## Training\nWith ColossalAI's TorchDDP plugin and fp32 master weights.\n\n| | |\n|---|---|\n"
     return head + "\n".join(lines) + (f"\n\nAt their defaults: `{others}`" if others else "")
 
@@ -252,14 +226,10 @@ def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
         found["arguments"] = _without_paths(kept) | named
         if base := _base_of(run):
             found["arguments"]["pretrained_model_name_or_path"] = base
-    photos = run.get("photos")
-    private = ("file", "folder", "sha256")
-    if isinstance(photos, list):
-        found["photos"] = [
-            {key: value for key, value in photo.items() if key not in private}
-            for photo in photos
-            if isinstance(photo, Mapping)
-        ]
+    if isinstance(run.get("photos"), list):
+        photos = (photo for photo in run["photos"] if isinstance(photo, Mapping))
+        private = ("file", "folder", "sha256")
+        found["photos"] = [{key: value for key, value in photo.items() if key not in private} for photo in photos]
     return found
 
 

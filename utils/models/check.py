@@ -8,14 +8,7 @@ from utils.errors import UserError
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, METRICS_FILE, RUN_FILE
-from utils.models.folder import (
-    CONFIG_FILES,
-    MODEL_INDEX,
-    BaseModel,
-    check_file,
-    find_weights,
-    read_base,
-)
+from utils.models.folder import CONFIG_FILES, MODEL_INDEX, BaseModel, check_file, find_weights, read_base
 from utils.runtime.process import typed_module
 
 PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
@@ -58,13 +51,16 @@ def check_base_model(folder: Path, flag: str = "--pretrained_model_name_or_path"
 
     Raises UserError naming the missing or unfit file.
     """
-    index = _read_index(folder, flag)
-    _check_pipeline_class(folder, index)
-    for part, expected in PART_CLASSES.items():
-        _check_class(folder, index, part, expected)
+    _check_classes(folder / MODEL_INDEX, _read_index(folder, flag))
     base = read_base(folder)
-    _check_tokenizer(folder / "tokenizer")
-    _check_prediction_type(base)
+    tokenizer = folder / "tokenizer"
+    for name in ["tokenizer.json"] if (tokenizer / "tokenizer.json").is_file() else ["vocab.json", "merges.txt"]:
+        check_file(tokenizer / name)
+    if base.prediction_type not in PREDICTION_TYPES:
+        raise UserError(
+            f"{folder / CONFIG_FILES['scheduler']}: prediction_type is {base.prediction_type!r}; this program "
+            f"trains {' and '.join(PREDICTION_TYPES)}"
+        )
     for part in PART_CLASSES:
         check_config(folder / CONFIG_FILES[part], part, base.configs[part])
     check_fit(folder / CONFIG_FILES["unet"], **{part: base.configs[part] for part in PART_CLASSES})
@@ -113,12 +109,6 @@ def _read_index(folder: Path, flag: str) -> dict:
     return index
 
 
-def _check_tokenizer(folder: Path) -> None:
-    only = "tokenizer.json"
-    for name in [only] if (folder / only).is_file() else ["vocab.json", "merges.txt"]:
-        check_file(folder / name)
-
-
 def check_is_folder(folder: Path, flag: str, advice: str) -> None:
     """Raises UserError if `folder` is not a folder; `advice` says what to give instead."""
     if folder.is_dir():
@@ -161,31 +151,21 @@ def _what_it_looks_like(folder: Path) -> str:
     return "it is no pipeline folder: name one that holds model_index.json, unet/, vae/, text_encoder/ and so on"
 
 
-def _check_class(folder: Path, index: dict, part: str, expected: str) -> None:
-    entry = index.get(part)
-    found = entry[1] if isinstance(entry, list) else entry
-    if found != expected:
-        raise UserError(
-            f"{folder / MODEL_INDEX}: {part} is {found!r}, but this program trains Stable Diffusion v1 pipelines, "
-            f"whose {part} is {expected}"
-        )
-
-
-def _check_prediction_type(base: BaseModel) -> None:
-    if base.prediction_type not in PREDICTION_TYPES:
-        raise UserError(
-            f"{base.folder / CONFIG_FILES['scheduler']}: prediction_type is {base.prediction_type!r}; this program "
-            f"trains {' and '.join(PREDICTION_TYPES)}"
-        )
-
-
-def _check_pipeline_class(folder: Path, index: dict) -> None:
+def _check_classes(path: Path, index: dict) -> None:
     class_name = index.get("_class_name") or PIPELINE_CLASSES[0]
     if class_name not in PIPELINE_CLASSES:
         raise UserError(
-            f"{folder / MODEL_INDEX}: this is a {class_name}, but this program is for Stable Diffusion v1 pipelines: "
+            f"{path}: this is a {class_name}, but this program is for Stable Diffusion v1 pipelines: "
             f"{' and '.join(PIPELINE_CLASSES)}"
         )
+    for part, expected in PART_CLASSES.items():
+        entry = index.get(part)
+        found = entry[1] if isinstance(entry, list) else entry
+        if found != expected:
+            raise UserError(
+                f"{path}: {part} is {found!r}, but this program trains Stable Diffusion v1 pipelines, whose {part} is "
+                f"{expected}"
+            )
 
 
 def check_config(path: Path, part: str, config: dict) -> None:

@@ -124,17 +124,18 @@ def sample(
 
 
 def check_numbers(batch: torch.Tensor, texts: Sequence[str], pipeline: StableDiffusionPipeline) -> None:
-    """Raises NotANumber, naming its prompt, if an image [N,...] holds a value that is none."""
-    if not bool(torch.isfinite(batch).all()):
-        wrong = texts[int(batch.isfinite().flatten(1).all(1).logical_not().nonzero()[0])]
-        raise NotANumber(f'the images of "{wrong}" are not numbers: {why_not_a_number(pipeline)}')
+    """Raises NotANumber, naming its prompt, if an image [N,...] holds a value that is none.
 
-
-def why_not_a_number(pipeline: StableDiffusionPipeline) -> str:
-    """What is wrong if a pipeline whose weights are all numbers draws none, and what to do."""
-    if pipeline.unet.dtype == torch.float16:
-        return "they are too large for fp16: try --mixed_precision no"
-    return "its weights have grown too large: train again at a lower learning rate, or take an earlier checkpoint"
+    The pipeline's weights are all numbers: that was checked when they were loaded.
+    """
+    for text, is_finite in zip(texts, batch.isfinite().flatten(1).all(1).tolist(), strict=True):
+        if not is_finite:
+            why = (
+                "its weights have grown too large: train again at a lower learning rate, or take an earlier checkpoint"
+            )
+            if pipeline.unet.dtype == torch.float16:
+                why = "they are too large for fp16: try --mixed_precision no"
+            raise NotANumber(f'the images of "{text}" are not numbers: {why}')
 
 
 def _calling(on_step: Callable[[], object]) -> Callable:
@@ -241,13 +242,8 @@ class Sampler:
         self.scheduler = loading.load_sampling_scheduler(base)
         self.prompt_embeds = prompt_embeds
         height, width = base.image_size
-        self.settings: dict[str, Any] = dict(
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative_prompt_embeds=negative_prompt_embeds,
-            height=height,
-            width=width,
-        )
+        self.settings: dict[str, Any] = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+        self.settings |= dict(negative_prompt_embeds=negative_prompt_embeds, height=height, width=width)
 
     @torch.no_grad()
     def __call__(self, unet: torch.nn.Module, num_images: int, seed: int) -> list[Image.Image]:

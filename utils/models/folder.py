@@ -179,19 +179,19 @@ class WeightFile(NamedTuple):
     """What the name of a weight file says: of which kind it is, and which shard."""
 
     path: Path
+    is_bin: bool
     variant: str  # "" for the plain weights
     shard: int | None  # from 1
-    num_shards: int | None
+    num_shards: int
 
     @classmethod
     def of(cls, path: Path, part: str) -> "WeightFile | None":
         """None if it is no weight file of that part; .fp16-00001-of-00002 and -00001-of-00002.fp16 are the same."""
-        for stem, suffix in ((WEIGHT_STEMS[part], "safetensors"), (BIN_STEMS[part], "bin")):
-            found = re.fullmatch(rf"{stem}(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.{suffix}", path.name)
+        for is_bin, stem, suffix in ((False, WEIGHT_STEMS[part], "safetensors"), (True, BIN_STEMS[part], "bin")):
+            found = re.fullmatch(rf"{stem}(\.\w+)?(?:-(\d+)-of-(\d+))?(\.\w+)?\.{suffix}", path.name)
             if found:
-                numbers = re.findall(r"\d+", found[2] or "") or (None, None)
-                shard, count = (int(number) if number else None for number in numbers)
-                return cls(path, ((found[1] or "") + (found[3] or "")).strip("."), shard, count)
+                variant = ((found[1] or "") + (found[4] or "")).strip(".")
+                return cls(path, is_bin, variant, int(found[2]) if found[2] else None, int(found[3] or 1))
         return None
 
 
@@ -207,30 +207,25 @@ def find_weights(folder: Path, part: str) -> Weights:
     if not files:
         name = f"{WEIGHT_STEMS[part]}.safetensors"
         raise UserError(f"{folder / part} holds no weights ({name}); copy or download it again")
-    _, variant, is_bin = min((_rank(file.variant), file.variant, file.path.suffix == ".bin") for file in files)
-    files = [file for file in files if (file.variant, file.path.suffix == ".bin") == (variant, is_bin)]
+    best = min(files, key=lambda file: ((*VARIANTS, file.variant).index(file.variant), file.variant, file.is_bin))
+    files = [file for file in files if (file.variant, file.is_bin) == (best.variant, best.is_bin)]
     paths = [file.path for file in files if file.shard is None] or _all_shards(files)
-    if is_bin and len(paths) > 1 and WEIGHT_STEMS[part] == UNET_STEM:
+    if best.is_bin and len(paths) > 1 and WEIGHT_STEMS[part] == UNET_STEM:
         raise UserError(
             f"{paths[0]} is one of {len(paths)} shards, which diffusers loads as safetensors alone; convert them"
         )
     return Weights(part, {path: tensor_entries(path) for path in paths})
 
 
-def _rank(variant: str) -> int:
-    return VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
-
-
 def _all_shards(files: list[WeightFile]) -> list[Path]:
     """Shards 1 to n of the largest n that is whole; of the first n, with the files that are not there, if none is."""
-    counts = sorted({file.num_shards or 0 for file in files}, reverse=True)
-    sets = {count: {f.shard: f.path for f in files if f.num_shards == count} for count in counts}
-    count = next((count for count in counts if len(sets[count]) == count), counts[0])
+    sets: dict[int, dict[int, Path]] = {}
+    for file in files:
+        sets.setdefault(file.num_shards, {})[file.shard or 0] = file.path
+    count = max(sets, key=lambda count: (len(sets[count]) == count, count))
     some = next(iter(sets[count].values()))
-    there = re.compile(r"-(\d+)-of-")
-    width = len(re.findall(there, some.name)[0])
-    names = {number: there.sub(f"-{number:0{width}d}-of-", some.name) for number in range(1, count + 1)}
-    return [sets[count].get(number, some.with_name(name)) for number, name in names.items()]
+    names = [re.sub(r"-\d+-of-", f"-{number:05d}-of-", some.name) for number in range(1, count + 1)]
+    return [sets[count].get(number, some.with_name(name)) for number, name in enumerate(names, 1)]
 
 
 def loaded_files(folder: Path) -> list[str]:
