@@ -35,6 +35,8 @@ def test_what_is_no_photo_is_skipped_and_reported(tmp_path):
     (folder / "more.jpg").mkdir()
     os.mkfifo(folder / "fifo.jpg")
     (folder / "broken.jpg").symlink_to(tmp_path / "nowhere")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "up").symlink_to("..")
     photos, skipped = find_photos(folder)
     assert [path.name for path in photos] == ["photo-0.jpg"]
     assert {path.name: reason for path, reason in skipped} == {
@@ -48,6 +50,8 @@ def test_what_is_no_photo_is_skipped_and_reported(tmp_path):
         "more.jpg": "a folder",
         "fifo.jpg": "not a regular file",
         "broken.jpg": "not a regular file",
+        "loop.jpg": "not a regular file",
+        "up": "a folder",
     }
     assert InstanceDataset(folder, 16).skipped == skipped
 
@@ -95,6 +99,9 @@ def test_no_folder_no_photo(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(UserError, match="no photo in .*; it holds only notes.txt"):
         InstanceDataset(tmp_path, 16)
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(UserError, match="there is no folder .*circle"):
+        InstanceDataset(tmp_path / "circle", 16)
     with pytest.raises(UserError, match="there is no folder .*notes.txt"):
         InstanceDataset(tmp_path / "notes.txt", 16)
 

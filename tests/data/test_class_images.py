@@ -1,7 +1,6 @@
 """Class images: what is there is used, what is missing is made once, nothing foreign is mixed in."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -244,16 +243,6 @@ def test_an_image_that_stays_blank_ends_the_run(concept, monkeypatch):
     plan.folder.mkdir()
     with pytest.raises(UserError, match="4 times in a row; try --prior_generation_precision fp32"):
         make_batch(None, plan, plan.missing, seed=0)
-
-
-def test_too_little_memory_names_the_flag(concept):
-    class Pipeline(SimpleNamespace):
-        def __call__(self, *_, **__):
-            raise torch.cuda.OutOfMemoryError("no")
-
-    unet = SimpleNamespace(config=SimpleNamespace(in_channels=4, sample_size=2), dtype=torch.float16)
-    with pytest.raises(UserError, match="--sample_batch_size 2$"):
-        make_batch(Pipeline(vae_scale_factor=8, unet=unet), plan_of(concept, SETTINGS, 4), [0, 1, 2, 3], seed=0)
 
 
 class TestClassDataset:

@@ -10,6 +10,7 @@ from tests.helpers.script import as_argv, make_args
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.files.ownership import is_own_output
+from utils.models.check import check_base_model
 from utils.preflight.checks import check_output
 from utils.preflight.table import Found
 
@@ -127,3 +128,9 @@ def test_overlap_with_another_vae_as_the_script_finds_it(flags, base):
     flags |= dict(pretrained_vae_name_or_path=base / "vae", output_dir=base / "vae/out")
     with pytest.raises(UserError, match="--output_dir .* overlaps --pretrained_vae_name_or_path"):
         main(as_argv(flags))
+
+
+def test_a_base_that_is_a_circle(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(UserError, match="does not exist"):
+        check_base_model(tmp_path / "circle")

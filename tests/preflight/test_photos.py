@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
-from utils.models.check import check_base_model
 from utils.models.loading import load_tokenizer
 from utils.preflight.photos import describe_prompt, load_quick_tokenizer
 
@@ -88,23 +86,6 @@ def test_photos(tmp_path, tiny_pipeline_dir, capsys, name):
     named = [row for row in rows if ascii(name)[1:-1].split("\\")[0] in row]
     assert named and any(row.startswith("STOP") for row in named) != good
     assert "\x1b" not in out and len(out.splitlines()) == len(rows) + 2
-
-
-def test_links_in_circles_and_fifos_are_skipped(tmp_path, tiny_pipeline_dir, capsys):
-    photos = write_photos(tmp_path / "photos", 1)
-    (photos / "loop.jpg").symlink_to("loop.jpg")
-    (photos / "up").symlink_to("..")
-    os.mkfifo(photos / "fifo.png")
-    code, out, _ = dry_run(tiny_pipeline_dir, photos, tmp_path, capsys)
-    assert code == 0 and "loop.jpg: not a regular file" in out and "fifo.png: not a regular file" in out
-
-
-def test_a_folder_that_is_a_circle(tmp_path):
-    (tmp_path / "circle").symlink_to("circle")
-    with pytest.raises(UserError, match="there is no folder"):
-        InstanceDataset(tmp_path / "circle", 16)
-    with pytest.raises(UserError, match="does not exist"):
-        check_base_model(tmp_path / "circle")
 
 
 def test_100_megapixels_are_a_photo_and_pillows_remarks_do_not_reach_the_terminal(tmp_path, tiny_pipeline_dir):

@@ -267,15 +267,17 @@ def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, tmp_pa
     output = tmp_path / "output"
     run(flags, checkpointing_steps=2, **VALIDATED)
     old = logs(output)
+    (output / "validation/mine.txt").write_text("keep")  # of that folder only pictures are moved and removed
     assert len(old) == 3 and len(rows(output)) == 3
     kill_after_3_steps(flags, tmp_path)
     assert logs(output, ".previous") == old
     assert json.loads((output / "run.json.previous").read_text())["status"] == "complete"
     assert (output / "checkpoint-2").is_dir() and (output / "model_index.json").is_file()
-    assert logs(output).keys() == {"metrics.jsonl"}
+    assert logs(output).keys() == {"metrics.jsonl", "validation"} and logs(output)["validation"] == ["mine.txt"]
     run(flags, seed=2)
     assert not list(output.glob("*.previous")) and not list(output.glob("checkpoint-*"))
-    assert run_json(output)["seed"] == 2 and len(rows(output)) == 3 and logs(output).keys() == {"metrics.jsonl"}
+    assert run_json(output)["seed"] == 2 and len(rows(output)) == 3
+    assert logs(output).keys() == {"metrics.jsonl", "validation"} and logs(output)["validation"] == ["mine.txt"]
 
 
 def kill_after_3_steps(flags: dict, tmp_path: Path, **changes) -> None:
@@ -303,14 +305,6 @@ def test_a_finished_run_that_goes_on_after_another_keeps_its_earlier_logs_aside(
     run(flags, resume_from_checkpoint="checkpoint-4", max_train_steps=5)
     assert [row["step"] for row in rows(output)] == [5] and logs(output).keys() == {"metrics.jsonl"}
     assert logs(output, ".previous") == old
-
-
-def test_of_the_pictures_folder_only_pictures_are_moved_and_removed(flags, tmp_path):
-    output = tmp_path / "output"
-    run(flags, **VALIDATED)
-    (output / "validation" / "mine.txt").write_text("keep")
-    run(flags, seed=1)
-    assert logs(output)["validation"] == ["mine.txt"] and not list(output.glob("*.previous"))
 
 
 def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):

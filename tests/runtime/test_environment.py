@@ -8,10 +8,7 @@ from utils.runtime import environment
 def test_a_process_without_torchrun_is_a_run_of_its_own(monkeypatch):
     for name in [name for name in os.environ if "RANK" in name or name.endswith("WORLD_SIZE") or "ELASTIC" in name]:
         monkeypatch.delenv(name)
-    assert (environment.rank(), environment.num_ranks(), environment.local_rank()) == (0, 1, 0)
-    assert environment.local_world_size() is None and environment.is_main()
-    assert environment.torchrun_flags() == ["--nproc_per_node", "1"]
-    assert environment.num_restarts() == 0 and not environment.under_torchrun()
+    assert environment.local_world_size() is None and not environment.under_torchrun()
     before = dict(os.environ)
     with environment.as_single_process():
         assert os.environ["WORLD_SIZE"] == "1" and os.environ["RANK"] == "0"
