@@ -70,11 +70,9 @@ def as_path(text: str) -> Path:
 
 def as_text(text: str) -> str:
     """A prompt as it was typed, also if Python reads command lines in another encoding than UTF-8 (LC_ALL=C)."""
-    try:
+    with contextlib.suppress(UnicodeEncodeError):
         text.encode("utf-8")
         return text
-    except UnicodeEncodeError:
-        pass
     try:
         return os.fsencode(text).decode("utf-8")
     except UnicodeError:

@@ -89,9 +89,7 @@ def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
             )
 
 
-def load_photos(
-    concepts: list[Concept], resolution: int, center_crop: bool, alpha_mask: bool = False
-) -> InstanceDataset:
+def load_photos(concepts: list[Concept], resolution: int, center_crop: bool, alpha_mask: bool) -> InstanceDataset:
     """One InstanceDataset of all subjects' photos."""
     dataset, *others = [
         InstanceDataset(concept.instance_data_dir, resolution, center_crop, concept.instance_prompt, alpha_mask)

@@ -71,11 +71,6 @@ def check_resolution(found: Found) -> None:
         raise UserError(f"--resolution {resolution} is not divisible by the VAE's factor {factor}; use {near}")
 
 
-def find_save_dtype(found: Found) -> None:
-    """The dtype of the saved UNet: the one asked for, or that of the base's file."""
-    found.save_dtype = found.args.save_dtype or (found.base.save_dtype if found.base else None)
-
-
 def check_output(found: Found) -> None:
     """--output_dir can be written and holds nothing that is not this program's; writes nothing itself.
 
@@ -123,5 +118,4 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("base model", find_base),
     ("resolution", check_resolution),
     ("output", check_output),
-    ("base model", find_save_dtype),
 )

@@ -58,9 +58,9 @@ def check_classes(found: Found) -> Iterator[Row]:
 def make_the_plan(found: Found) -> Iterator[Row]:
     """What follows from the arguments, the base, the photos and the device."""
     args, base, is_quick = found.args, found.base, found.is_quick
-    if base is None or found.dataset is None or found.save_dtype is None:
+    if base is None or found.dataset is None:
         return
-    yield from _describe_base(base, found.save_dtype)
+    yield from _describe_base(base, args.save_dtype or base.save_dtype)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
     if old_gpu:
@@ -71,7 +71,7 @@ def make_the_plan(found: Found) -> Iterator[Row]:
         num_photos=len(found.dataset),
         num_ranks=environment.num_ranks(),
         on_gpu=gpu_is_possible() if is_quick else gpu_is_usable(),
-        save_dtype=found.save_dtype,
+        save_dtype=base.save_dtype,
         has_bf16=old_gpu is None,
     )
 

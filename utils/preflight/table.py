@@ -29,7 +29,6 @@ class Found:
     args: Namespace
     is_quick: bool
     base: "BaseModel | None" = None
-    save_dtype: str | None = None  # the one asked for, else that of the UNet's file
     concepts: "list[Concept] | None" = None
     dataset: "InstanceDataset | None" = None
     plan: "Plan | None" = None

@@ -99,7 +99,10 @@ class TrainingLog:
         plain = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
         with self._gaps_in(self._file.name):
             self._file.write(json.dumps({"step": global_step, **plain}) + "\n")
-        for name, value in (row | self._speed_and_memory(row)).items():
+        shown = row | {"samples_per_second": self.plan.samples_per_step / max(row["step_time"], 1e-9)}
+        if self.device.type == "cuda":
+            shown["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        for name, value in shown.items():
             self._board("add_scalar", f"train/{name}", value, global_step)
         self._bar.set_postfix(self._postfix(row), refresh=False)
         self._bar.update(1)
@@ -119,13 +122,6 @@ class TrainingLog:
         if self._tensorboard is not None:
             with self._gaps_in(TENSORBOARD):
                 getattr(self._tensorboard, method)(*values, **options)
-
-    def _speed_and_memory(self, row: dict) -> dict[str, float]:
-        """What TensorBoard shows beside the metrics: samples a second, and the GPU's memory at its peak."""
-        found = {"samples_per_second": self.plan.samples_per_step / max(row["step_time"], 1e-9)}
-        if self.device.type == "cuda":
-            found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
-        return found
 
     def _count(self, loss: float, skipped: bool) -> None:
         self.num_skipped += skipped

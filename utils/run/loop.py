@@ -200,12 +200,8 @@ class TrainingRun:
         if is_out_of_memory(error) and self.is_main:
             self.log.close()
         if is_lost_rank(error) and not isinstance(error, RunFailed):
-            self._end_without_the_others()
-
-    def _end_without_the_others(self) -> None:
-        """Another rank has died: no collective can end any more, so neither can an orderly shutdown."""
-        if self.checkpointer is not None:
-            with contextlib.suppress(Exception):
-                self.checkpointer.wait()
-            print(f"\n{lost_rank_line()}. {self._how_to_resume()}", file=sys.stderr, flush=True)
-        os._exit(EXIT_LOST_RANK)
+            if self.checkpointer is not None:
+                with contextlib.suppress(Exception):
+                    self.checkpointer.wait()
+                print(f"\n{lost_rank_line()}. {self._how_to_resume()}", file=sys.stderr, flush=True)
+            os._exit(EXIT_LOST_RANK)  # no collective can end any more, so neither can an orderly shutdown

@@ -104,25 +104,16 @@ class RunRecord:
         many = [f"{number} {name}" for name, number in factors.items() if number > 1]
         spread = " x ".join([f"batch {arguments['train_batch_size']}", *many])
         precision = "fp32" if plan.mixed_precision == "no" else plan.mixed_precision
-        return "\n".join(
-            [
-                f"{len(dataset)} photos at {dataset.resolution} px, {self._prompts()}",
-                *self._class_images(),
-                f"{plan.num_steps} steps of {plan.samples_per_step} samples ({spread})",
-                f"lr {learning_rate:g} ({arguments['lr_scheduler']}), {precision} on {device_name(self.device)}",
-            ]
-        )
-
-    def _prompts(self) -> str:
-        prompts = list(dict.fromkeys(photo.prompt for photo in self.sources.dataset.photos))
-        shown = ", ".join(repr(prompt) for prompt in prompts[:4]) + (", ..." if len(prompts) > 4 else "")
-        return f"{'prompt' if len(prompts) == 1 else f'{len(prompts)} prompts'} {shown}"
-
-    def _class_images(self) -> list[str]:
-        if self.class_dataset is None:
-            return []
-        count, weight = len(self.class_dataset), self.plan.arguments["prior_loss_weight"]
-        return [f"{count} class images, one beside each photo, their loss times {weight:g}"]
+        prompts = list(dict.fromkeys(photo.prompt for photo in dataset.photos))
+        shown = ", ".join(map(repr, prompts[:4])) + (", ..." if len(prompts) > 4 else "")
+        counted = "prompt" if len(prompts) == 1 else f"{len(prompts)} prompts"
+        lines = [f"{len(dataset)} photos at {dataset.resolution} px, {counted} {shown}"]
+        if self.class_dataset is not None:
+            count, weight = len(self.class_dataset), arguments["prior_loss_weight"]
+            lines.append(f"{count} class images, one beside each photo, their loss times {weight:g}")
+        lines.append(f"{plan.num_steps} steps of {plan.samples_per_step} samples ({spread})")
+        lines.append(f"lr {learning_rate:g} ({arguments['lr_scheduler']}), {precision} on {device_name(self.device)}")
+        return "\n".join(lines)
 
     def finish(self, log: TrainingLog) -> str:
         """Marks the run complete in run.json; returns the closing line."""
