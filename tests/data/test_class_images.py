@@ -29,7 +29,7 @@ from utils.errors import UserError
 from utils.models import drawing
 from utils.models.check import check_base_model
 from utils.models.folder import read_base
-from utils.run.fingerprint import hash_files
+from utils.run.resume import hash_files
 
 SETTINGS = dict(
     prompt="a photo of a cat.",

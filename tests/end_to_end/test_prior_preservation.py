@@ -8,7 +8,7 @@ from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.data import class_images
 from utils.models.check import check_base_model
-from utils.run.fingerprint import hash_files
+from utils.run.resume import hash_files
 
 
 def test_the_loss_is_the_photos_plus_the_weighted_class_images(prior):

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.script import LATEST, UNET_FILE, as_argv, run
 from train_dreambooth_colossalai import main
 from utils.files import hashing
-from utils.run import fingerprint
+from utils.run import resume
 
 
 def test_a_file_with_two_names_is_read_once(tmp_path, monkeypatch):
@@ -33,8 +33,8 @@ def test_a_resume_reads_each_file_of_the_base_once(flags, tmp_path, tiny_pipelin
     base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
     flags["pretrained_model_name_or_path"] = base
     run(flags, checkpointing_steps=2)
-    hashed, read = [], fingerprint.sha256_of
-    monkeypatch.setattr(fingerprint, "sha256_of", lambda path: hashed.append(path) or read(path))
+    hashed, read = [], resume.sha256_of
+    monkeypatch.setattr(resume, "sha256_of", lambda path: hashed.append(path) or read(path))
     assert main(as_argv(flags | LATEST)) == 0
     hashed = [path for path in hashed if base in path.parents]
     assert base / UNET_FILE in hashed and len(hashed) == len(set(hashed)) > 8

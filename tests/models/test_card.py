@@ -16,7 +16,7 @@ from utils.command_line import run_main
 from utils.models.card import MARK, clean_record, file_metadata, settings_of, write_card
 from utils.models.folder import read_base
 from utils.models.single_file import export_single_file
-from utils.run.fingerprint import NOT_COMPARED
+from utils.run.resume import NOT_COMPARED
 from utils.share import main as share
 
 

@@ -19,12 +19,11 @@ from utils.models.folder import read_base
 from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
 from utils.run.checkpoint import Checkpointer, restore
-from utils.run.fingerprint import base_files
 from utils.run.lineage import list_checkpoints, next_lineage
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.record import RunRecord
-from utils.run.resume import Sources, resume_command
+from utils.run.resume import Sources, base_files, resume_command
 from utils.runtime.colossal import barrier, get_accelerator, launch, leave
 from utils.runtime.determinism import deterministic_kernels
 from utils.runtime.environment import is_main

@@ -18,11 +18,10 @@ from utils.files.atomic import STAGING_PREFIX, move
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import LOGS, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, VALIDATION_PICTURES, run_of
-from utils.run.fingerprint import determinants, training_defaults
 from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
-from utils.run.resume import Sources
+from utils.run.resume import Sources, determinants, training_defaults
 from utils.runtime import environment, process
 from utils.runtime.process import typed
 
