@@ -106,8 +106,7 @@ def make_missing(plans: list[ClassPlan], base: BaseModel, device: torch.device, 
             sync(plan.folder)
     del pipeline, captured
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def image_seed(seed: int, number: int, attempt: int) -> int:

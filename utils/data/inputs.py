@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.data.randomness import CLASS, INSTANCE, Sample, draw_sample, photo_index, sample_indices
+from utils.data.randomness import CLASS, INSTANCE, draw_sample, photo_index, sample_indices
 from utils.dataset import ClassDataset, InstanceDataset
 from utils.diffusion import encode_images, encode_prompt
 from utils.errors import UserError
@@ -244,24 +244,20 @@ class BatchSource:
 
     def _micro_batch(self, step: int, number: int) -> MicroBatch:
         indices = sample_indices(step, number, self.rank, **self.spread)
-        samples: list[Sample] = []
-        moments: list[torch.Tensor] = []
-        prompt_rows: list[int] = []
-        position_weights: list[torch.Tensor] = []
-        for latents, stream in self.kinds:
-            draw = functools.partial(self.draw, num_photos=len(latents), latent_shape=latents.shape, stream=stream)
-            drawn = [draw(index) for index in indices]
-            moments += [latents.moments(sample.photo, sample.crop) for sample in drawn]
-            prompt_rows += [latents.prompt_rows[sample.photo] for sample in drawn]
-            samples += drawn
-            if latents.has_position_weights:
-                position_weights += [latents.position_weights(sample.photo, sample.crop) for sample in drawn]
-        mean, std = torch.stack(moments, dim=1)
-        noise = torch.from_numpy(np.stack([(sample.latent_noise, sample.noise) for sample in samples], axis=1))
-        integers = torch.tensor([[sample.timestep for sample in samples], prompt_rows])
+        drawn = [
+            (latents, self.draw(index, num_photos=len(latents), latent_shape=latents.shape, stream=stream))
+            for latents, stream in self.kinds
+            for index in indices
+        ]
+        mean, std = torch.stack([latents.moments(sample.photo, sample.crop) for latents, sample in drawn], dim=1)
+        noise = torch.from_numpy(np.stack([(sample.latent_noise, sample.noise) for _, sample in drawn], axis=1))
+        prompt_rows = [latents.prompt_rows[sample.photo] for latents, sample in drawn]
+        integers = torch.tensor([[sample.timestep for _, sample in drawn], prompt_rows])
         if self.device.type == "cuda":
             noise, integers = noise.pin_memory(), integers.pin_memory()
         latent_noise, noise = noise.to(self.device, non_blocking=True)
         timesteps, rows = integers.to(self.device, non_blocking=True)
-        weights = torch.stack(position_weights) if position_weights else None
-        return MicroBatch(mean, std, latent_noise, noise, timesteps, rows, weights)
+        weighed = [(latents, sample) for latents, sample in drawn if latents.has_position_weights]
+        weights = [latents.position_weights(sample.photo, sample.crop) for latents, sample in weighed]
+        position_weights = torch.stack(weights) if weights else None
+        return MicroBatch(mean, std, latent_noise, noise, timesteps, rows, position_weights)

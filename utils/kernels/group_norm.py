@@ -319,11 +319,6 @@ def _tiling(images: int, channels: int, pixels: int, num_groups: int) -> tuple[d
     return constants, num_blocks, chunks(pixels, rows, triton.cdiv(_WANTED_PROGRAMS, images * num_blocks))
 
 
-def _row_length(shift: Tensor | None) -> int:
-    """From one row of a shift [B, C] to the next: it may be part of a wider matrix."""
-    return 0 if shift is None else shift.stride(0)
-
-
 class GroupNorm(torch.autograd.Function):
     """x [B, C, H, W] channels_last, shift [B, C] with dense rows -> y; with `fork` also x, whose gradient is then
     added inside the kernel."""
@@ -348,7 +343,7 @@ class GroupNorm(torch.autograd.Function):
         mean = torch.empty(images, num_groups, dtype=torch.float32, device=x.device)
         rstd = torch.empty_like(mean)
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        shift_row = _row_length(shift)
+        shift_row = 0 if shift is None else shift.stride(0)  # it may be part of a wider matrix
         grid = (num_blocks, num_chunks, images)
         _moments[grid](x, shift, shift_row, shift_bias, part, height * width, length, num_chunks, **constants, **flags)
         _normalise[grid](
@@ -378,7 +373,8 @@ class GroupNorm(torch.autograd.Function):
         dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
         dshift = None if shift is None else shift.new_empty(shift.shape)
         dshift_bias = None if shift_bias is None else torch.empty_like(shift_bias)
-        inputs = (shift, _row_length(shift), shift_bias, mean, rstd, weight, bias, channel_part, group_part)
+        shift_row = 0 if shift is None else shift.stride(0)
+        inputs = (shift, shift_row, shift_bias, mean, rstd, weight, bias, channel_part, group_part)
         _backward_sums[(num_blocks, num_chunks, images)](
             dy, x, *inputs, height * width, length, num_chunks, **constants, **flags
         )

@@ -101,13 +101,7 @@ class AddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        residual: Tensor | None,
-        x_bias: Tensor | None,
-        eps: float,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, x_bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
         features = x.shape[-1]
         num_rows = x.numel() // features

@@ -101,8 +101,7 @@ class FlatParameters:
 
     def named(self, buffer: Tensor) -> list[tuple[str, Tensor]]:
         """(parameter name, view of its part of `buffer`) each: what a file of these parameters holds."""
-        views = self.views(buffer.detach())
-        return [(name, view) for (name, _), view in zip(self.parameters, views, strict=True)]
+        return [(name, self._shaped(buffer[piece], parameter)) for piece, (name, parameter) in self._pieces()]
 
     def named_masters(self) -> Iterable[tuple[str, Tensor]]:
         """(parameter name, its float32 masters) each, computed on the way unless they are the weights."""
