@@ -27,11 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", type=Path, metavar="PIPELINE_DIR", help="a folder that training wrote, or a base")
     add("target", type=Path, metavar="TARGET", help="a file that ends in .safetensors, or a folder")
-    add(
-        "--dtype",
-        choices=list(SAVE_DTYPES),
-        help="of all tensors; in a folder the UNet's (as in PIPELINE_DIR; LoRA fp16)",
-    )
+    said = "of all tensors; in a folder the UNet's (as in PIPELINE_DIR; LoRA fp16)"
+    add("--dtype", choices=list(SAVE_DTYPES), help=said)
     add("--checkpoint", metavar="NAME", help="the UNet of this checkpoint-N in PIPELINE_DIR, not the final one")
     add("--strength", type=non_negative_float, default=1.0, metavar="S", help="base + S x (tuned - base) (1: tuned)")
     add("--lora_rank", type=positive_int, metavar="N", help="write the change as a LoRA of N singular values a layer")

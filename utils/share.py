@@ -24,7 +24,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     model = check_pipeline(args.folder, "OUTPUT")
-    check_target(args.folder, args.target)
+    if not is_own_output(args.folder):
+        raise UserError(f"OUTPUT {args.folder} was not written by training: its {RUN_FILE} is missing")
+    if overlap(args.folder, args.target):
+        raise UserError(f"NEW_FOLDER {args.target} overlaps {args.folder}; give it a place of its own")
+    check_new_folder(args.target, "NEW_FOLDER")
+    check_writable(args.target, f"NEW_FOLDER {args.target}")
     try:
         copy_for_sharing(model, args.target)
     except OSError as error:
@@ -33,16 +38,6 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"{args.target}: read its {CARD_FILE}{shown}, then upload it, for example with 'hf upload NAME {args.target}'"
     )
-
-
-def check_target(folder: Path, target: Path) -> None:
-    """The folder was made by training, and the new one is new or empty. Raises UserError."""
-    if not is_own_output(folder):
-        raise UserError(f"OUTPUT {folder} was not written by training: its {RUN_FILE} is missing")
-    if overlap(folder, target):
-        raise UserError(f"NEW_FOLDER {target} overlaps {folder}; give it a place of its own")
-    check_new_folder(target, "NEW_FOLDER")
-    check_writable(target, f"NEW_FOLDER {target}")
 
 
 def copy_for_sharing(model: BaseModel, target: Path) -> None:

@@ -5,7 +5,6 @@ Single files are converted once, into a cache folder under a name made of their 
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from utils import PROGRAM
@@ -95,9 +94,7 @@ def write_converted(path: Path, folder: Path, kind: str = "model") -> None:
     """The file `path` as the folder `folder`, which is there whole or not at all; says what there is to say of it."""
     from utils.models import importing  # torch: only if there is a file to convert
 
-    write: Callable[[Path, Path], list[str]] = {"model": importing.import_single_file, "vae": importing.import_vae}[
-        kind
-    ]
+    write = importing.import_vae if kind == "vae" else importing.import_single_file
     folder.parent.mkdir(parents=True, exist_ok=True)
     with staging_folder(folder.parent) as staging:
         notes = write(path, staging)

@@ -67,9 +67,8 @@ class PromptEmbeddings:
         """The pipeline's keywords for images of these prompts: a row for all if it is one prompt, else a row each."""
         rows = [self(pipeline, prompt) for prompt in (prompts if len(set(prompts)) > 1 else prompts[:1])]
         embeds, negative = zip(*rows, strict=True)
-        return dict(
-            prompt_embeds=torch.cat(embeds), negative_prompt_embeds=torch.cat(negative) if self.is_guided else None
-        )
+        unwanted = torch.cat(negative) if self.is_guided else None
+        return dict(prompt_embeds=torch.cat(embeds), negative_prompt_embeds=unwanted)
 
 
 def num_denoising_steps(
@@ -128,13 +127,11 @@ def check_numbers(batch: torch.Tensor, texts: Sequence[str], pipeline: StableDif
 
     The pipeline's weights are all numbers: that was checked when they were loaded.
     """
+    why = "its weights have grown too large: train again at a lower learning rate, or take an earlier checkpoint"
+    if pipeline.unet.dtype == torch.float16:
+        why = "they are too large for fp16: try --mixed_precision no"
     for text, is_finite in zip(texts, batch.isfinite().flatten(1).all(1).tolist(), strict=True):
         if not is_finite:
-            why = (
-                "its weights have grown too large: train again at a lower learning rate, or take an earlier checkpoint"
-            )
-            if pipeline.unet.dtype == torch.float16:
-                why = "they are too large for fp16: try --mixed_precision no"
             raise NotANumber(f'the images of "{text}" are not numbers: {why}')
 
 

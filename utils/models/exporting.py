@@ -29,14 +29,10 @@ LORA_PREFIX = "lora_unet_"
 
 
 class Lora(NamedTuple):
-    """The tensors of a LoRA file, and how much of the whole change they hold.
-
-    Attributes:
-        share: squared change that the file holds, of the squared change of all weights, in [0, 1].
-    """
+    """The tensors of a LoRA file, and how much of the whole change they hold."""
 
     state_dict: dict[str, torch.Tensor]
-    share: float
+    share: float  # of the squared change of all weights, in [0, 1]
 
 
 def check_export_folder(target: Path, source: Path) -> None:
@@ -90,13 +86,7 @@ def export_file(model: BaseModel, tuned: Path, base: Path, path: Path, strength:
 
 
 def export_lora(
-    model: BaseModel,
-    tuned: Path,
-    base: Path,
-    path: Path,
-    rank: int,
-    strength: float,
-    dtype: str | None,
+    model: BaseModel, tuned: Path, base: Path, path: Path, rank: int, strength: float, dtype: str | None
 ) -> Lora:
     """Writes the change from `base` to `tuned` as a LoRA to the file `path`; returns what is in it.
 

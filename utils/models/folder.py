@@ -79,18 +79,13 @@ class Weights:
         return {f"{path.stem}-{number:05d}-{of_all}": shard for number, shard in enumerate(paths, 1)}
 
     @property
-    def index(self) -> dict[str, Any] | None:
-        """Which shard, by its plain name, holds which tensor; None for one file."""
+    def index(self) -> dict[str, dict[str, Any]]:
+        """{name of a file: which shard, by its plain name, holds which tensor}; empty for one file."""
         if len(self.files) == 1:
-            return None
+            return {}
         total = sum(path.stat().st_size for path in self.files)
         weight_map = {tensor: name for name, path in self.plain_names.items() for tensor in self.files[path]}
-        return dict(metadata=dict(total_size=total), weight_map=weight_map)
-
-    @property
-    def index_name(self) -> str:
-        """Of the file that holds the index."""
-        return f"{self._plain}.index.json"
+        return {f"{self._plain}.index.json": dict(metadata=dict(total_size=total), weight_map=weight_map)}
 
     @property
     def _plain(self) -> str:

@@ -66,7 +66,7 @@ def _load_weights(cls: Any, base: BaseModel, part: str, **options: Any) -> torch
 def _plain_folder(base: BaseModel, part: str) -> Iterator[Path]:
     """A part's folder as every version of the libraries loads it: links to the right weights under the usual names."""
     folder, weights = base.folder / part, base.weights[part]
-    is_plain = weights.index is None and all(name == path.name for name, path in weights.plain_names.items())
+    is_plain = not weights.index and all(name == path.name for name, path in weights.plain_names.items())
     if is_plain and not any(is_index(path) for path in folder.iterdir()):
         yield folder
         return
@@ -74,8 +74,8 @@ def _plain_folder(base: BaseModel, part: str) -> Iterator[Path]:
         plain = Path(made)
         for name, path in {"config.json": folder / "config.json", **weights.plain_names}.items():
             (plain / name).symlink_to(path.resolve())
-        if weights.index is not None:
-            (plain / weights.index_name).write_text(json.dumps(weights.index))
+        for name, index in weights.index.items():
+            (plain / name).write_text(json.dumps(index))
         yield plain
 
 

@@ -39,9 +39,8 @@ def assemble(staging: Path, base: BaseModel) -> None:
             index[part] = [None, None]
         for name, source in part_files(base, part).items():
             copy_into(source, staging / part / name)
-        weights = base.weights.get(part)
-        if weights is not None and weights.index is not None:
-            write_json(staging / part / weights.index_name, weights.index)
+        for name, content in (base.weights[part].index if part in base.weights else {}).items():
+            write_json(staging / part / name, content)
     copy_into(base.folder / "unet" / "config.json", staging / "unet" / "config.json")
     write_json(staging / MODEL_INDEX, index)
 
