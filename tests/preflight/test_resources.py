@@ -34,8 +34,8 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
     copied = sum(path.stat().st_size for path in others if path.parent != tiny_pipeline_dir)
     free = {}
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
-    for limit, most, first in ((None, 10, 0), (2, 3, 0), (None, 5, 500)):
-        planned = dict(save_dtype="fp32", num_checkpoints=10 - first // 100, total_limit=limit)
+    for num_checkpoints, limit, most in ((10, None, 10), (10, 2, 3), (5, None, 5)):
+        planned = dict(save_dtype="fp32", num_checkpoints=num_checkpoints, total_limit=limit)
         needed = count * 4 + copied + most * count * 12
         free["bytes"] = needed - 1
         with pytest.raises(UserError, match=r"too little disk space \(.* for the result, .* free\); .*_total_limit"):
