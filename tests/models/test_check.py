@@ -69,12 +69,9 @@ SPOILT = {
         "unet is None, but this program trains Stable Diffusion v1 pipelines",
     ),
     "part null": (lambda b: edit_index(b, "vae", [None, None]), "vae is None, but"),
-    "part not named": (lambda b: edit_index(b, "unet", None), "unet is None, but"),
     "no unet folder": (lambda b: shutil.rmtree(b / "unet"), r"unet/config\.json is missing"),
-    "no vae config": (lambda b: (b / "vae" / "config.json").unlink(), r"vae/config\.json is missing"),
     "unet config no JSON": (lambda b: (b / "unet/config.json").write_text("no"), r"unet/config\.json cannot be read"),
     "no tokenizer": (lambda b: shutil.rmtree(b / "tokenizer"), r"tokenizer/vocab\.json is missing"),
-    "empty tokenizer": (lambda b: (b / "tokenizer/vocab.json").unlink(), r"tokenizer/vocab\.json is missing"),
     "no scheduler": (lambda b: shutil.rmtree(b / "scheduler"), r"scheduler/scheduler_config\.json is missing"),
     "scheduler no JSON": (
         lambda b: (b / "scheduler/scheduler_config.json").write_text("{]"),
@@ -146,7 +143,6 @@ SPOILT = {
         "hidden_size is 16, but the UNet's cross_attention_dim is 1024",
     ),
     "no unet weights": (lambda b: (b / UNET_FILE).unlink(), r"unet holds no weights \(diffusion_pytorch_model\.safe"),
-    "no vae weights": (lambda b: next((b / "vae").glob("*.safetensors")).unlink(), "vae holds no weights"),
     "no text encoder weights": (
         lambda b: (b / "text_encoder/model.safetensors").unlink(),
         r"text_encoder holds no weights \(model\.safetensors\)",
@@ -172,7 +168,6 @@ SPOILT = {
         lambda b: cut(with_safety_checker(b), 5000),
         r"safety_checker/model\.safetensors is not a whole safetensors file",
     ),
-    "unet cut short": (lambda b: cut(b / UNET_FILE, 5000), "is not a whole safetensors file"),
     "vae cut by a byte": (
         lambda b: cut(b / "vae/diffusion_pytorch_model.safetensors", -1),
         r"vae/diffusion_pytorch_model\.safetensors is not a whole safetensors file \(.*file not fully covered\)",
@@ -244,16 +239,6 @@ def test_a_resolution_that_the_vae_cannot_encode(tmp_path, base, resolution, nea
         check_resolution(Found(Namespace(resolution=resolution), is_quick=True, base=check_base_model(base)))
 
 
-@pytest.mark.parametrize("resolution", [4, 32, 36])
-def test_a_resolution_that_the_vae_can_encode(tmp_path, base, resolution):
-    check_resolution(Found(Namespace(resolution=resolution), is_quick=True, base=check_base_model(base)))
-
-
-def test_image_to_image_pipelines_are_as_good(base):
-    edit_index(base, "_class_name", "StableDiffusionImg2ImgPipeline")
-    assert check_base_model(base).folder == base
-
-
 def test_stable_diffusion_1_5_as_it_is_published(base):
     """Its configurations have every key of newer versions, most of them null."""
     unet = dict(addition_embed_type=None, time_cond_proj_dim=None, class_embed_type=None, only_cross_attention=False)
@@ -262,11 +247,6 @@ def test_stable_diffusion_1_5_as_it_is_published(base):
     edit_json(base / "unet/config.json", **unet)
     edit_json(base / "vae/config.json", shift_factor=None, force_upcast=True, latents_mean=None)
     check_base_model(base)
-
-
-def test_a_stale_index_beside_the_whole_file_is_passed_over(base):
-    write_index(base)
-    assert list(check_base_model(base).weights["unet"].files) == [base / UNET_FILE]
 
 
 def test_a_folder_with_a_single_file_names_it(tmp_path):

@@ -120,10 +120,6 @@ def test_the_prompt_whose_image_is_no_number_is_named(base, monkeypatch):
         sample(pipeline, [PROMPT, "!!!!", "zzzz"], [0, 0, 0], num_inference_steps=1)
 
 
-def test_floats_that_are_no_numbers_are_blank(images):
-    assert not is_blank(images[0])
-
-
 @pytest.mark.parametrize(("num_images", "mend"), [(4, "--batch_size 2"), (1, "--height and --width")])
 def test_too_little_gpu_memory_is_a_user_error_that_names_the_flag(pipeline, monkeypatch, num_images, mend):
     def fail(*_args, **_kwargs):

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import PARTS, rename_vae_attention, write_index, write_shards
 from train_dreambooth_colossalai import main
-from utils.command_line import run_main
 from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 
@@ -174,12 +173,3 @@ def test_fp16_variants_alone(base, tmp_path, photos_dir, expected):
     loss, unet = loss_and_result(base, photos_dir, tmp_path / "output")
     assert loss == pytest.approx(expected[0], rel=1e-3) and loss != expected[0]
     assert unet.keys() == expected[1].keys()
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_git_lfs_pointer_is_named(base, tmp_path, photos_dir, capsys, part):
-    file = weight_file(base, part)
-    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 3438354725\n")
-    assert run_main(main, argv(base, photos_dir, tmp_path / "output")) == 2
-    said = capsys.readouterr().err
-    assert f"{file} is a git-lfs pointer" in said and "git lfs pull" in said and said.count("\n") == 1

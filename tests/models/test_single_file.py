@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import PARTS, edit_json, rename_vae_attention, write_pipeline
-from tests.helpers.script import EMBEDDED
+from tests.helpers.script import EMBEDDED, as_argv, run
 from train_dreambooth_colossalai import main as train
 from utils.command_line import run_main
 from utils.export import main
@@ -58,43 +58,15 @@ def test_the_embedded_model_read_back_draws_the_same_images(tmp_path):
     assert images[0].std() > 10 and (images[0] == images[1]).all()
 
 
-def test_every_name_is_the_original_checkpoints(tmp_path):
-    export_single_file(read_base(EMBEDDED), tmp_path / "one.safetensors")
-    names = set(load_file(tmp_path / "one.safetensors"))
-    assert {
-        "model.diffusion_model.time_embed.0.weight",
-        "model.diffusion_model.input_blocks.0.0.weight",
-        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
-        "model.diffusion_model.input_blocks.2.0.op.weight",
-        "model.diffusion_model.middle_block.1.norm.weight",
-        "model.diffusion_model.output_blocks.1.1.conv.weight",
-        "model.diffusion_model.output_blocks.3.2.conv.bias",
-        "model.diffusion_model.out.2.bias",
-        "first_stage_model.encoder.mid.attn_1.proj_out.weight",
-        "first_stage_model.decoder.up.2.upsample.conv.weight",
-        "first_stage_model.quant_conv.bias",
-        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
-    } <= names
-    files = [file for part in PARTS for file in (EMBEDDED / part).glob("*.safetensors")]
-    assert len(names) == sum(len(load_file(file)) for file in files)
-
-
-def test_training_writes_it_too(tmp_path, tiny_pipeline_dir, photos_dir):
-    argv = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--instance_data_dir={photos_dir}"]
-    argv += [
-        f"--output_dir={tmp_path / 'output'}",
-        "--instance_prompt=a cat",
-        "--resolution=32",
-        "--max_train_steps=1",
-    ]
-    argv += ["--learning_rate=1e-3", "--lr_warmup_steps=0", f"--export_single_file={tmp_path / 'one.safetensors'}"]
-    assert train(argv) == 0
+def test_training_writes_it_too(flags, tmp_path, tiny_pipeline_dir):
+    flags |= dict(max_train_steps=1, export_single_file=tmp_path / "one.safetensors")
+    run(flags)
     pipeline = read_back(tmp_path / "one.safetensors", tmp_path / "output")
     assert_same_weights(pipeline, load_folder(tmp_path / "output"))
     base = load_folder(tiny_pipeline_dir)
     assert not torch.equal(pipeline.unet.conv_in.weight, base.unet.conv_in.weight)
     (tmp_path / "one.safetensors").write_text("mine")
-    assert run_main(train, argv) == 2
+    assert run_main(train, as_argv(flags)) == 2
 
 
 def test_names_of_stable_diffusion_v1():
