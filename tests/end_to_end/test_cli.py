@@ -154,14 +154,6 @@ def test_an_fp16_base_gives_an_fp16_output(flags, tmp_path):
     assert run_json(tmp_path / "output")["arguments"]["save_dtype"] == "fp16"
 
 
-def test_a_second_run_into_the_same_folder_replaces_the_first(flags, tmp_path):
-    run(flags)
-    (tmp_path / "output/notes.txt").write_text("mine")
-    assert len(run(flags, max_train_steps=1)) == 1
-    assert run_json(tmp_path / "output")["result"]["num_steps"] == 1
-    assert (tmp_path / "output/notes.txt").read_text() == "mine"
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -206,21 +198,6 @@ def test_the_recipes_command(tmp_path):
     found = rows(tmp_path / "output")
     assert len(found) == 3 and all(math.isfinite(loss) for loss in losses(found))
     assert not any(row["skipped"] for row in found)
-
-
-def test_two_ranks_are_one_batch(flags, tmp_path, tiny_pipeline_dir):
-    flags |= SPREAD
-    batch = run(flags, train_batch_size=2, save_dtype="fp32")
-    result = launch(2, as_argv(flags | dict(output_dir=tmp_path / "ranks")))
-    assert result.returncode == 0, result.stderr
-    ranks = rows(tmp_path / "ranks")
-    assert losses(ranks) == pytest.approx(losses(batch), rel=ANOTHER_ORDER["loss"])
-    changes = [weight_change(tiny_pipeline_dir, tmp_path / name) for name in ("output", "ranks")]
-    assert changes[0].abs().max() > 1e-4
-    torch.testing.assert_close(*changes, rtol=0, atol=1e-6)
-    assert result.stderr.count("0/3 [") == 1  # one progress bar
-    assert sum("photos at 32 px" in line for line in result.stdout.splitlines()) == 1
-    assert run_json(tmp_path / "ranks")["num_ranks"] == 2
 
 
 def test_two_ranks_make_one_complaint(flags):

@@ -15,7 +15,19 @@ import torch
 
 from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import finish, start_ranks
-from tests.helpers.script import RANK_PROGRAM, SPREAD, TRAIN, as_argv, launch, losses, rows, run, start, weight_change
+from tests.helpers.script import (
+    RANK_PROGRAM,
+    SPREAD,
+    TRAIN,
+    as_argv,
+    launch,
+    losses,
+    rows,
+    run,
+    run_json,
+    start,
+    weight_change,
+)
 from tests.helpers.tolerances import ANOTHER_ORDER
 from utils.data import class_images
 from utils.data.class_generation import image_seed
@@ -106,8 +118,9 @@ def test_a_run_does_not_depend_on_how_it_is_spread(
     spread = dict(train_batch_size=batch, gradient_accumulation_steps=micro, output_dir=tmp_path / "ranks")
     ranks = start_ranks(num_ranks, as_argv(spread_flags | spread), tmp_path / "said", prepare)
     assert finish(ranks) == [0] * num_ranks, ranks[0].text()
+    assert ranks[0].text().count("0/4 [") == 1 and ranks[0].text().count("photos at 32 px") == 1
     found = rows(tmp_path / "ranks")
-    assert len(found) == 4
+    assert len(found) == 4 and run_json(tmp_path / "ranks")["num_ranks"] == num_ranks
     for name in ("loss", "instance_loss", "class_loss", "grad_norm"):
         tolerance = ANOTHER_ORDER["grad_norm" if name == "grad_norm" else "loss"]
         assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=tolerance)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.measured import measured, with_checkpoint, without
+from tests.helpers.measured import measured, without
 from utils.evaluation.choice import choose
 
 
@@ -36,7 +36,7 @@ def test_the_visible_difference_is_the_border():
 
 
 def test_one_that_does_not_draw_the_subject_is_not_good():
-    choice = choose(with_checkpoint(measured(clip_i=0.2), measured(clip_i=0.25)))
+    choice = choose(of(measured(clip_i=0.2), measured(clip_i=0.25)))
     assert not choice.is_good and choice.sentence.endswith("none of the 2 draws your subject well.")
     choice = choose(of(measured(clip_i=0.2), measured(clip_i=0.8)))
     assert choice.model == "checkpoint-1" and choice.is_good

@@ -33,11 +33,3 @@ def without(record: dict, name: str, reason: str) -> dict:
         values[name] = dict(value=None, reason=reason)
         record["changes"].get(model, {}).pop(name, None)
     return record
-
-
-def with_checkpoint(record: dict, other: dict) -> dict:
-    """`record` with the other's fine-tuned model as checkpoint-5."""
-    both = record | dict(models=dict(record["models"]), changes=dict(record["changes"]))
-    for part in ("models", "changes"):
-        both[part]["checkpoint-5"] = other[part]["finetuned"]
-    return both

@@ -8,13 +8,10 @@ import numpy as np
 from PIL import Image
 
 import evaluate
+from tests.helpers.measured import entry
 from utils.command_line import run_main
 from utils.evaluation.report.page import REPORTED_METRICS
 from utils.evaluation.samples import METRICS_CSV, METRICS_FORMAT, SETTINGS_KEY, SamplingSettings, samples_id
-
-
-def entry(value, interval=None, **more):
-    return dict(value=value, interval=interval, **more)
 
 
 def write_result(

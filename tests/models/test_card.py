@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors import safe_open
 
 import evaluate
 from tests.helpers.pipelines import edit_json
-from tests.helpers.script import run, run_json
+from tests.helpers.script import SHORT, run, run_json
 from utils.command_line import run_main
 from utils.models.card import MARK, clean_record, file_metadata, settings_of, write_card
 from utils.models.folder import read_base
@@ -20,18 +21,25 @@ from utils.run.resume import NOT_COMPARED
 from utils.share import main as share
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_pipeline_dir, photos_dir) -> Path:
+    """What a run left. Never write into it."""
+    output = tmp_path_factory.mktemp("trained") / "output"
+    inputs = dict(pretrained_model_name_or_path=tiny_pipeline_dir, instance_data_dir=photos_dir)
+    run(SHORT | inputs | dict(output_dir=output), checkpointing_steps=2)
+    return output
+
+
 @pytest.fixture
-def output(flags, tmp_path) -> Path:
-    """What a run left."""
-    run(flags, checkpointing_steps=2)
-    return tmp_path / "output"
+def output(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "output")
 
 
 def front_matter(folder: Path) -> dict:
     return metadata_load(folder / "README.md")
 
 
-def test_training_writes_a_card(output, tmp_path, flags):
+def test_training_writes_a_card(output, trained, flags):
     text = (output / "README.md").read_text(encoding="utf-8")
     front = front_matter(output)
     assert front["library_name"] == "diffusers" and front["instance_prompt"] == "a photo of my cat."
@@ -39,7 +47,7 @@ def test_training_writes_a_card(output, tmp_path, flags):
     assert "base_model" not in front and "license" not in front  # a local folder, and not of v1's size
     assert "| max_train_steps | 3 |" in text and "| learning_rate | 0.001 |" in text and "4 photos" in text
     assert 'pipeline("' not in text and "pipeline('a photo of my cat.').images[0]" in text
-    assert str(tmp_path) not in text and "photo-0" not in text and str(flags["instance_data_dir"]) not in text
+    assert str(trained) not in text and "photo-0" not in text and str(flags["instance_data_dir"]) not in text
 
 
 def test_a_flag_that_changes_the_weights_is_a_setting_by_itself(output):
@@ -124,14 +132,15 @@ def test_the_licence_is_that_of_the_bases_own_card(flags, base, tmp_path):
     assert front_matter(tmp_path / "output")["license"] == "cc0-1.0"
 
 
-def test_a_folder_to_upload(output, tmp_path, capsys, flags):
+def test_a_folder_to_upload(output, trained, tmp_path, capsys, flags):
     assert run_main(share, [str(output), str(tmp_path / "new/cat")]) == 0
     found = {str(path.relative_to(tmp_path / "new/cat")) for path in (tmp_path / "new/cat").rglob("*")}
     assert {"README.md", "run.json", "model_index.json", "unet/diffusion_pytorch_model.safetensors"} <= found
     assert not [name for name in found if name.startswith(("checkpoint-", "metrics", "logs"))]
     text = (tmp_path / "new/cat/run.json").read_text()
-    for secret in (str(tmp_path), "photo-0", str(flags["instance_data_dir"]), run_json(output)["photos"][0]["sha256"]):
+    for secret in (str(tmp_path), str(trained), "photo-0", run_json(output)["photos"][0]["sha256"]):
         assert secret not in text
+    assert str(flags["instance_data_dir"]) not in text
     record = json.loads(text)
     assert record["arguments"]["learning_rate"] == 1e-3 and "command" not in record
     assert record["arguments"]["pretrained_model_name_or_path"] == "tiny"

@@ -62,12 +62,6 @@ def test_a_prompts_scores_are_means_and_a_visible_fall_is_marked(tmp_path, photo
     assert gallery(result, photos_dir, is_scored=False).groups[0].scores == []
 
 
-def test_many_images_are_folded_and_have_an_index(shown, tmp_path, photos_dir):
-    assert all(group.is_open for group in shown.groups) and not shown.has_index
-    many = gallery(write_result(tmp_path, photos_dir, prompt="a cat", num_prompts=8), photos_dir)
-    assert [group.is_open for group in many.groups] == [True] + [False] * 8 and many.has_index
-
-
 def test_a_photo_is_shown_as_it_is_scored(tmp_path, photos_dir):
     wide = tmp_path / "photos"
     wide.mkdir()
