@@ -66,22 +66,16 @@ def enable_gradient_checkpointing(unet: Any) -> None:
         unet.enable_gradient_checkpointing()
 
 
-def learning_rate_table(
-    lr: float, lr_scheduler: str, *, num_warmup_steps: int, num_training_steps: int, num_cycles: int, power: float
-) -> list[float]:
-    """The learning rate of each of `num_training_steps` updates, by diffusers' schedule of that name."""
+def learning_rate_table(lr: float, lr_scheduler: str, *, num_training_steps: int, **schedule: float) -> list[float]:
+    """The learning rate of each of `num_training_steps` updates, by diffusers' schedule of that name.
+
+    `schedule` are get_scheduler's: num_warmup_steps, num_cycles, power.
+    """
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-    schedule = get_scheduler(
-        lr_scheduler,
-        optimizer,
-        num_warmup_steps=num_warmup_steps,
-        num_training_steps=num_training_steps,
-        num_cycles=num_cycles,
-        power=power,
-    )
+    scheduler = get_scheduler(lr_scheduler, optimizer, num_training_steps=num_training_steps, **schedule)
     table = []
     for _ in range(num_training_steps):
         table.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        scheduler.step()
     return table
