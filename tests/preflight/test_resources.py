@@ -34,34 +34,36 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
     copied = sum(path.stat().st_size for path in others if path.parent != tiny_pipeline_dir)
     free = {}
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
-    for num_checkpoints, limit, most in ((10, None, 10), (10, 2, 3), (5, None, 5)):
-        planned = dict(save_dtype="fp32", num_checkpoints=num_checkpoints, total_limit=limit)
+    for limit, most, first in ((None, 10, 0), (2, 3, 0), (None, 5, 500)):
+        steps = dict(max_train_steps=1000, checkpointing_steps=100)
+        steps |= dict(checkpoints_total_limit=limit) if limit else {}
+        plan = plan_of(tmp_path, **steps, save_dtype="fp32", output_dir=tmp_path / "a/b")
         needed = count * 4 + copied + most * count * 12
         free["bytes"] = needed - 1
         with pytest.raises(UserError, match=r"too little disk space \(.* for the result, .* free\); .*_total_limit"):
-            check_disk(base, tmp_path / "a/b", **planned)
+            check_disk(plan, base, first)
         free["bytes"] = needed
-        assert check_disk(base, tmp_path / "a/b", **planned)[1] == "note"
+        assert check_disk(plan, base, first)[1] == "note"
         free["bytes"] = needed + count * 12
-        assert check_disk(base, tmp_path / "a/b", **planned)[1] == "ok"
+        assert check_disk(plan, base, first)[1] == "ok"
 
 
 def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
     base, path = check_base_model(tiny_pipeline_dir), tmp_path / "one.safetensors"
     export_single_file(read_base(tiny_pipeline_dir), path)
     tensors = sum(value.nbytes for value in load_file(path).values())
-    planned = dict(save_dtype="fp32", num_checkpoints=0, total_limit=None)
+    plan = plan_of(tmp_path, max_train_steps=1, save_dtype="fp32", export_single_file=path)
     without = base.num_parameters * 4 + resources._frozen_bytes(base)
     free = {"bytes": without + tensors}
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
     with pytest.raises(UserError, match="too little disk space"):
-        check_disk(base, tmp_path / "a", **planned, export_single_file=path)
+        check_disk(plan, base, 0)
     free["bytes"] = without + int(tensors * 1.3)  # the headers of files so small
-    check_disk(base, tmp_path / "a", **planned, export_single_file=path)
+    check_disk(plan, base, 0)
     monkeypatch.setattr(resources, "_same_device", lambda one, other: one != path.parent)
     free["bytes"] = tensors - 1
     with pytest.raises(UserError, match="--export_single_file: the file takes .* GB free; free some, or choose"):
-        check_disk(base, tmp_path / "a", **planned, export_single_file=path)
+        check_disk(plan, base, 0)
 
 
 @pytest.mark.parametrize("stored", ["bin", "fp16 variant"])
@@ -79,8 +81,7 @@ def test_parameters_are_the_whole_models_however_it_is_stored(base, stored):
 
 def test_a_disk_that_does_not_say_how_large_it_is(tmp_path, tiny_pipeline_dir, monkeypatch):
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=0, free=0))
-    planned = dict(save_dtype="fp32", num_checkpoints=1, total_limit=None)
-    finding, verdict = check_disk(check_base_model(tiny_pipeline_dir), tmp_path, **planned)
+    finding, verdict = check_disk(plan_of(tmp_path, max_train_steps=1), check_base_model(tiny_pipeline_dir), 0)
     assert verdict == "note" and finding.endswith("the disk does not say how much is free")
 
 

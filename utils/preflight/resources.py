@@ -24,28 +24,22 @@ POLYNOMIAL_END = 1e-7  # of diffusers' polynomial schedule, which must start abo
 FP16_REACH = 2**12  # a number that changes by less than this part of it is the same in fp16
 
 
-def check_disk(
-    base: BaseModel,
-    output_dir: Path,
-    *,
-    save_dtype: str,
-    num_checkpoints: int,
-    total_limit: int | None,
-    export_single_file: Path | None = None,
-) -> tuple[str, str]:
+def check_disk(plan: Plan, base: BaseModel, first_step: int) -> tuple[str, str]:
     """What the result and the checkpoints will take, against what is free; UserError if it is too little.
 
-    `num_checkpoints` will be written, and the newest `total_limit` of them kept. A single file counts on its own disk.
+    A single file counts on its own disk.
     """
     count = base.num_parameters
-    unet_bytes = count * (4 if save_dtype == "fp32" else 2)
-    place = nearest_existing(output_dir)
+    unet_bytes = count * (4 if plan.save_dtype == "fp32" else 2)
+    place = nearest_existing(plan.output_dir)
     frozen = _frozen_bytes(base)
     result = unet_bytes + frozen
-    if export_single_file:
-        result += _export_bytes(base, unet_bytes, nearest_existing(export_single_file.parent), place)
-    checkpoint = count * (12 if save_dtype == "fp32" else 14)
-    most = min(num_checkpoints, total_limit + 1) if total_limit else num_checkpoints
+    if plan.export_single_file:
+        result += _export_bytes(base, unet_bytes, nearest_existing(plan.export_single_file.parent), place)
+    checkpoint = count * (12 if plan.save_dtype == "fp32" else 14)
+    most = plan.num_steps // plan.checkpointing_steps - first_step // plan.checkpointing_steps
+    if limit := plan.checkpoints["total_limit"]:
+        most = min(most, limit + 1)
     usage = shutil.disk_usage(place)
     needed, free = result + most * checkpoint, usage.free
     said = f"{result / GB:.2g} GB for the result, {frozen / GB:.2g} copied"
@@ -55,7 +49,7 @@ def check_disk(
     said += f"; {free / GB:.3g} GB free"
     if needed > free:
         raise UserError(
-            f"--output_dir {output_dir}: too little disk space ({said}); free some, choose another disk, or keep "
+            f"--output_dir {plan.output_dir}: too little disk space ({said}); free some, choose another disk, or keep "
             f"fewer checkpoints with --checkpoints_total_limit or --checkpointing_steps"
         )
     if needed + checkpoint > free:

@@ -108,12 +108,8 @@ def check_numbers(found: Found) -> Iterator[Row]:
 
 def check_disk_space(found: Found) -> Iterator[Row]:
     """The disk, against what the run takes of it."""
-    plan, sources = found.plan, found.sources
-    if plan is None or sources is None:
-        return
-    every = plan.checkpointing_steps
-    planned = dict(plan.checkpoints, num_checkpoints=plan.num_steps // every - sources.first_step // every)
-    yield "disk", *check_disk(sources.base, plan.output_dir, **planned, export_single_file=plan.export_single_file)
+    if found.plan is not None and found.sources is not None:
+        yield "disk", *check_disk(found.plan, found.sources.base, found.sources.first_step)
 
 
 def check_the_device(found: Found) -> Iterator[Row]:
