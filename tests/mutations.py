@@ -85,7 +85,7 @@ pixels are in [0,1] -> tests/test_dataset.py
 -self._crop(self.pixels(photo), top, left)).float() / 127.5 - 1.0
 +self._crop(self.pixels(photo), top, left)).float() / 255.0
 captions are not read -> tests/test_concepts.py -k caption
--captions.texts.get(path, prompt)
+-captions.get(path, prompt)
 +prompt
 === utils/diffusion.py
 latents are not scaled -> tests/test_diffusion.py

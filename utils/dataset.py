@@ -151,14 +151,14 @@ class InstanceDataset(Crops):
         alpha_mask: bool = False,
     ):
         paths, skipped = find_photos(Path(directory))
-        captions = read_captions(paths, [path for path, _ in skipped])
-        self.skipped = [(path, reason) for path, reason in skipped if path not in captions.files]
-        self.num_captions = len(captions.texts)
+        captions, caption_files = read_captions(paths, [path for path, _ in skipped])
+        self.skipped = [(path, reason) for path, reason in skipped if path not in caption_files]
+        self.num_captions = len(captions)
         self.resolution = resolution
         self.center_crop = center_crop
         self.instance_prompt = prompt
         self.alpha_mask = alpha_mask
-        self.photos = [self._read(path, captions.texts.get(path, prompt)) for path in paths]
+        self.photos = [self._read(path, captions.get(path, prompt)) for path in paths]
         self.sizes = [photo.pixels.shape[1:] for photo in self.photos]
         if alpha_mask:
             self._check_opacity()

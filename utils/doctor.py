@@ -42,13 +42,13 @@ def package_findings(installed: dict[str, str]) -> list[Finding]:
     return found
 
 
-def import_error(module: str) -> str | None:
-    """Why a module cannot be imported, in one line; None if it can."""
+def import_findings(package: str, module: str) -> list[Finding]:
+    """That a package cannot be imported, by its module, and why; nothing if it can."""
     try:
         importlib.import_module(module)
+        return []
     except Exception as error:  # a broken CUDA library raises whatever it likes
-        return first_line(error)
-    return None
+        return [Finding("problem", f"{package} cannot be imported ({first_line(error)})", REINSTALL)]
 
 
 def examine() -> list[Finding]:
@@ -60,11 +60,9 @@ def examine() -> list[Finding]:
     python = Finding("ok", f"Python {platform.python_version()}, {platform.machine()}")
     found = [python, *package_findings(installed)]
     if "torch" in installed:
-        reason = import_error("torch")
-        found += [Finding("problem", f"torch cannot be imported ({reason})", REINSTALL)] if reason else examine_gpu()
+        found += import_findings("torch", "torch") or examine_gpu()
     if not any(finding.level == "problem" for finding in found):
-        reason = import_error("utils.runtime.colossal")
-        found += [Finding("problem", f"colossalai cannot be imported ({reason})", REINSTALL)] if reason else []
+        found += import_findings("colossalai", "utils.runtime.colossal")
     return [*found, Finding("ok", "no nvcc or Apex is needed: nothing is built on installation")]
 
 

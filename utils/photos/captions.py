@@ -6,7 +6,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from utils.errors import UserError
 
@@ -24,15 +23,8 @@ ABOUT_THE_FOLDER = set(
 )
 
 
-class Captions(NamedTuple):
-    """`texts` {photo: what it shows, on one line}, and the `files` that said so."""
-
-    texts: dict[Path, str]
-    files: set[Path]
-
-
-def read_captions(photos: list[Path], others: list[Path]) -> Captions:
-    """The captions of `photos` in `others`, the rest of their folder.
+def read_captions(photos: list[Path], others: list[Path]) -> tuple[dict[Path, str], set[Path]]:
+    """{photo: what it shows, on one line} from `others`, the rest of their folder, and the files that said so.
 
     A caption's name is the photo's with or without its suffix, in any case and either Unicode form. Raises UserError
     for one that is empty, cannot be read, or is of no photo here, and for two of one photo that differ.
@@ -55,7 +47,7 @@ def read_captions(photos: list[Path], others: list[Path]) -> Captions:
             text = _read_text(path, owners[0])
             for photo in owners:
                 said[photo].append((path, text))
-    return Captions({photo: _only_one(photo, found) for photo, found in said.items()}, set(files))
+    return {photo: _only_one(photo, found) for photo, found in said.items()}, set(files)
 
 
 def looks_like_captions(path: Path) -> bool:

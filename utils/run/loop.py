@@ -19,7 +19,7 @@ from utils.models.folder import read_base
 from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
 from utils.run.checkpoint import Checkpointer, restore
-from utils.run.lineage import list_checkpoints, next_lineage
+from utils.run.lineage import list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.record import RunRecord
@@ -78,8 +78,7 @@ class TrainingRun:
         self.is_main = dist.get_rank() == 0
         self.resume_command = resume_command(argv)
         self.first_step = sources.first_step
-        self.lineage = next_lineage(plan.output_dir, sources.checkpoint)
-        self.record = RunRecord(plan, sources, class_dataset, self.lineage, argv, device)
+        self.record = RunRecord(plan, sources, class_dataset, argv, device)
         if self.is_main:
             self.record.begin()
             print(self.record.summary(optimizer.learning_rates.max().item()), flush=True)
@@ -98,7 +97,7 @@ class TrainingRun:
                 self.optimizer,
                 unet_config=(self.sources.base.folder / "unet" / "config.json").read_bytes(),
                 describe=self.record.describe,
-                lineage=self.lineage,
+                lineage=self.record.lineage,
                 say=self.log.say,
                 **self.plan.checkpoints,
             )
@@ -143,7 +142,7 @@ class TrainingRun:
         )
 
     def _how_to_resume(self) -> str:
-        found = list_checkpoints(self.plan.output_dir, self.lineage)
+        found = list_checkpoints(self.plan.output_dir, self.record.lineage)
         if not found:
             return "There is no checkpoint yet: start the run again"
         return f"The state after step {found[-1].step} is in {found[-1].path}; resume with:\n{self.resume_command}"

@@ -18,7 +18,7 @@ from utils.files.atomic import STAGING_PREFIX, move
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import LOGS, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, VALIDATION_PICTURES, run_of
-from utils.run.lineage import Lineage, discard, lineage_of, list_checkpoints
+from utils.run.lineage import discard, lineage_of, list_checkpoints, next_lineage
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.resume import Sources, determinants, training_defaults
@@ -32,23 +32,17 @@ class RunRecord:
     """Writes run.json at the start ("running") and at the end ("complete"); on rank 0."""
 
     def __init__(
-        self,
-        plan: Plan,
-        sources: Sources,
-        class_dataset: ClassDataset | None,
-        lineage: Lineage,
-        argv: list[str],
-        device: torch.device,
+        self, plan: Plan, sources: Sources, class_dataset: ClassDataset | None, argv: list[str], device: torch.device
     ):
-        self.plan, self.sources, self.class_dataset = plan, sources, class_dataset
-        self.lineage, self.device = lineage, device
+        self.plan, self.sources, self.class_dataset, self.device = plan, sources, class_dataset, device
+        self.lineage = next_lineage(plan.output_dir, sources.checkpoint)
         self.started = time.perf_counter()
         dataset, checkpoint = sources.dataset, sources.checkpoint
         script = "train_dreambooth_colossalai.py"
         command = ["torchrun", *environment.torchrun_flags(), script, *argv]
         prompt = plan.arguments["instance_prompt"]
         self.entries: dict[str, Any] = dict(
-            **lineage._asdict(),
+            **self.lineage._asdict(),
             resumed_from=str(checkpoint.path) if checkpoint else None,
             command=shlex.join(command),
             arguments=plan.arguments,

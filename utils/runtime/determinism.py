@@ -26,9 +26,11 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
         return
     if os.environ.get(CUBLAS_VARIABLE) not in CUBLAS_CHOICES:
         os.environ[CUBLAS_VARIABLE] = CUBLAS_CHOICES[0]
-    cudnn, before = torch.backends.cudnn, _state()
+    cudnn, settings = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
+    before = cudnn.deterministic, cudnn.benchmark, settings.fill_uninitialized_memory
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn.deterministic, cudnn.benchmark = True, False
-    settings = cast(Any, torch.utils.deterministic)
     settings.fill_uninitialized_memory = False  # every buffer here is written before it is read
     # Not warn_only: then attention's backward keeps adding with atomics, and only says so.
     torch.use_deterministic_algorithms(True)
@@ -40,16 +42,5 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
         line = str(error).strip().splitlines()[0].partition(", but you set")[0]
         raise RunFailed(f"--deterministic: {line}; leave the flag out, or update torch") from error
     finally:
-        cudnn.deterministic, cudnn.benchmark, fills, algorithms, warn_only = before
-        settings.fill_uninitialized_memory = fills
+        cudnn.deterministic, cudnn.benchmark, settings.fill_uninitialized_memory = before
         torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
-
-
-def _state() -> tuple[bool, ...]:
-    return (
-        torch.backends.cudnn.deterministic,
-        torch.backends.cudnn.benchmark,
-        cast(Any, torch.utils.deterministic).fill_uninitialized_memory,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
