@@ -3,6 +3,7 @@
 python -m utils.share OUTPUT NEW_FOLDER
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from utils.command_line import Parser, run_main
 from utils.errors import UserError
 from utils.files.atomic import copy_into
 from utils.files.json_files import read_json, write_json
-from utils.files.ownership import RUN_FILE, check_new_folder, check_writable, is_own_output, overlap
+from utils.files.ownership import RUN_FILE, check_writable, is_own_output, overlap
 from utils.models.card import CARD_FILE, PICTURE_FILE, clean_record, write_card
 from utils.models.check import check_pipeline
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, BaseModel
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"OUTPUT {args.folder} was not written by training: its {RUN_FILE} is missing")
     if overlap(args.folder, args.target):
         raise UserError(f"NEW_FOLDER {args.target} overlaps {args.folder}; give it a place of its own")
-    check_new_folder(args.target, "NEW_FOLDER")
+    if os.path.lexists(args.target) and not (args.target.is_dir() and not any(args.target.iterdir())):
+        raise UserError(f"NEW_FOLDER {args.target} exists and is not an empty folder; give another name")
     check_writable(args.target, f"NEW_FOLDER {args.target}")
     try:
         copy_for_sharing(model, args.target)

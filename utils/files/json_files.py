@@ -1,5 +1,6 @@
 """JSON on a disk: read with one line for what is wrong, written whole or not at all."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -44,19 +45,13 @@ def json_line(row: dict) -> str:
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a JSON lines file, less the lines that are damaged; none if the file is missing."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def keep_rows(path: Path, last_step: int, names: set[str]) -> list[dict]:

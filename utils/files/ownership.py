@@ -100,12 +100,6 @@ def check_writable(folder: Path, named: object) -> None:
         raise UserError(f"{named}: nothing can be written in {existing}")
 
 
-def check_new_folder(folder: Path, argument: str) -> None:
-    """`folder` is new or empty. Raises UserError about that argument of a command."""
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{argument} {folder} exists and is not an empty folder; give another name")
-
-
 def run_of(folder: Path) -> dict:
     """The run.json of an output folder; empty if there is none that can be read, as beside a base."""
     return read_json_or_none(folder / RUN_FILE) or {}

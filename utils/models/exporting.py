@@ -81,7 +81,7 @@ def export_folder(model: BaseModel, tuned: Path, base: Path, target: Path, stren
 
 def export_file(model: BaseModel, tuned: Path, base: Path, path: Path, strength: float, dtype: str | None) -> None:
     """As export_folder, as one file in the original layout; `dtype` fp32 or fp16, of all tensors."""
-    run = None if tuned == model.folder and strength == 1 else exported_record(model.folder, tuned, strength)
+    run = exported_record(model.folder, tuned, strength)
     export_single_file(model, path, dtype, blended_weights(base, tuned, strength), run)
 
 

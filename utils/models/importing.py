@@ -201,11 +201,8 @@ def _write_part(path: Path, part: str, tensors: Tensors, config: dict[str, Any],
     write_json(folder / CONFIG_FILES[part], config)
     if part != "text_encoder":
         tensors = _converted(path, part, tensors, folder)
-    save_file(
-        {name: value.contiguous() for name, value in tensors.items()},
-        folder / part / f"{WEIGHT_STEMS[part]}.safetensors",
-        {"format": "pt"},
-    )
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(contiguous, folder / part / f"{WEIGHT_STEMS[part]}.safetensors", {"format": "pt"})
 
 
 def _converted(path: Path, part: str, tensors: Tensors, folder: Path) -> Tensors:
