@@ -31,7 +31,7 @@ from utils.errors import RunFailed, UserError
 from utils.evaluation.prompts import article
 from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE, read_metrics, read_samples
 from utils.evaluation.subjects import Mean, means
-from utils.files.atomic import replace_file
+from utils.files.atomic import replace_path
 from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import run_of
 
@@ -291,7 +291,7 @@ def write_tables(out: Path, measured: Mapping[str, dict]) -> None:
     page = PAGE.render(title="DreamBench", note=note, header=header, rows=rows, subjects=list(measured))
     pages = {"table.md": f"{markdown(header, rows)}\n\n{note}\n", "table.csv": text.getvalue(), "table.html": page}
     for name, content in pages.items():
-        replace_file(out / name, lambda file, content=content: file.write(content.encode()))
+        replace_path(out / name, lambda part, content=content: part.write_bytes(content.encode()))
 
 
 if __name__ == "__main__":

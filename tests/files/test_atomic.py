@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from utils.files import atomic
-from utils.files.atomic import copy_into, move, replace_file, replace_path, sync, sync_tree
+from utils.files.atomic import copy_into, move, replace_path, sync, sync_tree
 from utils.files.json_files import keep_rows, write_json
 from utils.files.png import save_png
 
@@ -128,16 +128,17 @@ def test_save_png_keeps_text_of_any_script(tmp_path):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.txt"
-    replace_file(path, lambda file: file.write(b"old"))
+    replace_path(path, lambda part: part.write_bytes(b"old"))
 
-    def fail(file):
-        file.write(b"ne")
+    def fail(part):
+        part.write_bytes(b"ne")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        replace_file(path, fail)
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+    for is_shared in (False, True):
+        with pytest.raises(OSError, match="disk full"):
+            replace_path(path, fail, is_shared=is_shared)
+        assert path.read_bytes() == b"old"
+        assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
@@ -145,7 +146,7 @@ def test_a_new_file_has_the_usual_permissions_whoever_makes_it(tmp_path, umask):
     before = os.umask(umask)
     try:
         replace_path(tmp_path / "a", for_the_owner_alone)
-        replace_file(tmp_path / "b", lambda file: file.write(b"b"))
+        replace_path(tmp_path / "b", lambda part: part.write_bytes(b"b"), is_shared=True)
     finally:
         os.umask(before)
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"} == {0o666 & ~umask}

@@ -28,7 +28,7 @@ from utils.evaluation.samples import (
 )
 from utils.evaluation.verdict import judge
 from utils.evaluation.visible import DRAWN_SHARE
-from utils.files.atomic import replace_file
+from utils.files.atomic import replace_path
 from utils.files.hashing import sha256_of
 from utils.files.json_files import write_json
 from utils.runtime.gpu import pick_device
@@ -70,7 +70,8 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         folders = [model_folder(samples, model) for model in (BASELINE, FINETUNED)]
         record["candidates"] = candidates.describe(record | measure(make_table(quick), quick), quick, *folders)
     try:
-        replace_file(plan.output_dir / METRICS_CSV, lambda file: file.write(as_csv(table).encode()))
+        csv = as_csv(table).encode()
+        replace_path(plan.output_dir / METRICS_CSV, lambda part: part.write_bytes(csv), is_shared=True)
         write_json(plan.output_dir / METRICS_JSON, record)
     except OSError as error:
         raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: make room there") from error

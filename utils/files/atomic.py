@@ -12,7 +12,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 STAGING_PREFIX = ".assembling-"
 # What a kernel or a FUSE program answers if it does not know a call, or not for this kind of file.
@@ -120,16 +119,6 @@ def replace_path(path: Path, write: Callable[[Path], object], *, is_shared: bool
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """As replace_path, with a `write` that takes an open file; several processes may do it at the same time."""
-
-    def open_and_write(part: Path) -> None:
-        with part.open("wb") as file:
-            write(file)
-
-    replace_path(path, open_and_write, is_shared=True)
 
 
 def sync_tree(folder: Path) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from utils.files.atomic import replace_file
+from utils.files.atomic import replace_path
 
 COMPRESSION = 3  # zlib's level: 2.6 times as fast as the usual 6, and the files are 6% larger
 
@@ -18,4 +19,5 @@ def save_png(path: Path, image: Image.Image, texts: Mapping[str, object] = Mappi
     for name, value in texts.items():
         if value is not None:
             metadata.add_itxt(name, str(value))
-    replace_file(path, lambda file: image.save(file, "PNG", pnginfo=metadata, compress_level=COMPRESSION))
+    options: dict[str, Any] = dict(format="PNG", pnginfo=metadata, compress_level=COMPRESSION)
+    replace_path(path, lambda part: image.save(part, **options), is_shared=True)

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCardData, metadata_load
 
 from utils import PROGRAM
-from utils.files.atomic import replace_file, replace_path
+from utils.files.atomic import replace_path
 from utils.files.ownership import EXPORT_METADATA, prompts_of, run_of
 from utils.models.folder import MODEL_INDEX, BaseModel
 
@@ -110,12 +110,12 @@ def write_card(model: BaseModel, *, metrics: Mapping[str, Any] | None = None, pi
         return False
     if run.get("program") != PROGRAM or not (folder / MODEL_INDEX).is_file() or MARK not in earlier:
         return False
-    text = card_text(model, run, metrics, has_picture=picture is not None)
+    text = card_text(model, run, metrics, has_picture=picture is not None).encode("utf-8", errors="backslashreplace")
     if picture is not None:
         replace_path(shown, lambda part: shutil.copyfile(picture, part), is_shared=True)
     elif f"({PICTURE_FILE})" in earlier:
         shown.unlink(missing_ok=True)
-    replace_file(card, lambda file: file.write(text.encode("utf-8", errors="backslashreplace")))
+    replace_path(card, lambda part: part.write_bytes(text), is_shared=True)
     return True
 
 

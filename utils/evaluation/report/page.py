@@ -44,7 +44,7 @@ from utils.evaluation.samples import (
 from utils.evaluation.verdict import judge
 from utils.evaluation.visible import fidelity_metric, main_encoder
 from utils.evaluation.wording import number
-from utils.files.atomic import replace_file
+from utils.files.atomic import replace_path
 from utils.files.json_files import read_rows
 from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, run_of
 
@@ -104,7 +104,7 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     )
     content = page.encode("utf-8", "backslashreplace")  # a file's name may hold what UTF-8 cannot
     try:
-        replace_file(output_dir / REPORT_FILE, lambda file: file.write(content))
+        replace_path(output_dir / REPORT_FILE, lambda part: part.write_bytes(content), is_shared=True)
     except OSError as error:
         raise UserError(f"--output_dir {output_dir}: {error.strerror or error}: make room there") from error
 
