@@ -93,7 +93,7 @@ def test_the_prompt_is_padded_to_77_tokens_and_encoded_without_gradient(tiny_pip
     text_encoder = load_text_encoder(read_base(tiny_pipeline_dir), dtype, "cpu")
     tokenizer = load_tokenizer(tiny_pipeline_dir / "tokenizer")
     for prompt in ("a", "a photo of my cat. " * 50):
-        input_ids = tokenize(tokenizer, prompt)
+        input_ids = tokenize(prompt, tokenizer, text_encoder)
         assert input_ids.shape == (1, 77) and input_ids[0, 0] == tokenizer.bos_token_id
         assert tokenizer.eos_token_id in input_ids[0]
         hidden = encode_prompt(text_encoder, input_ids)

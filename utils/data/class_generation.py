@@ -29,7 +29,7 @@ from utils.models import drawing
 from utils.models.captured_unet import CapturedUNet
 from utils.models.drawing import is_blank, to_pil
 from utils.models.folder import BaseModel
-from utils.models.loading import check_tokens, load_pipeline, tokenize
+from utils.models.loading import load_pipeline, tokenize
 from utils.runtime.process import progress_bar
 from utils.runtime.ranks import on_all_ranks
 
@@ -90,7 +90,7 @@ def make_missing(plans: list[ClassPlan], base: BaseModel, device: torch.device, 
     # Without the safety checker: a black image would be trained on.
     pipeline = load_pipeline(base, dtype, device)
     for plan in plans:
-        check_tokens(tokenize(pipeline.tokenizer, plan.prompt), pipeline.text_encoder, plan.prompt)
+        tokenize(plan.prompt, pipeline.tokenizer, pipeline.text_encoder)
     total = sum(len(numbers) for _, numbers in shares)
     bar = progress_bar("class images", total, "image", shown=rank == 0)
     say = functools.partial(print, "warning:", file=sys.stderr, flush=True)

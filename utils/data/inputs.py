@@ -172,8 +172,7 @@ def encode_prompts(
     text_encoder = loading.load_text_encoder(base, weight_dtype, device)
     rows = []
     for text in prompts:
-        input_ids = loading.tokenize(tokenizer, text)
-        loading.check_tokens(input_ids, text_encoder, text)
+        input_ids = loading.tokenize(text, tokenizer, text_encoder)
         rows.append(encode_prompt(text_encoder, input_ids.to(device)))
         if not rows[-1].isfinite().all():
             raise UserError(

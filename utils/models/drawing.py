@@ -55,8 +55,7 @@ class PromptEmbeddings:
         key = (id(pipeline.text_encoder), prompt)
         if key not in self._known:
             for text in (prompt, self.negative_prompt or ""):
-                input_ids = loading.tokenize(pipeline.tokenizer, text)
-                loading.check_tokens(input_ids, pipeline.text_encoder, text)
+                loading.tokenize(text, pipeline.tokenizer, pipeline.text_encoder)  # says what cannot be encoded
             with quiet_libraries():
                 self._known[key] = pipeline.encode_prompt(
                     prompt, pipeline.device, 1, self.is_guided, negative_prompt=self.negative_prompt

@@ -123,24 +123,22 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def tokenize(tokenizer: CLIPTokenizer, prompt: str) -> torch.Tensor:
+def tokenize(prompt: str, tokenizer: CLIPTokenizer, text_encoder: Any) -> torch.Tensor:
     """`input_ids` [1,77] of a prompt, padded and cut to the tokenizer's length as in the recipe.
 
-    A learned token of several vectors stands for all of them, as in diffusers' pipelines.
+    A learned token of several vectors stands for all of them, as in diffusers' pipelines. Raises UserError if the text
+    encoder has no embedding for one of the tokens.
     """
     length = tokenizer.model_max_length
-    prompt = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
-    return tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-
-
-def check_tokens(input_ids: torch.Tensor, text_encoder: Any, prompt: str) -> None:
-    """Raises UserError if the text encoder has no embedding for one of a prompt's tokens."""
-    most, rows = int(input_ids.max()), text_encoder.get_input_embeddings().num_embeddings
+    text = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
+    ids = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    most, rows = int(ids.max()), text_encoder.get_input_embeddings().num_embeddings
     if most >= rows:
         raise UserError(
             f"{prompt!r} has token number {most}, but the text encoder knows {rows}: the tokenizer has learned tokens "
             f"(textual inversion) that text_encoder/ lacks; use the two that were saved together, or another prompt"
         )
+    return ids
 
 
 def load_text_encoder(base: BaseModel, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
