@@ -32,7 +32,7 @@ def check_disk(plan: Plan, base: BaseModel, first_step: int) -> tuple[str, str]:
     count = base.num_parameters
     unet_bytes = count * (4 if plan.save_dtype == "fp32" else 2)
     place = nearest_existing(plan.output_dir)
-    frozen = _frozen_bytes(base)
+    frozen = sum(path.stat().st_size for part in FROZEN_PARTS for path in part_files(base, part).values())
     result = unet_bytes + frozen
     if plan.export_single_file:
         result += _export_bytes(base, unet_bytes, nearest_existing(plan.export_single_file.parent), place)
@@ -73,10 +73,6 @@ def _export_bytes(base: BaseModel, unet_bytes: int, export_place: Path, place: P
 
 def _same_device(one: Path, other: Path) -> bool:
     return one.stat().st_dev == other.stat().st_dev
-
-
-def _frozen_bytes(base: BaseModel) -> int:
-    return sum(path.stat().st_size for part in FROZEN_PARTS for path in part_files(base, part).values())
 
 
 def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:

@@ -44,8 +44,6 @@ class Checkpointer:
     """Writes checkpoints of an optimizer's state: a snapshot is taken at once, a thread brings it to the disk.
 
     Args:
-        output_dir: where checkpoint-N goes.
-        optimizer: whose state it is.
         unet_config: the bytes of the UNet's config.json.
         describe: what state.json says besides step and counters; called in the thread.
         save_dtype: "fp32" or "fp16", of the UNet's file.

@@ -71,6 +71,7 @@ def make_plan(
             setattr(args, precision, "fp16")
     args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
     args.save_dtype = args.save_dtype or save_dtype
+    prior_loss_weight = args.prior_loss_weight if args.with_prior_preservation else None
     return Plan(
         arguments=as_plain(args),
         num_steps=args.max_train_steps,
@@ -81,7 +82,7 @@ def make_plan(
         seed=args.seed,
         deterministic=args.deterministic,
         class_images=_class_images(args),
-        loss=_loss(args),
+        loss={name: getattr(args, name) for name in LOSS} | dict(prior_loss_weight=prior_loss_weight),
         uses_cuda_graph=not args.no_cuda_graph,
         **_inputs(args, samples_per_step, num_ranks),
         **_updates(args, samples_per_step),
@@ -113,11 +114,6 @@ def _inputs(args: Namespace, samples_per_step: int, num_ranks: int) -> dict[str,
         seed=args.seed,
     )
     return dict(encoding=encoding, sampling=sampling, validation=validation)
-
-
-def _loss(args: Namespace) -> dict[str, Any]:
-    weight = args.prior_loss_weight if args.with_prior_preservation else None
-    return {name: getattr(args, name) for name in LOSS} | dict(prior_loss_weight=weight)
 
 
 def _class_images(args: Namespace) -> Keywords | None:

@@ -168,14 +168,11 @@ def differences(old: dict, new: dict) -> list[str]:
             pairs = [(name, before.get(name), after.get(name)) for name in names]
             found += [f"--{name}: {one!r} -> {other!r}" for name, one, other in pairs if one != other]
         else:
-            found += [f"{group}: {change}" for change in _file_changes(before, after)]
+            found += [f"{group}: {name!r} has gone" for name in before if name not in after]
+            found += [f"{group}: {name!r} is new" for name in after if name not in before]
+            changed = [name for name in before if name in after and before[name] != after[name]]
+            found += [f"{group}: {name!r} has changed" for name in changed]
     return found
-
-
-def _file_changes(before: dict, after: dict) -> list[str]:
-    changes = [f"{name!r} has gone" for name in before if name not in after]
-    changes += [f"{name!r} is new" for name in after if name not in before]
-    return changes + [f"{name!r} has changed" for name in before if name in after and before[name] != after[name]]
 
 
 def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[str, Any]) -> list[str]:
