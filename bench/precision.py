@@ -119,9 +119,8 @@ def train(
     if way.rounds_activations or way.rounds_gradients:
         round_between_modules(unet, way.rounds_activations, way.rounds_gradients)
     optimizer = MasterWeightsOptimizer(flat, learning_rates=[learning_rate])
-    batches = BatchSource(
-        inputs, seed=0, rank=0, num_ranks=1, batch_size=batch_size, num_micro_batches=1, device=device
-    )
+    spread = dict(num_ranks=1, batch_size=batch_size, num_micro_batches=1)
+    batches = BatchSource(inputs, seed=0, rank=0, noise_offset=0.0, device=device, **spread)
     before, losses = flat.masters.unpack().clone(), []
     for step in range(steps[-1]):
         losses.append(one_step(unet, inputs, batches, optimizer, way, step))

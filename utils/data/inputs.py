@@ -221,14 +221,7 @@ class BatchSource:
     """
 
     def __init__(
-        self,
-        inputs: TrainingInputs,
-        *,
-        seed: int,
-        rank: int,
-        noise_offset: float = 0.0,
-        device: torch.device,
-        **spread: int,
+        self, inputs: TrainingInputs, *, seed: int, rank: int, noise_offset: float, device: torch.device, **spread: int
     ):
         self.kinds = [(inputs.latents, INSTANCE)]
         if inputs.class_latents is not None:

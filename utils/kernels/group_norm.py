@@ -279,8 +279,7 @@ def _backward(dy_ptr, x_ptr, residual_grad_ptr, shift_ptr, shift_row, shift_bias
     C = G * CG
     if program < num_reducers:
         _parameter_grads(program, rstd_ptr, weight_ptr, channel_part_ptr, group_part_ptr, dweight_ptr, dbias_ptr,
-                         dshift_ptr, dshift_bias_ptr, images, pixels, num_chunks, CG, G, SHIFT,
-                         SHIFT_BIAS)
+                         dshift_ptr, dshift_bias_ptr, images, pixels, num_chunks, CG, G, SHIFT, SHIFT_BIAS)
     else:
         tile = program - num_reducers
         block = tile % num_blocks

@@ -21,8 +21,7 @@ _STAGES = 3  # tiles of a program that are on their way at once
 
 @triton.jit
 def _forward(x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, y_ptr, mean_ptr, rstd_ptr, num_rows, eps,
-             D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, X_BIAS: tl.constexpr,
-             RESIDUAL: tl.constexpr):
+             D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, X_BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, DP)
     inside = column < D

@@ -180,9 +180,8 @@ class _Graph:
 
 def architecture(unet: Any) -> tuple:
     """What two UNets must have in common to run in one graph."""
-    config = {name: str(value) for name, value in unet.config.items() if not name.startswith("_")}
-    shapes = tuple((parameter.shape, parameter.dtype, parameter.device) for parameter in unet.parameters())
-    return tuple(sorted(config.items())), shapes
+    config = sorted((name, str(value)) for name, value in unet.config.items() if not name.startswith("_"))
+    return config, [(parameter.shape, parameter.dtype, parameter.device) for parameter in unet.parameters()]
 
 
 def into_one_buffer(parameters: list[torch.nn.Parameter]) -> None:

@@ -87,7 +87,6 @@ class Masters(Packed):
         return join(weight, self.remainder.to(weight.device, non_blocking=True), self.num_updates, self.first)
 
     def pack_(self, values: Tensor) -> None:
-        """See Packed.pack_."""
         if self.remainder is None:
             self.weight.copy_(values)
         else:
@@ -130,7 +129,6 @@ class EightBit(Packed):
         return EightBit(levels, self.scales[blocks], piece.stop - piece.start)
 
     def unpack(self, device: torch.device | None = None) -> Tensor:
-        """See Packed.unpack."""
         levels, scales = (part.to(device=device, non_blocking=True) for part in (self.levels, self.scales))
         levels, most = levels.float().view(-1, BLOCK), _MOST[self.levels.dtype]
         values = levels * levels.abs() / most**2 * scales[:, None]
@@ -138,7 +136,6 @@ class EightBit(Packed):
         return values.view(-1)[: self.numel]
 
     def pack_(self, values: Tensor) -> None:
-        """See Packed.pack_."""
         values = F.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
         signed, most = self.levels.dtype == torch.int8, _MOST[self.levels.dtype]
         sizes = values.abs() if signed else values.sqrt()
