@@ -177,8 +177,8 @@ def test_a_copy_under_another_name_does_not_count_twice(concept):
 
 @pytest.mark.parametrize("number_of_bytes", [0, 100])
 def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_bytes):
-    def save(_image, file, *_arguments, **_options):
-        file.write(b"x" * number_of_bytes)
+    def save(_image, path, *_arguments, **_options):
+        path.write_bytes(b"x" * number_of_bytes)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", save)
