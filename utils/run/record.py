@@ -78,13 +78,8 @@ class RunRecord:
 
     def describe(self) -> dict:
         """What a checkpoint of this run says about it; waits for the hashes of what it is made from."""
-        return dict(
-            determines=self._determines.result(),
-            arguments=self.entries["arguments"],
-            device=self.entries["device"],
-            versions=self.entries["versions"],
-            written_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        )
+        run = {name: self.entries[name] for name in ("arguments", "device", "versions")}
+        return dict(determines=self._determines.result(), **run, written_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
     def write_status(self, status: str) -> None:
         """Brings run.json up to date."""
