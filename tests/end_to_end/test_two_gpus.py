@@ -13,10 +13,7 @@ from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.data.class_images import read_metadata
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")]
 NUM_STEPS, CHECKPOINT = 16, 8
 
 

@@ -42,10 +42,7 @@ def test_one_that_does_not_draw_the_subject_is_not_good():
     assert choice.model == "checkpoint-1" and choice.is_good
 
 
-@pytest.mark.parametrize(
-    ("lost_by_the_near", "chosen"),
-    [(0.1, "finetuned"), (0.3, "checkpoint-1")],
-)
+@pytest.mark.parametrize(("lost_by_the_near", "chosen"), [(0.1, "finetuned"), (0.3, "checkpoint-1")])
 def test_the_best_compromise_has_lost_least_of_those_that_are_nearly_as_near(lost_by_the_near, chosen):
     near, nearly = (
         measured(clip_i=0.9, clip_t_other=0.669 - lost_by_the_near),

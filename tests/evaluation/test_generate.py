@@ -33,9 +33,7 @@ def trained_dir(tiny_pipeline_dir, photos_dir, tmp_path_factory) -> Path:
     weights = load_file(folder / UNET_FILE)
     save_file({name: 1.3 * value for name, value in weights.items()}, folder / UNET_FILE, {"format": "pt"})
     arguments = dict(
-        pretrained_model_name_or_path=str(tiny_pipeline_dir),
-        instance_prompt=PROMPT,
-        instance_data_dir=str(photos_dir),
+        pretrained_model_name_or_path=str(tiny_pipeline_dir), instance_prompt=PROMPT, instance_data_dir=str(photos_dir)
     )
     (folder / "run.json").write_text(json.dumps(dict(program="train_dreambooth_colossalai", arguments=arguments)))
     return folder

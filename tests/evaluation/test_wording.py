@@ -1,6 +1,6 @@
 """Numbers for people: one kind of minus everywhere."""
 
-from utils.evaluation.wording import MINUS, change_in_words, listed, number, short, signed
+from utils.evaluation.wording import MINUS, change_in_words, number, short, signed
 
 
 def test_there_is_one_kind_of_minus():
@@ -10,7 +10,3 @@ def test_there_is_one_kind_of_minus():
     assert (number(None), number(0.5), signed(0.5), short(0.25)) == ("", "0.500", "+0.500", "0.25")
     assert (number(-0.0001), signed(-0.0001), signed(-0.0)) == ("0.000", "+0.000", "+0.000")
     assert change_in_words(0.1, None) == "+0.100"
-
-
-def test_lists_read_as_sentences():
-    assert [listed(parts) for parts in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]

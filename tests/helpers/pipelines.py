@@ -1,6 +1,7 @@
 """Small Stable-Diffusion-v1-shaped pipelines with random weights, made from configurations, and photos."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,11 @@ def listing(folder: Path) -> dict[str, tuple]:
 
 def edit_json(path: Path, **entries) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def edited(part: str, **entries) -> Callable[[Path], None]:
+    """What sets these in the configuration of a folder's part, or in the folder's index for the part ""."""
+    return lambda base: edit_json(base / part / "config.json" if part else base / "model_index.json", **entries)
 
 
 def largest_difference(images: list[Image.Image], others: list[Image.Image]) -> int:

@@ -184,13 +184,7 @@ def test_attention_to_few_keys(device, dtype, num_images, num_queries, num_keys,
     def attention(function):
         return lambda *rows: function(*(states.transpose(1, 2) for states in rows)).transpose(1, 2)
 
-    check(
-        attention(operations.attention),
-        attention(F.scaled_dot_product_attention),
-        rows,
-        1,
-        2 * ROUNDING[dtype],
-    )
+    check(attention(operations.attention), attention(F.scaled_dot_product_attention), rows, 1, 2 * ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("device", DEVICES)

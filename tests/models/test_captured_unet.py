@@ -152,10 +152,7 @@ def changed_embedded(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("dtype", "largest", "mean"),
-    [
-        pytest.param(torch.float32, 3, 0.05, marks=needs_gpu),
-        pytest.param(torch.float16, 255, 1.5, marks=needs_gpu),
-    ],
+    [pytest.param(torch.float32, 3, 0.05, marks=needs_gpu), pytest.param(torch.float16, 255, 1.5, marks=needs_gpu)],
 )
 def test_graphs_draw_what_the_plain_pipeline_draws(changed_embedded, dtype, largest, mean):
     device = torch.device("cuda")

@@ -187,13 +187,9 @@ def test_the_hash_is_of_all_that_follows_the_header(tmp_path, tiny_pipeline_dir)
     content = (tmp_path / "one.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     digest = hashlib.sha256(content[8 + length :]).hexdigest()
-    assert header(tmp_path / "one.safetensors")["modelspec.hash_sha256"] == f"0x{digest}"
-
-
-def test_a_base_has_no_settings(tmp_path, tiny_pipeline_dir):
-    export_single_file(read_base(tiny_pipeline_dir), tmp_path / "one.safetensors")
     found = header(tmp_path / "one.safetensors")
-    assert "settings" not in found
+    assert found["modelspec.hash_sha256"] == f"0x{digest}"
+    assert "settings" not in found  # of a base
     assert found["modelspec.resolution"] == "32x32" and "modelspec.trigger_phrase" not in found
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from tests.helpers.encoders import write_safety_checker
-from tests.helpers.pipelines import edit_json, listing, write_index, write_photos, write_shards
+from tests.helpers.pipelines import edit_json, edited, listing, write_index, write_photos, write_shards
 from tests.helpers.script import UNET_FILE
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
@@ -56,19 +56,19 @@ SPOILT = {
     "index not UTF-8": (lambda b: (b / "model_index.json").write_bytes(b"\xff\xfe{"), r"cannot be read as JSON"),
     "index a list": (lambda b: (b / "model_index.json").write_text("[]"), r"does not hold a JSON object"),
     "unet class": (
-        lambda b: edit_index(b, "unet", ["diffusers", "SD3Transformer2DModel"]),
+        edited("", unet=["diffusers", "SD3Transformer2DModel"]),
         r"model_index\.json: unet is 'SD3Transformer2DModel', but .* is UNet2DConditionModel",
     ),
-    "vae class": (lambda b: edit_index(b, "vae", ["diffusers", "VQModel"]), "vae is 'VQModel'.*AutoencoderKL"),
+    "vae class": (edited("", vae=["diffusers", "VQModel"]), "vae is 'VQModel'.*AutoencoderKL"),
     "text encoder class": (
-        lambda b: edit_index(b, "text_encoder", ["transformers", "T5EncoderModel"]),
+        edited("", text_encoder=["transformers", "T5EncoderModel"]),
         "text_encoder is 'T5EncoderModel'.*CLIPTextModel",
     ),
     "another architecture": (
         lambda b: (edit_index(b, "unet", None), shutil.rmtree(b / "unet"), shutil.rmtree(b / "text_encoder")),
         "unet is None, but this program trains Stable Diffusion v1 pipelines",
     ),
-    "part null": (lambda b: edit_index(b, "vae", [None, None]), "vae is None, but"),
+    "part null": (edited("", vae=[None, None]), "vae is None, but"),
     "no unet folder": (lambda b: shutil.rmtree(b / "unet"), r"unet/config\.json is missing"),
     "unet config no JSON": (lambda b: (b / "unet/config.json").write_text("no"), r"unet/config\.json cannot be read"),
     "no tokenizer": (lambda b: shutil.rmtree(b / "tokenizer"), r"tokenizer/vocab\.json is missing"),
@@ -82,48 +82,42 @@ SPOILT = {
         r"scheduler_config\.json: prediction_type is 'sample'; this program trains epsilon and v_prediction",
     ),
     "inpainting": (
-        lambda b: edit_json(b / "unet/config.json", in_channels=9),
+        edited("unet", in_channels=9),
         "in_channels is 9, but the VAE's latents have 4; inpainting and depth models cannot be trained",
     ),
     "latent consistency model": (
-        lambda b: edit_json(b / "model_index.json", _class_name="LatentConsistencyModelPipeline"),
+        edited("", _class_name="LatentConsistencyModelPipeline"),
         r"model_index\.json: this is a LatentConsistencyModelPipeline, but this program is for Stable Diffusion v1",
     ),
     "time conditioning": (
-        lambda b: edit_json(b / "unet/config.json", time_cond_proj_dim=256),
+        edited("unet", time_cond_proj_dim=256),
         r"unet/config\.json: time_cond_proj_dim is 256, which is a latent consistency model's \(LCM\)",
     ),
     "linear projections": (
-        lambda b: edit_json(b / "unet/config.json", use_linear_projection=True),
+        edited("unet", use_linear_projection=True),
         "use_linear_projection is True, which is Stable Diffusion 2's",
     ),
     "list of heads": (
-        lambda b: edit_json(b / "unet/config.json", attention_head_dim=[5, 10]),
+        edited("unet", attention_head_dim=[5, 10]),
         r"attention_head_dim is \[5, 10\], not a sensible number",
     ),
-    "upcast": (
-        lambda b: edit_json(b / "unet/config.json", upcast_attention=True),
-        "upcast_attention is True, which is another architecture's",
-    ),
+    "upcast": (edited("unet", upcast_attention=True), "upcast_attention is True, which is another architecture's"),
     "SDXL": (
-        lambda b: edit_json(b / "unet/config.json", addition_embed_type="text_time"),
+        edited("unet", addition_embed_type="text_time"),
         "addition_embed_type is 'text_time', which is Stable Diffusion XL's",
     ),
     "OpenCLIP": (
-        lambda b: edit_json(b / "text_encoder/config.json", hidden_act="gelu"),
+        edited("text_encoder", hidden_act="gelu"),
         r"text_encoder/config\.json: hidden_act is 'gelu', which is Stable Diffusion 2's",
     ),
     "VAE of SDXL": (
-        lambda b: edit_json(b / "vae/config.json", scaling_factor=0.13025),
+        edited("vae", scaling_factor=0.13025),
         "scaling_factor is 0.13025, which is Stable Diffusion XL's",
     ),
-    "VAE of Flux": (lambda b: edit_json(b / "vae/config.json", shift_factor=0.1159), "shift_factor .* or Flux's"),
-    "VAE of SD 3": (
-        lambda b: edit_json(b / "vae/config.json", latent_channels=16),
-        "channels is 16, .* 3's or",
-    ),
+    "VAE of Flux": (edited("vae", shift_factor=0.1159), "shift_factor .* or Flux's"),
+    "VAE of SD 3": (edited("vae", latent_channels=16), "channels is 16, .* 3's or"),
     "foreign block": (
-        lambda b: edit_json(b / "unet/config.json", down_block_types=["CrossAttnDownBlock2D", "SkipDownBlock2D"]),
+        edited("unet", down_block_types=["CrossAttnDownBlock2D", "SkipDownBlock2D"]),
         "'SkipDownBlock2D'], which is another architecture's",
     ),
     "a shard missing": (
@@ -139,7 +133,7 @@ SPOILT = {
         r"unet holds no weights \(diffusion_pytorch_model\.safetensors\)",
     ),
     "cross attention": (
-        lambda b: edit_json(b / "unet/config.json", cross_attention_dim=1024),
+        edited("unet", cross_attention_dim=1024),
         "hidden_size is 16, but the UNet's cross_attention_dim is 1024",
     ),
     "no unet weights": (lambda b: (b / UNET_FILE).unlink(), r"unet holds no weights \(diffusion_pytorch_model\.safe"),

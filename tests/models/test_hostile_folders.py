@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.fuzzing import FUZZ, SECONDS_OF_FUZZ
-from tests.helpers.pipelines import edit_json
+from tests.helpers.pipelines import edited
 from tests.helpers.script import UNET_FILE, dry_run
 from utils.errors import UserError
 from utils.models.check import check_base_model
@@ -40,39 +40,21 @@ def overlap(header: dict) -> None:
 
 
 MODELS = {
-    "channels a text": (
-        lambda b: edit_json(b / "unet/config.json", in_channels="4"),
-        "in_channels is '4', not a sensible",
-    ),
-    "channels null": (lambda b: edit_json(b / "vae/config.json", latent_channels=None), "latent_channels is None"),
-    "channels endless": (
-        lambda b: edit_json(b / "unet/config.json", in_channels=10**12),
-        "is 1000000000000, not a sens",
-    ),
-    "blocks a text": (
-        lambda b: edit_json(b / "vae/config.json", block_out_channels="many"),
-        "block_out_channels is 'many'",
-    ),
-    "blocks none": (
-        lambda b: edit_json(b / "vae/config.json", block_out_channels=[]),
-        r"channels is \[\], not",
-    ),
-    "blocks true": (
-        lambda b: edit_json(b / "unet/config.json", block_out_channels=[True]),
-        "block_out_channels is True",
-    ),
-    "width a list": (lambda b: edit_json(b / "text_encoder/config.json", hidden_size=[16]), r"hidden_size is \[16\]"),
+    "channels a text": (edited("unet", in_channels="4"), "in_channels is '4', not a sensible"),
+    "channels null": (edited("vae", latent_channels=None), "latent_channels is None"),
+    "channels endless": (edited("unet", in_channels=10**12), "is 1000000000000, not a sens"),
+    "blocks a text": (edited("vae", block_out_channels="many"), "block_out_channels is 'many'"),
+    "blocks none": (edited("vae", block_out_channels=[]), r"channels is \[\], not"),
+    "blocks true": (edited("unet", block_out_channels=[True]), "block_out_channels is True"),
+    "width a list": (edited("text_encoder", hidden_size=[16]), r"hidden_size is \[16\]"),
     "nested": (lambda b: (b / "unet/config.json").write_text("[" * 100_000), "cannot be read as JSON"),
     "foreign class": (
-        lambda b: edit_json(b / "model_index.json", evil=["os", "system"]),
+        edited("", evil=["os", "system"]),
         r"evil is \['os', 'system'\], which is not a class of diffusers or transformers; nothing is ever imported",
     ),
-    "foreign unet": (
-        lambda b: edit_json(b / "model_index.json", unet=["evil", "UNet2DConditionModel"]),
-        "unet is .'evil'",
-    ),
-    "class of one": (lambda b: edit_json(b / "model_index.json", vae=["diffusers"]), r"vae is \['diffusers'\]"),
-    "class a number": (lambda b: edit_json(b / "model_index.json", unet=7), "unet is 7, but"),
+    "foreign unet": (edited("", unet=["evil", "UNet2DConditionModel"]), "unet is .'evil'"),
+    "class of one": (edited("", vae=["diffusers"]), r"vae is \['diffusers'\]"),
+    "class a number": (edited("", unet=7), "unet is 7, but"),
     "lying shape": (lambda b: change_header(b, swap_sizes), "is not a whole safetensors file .*(shape|offset)"),
     "overlapping": (lambda b: change_header(b, overlap), "is not a whole safetensors file .*offset"),
     "header of the file's length": (
