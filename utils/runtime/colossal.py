@@ -15,10 +15,7 @@ from utils.runtime import environment, private
 from utils.runtime.gpu import say_problems_of_gpu
 from utils.runtime.process import mark
 
-# ColossalAI marks functions that are never called here with torch.compile, which would import 550 modules for them.
-uncompiled = libraries.replaced(torch, "compile", lambda model=None, **options: model or (lambda function: function))
-
-with libraries.quiet_imports(), libraries.lean_imports(), uncompiled, libraries.stand_ins():
+with libraries.quiet_imports(), libraries.lean_imports(), libraries.stand_ins():
     import colossalai
     from colossalai.accelerator import get_accelerator
     from colossalai.booster import Booster
