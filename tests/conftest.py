@@ -65,6 +65,12 @@ def one_thread_to_fork_with(request):
     torch.set_num_threads(num_threads)
 
 
+@pytest.fixture(autouse=True)
+def the_same_draws():
+    """Whichever test ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> Path:
     """Where this test session keeps what it makes of single files."""
@@ -96,6 +102,12 @@ def flags(tmp_path, tiny_pipeline_dir, photos_dir) -> dict:
     """A run of 3 steps in fp32; a value of True is a flag without value, None leaves it out."""
     inputs = dict(pretrained_model_name_or_path=tiny_pipeline_dir, instance_data_dir=photos_dir)
     return inputs | dict(output_dir=tmp_path / "output") | SHORT
+
+
+@pytest.fixture
+def output(flags) -> Path:
+    """Where such a run leaves its result."""
+    return flags["output_dir"]
 
 
 @pytest.fixture

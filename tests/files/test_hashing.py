@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 
 import pytest
 
@@ -29,8 +28,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
         hashing.sha256_of_all([tmp_path / "gone"])
 
 
-def test_a_resume_reads_each_file_of_the_base_once(flags, tmp_path, tiny_pipeline_dir, monkeypatch):
-    base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
+def test_a_resume_reads_each_file_of_the_base_once(flags, base, monkeypatch):
     flags["pretrained_model_name_or_path"] = base
     run(flags, checkpointing_steps=2)
     hashed, read = [], resume.sha256_of

@@ -23,8 +23,7 @@ def wait_less() -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_a_second_run_is_refused_and_the_first_goes_on(flags, tmp_path, num_ranks):
-    output = tmp_path / "output"
+def test_a_second_run_is_refused_and_the_first_goes_on(flags, output, tmp_path, num_ranks):
     first = start_ranks(num_ranks, as_argv(flags | dict(max_train_steps=5000)), tmp_path / "first")
     wait_for(lambda: len(rows(output)) > 2)
     for changes in (LATEST, dict(overwrite_output_dir=True), dict(dry_run=True)):

@@ -74,7 +74,6 @@ def random_image(batch, channels, height, width, dtype, device):
 
 @pytest.mark.parametrize("device, dtype, shape, options", image_cases(), ids=str)
 def test_group_norm(device, dtype, shape, options):
-    torch.manual_seed(0)
     shifted, forks, silu = options
     *size, num_groups = shape
     batch, channels = size[:2]
@@ -97,7 +96,6 @@ def test_group_norm(device, dtype, shape, options):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_group_norm_of_an_image_in_another_layout(device):
-    torch.manual_seed(0)
     x = torch.randn(2, 32, 6, 9, device=device)[..., 1:]
     weight, bias = torch.randn(2, 32, device=device)
     y = operations.group_norm(x, weight, bias, 8, 1e-5, True)
@@ -106,7 +104,6 @@ def test_group_norm_of_an_image_in_another_layout(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_group_norm_where_the_mean_is_large(device):
-    torch.manual_seed(0)
     x = (1000 + torch.randn(1, 32, 8, 8, device=device)).contiguous(memory_format=torch.channels_last)
     if not operations.runs_triton(x):
         pytest.skip("torch's own statistics of channels_last images on a CPU are 10% off here")
@@ -117,7 +114,6 @@ def test_group_norm_where_the_mean_is_large(device):
 
 @pytest.mark.parametrize("device, dtype, shape, adds", token_cases(), ids=str)
 def test_add_layer_norm(device, dtype, shape, adds):
-    torch.manual_seed(0)
     (rows, features), (adds_bias, adds_residual) = shape, adds
     x, residual = torch.randn(2, 1, rows, features, device=device).to(dtype)
     weight, bias, x_bias = torch.randn(3, features, device=device).to(dtype)
@@ -139,8 +135,6 @@ def test_add_layer_norm(device, dtype, shape, adds):
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 5, 2 * 40), (2, 64, 2 * 1280), (3, 77, 2 * 300)], ids=str)
 def test_geglu(device, dtype, has_bias, shape):
-    torch.manual_seed(0)
-
     def definition(x, bias=None):
         hidden, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
         return hidden * F.gelu(gate)
@@ -152,7 +146,6 @@ def test_geglu(device, dtype, has_bias, shape):
 @pytest.mark.parametrize("device, dtype", FEW_CASES)
 @pytest.mark.parametrize("num_biases", [0, 1, 2])
 def test_add_bias_residual(device, dtype, num_biases):
-    torch.manual_seed(0)
     images = [random_image(2, 320, 5, 7, dtype, device) for _ in range(2)]
     biases = [torch.randn(320, device=device).to(dtype) for _ in range(num_biases)]
 
@@ -165,7 +158,6 @@ def test_add_bias_residual(device, dtype, num_biases):
 @pytest.mark.parametrize("device, dtype", FEW_CASES)
 @pytest.mark.parametrize("rows", [3, 2000])
 def test_add_bias_residual_of_tokens(device, dtype, rows):
-    torch.manual_seed(0)
     shapes = (1, rows, 72), (1, rows, 72), (72,)
     arguments = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
     tolerance = ROUNDING[dtype] * (1 if operations.runs_triton(arguments[0]) else 20)  # torch's own sum on a CPU
@@ -177,7 +169,6 @@ def test_add_bias_residual_of_tokens(device, dtype, rows):
 @pytest.mark.parametrize("num_images, num_queries, num_keys, width", [(2, 1100, 77, 40), (1, 1024, 5, 64)])
 @pytest.mark.parametrize("device, dtype", [("cpu", torch.float16), *on_gpu((torch.float16,), (torch.bfloat16,))])
 def test_attention_to_few_keys(device, dtype, num_images, num_queries, num_keys, width):
-    torch.manual_seed(0)
     lengths = num_queries, num_keys, num_keys
     rows = [torch.randn(num_images, length, 2, width, device=device).to(dtype) for length in lengths]
 
@@ -191,7 +182,6 @@ def test_attention_to_few_keys(device, dtype, num_images, num_queries, num_keys,
 def test_results_are_bit_reproducible(device):
     if device == "cpu" and not INTERPRETED:
         pytest.skip(TRITON_ONLY)
-    torch.manual_seed(0)
     size = (2, 320, 32, 32) if device == "cuda" else (2, 64, 4, 4)
     x = random_image(*size, torch.float32, device).requires_grad_()
     tokens = torch.randn(2, 4 if INTERPRETED else 64, 640, device=device).requires_grad_()

@@ -18,9 +18,8 @@ from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 
 
-def test_diffusers_loads_a_checkpoint(flags, tmp_path):
+def test_diffusers_loads_a_checkpoint(flags, output):
     run(flags, max_train_steps=4, checkpointing_steps=2)
-    output = tmp_path / "output"
     unet, info = UNet2DConditionModel.from_pretrained(
         output, subfolder="checkpoint-4/unet", output_loading_info=True, local_files_only=True
     )
@@ -48,8 +47,7 @@ def test_the_newest_are_kept(flags, tmp_path):
     assert [found.step for found in list_checkpoints(tmp_path / "output")] == [3, 4]
 
 
-def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, tmp_path, capsys):
-    output = tmp_path / "output"
+def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, output, capsys):
     run(flags, checkpointing_steps=1, checkpoints_total_limit=1)
     for name in ("checkpoint-1", "checkpoint-5"):
         (output / name).mkdir()

@@ -29,8 +29,7 @@ def no_debris(output: Path) -> bool:
     return not list(output.glob(".*"))
 
 
-def test_no_space_for_a_checkpoint_does_not_end_the_training(flags, tmp_path):
-    output = tmp_path / "output"
+def test_no_space_for_a_checkpoint_does_not_end_the_training(flags, output, tmp_path):
     argv = as_argv(flags | dict(max_train_steps=5, checkpointing_steps=2))
     process = Process(argv, tmp_path / "text", limit_files_to(1_000_000))  # enough for the UNet, not for the moments
     assert process.wait() == 0
@@ -39,9 +38,8 @@ def test_no_space_for_a_checkpoint_does_not_end_the_training(flags, tmp_path):
     assert len(rows(output)) == 5 and run_json(output)["status"] == "complete"
 
 
-def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):
+def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, output, tmp_path):
     run(flags, max_train_steps=4, output_dir=tmp_path / "whole")
-    output = tmp_path / "output"
 
     def full_at_last() -> None:
         commit = TrainingRun._write_pipeline
@@ -63,8 +61,7 @@ def test_no_space_for_the_result_keeps_the_last_checkpoint(flags, tmp_path):
     assert bits(output) == bits(tmp_path / "whole")
 
 
-def test_no_space_for_the_checkpoint_of_a_signal(flags, tmp_path):
-    output = tmp_path / "output"
+def test_no_space_for_the_checkpoint_of_a_signal(flags, output, tmp_path):
     argv = as_argv(flags | dict(max_train_steps=5000))
     process = Process(argv, tmp_path / "text", limit_files_to(1_000_000))
     wait_for(lambda: len(rows(output)) > 2)
@@ -75,9 +72,7 @@ def test_no_space_for_the_checkpoint_of_a_signal(flags, tmp_path):
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGINT])
-def test_the_log_is_on_a_full_disk(flags, tmp_path, number):
-    output = tmp_path / "output"
-
+def test_the_log_is_on_a_full_disk(flags, output, tmp_path, number):
     def log_to_a_full_disk() -> None:
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, 1), os.dup2(full, 2)
@@ -102,15 +97,14 @@ def act_after_3_steps(argv: list[str], tmp_path: Path, action: Callable[[], obje
     return process.wait(), process.text()
 
 
-def test_the_output_folder_vanishes(flags, tmp_path):
-    output, argv = tmp_path / "output", as_argv(flags | dict(max_train_steps=12))
+def test_the_output_folder_vanishes(flags, output, tmp_path):
+    argv = as_argv(flags | dict(max_train_steps=12))
     code, text = act_after_3_steps(argv, tmp_path, lambda: output.rename(tmp_path / "moved"))
     assert code == 0, text
     assert (output / "model_index.json").is_file() and run_json(output)["status"] == "complete"
 
 
-def test_the_output_folder_becomes_unwritable(flags, tmp_path):
-    output = tmp_path / "output"
+def test_the_output_folder_becomes_unwritable(flags, output, tmp_path):
     argv = as_argv(flags | dict(max_train_steps=12, checkpointing_steps=10))
 
     def put_something_in_the_way() -> None:
@@ -135,9 +129,8 @@ def test_a_photo_deleted_after_the_start_is_not_missed(flags, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["edited", "gone"])
-def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change):
-    base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
-    config, output = base / "vae/config.json", tmp_path / "output"
+def test_the_base_changes_underneath(flags, output, tmp_path, base, change):
+    config = base / "vae/config.json"
     content = config.read_text()
     argv = as_argv(flags | dict(max_train_steps=12, pretrained_model_name_or_path=base))
     spoil = config.unlink if change == "gone" else lambda: config.write_text(content + " ")
@@ -150,8 +143,7 @@ def test_the_base_changes_underneath(flags, tmp_path, tiny_pipeline_dir, change)
     assert (output / "model_index.json").exists()
 
 
-def test_a_rank_that_dies_ends_the_others(flags, tmp_path):
-    output = tmp_path / "output"
+def test_a_rank_that_dies_ends_the_others(flags, output, tmp_path):
     ranks = start_ranks(2, as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=3)), tmp_path / "text")
     wait_for(lambda: list_checkpoints(output))
     ranks[1].kill()
@@ -173,8 +165,7 @@ def nan_after_step_5() -> None:
 
 
 @pytest.mark.parametrize("max_train_steps", [500, 9])
-def test_steps_that_are_not_finite_end_the_run(flags, tmp_path, max_train_steps):
-    output = tmp_path / "output"
+def test_steps_that_are_not_finite_end_the_run(flags, output, tmp_path, max_train_steps):
     run(flags, max_train_steps=5, output_dir=tmp_path / "good")
     argv = as_argv(flags | dict(max_train_steps=max_train_steps, max_nonfinite_steps=4))
     process = Process(argv, tmp_path / "text", nan_after_step_5)
@@ -202,9 +193,8 @@ def test_torchrun_restarts_a_run_of_two_ranks(flags, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_torchrun(flags, tmp_path, number):
+def test_a_signal_to_torchrun(flags, output, tmp_path, number):
     """It passes the signal on, waits for the ranks, and ends with 1 and a traceback of its own alone."""
-    output = tmp_path / "output"
     process = start(["--standalone", "--nproc_per_node=2"], TRAIN, as_argv(flags | dict(max_train_steps=5000)))
     wait_for(lambda: len(rows(output)) > 2, 100)
     process.send_signal(number)

@@ -45,8 +45,7 @@ class TestBranches:
         return prepare
 
     @pytest.mark.parametrize("killed_after", [3, 5])
-    def test_latest_is_of_the_branch(self, flags, tmp_path, capsys, killed_after):
-        output = tmp_path / "output"
+    def test_latest_is_of_the_branch(self, flags, output, tmp_path, capsys, killed_after):
         self.kill_a_branch(flags, tmp_path, killed_after)
         assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
         more = dict(max_train_steps=7, checkpointing_steps=2)
@@ -59,8 +58,7 @@ class TestBranches:
         assert main(as_argv(flags | expected | dict(resume_from_checkpoint=tmp_path / "two/checkpoint-2"))) == 0
         assert bits(output) == bits(tmp_path / "whole")
 
-    def test_what_is_left_behind_stays_until_the_result(self, flags, tmp_path):
-        output = tmp_path / "output"
+    def test_what_is_left_behind_stays_until_the_result(self, flags, output, tmp_path):
         self.kill_a_branch(flags, tmp_path, killed_after=5, checkpoints_total_limit=1)
         left = json.loads((output / "checkpoint-6/state.json").read_text())
         assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
@@ -68,8 +66,7 @@ class TestBranches:
         assert main(as_argv(flags | self.OTHER | LATEST | dict(max_train_steps=5))) == 0
         assert [found.step for found in list_checkpoints(output)] == [4]
 
-    def test_the_line_left_behind_can_be_gone_on_with(self, flags, tmp_path):
-        output = tmp_path / "output"
+    def test_the_line_left_behind_can_be_gone_on_with(self, flags, output, tmp_path):
         self.kill_a_branch(flags, tmp_path, killed_after=5)
         assert main(as_argv(flags | dict(resume_from_checkpoint="checkpoint-6", max_train_steps=8))) == 0
         run(flags, max_train_steps=8, output_dir=tmp_path / "whole")

@@ -23,8 +23,7 @@ def test_the_metrics_file_on_a_full_disk(flags, tmp_path):
     assert not (tmp_path / "output/logs").exists()  # TensorBoard's, which nobody asked for
 
 
-def test_a_validation_on_a_full_disk(flags, tmp_path):
-    output = tmp_path / "output"
+def test_a_validation_on_a_full_disk(flags, output, tmp_path):
     validation = dict(validation_prompt="x", validation_steps=1, num_validation_images=1, validation_inference_steps=2)
 
     def nothing_of_it_can_be_written() -> None:

@@ -124,9 +124,8 @@ def test_a_finished_run_goes_on_with_more_steps(flags, tmp_path, capsys):
         main(as_argv(flags | LATEST | dict(max_train_steps=3)))
 
 
-def test_an_earlier_checkpoint_by_name_or_path(flags, tmp_path):
+def test_an_earlier_checkpoint_by_name_or_path(flags, output, tmp_path):
     run(flags, max_train_steps=6, checkpointing_steps=2)
-    output = tmp_path / "output"
     expected, path = bits(output), output / "checkpoint-2"
     for wanted, place in ((path, tmp_path / "elsewhere"), ("checkpoint-2", output), (path, output)):
         found = run(flags, max_train_steps=6, checkpointing_steps=2, resume_from_checkpoint=wanted, output_dir=place)
@@ -156,7 +155,7 @@ CHANGES = [
 ]
 
 
-def test_other_inputs_are_refused_with_the_difference(flags, tmp_path, tiny_pipeline_dir):
+def test_other_inputs_are_refused_with_the_difference(flags, tmp_path, base):
     run(flags, checkpointing_steps=2)
     for changes, message in CHANGES:
         with pytest.raises(UserError) as error:
@@ -168,7 +167,6 @@ def test_other_inputs_are_refused_with_the_difference(flags, tmp_path, tiny_pipe
     (photos / "photo-0.jpg").write_bytes((photos / "photo-1.jpg").read_bytes())
     with pytest.raises(UserError, match="photos: 'photo-4.jpg' is new; photos: 'photo-0.jpg' has changed"):
         main(as_argv(flags | LATEST | dict(instance_data_dir=photos)))
-    base = shutil.copytree(tiny_pipeline_dir, tmp_path / "base")
     assert main(as_argv(flags | LATEST | dict(pretrained_model_name_or_path=base))) == 0  # the same files
     config = base / "scheduler/scheduler_config.json"
     config.write_text(config.read_text() + " ")
@@ -267,8 +265,7 @@ def test_an_unfinished_run_is_not_left_behind_and_started_over_leaves_nothing(fl
     assert logs(tmp_path / "output").keys() == {"metrics.jsonl"}
 
 
-def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, tmp_path):
-    output = tmp_path / "output"
+def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, output, tmp_path):
     run(flags, checkpointing_steps=2, **VALIDATED)
     old = logs(output)
     (output / "validation/mine.txt").write_text("keep")  # of that folder only pictures are moved and removed
@@ -301,8 +298,7 @@ def logs(output: Path, suffix: str = "") -> dict[str, bytes | list[str]]:
     }
 
 
-def test_a_finished_run_that_goes_on_after_another_keeps_its_earlier_logs_aside(flags, tmp_path):
-    output = tmp_path / "output"
+def test_a_finished_run_that_goes_on_after_another_keeps_its_earlier_logs_aside(flags, output, tmp_path):
     run(flags, checkpointing_steps=2, max_train_steps=4, **VALIDATED)
     old = logs(output)
     kill_after_3_steps(flags, tmp_path, **VALIDATED)
@@ -311,10 +307,9 @@ def test_a_finished_run_that_goes_on_after_another_keeps_its_earlier_logs_aside(
     assert logs(output, ".previous") == old
 
 
-def test_torchrun_restarts_resume_by_themselves(flags, tmp_path, monkeypatch):
+def test_torchrun_restarts_resume_by_themselves(flags, output, tmp_path, monkeypatch):
     argv = as_argv(flags | dict(max_train_steps=8, checkpointing_steps=2))
     assert finish(start_ranks(1, argv, tmp_path / "whole.txt")) == [0]
-    output = tmp_path / "output"
     expected = bits(output)
     shutil.rmtree(output)
 

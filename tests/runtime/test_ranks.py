@@ -41,8 +41,7 @@ class TestSignals:
             (2, [0, 1], signal.SIGTERM),
         ],
     )
-    def test_the_state_is_kept(self, flags, tmp_path, num_ranks, signalled, number):
-        output = tmp_path / "output"
+    def test_the_state_is_kept(self, flags, output, tmp_path, num_ranks, signalled, number):
         argv = as_argv(flags | dict(max_train_steps=5000))
         ranks = start_ranks(num_ranks, argv, tmp_path / "text", know_it_at_the_same_step if signalled[1:] else None)
         wait_for(lambda: len(rows(output)) > 3)
@@ -74,9 +73,8 @@ class TestSignals:
         sent.touch()
         assert process.wait() == 0
 
-    def test_the_terminal_is_closed(self, flags, tmp_path):
+    def test_the_terminal_is_closed(self, flags, output, tmp_path):
         """A connection that breaks: the run gets SIGHUP, and whatever it prints from then on is an error."""
-        output = tmp_path / "output"
         ours, terminal = os.openpty()
 
         def use_the_terminal() -> None:
@@ -94,9 +92,7 @@ class TestSignals:
         (checkpoint,) = list_checkpoints(output)
         assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
 
-    def test_a_second_signal_ends_at_once(self, flags, tmp_path):
-        output = tmp_path / "output"
-
+    def test_a_second_signal_ends_at_once(self, flags, output, tmp_path):
         def never_finish_writing() -> None:
             ranks.SECONDS_OF_ONE_SIGNAL = 0
             fill = Checkpointer._fill
@@ -140,8 +136,7 @@ class TestSignals:
         assert process.wait() == 143
         assert ("took 25 s: if the signal was sent to torchrun, it kills" in process.text()) == warns
 
-    def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, tmp_path):
-        output = tmp_path / "output"
+    def test_ctrl_c_twice_from_terminal_and_torchrun_is_one(self, flags, output, tmp_path):
         assert 0.05 < ranks.SECONDS_OF_ONE_SIGNAL < 1.2
 
         def never_two_signals() -> None:

@@ -20,7 +20,6 @@ def wide_values(numel: int, signed: bool) -> torch.Tensor:
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("numel", [1, 255, 256, 10_000])
 def test_quantising_what_was_dequantised_gives_the_same_bits(signed, numel):
-    torch.manual_seed(0)
     first, second = make_eight_bit(numel, signed), make_eight_bit(numel, signed)
     first.pack_(wide_values(numel, signed))
     values = first.unpack()
@@ -32,7 +31,6 @@ def test_quantising_what_was_dequantised_gives_the_same_bits(signed, numel):
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_how_near_the_values_are(signed):
-    torch.manual_seed(0)
     values = torch.randn(100 * BLOCK)
     values = values if signed else values.square()
     eight_bit = make_eight_bit(len(values), signed)
@@ -55,7 +53,6 @@ def test_a_second_moment_that_is_not_zero_stays_so():
 
 def test_slices_and_pieces(monkeypatch):
     monkeypatch.setattr("utils.training.packed._PIECE", 2 * BLOCK)
-    torch.manual_seed(0)
     values, device = torch.randn(5 * BLOCK + 3), torch.device("cpu")
     whole, in_pieces = make_eight_bit(len(values), True), make_eight_bit(len(values), True)
     whole.pack_(values)
