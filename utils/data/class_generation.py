@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,40 +38,28 @@ ADVICE = drawing.Advice("class images", "--sample_batch_size", "--prior_generati
 MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as the model's fault
 
 
-class ClassImageSettings(NamedTuple):
-    """How many class images there have to be, how missing ones are drawn, and how they are cropped."""
-
-    num_class_images: int
-    sample_batch_size: int
-    precision: str | None  # a key of DTYPES; None: fp16 on a GPU, else fp32
-    resolution: int
-    center_crop: bool
-    seed: int
-    uses_cuda_graph: bool
-
-
 def prepare_class_images(
     concepts: list[Concept],
     base: BaseModel,
     base_hashes: Future | None,
     device: torch.device,
-    wanted: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None,
 ) -> ClassDataset | None:
     """Says which class images there are and which are missing, makes those, and returns the images to use.
 
     Every rank has to call it, rank 0 with the base's hashes (see resume.Sources). UserErrors are raised on all.
-    `wanted` are the fields of ClassImageSettings; None: there are no class images.
+    `settings` are run.plan's; None: there are no class images.
     """
-    if wanted is None:
+    if settings is None:
         return None
-    settings = ClassImageSettings(**wanted)
 
     def plan_all() -> list[ClassPlan]:
         assert base_hashes is not None
         model = model_hash(base_hashes.result()["sha256"])
-        plans = plan_classes(concepts, settings.num_class_images, functools.partial(generation_settings, base, model))
+        settings_of = functools.partial(generation_settings, base, model)
+        plans = plan_classes(concepts, settings["num_class_images"], settings_of)
         for plan in plans:
-            print(plan.summary(dist.get_world_size(), settings.sample_batch_size), flush=True)
+            print(plan.summary(dist.get_world_size(), settings["sample_batch_size"]), flush=True)
         return plans
 
     plans = on_all_ranks(plan_all, main_only=True)
@@ -79,14 +67,14 @@ def prepare_class_images(
         on_all_ranks(lambda: make_missing(plans, base, device, settings))
     on_all_ranks(lambda: check_used(plans))
     images = [(path, plan.prompt) for plan in plans for path in plan.used]
-    return ClassDataset(images, settings.resolution, settings.center_crop)
+    return ClassDataset(images, settings["resolution"], settings["center_crop"])
 
 
-def make_missing(plans: list[ClassPlan], base: BaseModel, device: torch.device, settings: ClassImageSettings) -> None:
+def make_missing(plans: list[ClassPlan], base: BaseModel, device: torch.device, settings: Mapping[str, Any]) -> None:
     """Makes this rank's share of every plan's missing images, every num_ranks-th of them."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     shares = [(plan, plan.missing[rank::num_ranks]) for plan in plans]
-    dtype = DTYPES[settings.precision or ("fp16" if device.type == "cuda" else "fp32")]
+    dtype = DTYPES[settings["precision"] or ("fp16" if device.type == "cuda" else "fp32")]
     # Without the safety checker: a black image would be trained on.
     pipeline = load_pipeline(base, dtype, device)
     for plan in plans:
@@ -94,14 +82,14 @@ def make_missing(plans: list[ClassPlan], base: BaseModel, device: torch.device, 
     total = sum(len(numbers) for _, numbers in shares)
     bar = progress_bar("class images", total, "image", shown=rank == 0)
     say = functools.partial(print, "warning:", file=sys.stderr, flush=True)
-    captures = device.type == "cuda" and settings.uses_cuda_graph
+    captures = device.type == "cuda" and settings["uses_cuda_graph"]
     captured = CapturedUNet(say).serving(pipeline) if captures else contextlib.nullcontext()
     with bar, captured:
         for plan, numbers in shares:
             plan.folder.mkdir(parents=True, exist_ok=True)
-            for start in range(0, len(numbers), settings.sample_batch_size):
-                batch = numbers[start : start + settings.sample_batch_size]
-                make_batch(pipeline, plan, batch, settings.seed)
+            for start in range(0, len(numbers), settings["sample_batch_size"]):
+                batch = numbers[start : start + settings["sample_batch_size"]]
+                make_batch(pipeline, plan, batch, settings["seed"])
                 bar.update(len(batch))
             sync(plan.folder)
     del pipeline, captured

@@ -97,7 +97,12 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
         if metadata is None:
             foreign.append(path)
             continue
-        _check_settings(folder, metadata["settings"], settings)
+        for name, value in settings.items():
+            if (theirs := metadata["settings"].get(name)) != value:
+                raise UserError(
+                    f"--class_data_dir {folder} holds images made with another {name.replace('_', ' ')}, {theirs!r}, "
+                    f"not {value!r}; name another folder, or empty this one"
+                )
         found.add(metadata["number"])
     return _choose(folder, prompt, settings, num_class_images, found, foreign)
 
@@ -106,13 +111,12 @@ def plan_classes(
     concepts: list[Concept], num_class_images: int, settings_of: Callable[[str], dict]
 ) -> list[ClassPlan]:
     """plan_class_images of every class folder; `settings_of` says what images of a class prompt are made with."""
-    classes = {concept.class_data_dir.resolve(): concept for concept in concepts if concept.class_data_dir}
-    plans = []
-    for concept in classes.values():
-        folder, prompt = concept.class_data_dir, concept.class_prompt
-        assert folder is not None and prompt is not None
-        plans.append(plan_class_images(folder, prompt, settings_of(prompt), num_class_images))
-    return plans
+    classes = {
+        concept.class_data_dir.resolve(): (concept.class_data_dir, concept.class_prompt)
+        for concept in concepts
+        if concept.class_data_dir and concept.class_prompt is not None
+    }
+    return [plan_class_images(*each, settings_of(each[1]), num_class_images) for each in classes.values()]
 
 
 def check_class_images(folder: Path, prompt: str, base: BaseModel, num_class_images: int) -> tuple[str, str]:
@@ -167,15 +171,6 @@ def _choose(folder: Path, prompt: str, settings: dict, need: int, found: set[int
     used = [folder / file_name(number) for number in sorted([*found, *missing])[:need]]
     notes = [f"left out: {len(foreign)} images in {folder} that this program did not make"] if foreign else []
     return ClassPlan(folder, prompt, settings, len(found), missing, used, notes)
-
-
-def _check_settings(folder: Path, theirs: dict, ours: dict) -> None:
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            raise UserError(
-                f"--class_data_dir {folder} holds images made with another {name.replace('_', ' ')}, "
-                f"{theirs.get(name)!r}, not {value!r}; name another folder, or empty this one"
-            )
 
 
 def read_metadata(path: Path) -> dict | None:
