@@ -51,9 +51,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--strength 0 is the base itself, without a change to write as a LoRA: give a larger one")
     base = find_base(args, tuned) if args.strength != 1 or args.lora_rank else tuned
     if args.lora_rank:
-        lora = export_lora(model, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
+        share = export_lora(model, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
         print(
-            f"{args.target}: {megabytes(args.target)}, {lora.share:.1%} of the squared change; read by diffusers' "
+            f"{args.target}: {megabytes(args.target)}, {share:.1%} of the squared change; read by diffusers' "
             "load_lora_weights, ComfyUI and A1111"
         )
     elif is_file:

@@ -232,7 +232,7 @@ class GradientTable:
     ) -> None:
         """As kernels.operations.adamw_, with gradients in the weights' dtype: 26 bytes a parameter.
 
-        Remainder and moments may be in pinned host memory, if training.packed.reaches_host_memory says so.
+        Remainder and moments may be in pinned host memory, where training.packed.host_memory_problem finds none.
         """
         table = (self.address, self.start, self.count)
         buffers = (weight, remainder, exp_avg, exp_avg_sq, scalars)

@@ -56,46 +56,34 @@ def _converted(path: Path, flag: str, kind: str) -> Path:
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / ".lock"):  # of several ranks one converts it, the others wait; without locks each does
-        known = _known(cache, path, kind)
-        if known is None:
-            return _convert(cache, path, kind)
+        place = path.resolve()
+        found = place.stat()
+        # A folder is known by the very file's place, size and time of change: hashing gigabytes takes seconds.
+        identity = dict(kind=kind, path=str(place), size=found.st_size, mtime_ns=found.st_mtime_ns)
+        for record in sorted(cache.glob(f"*/{SOURCE_FILE}")):
+            if (read_json_or_none(record) or {}).get("file") == identity:
+                if is_main():
+                    print(f"{flag} {path}: converted earlier, into {record.parent}", flush=True)
+                return record.parent
+        digest = sha256_of(path)
+        folder = cache / f"{path.stem[:60]}-{kind}-{digest[:16]}"
+        is_there = folder.is_dir()  # made of a copy of the file elsewhere
         if is_main():
-            print(f"{flag} {path}: converted earlier, into {known}", flush=True)
-        return known
+            print(
+                f"{path} is one file: {'its conversion is in' if is_there else 'converting it into'} {folder}",
+                flush=True,
+            )
+        if not is_there:
+            _convert(path, folder, kind)
+        write_json(folder / SOURCE_FILE, dict(program=PROGRAM, sha256=digest, file=identity))
+        return folder
 
 
-def _known(cache: Path, path: Path, kind: str) -> Path | None:
-    """A folder made of that very file, by its place, size and time of change: hashing gigabytes takes seconds."""
-    for record in sorted(cache.glob(f"*/{SOURCE_FILE}")):
-        if (read_json_or_none(record) or {}).get("file") == _identity(path, kind):
-            return record.parent
-    return None
-
-
-def _identity(path: Path, kind: str) -> dict:
-    found = path.resolve().stat()
-    return dict(kind=kind, path=str(path.resolve()), size=found.st_size, mtime_ns=found.st_mtime_ns)
-
-
-def _convert(cache: Path, path: Path, kind: str) -> Path:
-    """Converts a file that has no folder yet, unless a copy of it elsewhere has one."""
-    digest = sha256_of(path)
-    folder = cache / f"{path.stem[:60]}-{kind}-{digest[:16]}"
-    if is_main():
-        how = "its conversion is" if folder.is_dir() else "converting it"
-        print(f"{path} is one file: {how} in{'' if folder.is_dir() else 'to'} {folder}", flush=True)
-    if not folder.is_dir():
-        write_converted(path, folder, kind)
-    write_json(folder / SOURCE_FILE, dict(program=PROGRAM, sha256=digest, file=_identity(path, kind)))
-    return folder
-
-
-def write_converted(path: Path, folder: Path, kind: str = "model") -> None:
+def _convert(path: Path, folder: Path, kind: str) -> None:
     """The file `path` as the folder `folder`, which is there whole or not at all; says what there is to say of it."""
     from utils.models import importing  # torch: only if there is a file to convert
 
     write = importing.import_vae if kind == "vae" else importing.import_single_file
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with staging_folder(folder.parent) as staging:
         notes = write(path, staging)
         sync_tree(staging)

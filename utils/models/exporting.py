@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -26,13 +26,6 @@ from utils.models.single_file import export_single_file, read_weights
 
 EXPORTED_FROM = "exported_from"  # in the run.json of a folder that was written by export_folder
 LORA_PREFIX = "lora_unet_"
-
-
-class Lora(NamedTuple):
-    """The tensors of a LoRA file, and how much of the whole change they hold."""
-
-    state_dict: dict[str, torch.Tensor]
-    share: float  # of the squared change of all weights, in [0, 1]
 
 
 def check_export_folder(target: Path, source: Path) -> None:
@@ -87,14 +80,14 @@ def export_file(model: BaseModel, tuned: Path, base: Path, path: Path, strength:
 
 def export_lora(
     model: BaseModel, tuned: Path, base: Path, path: Path, rank: int, strength: float, dtype: str | None
-) -> Lora:
-    """Writes the change from `base` to `tuned` as a LoRA to the file `path`; returns what is in it.
+) -> float:
+    """Writes the change from `base` to `tuned` as a LoRA to the file `path`; returns how much of it is in there.
 
     Args:
         model: the pipeline, whose run.json says what the file's header says of it.
         dtype: fp32 or fp16; None: fp16, as LoRA files usually are.
     """
-    lora = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
+    state_dict, share = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
     run = exported_record(model.folder, tuned, strength)
     metadata = file_metadata(model, run, title=path.stem, is_lora=True)
@@ -108,8 +101,8 @@ def export_lora(
         "ss_network_alpha": str(rank),
         "ss_network_args": json.dumps(dict(conv_dim=str(rank), conv_alpha=str(rank))),
     }
-    replace_path(path, lambda part: save_with_hash(part, lora.state_dict, metadata))
-    return lora
+    replace_path(path, lambda part: save_with_hash(part, state_dict, metadata))
+    return share
 
 
 def blend(base: torch.Tensor, tuned: torch.Tensor, strength: float) -> torch.Tensor:
@@ -152,8 +145,10 @@ def load_weights(unet: torch.nn.Module, named: Iterable[tuple[str, torch.Tensor]
         raise KeyError(next(iter(own)))
 
 
-def extract_lora(base: Path, tuned: Path, rank: int, *, strength: float = 1.0, dtype: torch.dtype) -> Lora:
-    """The LoRA of `rank` that is nearest to strength x (tuned - base).
+def extract_lora(
+    base: Path, tuned: Path, rank: int, *, strength: float = 1.0, dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], float]:
+    """The LoRA of `rank` nearest to strength x (tuned - base), and its share of the squared change, in [0, 1].
 
     Args:
         base, tuned: folders with a unet/ in them.
@@ -178,7 +173,7 @@ def extract_lora(base: Path, tuned: Path, rank: int, *, strength: float = 1.0, d
         held += float(change.square().sum() - (change - product(down.double(), up.double()) / scale**2).square().sum())
     if not state_dict:
         raise UserError(f"the UNets in {base} and {tuned} are equal: there is no change to write as a LoRA")
-    return Lora(state_dict, held / whole)
+    return state_dict, held / whole
 
 
 def factors(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -47,9 +47,6 @@ def gpu_is_usable() -> bool:
     return torch.cuda.is_available()
 
 
-BF16_CAPABILITY = (8, 0)  # Ampere
-
-
 def gpu_without_bf16() -> str | None:
     """The name of a GPU here that has no bf16 arithmetic, as those before Ampere (T4, RTX 2080); None if none is such.
 
@@ -59,8 +56,8 @@ def gpu_without_bf16() -> str | None:
         return None
     import torch
 
-    old = (i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_capability(i) < BF16_CAPABILITY)
-    return next((torch.cuda.get_device_name(i) for i in old), None)
+    before_ampere = (i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_capability(i) < (8, 0))
+    return next((torch.cuda.get_device_name(i) for i in before_ampere), None)
 
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # by CUDA's major version, on Linux

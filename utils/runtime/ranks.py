@@ -31,20 +31,17 @@ def on_all_ranks(function: Callable[[], T], *, main_only: bool = False) -> T:
     """
     result: Any = None
     complaint: str | None = None
-    complaints: list[str | None]
     if not main_only or dist.get_rank() == 0:
         try:
             result = function()
         except (UserError, OSError) as error:
             complaint = str(error)
-    if dist.get_world_size() == 1:
-        complaints = [complaint]
-    elif main_only:
-        shared = [(result, complaint)]
+    complaints = [complaint]
+    if dist.get_world_size() > 1 and main_only:
+        shared = [(result, complaints)]
         dist.broadcast_object_list(shared)
-        result, complaint = shared[0]
-        complaints = [complaint]
-    else:
+        result, complaints = shared[0]
+    elif dist.get_world_size() > 1:
         complaints = [None] * dist.get_world_size()
         dist.all_gather_object(complaints, complaint)
     for complaint in complaints:
@@ -103,10 +100,8 @@ class StopRequest:
         self._previous: dict = {}
         self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self._votes: tuple | None = None
-        if threading.current_thread() is threading.main_thread():
-            self._listen()
-
-    def _listen(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # only that one may say how signals are handled
         reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -150,7 +145,7 @@ class StopRequest:
         return int(vote)
 
     def poll_at_the_end(self, own_code: int = 0) -> int:
-        """As `agreed`, but with what the ranks know now; waits for all of them."""
+        """As `poll`, but with what the ranks know now; waits for all of them."""
         self.poll(own_code)
         return self._last_vote() if self._group is not None else max(self._code, own_code)
 

@@ -32,7 +32,7 @@ class FlatParameters:
         scattered_grads: leave each gradient where autograd, or with several ranks DDP, puts it (see
             kernels.adamw.GradientTable), instead of adding it into a buffer of zeros; without Triton the buffer.
         offload_optimizer: "moments", "all": those, or what masters take beside the weights too, are in pinned host
-            memory, which needs packed.reaches_host_memory. Nothing on a CPU.
+            memory, where packed.host_memory_problem finds none. Nothing on a CPU.
 
     `masters` holds the float32 values as they were in the file, not their rounded cast.
     """

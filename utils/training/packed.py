@@ -174,19 +174,13 @@ def pinned_zeros(numel: int, dtype: torch.dtype, device: torch.device) -> torch.
 
 
 def host_memory_problem(device: torch.device) -> str | None:
-    """Why kernels on this GPU cannot read and write the host's memory, as a clause about Triton; None if they can."""
+    """Why kernels on this GPU cannot reach the host's memory, a clause about Triton; None if they did when tried."""
     if not HAS_TRITON:
         return "which is not here"
-    return None if reaches_host_memory(device) else "which cannot reach the host's memory here"
-
-
-def reaches_host_memory(device: torch.device) -> bool:
-    """Whether kernels on this GPU can read and write the buffers of pinned_zeros: tried, not assumed."""
     x = pinned_zeros(256, torch.float32, device)
-    try:
-        with torch.cuda.device(device):
-            add_one_(x)
-            torch.cuda.synchronize(device)
-    except (RuntimeError, ValueError):
-        return False
-    return bool((x == 1).all())
+    with contextlib.suppress(RuntimeError, ValueError), torch.cuda.device(device):
+        add_one_(x)
+        torch.cuda.synchronize(device)
+        if (x == 1).all():
+            return None
+    return "which cannot reach the host's memory here"
