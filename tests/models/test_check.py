@@ -60,10 +60,6 @@ SPOILT = {
         r"model_index\.json: unet is 'SD3Transformer2DModel', but .* is UNet2DConditionModel",
     ),
     "vae class": (edited("", vae=["diffusers", "VQModel"]), "vae is 'VQModel'.*AutoencoderKL"),
-    "text encoder class": (
-        edited("", text_encoder=["transformers", "T5EncoderModel"]),
-        "text_encoder is 'T5EncoderModel'.*CLIPTextModel",
-    ),
     "another architecture": (
         lambda b: (edit_index(b, "unet", None), shutil.rmtree(b / "unet"), shutil.rmtree(b / "text_encoder")),
         "unet is None, but this program trains Stable Diffusion v1 pipelines",
@@ -73,10 +69,6 @@ SPOILT = {
     "unet config no JSON": (lambda b: (b / "unet/config.json").write_text("no"), r"unet/config\.json cannot be read"),
     "no tokenizer": (lambda b: shutil.rmtree(b / "tokenizer"), r"tokenizer/vocab\.json is missing"),
     "no scheduler": (lambda b: shutil.rmtree(b / "scheduler"), r"scheduler/scheduler_config\.json is missing"),
-    "scheduler no JSON": (
-        lambda b: (b / "scheduler/scheduler_config.json").write_text("{]"),
-        r"scheduler_config\.json cannot be read as JSON",
-    ),
     "prediction type": (
         lambda b: edit_json(b / "scheduler/scheduler_config.json", prediction_type="sample"),
         r"scheduler_config\.json: prediction_type is 'sample'; this program trains epsilon and v_prediction",
@@ -137,17 +129,9 @@ SPOILT = {
         "hidden_size is 16, but the UNet's cross_attention_dim is 1024",
     ),
     "no unet weights": (lambda b: (b / UNET_FILE).unlink(), r"unet holds no weights \(diffusion_pytorch_model\.safe"),
-    "no text encoder weights": (
-        lambda b: (b / "text_encoder/model.safetensors").unlink(),
-        r"text_encoder holds no weights \(model\.safetensors\)",
-    ),
     "lfs pointer": (
         lambda b: (b / UNET_FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
         "is a git-lfs pointer, not the file; run 'git lfs install && git lfs pull' in",
-    ),
-    "lfs pointer in the text encoder": (
-        lambda b: (b / "text_encoder/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
-        r"text_encoder/model\.safetensors is a git-lfs pointer",
     ),
     "dead link": (
         lambda b: ((b / UNET_FILE).unlink(), (b / UNET_FILE).symlink_to(b / "blob")),
