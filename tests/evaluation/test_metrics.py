@@ -22,10 +22,7 @@ def vectors(number: int, seed: int, dimensions: int = 7) -> list[list[float]]:
 
 
 def dot(first: list[float], second: list[float]) -> float:
-    total = 0.0
-    for a, b in zip(first, second, strict=True):
-        total += a * b
-    return total
+    return sum(a * b for a, b in zip(first, second, strict=True))
 
 
 def array(rows) -> np.ndarray:
@@ -41,11 +38,7 @@ def test_unit_rows():
 
 
 def test_clip_i_dino_and_pres_are_the_mean_over_all_pairs():
-    total = 0.0
-    for image in GENERATED:
-        for photo in PHOTOS:
-            total += dot(image, photo)
-    expected = total / (len(GENERATED) * len(PHOTOS))
+    expected = sum(dot(image, photo) for image in GENERATED for photo in PHOTOS) / (len(GENERATED) * len(PHOTOS))
     assert metrics.photo_similarity(array(GENERATED), array(PHOTOS)).mean() == pytest.approx(expected, abs=TOLERANCE)
 
 
@@ -57,25 +50,15 @@ def test_clip_t_pairs_each_image_with_its_own_prompt_unscaled():
 
 
 def test_copy_takes_each_images_nearest_photo():
-    nearest = []
-    for image in GENERATED:
-        best = -2.0
-        for photo in PHOTOS:
-            best = max(best, dot(image, photo))
-        nearest.append(best)
+    nearest = [max(dot(image, photo) for photo in PHOTOS) for image in GENERATED]
     found = metrics.nearest_photo_similarity(array(GENERATED), array(PHOTOS))
     assert found == pytest.approx(nearest, abs=TOLERANCE)
 
 
 def test_real_leaves_self_pairs_out():
-    total, pairs = 0.0, 0
-    for i, first in enumerate(PHOTOS):
-        for j, second in enumerate(PHOTOS):
-            if i != j:
-                total += dot(first, second)
-                pairs += 1
-    assert pairs == 20
-    assert metrics.real_similarity(array(PHOTOS)) == pytest.approx(total / pairs, abs=TOLERANCE)
+    pairs = [dot(a, b) for i, a in enumerate(PHOTOS) for j, b in enumerate(PHOTOS) if i != j]
+    assert len(pairs) == 20
+    assert metrics.real_similarity(array(PHOTOS)) == pytest.approx(sum(pairs) / 20, abs=TOLERANCE)
     assert metrics.real_similarity(array(PHOTOS[:1])) is None
 
 
@@ -88,13 +71,8 @@ def test_nearest_among_the_photos():
 
 def test_div_is_the_mean_over_prompts_of_pairs_within_the_prompt():
     by_prompt = [GENERATED[0:4], GENERATED[4:8], GENERATED[8:12]]
-    means = []
-    for images in by_prompt:
-        distances = []
-        for i in range(4):
-            for j in range(i + 1, 4):
-                distances.append(1 - dot(images[i], images[j]))
-        means.append(sum(distances) / len(distances))
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    means = [sum(1 - dot(images[i], images[j]) for i, j in pairs) / len(pairs) for images in by_prompt]
     found = metrics.diversity(metrics.pair_distances(array(by_prompt)))
     assert found == pytest.approx(sum(means) / 3, abs=TOLERANCE)
     assert metrics.diversity(metrics.pair_distances(array(GENERATED)[:, None])) is None
