@@ -172,20 +172,13 @@ def test_long_curves_are_thinned_and_smoothed():
 
 # Colours
 
-TEXT_ON_GROUND = (
-    ("ink", "ground"),
-    ("ink", "raised"),
-    ("muted", "ground"),
-    ("muted", "raised"),
-    ("accent", "ground"),
-    ("accent", "raised"),
-    ("warn-ink", "warn-ground"),
-    ("ink", "warn-ground"),
-    ("ink", "note-ground"),
-    ("muted", "note-ground"),
-    ("good-ink", "good-ground"),
-    ("ink", "good-ground"),
-)
+GROUNDS = {  # of each colour of text
+    "ink": "ground raised warn-ground note-ground good-ground",
+    "muted": "ground raised note-ground",
+    "accent": "ground raised",
+    "warn-ink": "warn-ground",
+    "good-ink": "good-ground",
+}
 
 
 def colour_schemes() -> list[dict[str, str]]:
@@ -204,10 +197,11 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
-@pytest.mark.parametrize(("text", "ground"), TEXT_ON_GROUND)
-def test_text_has_contrast(colours, text, ground):
-    low, high = sorted((luminance(colours[text]), luminance(colours[ground])))
-    assert (high + 0.05) / (low + 0.05) >= 4.5
+@pytest.mark.parametrize("text", GROUNDS)
+def test_text_has_contrast(colours, text):
+    for ground in GROUNDS[text].split():
+        low, high = sorted((luminance(colours[text]), luminance(colours[ground])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, ground
 
 
 def test_both_colour_schemes_have_the_same_names():
