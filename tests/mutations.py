@@ -334,7 +334,7 @@ nobody waits for NCCL's start -> tests/runtime/test_colossal.py
 +        _connecting.pop()
 === utils/runtime/gpu.py
 an older GPU than the kernels' is accepted -> tests/runtime/test_gpu.py
--if built <= capability and
+-if built <= of and
 +if
 === utils/runtime/ranks.py
 a rank alone goes on after a mistake -> tests/data tests/end_to_end/test_prior_preservation.py

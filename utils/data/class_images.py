@@ -60,8 +60,8 @@ def model_hash(base_hashes: dict[str, str]) -> str:
     """One hash of those of the base's files that drawing an image reads, from {path in the folder: SHA-256}."""
     digest = hashlib.sha256()
     for part in MODEL_PARTS:
-        for name in sorted(name for name in base_hashes if name.startswith(f"{part}/")):
-            if not name.startswith(f"{part}/."):
+        for name in sorted(base_hashes):
+            if name.startswith(f"{part}/") and not name.startswith(f"{part}/."):
                 digest.update(f"{name} {base_hashes[name]}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 

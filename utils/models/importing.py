@@ -199,30 +199,24 @@ def _config(path: Path, part: str, tensors: Tensors, said: Mapping[str, dict]) -
 def _write_part(path: Path, part: str, tensors: Tensors, config: dict[str, Any], folder: Path) -> None:
     """Writes a part's configuration and its weights into `folder`, in the widest of their dtypes. Raises UserError."""
     write_json(folder / CONFIG_FILES[part], config)
-    if part != "text_encoder":
-        tensors = _converted(path, part, tensors, folder)
+    if part != "text_encoder":  # by diffusers, with that configuration
+        cls = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
+        dtype = functools.reduce(torch.promote_types, {value.dtype for value in tensors.values()})
+        whole = {PREFIXES[part] + name: value for name, value in tensors.items()}
+        options: dict = dict(config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True)
+        try:
+            with quiet_libraries():
+                tensors = (
+                    cls.from_single_file(whole, **options).to("cpu").state_dict()
+                )  # fails if one has got no value
+        except Exception as error:  # what does not fit fails in many ways, and every one is about the file
+            missing = isinstance(error, NotImplementedError)
+            reason = "some of its tensors are missing" if missing else first_line(error)
+            raise UserError(
+                f"{path} holds no whole {PARTS[part]} of Stable Diffusion v1 ({reason}); copy or download it again"
+            ) from None
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     save_file(contiguous, folder / part / f"{WEIGHT_STEMS[part]}.safetensors", {"format": "pt"})
-
-
-def _converted(path: Path, part: str, tensors: Tensors, folder: Path) -> Tensors:
-    """The tensors under diffusers' names, converted by it with the configuration in `folder`."""
-    cls = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
-    dtype = functools.reduce(torch.promote_types, {value.dtype for value in tensors.values()})
-    whole = {PREFIXES[part] + name: value for name, value in tensors.items()}
-    try:
-        with quiet_libraries():
-            module = cls.from_single_file(
-                whole, config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True
-            )
-        return module.to("cpu").state_dict()  # fails if a tensor has got no value
-    except NotImplementedError:
-        reason = "some of its tensors are missing"
-    except Exception as error:  # what does not fit fails in many ways, and every one is about the file
-        reason = first_line(error)
-    raise UserError(
-        f"{path} holds no whole {PARTS[part]} of Stable Diffusion v1 ({reason}); copy or download it again"
-    )
 
 
 def _notes(path: Path, tensors: Collection[str], scheduler: Mapping[str, Any]) -> list[str]:

@@ -119,24 +119,17 @@ def gpu_findings(
     if not capabilities:
         what = f"driver {driver} and CUDA {cuda} fit, but torch sees no GPU"
         return [Finding("problem", what, "unset CUDA_VISIBLE_DEVICES; in a container: start it with --gpus all")]
-    return [_usable_gpu(name, *of, cuda, driver, architectures) for name, of in capabilities.items()]
+    return [_usable_gpu(name, of, cuda, driver, architectures) for name, of in capabilities.items()]
 
 
-def _usable_gpu(name: str, major: int, minor: int, cuda: str, driver: str | None, architectures: list[str]) -> Finding:
-    what = f"{name} (sm_{major}{minor}), torch's CUDA {cuda}, driver {driver or 'unknown'}"
-    if has_kernels((major, minor), architectures):
-        return Finding("ok", what)
+def _usable_gpu(name: str, of: tuple[int, int], cuda: str, driver: str | None, architectures: list[str]) -> Finding:
+    what = f"{name} (sm_{of[0]}{of[1]}), torch's CUDA {cuda}, driver {driver or 'unknown'}"
+    for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)[a-z]?", " ".join(architectures)):
+        built = (int(major), int(minor))  # sm_ runs on its own major version, compute_ on any later one
+        if built <= of and (kind == "compute" or built[0] == of[0]):
+            return Finding("ok", what)
     advice = f"{REINSTALL} for a newer GPU; for an older one: {UPSTREAM}"
     return Finding("problem", f"{what}: this torch has no kernels for it, only {' '.join(architectures)}", advice)
-
-
-def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Whether code for one of `architectures` runs: sm_ on its own major version, compute_ on any later one."""
-    for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)[a-z]?", " ".join(architectures)):
-        built = (int(major), int(minor))
-        if built <= capability and (kind == "compute" or built[0] == capability[0]):
-            return True
-    return False
 
 
 def missing_for_triton() -> str | None:
