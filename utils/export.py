@@ -52,16 +52,15 @@ def main(argv: list[str] | None = None) -> None:
     base = find_base(args, tuned) if args.strength != 1 or args.lora_rank else tuned
     if args.lora_rank:
         share = export_lora(model, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
-        print(
-            f"{args.target}: {megabytes(args.target)}, {share:.1%} of the squared change; read by diffusers' "
-            "load_lora_weights, ComfyUI and A1111"
-        )
+        said = f"{share:.1%} of the squared change; read by diffusers' load_lora_weights, ComfyUI and A1111"
     elif is_file:
         export_file(model, tuned, base, args.target, args.strength, args.dtype)
-        print(f"{args.target}: {megabytes(args.target)}, read by ComfyUI, A1111 and from_single_file")
+        said = "read by ComfyUI, A1111 and from_single_file"
     else:
         export_folder(model, tuned, base, args.target, args.strength, args.dtype)
-        print(f"{args.target}: a pipeline folder, read by DiffusionPipeline.from_pretrained and evaluate.py")
+        said = "read by DiffusionPipeline.from_pretrained and evaluate.py"
+    what = f"{args.target.stat().st_size / 1e6:.1f} MB" if is_file else "a pipeline folder"
+    print(f"{args.target}: {what}, {said}")
 
 
 def checkpoint_folder(folder: Path, name: str) -> Path:
@@ -84,10 +83,6 @@ def find_base(args: argparse.Namespace, tuned: Path) -> Path:
     check_base_model(base, BASE_FLAG)
     check_same_unet(base, tuned)
     return base
-
-
-def megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

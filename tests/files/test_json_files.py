@@ -16,7 +16,7 @@ def test_file_names_that_are_not_utf8_can_be_written_to_json(tmp_path):
 def test_rows_that_are_damaged_or_later_are_cut_off(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "loss": 0.5, "skipped": False} for step in (1, 2, 3)]
-    lines = [json_files.json_line(row) for row in (rows[0], rows[1], rows[1], {"step": 2.5}, rows[2])]
+    lines = [json.dumps(row) + "\n" for row in (rows[0], rows[1], rows[1], {"step": 2.5}, rows[2])]
     path.write_text("".join(lines) + '[1]\n"x"\n{"step": "2"}\n{"step": 3, "lo')
     assert json_files.keep_rows(path, 2, {"loss", "skipped"}) == rows[:2]
     assert json_files.read_rows(path) == rows[:2]

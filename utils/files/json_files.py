@@ -38,11 +38,6 @@ def write_json(path: Path, value: dict) -> None:
     replace_path(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
-def json_line(row: dict) -> str:
-    """A row of a JSON lines file."""
-    return json.dumps(row) + "\n"
-
-
 def read_rows(path: Path) -> list[dict]:
     """The rows of a JSON lines file, less the lines that are damaged; none if the file is missing."""
     if not path.exists():
@@ -61,5 +56,6 @@ def keep_rows(path: Path, last_step: int, names: set[str]) -> list[dict]:
         step, previous = row.get("step"), rows[-1]["step"] if rows else -1
         if isinstance(step, int | float) and previous < step <= last_step and names <= row.keys():
             rows.append(row)
-    replace_path(path, lambda part: part.write_text("".join(map(json_line, rows)), encoding="utf-8"))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    replace_path(path, lambda part: part.write_text(lines, encoding="utf-8"))
     return rows

@@ -30,7 +30,9 @@ def read_captions(photos: list[Path], others: list[Path]) -> tuple[dict[Path, st
     for one that is empty, cannot be read, or is of no photo here, and for two of one photo that differ.
     """
     find_by_stem, find_by_name = _by_name(photos, by_stem=True), _by_name(photos, by_stem=False)
-    files = [path for path in others if looks_like_captions(path) or _is_caption_of(path, find_by_stem)]
+    texts = {path for path in others if path.suffix.lower() in SUFFIXES and path.is_file()}
+    # A text that has a photo's name is its caption, be it notes.txt beside notes.jpg.
+    files = [path for path in others if looks_like_captions(path) or (path in texts and find_by_stem(path.stem))]
     said: dict[Path, list[tuple[Path, str]]] = defaultdict(list)
     for path in files:
         if path.name.lower() == METADATA:
@@ -60,11 +62,6 @@ def looks_like_captions(path: Path) -> bool:
     if suffix in SUFFIXES | OTHER_SUFFIXES:
         return True
     return bool(OTHER_NAMES.fullmatch(name) or METADATA_TABLE.fullmatch(name))
-
-
-def _is_caption_of(path: Path, find_by_stem: Callable[[str], list[Path]]) -> bool:
-    """Whether a photo here has the name of this text, be it notes.txt beside notes.jpg."""
-    return path.suffix.lower() in SUFFIXES and path.is_file() and bool(find_by_stem(path.stem))
 
 
 def _by_name(photos: list[Path], *, by_stem: bool) -> Callable[[str], list[Path]]:

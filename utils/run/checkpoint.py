@@ -136,7 +136,10 @@ class Checkpointer:
             sync(self.output_dir)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        self._remove_oldest(keep=step)
+        if self.total_limit is not None:
+            others = [found for found in list_checkpoints(self.output_dir, self.lineage) if found.step != step]
+            for checkpoint in others[: max(0, len(others) + 1 - self.total_limit)]:
+                discard(checkpoint.path)
         return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
     def _fill(self, folder: Path, step: int) -> None:
@@ -148,19 +151,15 @@ class Checkpointer:
         written["optimizer"] = self.snapshot.counters()
         write_json(folder / STATE_FILE, written | self.describe())
 
-    def _remove_oldest(self, keep: int) -> None:
-        if self.total_limit is None:
-            return
-        others = [found for found in list_checkpoints(self.output_dir, self.lineage) if found.step != keep]
-        for checkpoint in others[: max(0, len(others) + 1 - self.total_limit)]:
-            discard(checkpoint.path)
-
 
 def restore(checkpoint: Checkpoint, optimizer: MasterWeightsOptimizer) -> None:
     """Puts a checkpoint's state into the optimizer. Raises UserError if its files are damaged or of another model."""
     path = checkpoint.path
     masters_are_in_unet = find_weights(path, "unet").save_dtype == "fp32"
-    counters = {name: _counter(checkpoint, name) for name in COUNTERS}
+    counters = {name: checkpoint.state.get("optimizer", {}).get(name) for name in COUNTERS}
+    for name, value in counters.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise UserError(f"{path / STATE_FILE}: {name} is {value!r}; resume from another checkpoint")
 
     def read(part: str, named: Named) -> None:
         if part == "master" and masters_are_in_unet:
@@ -169,13 +168,6 @@ def restore(checkpoint: Checkpoint, optimizer: MasterWeightsOptimizer) -> None:
             _read_tensors(path / TENSORS_FILE, f"{part}.", named)
 
     snapshot.restore(optimizer, read, counters)
-
-
-def _counter(checkpoint: Checkpoint, name: str) -> float:
-    value = checkpoint.state.get("optimizer", {}).get(name)
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise UserError(f"{checkpoint.path / STATE_FILE}: {name} is {value!r}; resume from another checkpoint")
-    return value
 
 
 def _read_tensors(file: Path, prefix: str, named: Named) -> None:
