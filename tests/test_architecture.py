@@ -2,11 +2,9 @@
 
 import ast
 import re
-import subprocess
-import sys
 from functools import cache
 
-from tests.helpers.script import ROOT
+from tests.helpers.script import ROOT, run_python
 
 UTILS = ROOT / "utils"
 
@@ -158,7 +156,7 @@ def test_what_is_quick_does_not_import_torch():
     code = "import importlib, sys\n"
     for name in sorted(wanted):
         code += f"importlib.import_module('utils.{name}'); assert 'torch' not in sys.modules, '{name} imports torch'\n"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = run_python(code)
     assert result.returncode == 0, result.stderr
 
 

@@ -4,24 +4,18 @@ import hashlib
 import os
 
 import numpy as np
-import pillow_jxl  # noqa: F401  it registers itself
 import pytest
 import torch
 from PIL import Image
-from pillow_heif import register_heif_opener
 
-from tests.helpers.photos import as_stored, save, upright_picture
+from tests.helpers.photos import as_stored, save, turned, upright_picture
 from tests.helpers.pipelines import write_photos
 from utils.dataset import InstanceDataset, decode, find_photos, resize_shorter_side
 from utils.errors import UserError
 
-register_heif_opener()
-
 
 def test_the_size_that_is_recorded_is_the_upright_one(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    save(tmp_path, "photo.jpg", Image.fromarray(as_stored(upright_picture(), 6)), exif=exif)
+    save(tmp_path, "photo.jpg", Image.fromarray(as_stored(upright_picture(), 6)), exif=turned(6))
     dataset = InstanceDataset(tmp_path, 16)
     assert dataset.photos[0].original_size == (64, 32)
     assert dataset.photos[0].pixels.shape == (3, 16, 32)

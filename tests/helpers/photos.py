@@ -5,7 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import pillow_jxl  # noqa: F401  it registers itself
+from PIL import ExifTags, Image
+from pillow_heif import register_heif_opener
+
+register_heif_opener()
 
 # Where the stored image's first row and first column are seen, by the EXIF standard's table of orientations.
 ORIENTATIONS = {
@@ -37,6 +41,13 @@ def as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
     stored = upright if first_row in ("top", "bottom") else upright.transpose(1, 0, 2)
     flips = [axis for axis, side in enumerate((first_row, first_column)) if side in ("bottom", "right")]
     return np.flip(stored, flips) if flips else stored
+
+
+def turned(orientation: int) -> Image.Exif:
+    """What says how a stored picture is seen."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
 
 
 def corner_colours(image: Image.Image) -> list[tuple[int, ...]]:

@@ -3,25 +3,19 @@
 import builtins
 import importlib
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import pillow_jxl
 import pytest
 from PIL import Image, TiffImagePlugin
-from pillow_heif import register_heif_opener
 
 from tests.helpers.photos import save, upright_picture
-from tests.helpers.script import ROOT
+from tests.helpers.script import run_python
 from utils.dataset import InstanceDataset, find_photos
 from utils.errors import UserError
 from utils.photos.decoding import decode
 from utils.photos.formats import RAW_MAGIC, RAW_SUFFIXES
 
-register_heif_opener()
-assert pillow_jxl
 CODED = {  # how Pillow writes each kind with the least loss
     "jpeg": dict(quality=100, subsampling=0),
     "png": {},
@@ -89,7 +83,7 @@ def test_packages_are_imported_only_for_such_photos(tmp_path):
     save(tmp_path, "a.png", Image.new("RGB", (4, 4)))
     code = "import sys; from utils.dataset import InstanceDataset; InstanceDataset(sys.argv[1], 4)\n"
     code += "print({'pillow_heif', 'pillow_jxl', 'PIL.TiffImagePlugin'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_python(code, tmp_path)
     assert done.stdout.strip() == "set()", done.stderr
 
 

@@ -9,26 +9,21 @@ import time
 import zlib
 
 import numpy as np
-import pillow_jxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pillow_heif import register_heif_opener
 
 from tests.helpers.fuzzing import FUZZ, SECONDS_OF_FUZZ
-from tests.helpers.photos import write_cut_out
+from tests.helpers.photos import turned, write_cut_out
 from tests.helpers.pipelines import write_photos
-from tests.helpers.script import EMBEDDED, ROOT, as_argv, dry_run, rows_of
+from tests.helpers.script import EMBEDDED, ROOT, TRAIN, as_argv, dry_run, rows_of
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.models.loading import load_tokenizer
 from utils.preflight.photos import describe_prompt, load_quick_tokenizer
-
-register_heif_opener()
-assert pillow_jxl  # it registers itself
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, body: bytes = b"\0" * 100) -> bytes:
@@ -88,23 +83,20 @@ def test_photos(tmp_path, tiny_pipeline_dir, capsys, name):
     assert "\x1b" not in out and len(out.splitlines()) == len(rows) + 2
 
 
-def test_100_megapixels_are_a_photo_and_pillows_remarks_do_not_reach_the_terminal(tmp_path, tiny_pipeline_dir):
+def test_100_megapixels_are_a_photo_and_pillows_remarks_do_not_reach_the_terminal(flags, tmp_path):
     photos = write_photos(tmp_path / "photos", 1)
     Image.new("L", (10_000, 10_000)).save(photos / "large.png")
-    argv = ["--pretrained_model_name_or_path", tiny_pipeline_dir, "--instance_data_dir", photos, "--dry_run"]
-    argv += ["--instance_prompt", "a cat", "--output_dir", tmp_path / "output", "--resolution", 32]
-    command = [sys.executable, "train_dreambooth_colossalai.py", *map(str, argv)]
+    command = [sys.executable, TRAIN, *as_argv(flags | dict(instance_data_dir=photos, dry_run=True))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (result.returncode, result.stderr) == (0, "") and "very large (100 megapixels)" in result.stdout
 
 
 def whole_photos() -> list[bytes]:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
-    exif, found = Image.Exif(), []
-    exif[0x0112] = 6
+    found = []
     for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "TGA", "ICO", "JPEG2000", "HEIF", "AVIF", "JXL"):
         file = io.BytesIO()
-        noise.save(file, kind, exif=exif.tobytes())
+        noise.save(file, kind, exif=turned(6).tobytes())
         found.append(file.getvalue())
     return found
 
@@ -148,10 +140,8 @@ def test_what_is_said_of_photos(tmp_path, tiny_pipeline_dir, capsys):
     photos = write_photos(tmp_path / "photos", 1)
     (photos / "again.jpg").write_bytes((photos / "photo-0.jpg").read_bytes())
     Image.open(photos / "photo-0.jpg").resize((60, 60)).save(photos / "nearly.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6
     noise = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 50, 4), np.uint8))
-    noise.convert("RGB").save(photos / "turned.jpg", exif=exif)
+    noise.convert("RGB").save(photos / "turned.jpg", exif=turned(6))
     noise.save(photos / "see-through.png")
     noise.convert("CMYK").resize((16, 16)).save(photos / "small.jpg")
     (photos / "notes.txt").write_text("no photo")
