@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.script import REQUIRED, ROOT, TRAIN, complaint, losses, rows, run_json, run_python
+from tests.helpers.script import REQUIRED, ROOT, TRAIN, as_argv, complaint, losses, rows, run_json, run_python
 from train_dreambooth_colossalai import main
 from utils.arguments import as_plain, parse_args, training_parser
 from utils.command_line import Parser, run_main
@@ -47,11 +47,10 @@ def test_keys_are_the_flags_and_values_are_theirs(tmp_path):
     assert (args.mixed_precision, args.learning_rate, args.center_crop, args.scale_lr) == ("no", 1e-6, True, False)
 
 
-@pytest.mark.parametrize("order", [0, 1])
-def test_the_command_line_wins_wherever_it_stands(tmp_path, order):
+def test_the_command_line_wins_wherever_it_stands(tmp_path):
     config = f"--config={write(tmp_path, CONFIG)}"
-    argv = [config, "--learning_rate=3"] if order == 0 else ["--learning_rate", "3", config]
-    assert parse_args(argv).learning_rate == 3 and parse_args(argv).mixed_precision == "no"
+    for argv in ([config, "--learning_rate=3"], ["--learning_rate", "3", config]):
+        assert parse_args(argv).learning_rate == 3 and parse_args(argv).mixed_precision == "no"
 
 
 def test_a_run_json_repeats_its_run(tmp_path):
@@ -121,8 +120,7 @@ def test_a_run_from_a_config_and_again_from_its_run_json(flags, tmp_path):
     ],
 )
 def test_the_nearest_flag_is_suggested(unknown, near):
-    said = complaint(unknown)
-    assert said == f"unrecognized arguments: {unknown}; did you mean {near}?"
+    assert complaint(unknown) == f"unrecognized arguments: {unknown}; did you mean {near}?"
 
 
 def test_flags_like_no_other_abbreviations_and_one_without_its_value():
@@ -175,19 +173,16 @@ def test_help_goes_to_stdout_with_exit_code_0(capsys):
         dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
     ],
 )
-def test_nothing_that_is_printed_can_fail(variables, tmp_path, tiny_pipeline_dir, photos_dir):
+def test_nothing_that_is_printed_can_fail(variables, flags, tmp_path, photos_dir):
     photos = shutil.copytree(photos_dir, tmp_path / "photos")
     photo = next(photos.iterdir())
     photo.rename(photo.with_name(os.fsdecode(b"\xff caf\xc3\xa9.png")))
     (photos / "Notizen 🐈").touch()
-    prompt = "a photo of café 猫"
-    argv = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--instance_data_dir={photos}", "--resolution=32"]
-    argv += [f"--instance_prompt={prompt}", f"--output_dir={tmp_path / 'ausgabe 猫'}"]
+    flags |= dict(instance_data_dir=photos, instance_prompt="a photo of café 猫", output_dir=tmp_path / "ausgabe 猫")
+    command, options = [sys.executable, TRAIN, *as_argv(flags), "--dry_run"], dict(capture_output=True, timeout=120)
     ends = [
-        subprocess.run(
-            [sys.executable, TRAIN, *argv, *more], capture_output=True, env=os.environ | variables, timeout=120
-        )
-        for more in (["--dry_run"], ["--dry_run", "--class_prompt=猫"])
+        subprocess.run([*command, *more], env=os.environ | variables, **options)
+        for more in ([], ["--class_prompt=猫"])
     ]
     assert [(end.returncode, b"Traceback" in end.stderr) for end in ends] == [(0, False), (2, False)], ends
     assert b"ready to train" in ends[0].stdout and b"prompt" in ends[0].stdout
@@ -228,17 +223,15 @@ class TestPaths:
         assert (concept.instance_data_dir, concept.class_data_dir) == (tmp_path / "photos", tmp_path / "class")
 
     def test_a_home_that_is_not_there_stays_a_name(self):
-        assert parse_args([*REQUIRED, "--output_dir=~nobody-of-that-name/x"]).output_dir == Path(
-            "~nobody-of-that-name/x"
-        )
+        path = "~nobody-of-that-name/x"
+        assert parse_args([*REQUIRED, f"--output_dir={path}"]).output_dir == Path(path)
 
     def test_an_empty_path_is_refused(self):
         assert complaint("--output_dir=") == "argument --output_dir: is empty: is a shell variable unset?"
 
 
 def test_windows_is_told_what_is_supported():
-    code = "import sys; sys.platform = 'win32'; import utils.arguments"
-    result = run_python(code)
+    result = run_python("import sys; sys.platform = 'win32'; import utils.arguments")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: this program runs on Linux; on Windows use WSL 2")
 
@@ -268,7 +261,7 @@ sys.stdout.write("no newline, not flushed")
 threading.Timer(0.05, may_go_on.set).start()
 leave(7)
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = run_python(code)
     assert (result.returncode, result.stdout, result.stderr) == (7, "no newline, not flushed", "")
     assert {path.name for path in tmp_path.iterdir()} == {"thread", "exit"}
 

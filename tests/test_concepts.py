@@ -29,17 +29,18 @@ def test_captions_replace_the_prompt_photo_by_photo(flags, tmp_path):
     assert record["skipped_files"] == []
 
 
+REPLACED = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
+
+
 def without_subject(flags: dict, entries: object, tmp_path: Path) -> dict:
     """The flags with --concepts_list in the place of those that it replaces."""
     path = tmp_path / "concepts.json"
     path.write_text(json.dumps(entries))
-    replaced = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
-    return {name: value for name, value in flags.items() if name not in replaced} | dict(concepts_list=path)
+    return {name: value for name, value in flags.items() if name not in REPLACED} | dict(concepts_list=path)
 
 
 def concept_entry(flags: dict) -> dict:
-    names = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
-    return {name: str(flags[name]) for name in names if name in flags}
+    return {name: str(flags[name]) for name in REPLACED if name in flags}
 
 
 def test_a_list_of_one_concept_is_the_flags(prior, tmp_path):
@@ -107,18 +108,15 @@ def test_a_malformed_list_of_concepts(tmp_path, entries, message):
     path = tmp_path / "concepts.json"
     path.write_text(json.dumps(entries))
     with pytest.raises(UserError, match=message):
-        read(path, with_prior_preservation=True)
+        read(path)
 
 
-def read(path: Path, *, with_prior_preservation: bool) -> list[Concept]:
-    flags = Concept(None, None, None, None)
-    return read_concepts(flags, path, Path("output"), with_prior_preservation=with_prior_preservation)
+def read(path: Path) -> list[Concept]:
+    return read_concepts(Concept(None, None, None, None), path, Path("output"), with_prior_preservation=True)
 
 
 def test_a_list_that_is_no_json(tmp_path):
-    path = tmp_path / "concepts.json"
-    with pytest.raises(UserError, match="--concepts_list .*cannot be read as JSON"):
-        read(path, with_prior_preservation=False)
-    path.write_text("[")
-    with pytest.raises(UserError, match="--concepts_list .*cannot be read as JSON"):
-        read(path, with_prior_preservation=False)
+    (tmp_path / "concepts.json").write_text("[")
+    for path in (tmp_path / "missing", tmp_path / "concepts.json"):
+        with pytest.raises(UserError, match="--concepts_list .*cannot be read as JSON"):
+            read(path)

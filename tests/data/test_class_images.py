@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers.photos import turned
 from tests.helpers.pipelines import write_photos, write_pipeline
 from tests.helpers.script import as_argv, losses, run
 from train_dreambooth_colossalai import main
@@ -56,8 +57,8 @@ def write_made(folder, number: int, **changes) -> None:
     )
 
 
-def plan_of(concept: Concept, settings: dict, num_class_images: int) -> ClassPlan:
-    return plan_class_images(concept.class_data_dir, concept.class_prompt, settings, num_class_images)
+def plan_of(concept: Concept, num_class_images: int) -> ClassPlan:
+    return plan_class_images(concept.class_data_dir, concept.class_prompt, SETTINGS, num_class_images)
 
 
 def numbers_used(plan) -> list[str]:
@@ -65,7 +66,7 @@ def numbers_used(plan) -> list[str]:
 
 
 def test_an_empty_folder_needs_all(concept):
-    plan = plan_of(concept, SETTINGS, 3)
+    plan = plan_of(concept, 3)
     assert (plan.num_found, plan.missing) == (0, [0, 1, 2]) and numbers_used(plan) == [file_name(n) for n in range(3)]
     assert not concept.class_data_dir.exists()
     assert "have 0, need 3, will make 3 (2 ranks, 4 at a time), will use 3" in plan.summary(2, 4)
@@ -74,10 +75,10 @@ def test_an_empty_folder_needs_all(concept):
 def test_gaps_are_filled_and_what_is_there_is_kept(concept):
     for number in (0, 2, 5):
         write_made(concept.class_data_dir, number)
-    plan = plan_of(concept, SETTINGS, 5)
+    plan = plan_of(concept, 5)
     assert (plan.num_found, plan.missing) == (3, [1, 3])
     assert numbers_used(plan) == [file_name(n) for n in (0, 1, 2, 3, 5)]
-    fewer = plan_of(concept, SETTINGS, 2)
+    fewer = plan_of(concept, 2)
     assert fewer.missing == [] and numbers_used(fewer) == [file_name(0), file_name(2)]
 
 
@@ -91,30 +92,26 @@ def test_images_of_another_prompt_or_model_are_refused(concept, name, value):
     write_made(concept.class_data_dir, 1, **{name: value})
     said = f"made with another {name.replace('_', ' ')}, {value!r}, not {SETTINGS[name]!r}"
     with pytest.raises(UserError, match=said):
-        plan_of(concept, SETTINGS, 1)
+        plan_of(concept, 1)
 
 
 def test_every_setting_that_is_compared_is_tested(tiny_pipeline_dir):
     assert OTHER.keys() == generation_settings(read_base(tiny_pipeline_dir), "abc", "a cat").keys()
 
 
-def test_enough_images_of_the_users_own_are_used_and_said_to_be(concept):
+def test_images_of_the_users_own_are_used_if_they_are_enough_and_not_filled_up(concept):
     write_photos(concept.class_data_dir, 3)
-    plan = plan_of(concept, SETTINGS, 2)
+    plan = plan_of(concept, 2)
     assert plan.missing == [] and numbers_used(plan) == ["photo-0.jpg", "photo-1.jpg"]
     assert "have 3, need 2, will make 0, will use 2\nthis program did not make" in plan.summary(1, 4)
-
-
-def test_too_few_images_of_the_users_own_are_not_filled_up(concept):
-    write_photos(concept.class_data_dir, 3)
     with pytest.raises(UserError, match="holds 3 images that this program did not make.*--num_class_images 3"):
-        plan_of(concept, SETTINGS, 4)
+        plan_of(concept, 4)
 
 
 def test_the_users_images_beside_ours_are_left_out_and_said_to_be(concept):
     write_made(concept.class_data_dir, 0)
     write_photos(concept.class_data_dir, 3)
-    plan = plan_of(concept, SETTINGS, 2)
+    plan = plan_of(concept, 2)
     assert numbers_used(plan) == [file_name(0), file_name(1)] and plan.missing == [1]
     assert "left out: 3 images" in plan.summary(1, 4)
 
@@ -164,15 +161,15 @@ def test_an_image_cut_short_is_made_again(concept):
         write_made(concept.class_data_dir, number)
     path = concept.class_data_dir / file_name(1)
     path.write_bytes(path.read_bytes()[:-20])
-    assert plan_of(concept, SETTINGS, 2).missing == [1]
+    assert plan_of(concept, 2).missing == [1]
     write_made(concept.class_data_dir, 1)
-    assert plan_of(concept, SETTINGS, 2).missing == []
+    assert plan_of(concept, 2).missing == []
 
 
 def test_a_copy_under_another_name_does_not_count_twice(concept):
     write_made(concept.class_data_dir, 0)
     (concept.class_data_dir / file_name(1)).write_bytes((concept.class_data_dir / file_name(0)).read_bytes())
-    assert plan_of(concept, SETTINGS, 2).missing == [1]
+    assert plan_of(concept, 2).missing == [1]
 
 
 @pytest.mark.parametrize("number_of_bytes", [0, 100])
@@ -189,15 +186,14 @@ def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_byt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_model_hash_is_of_the_weights_not_of_the_place(tmp_path, tiny_pipeline_dir):
+def test_the_model_hash_is_of_the_weights_not_of_the_place(tmp_path, tiny_pipeline_dir, base):
     def hash_of(folder) -> str:
         return model_hash(hash_files(check_base_model(folder))["sha256"])
 
-    copy = shutil.copytree(tiny_pipeline_dir, tmp_path / "copy")
-    assert hash_of(copy) == hash_of(tiny_pipeline_dir)
-    (copy / "vae/.hidden").write_text("x")
-    assert hash_of(copy) == hash_of(tiny_pipeline_dir)
-    assert hash_of(write_pipeline(tmp_path / "other", seed=1)) != hash_of(copy)
+    assert hash_of(base) == hash_of(tiny_pipeline_dir)
+    (base / "vae/.hidden").write_text("x")
+    assert hash_of(base) == hash_of(tiny_pipeline_dir)
+    assert hash_of(write_pipeline(tmp_path / "other", seed=1)) != hash_of(base)
 
 
 def test_seeds_differ_by_number_attempt_and_run():
@@ -227,19 +223,19 @@ def stub_draw(monkeypatch, spoiled: set[int], value: float) -> list[int]:
 @pytest.mark.parametrize("value", [0.0, float("nan"), 0.5])
 def test_a_blank_image_is_made_again_with_another_seed(concept, monkeypatch, value):
     asked = stub_draw(monkeypatch, {image_seed(5, 1, 0), image_seed(5, 1, 1)}, value)
-    plan = plan_of(concept, SETTINGS, 3)
+    plan = plan_of(concept, 3)
     plan.folder.mkdir()
     make_batch(None, plan, plan.missing, seed=5)
     first = [image_seed(5, number, 0) for number in range(3)]
     assert asked == [*first, image_seed(5, 1, 1), image_seed(5, 1, 2)]
-    assert plan_of(concept, SETTINGS, 3).missing == []
+    assert plan_of(concept, 3).missing == []
     assert class_images.read_metadata(plan.folder / file_name(1))["seed"] == image_seed(5, 1, 2)
     assert not list(plan.folder.glob(".*"))
 
 
 def test_an_image_that_stays_blank_ends_the_run(concept, monkeypatch):
     stub_draw(monkeypatch, {image_seed(0, 1, attempt) for attempt in range(9)}, 0.0)
-    plan = plan_of(concept, SETTINGS, 2)
+    plan = plan_of(concept, 2)
     plan.folder.mkdir()
     with pytest.raises(UserError, match="4 times in a row; try --prior_generation_precision fp32"):
         make_batch(None, plan, plan.missing, seed=0)
@@ -251,11 +247,8 @@ class TestClassDataset:
     @pytest.fixture
     def plan(self, concept):
         folder = write_photos(concept.class_data_dir, 3, size=(48, 32))
-        image = Image.open(folder / "photo-2.jpg")
-        exif = image.getexif()
-        exif[0x0112] = 6  # to be turned by 90 degrees
-        image.save(folder / "photo-2.jpg", exif=exif)
-        return plan_of(concept, SETTINGS, 3)
+        Image.open(folder / "photo-2.jpg").save(folder / "photo-2.jpg", exif=turned(6))
+        return plan_of(concept, 3)
 
     @pytest.mark.parametrize("center_crop", [False, True])
     def test_the_same_crops_as_of_photos(self, plan, center_crop):

@@ -13,7 +13,7 @@ from utils.runtime.libraries import DEPRECATIONS, quiet_imports, quiet_libraries
 import pytest
 import torch
 
-from tests.helpers.script import ROOT, run_python
+from tests.helpers.script import ROOT, TRAIN, as_argv, run_python
 from utils.command_line import run_main
 from utils.runtime import libraries
 
@@ -91,18 +91,11 @@ def broken_packages(tmp_path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(tmp_path / "broken"), "OMP_NUM_THREADS": "1"}
 
 
-def test_training_goes_on_without_them(broken_packages, tmp_path, tiny_pipeline_dir, photos_dir):
-    argv = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--instance_data_dir={photos_dir}"]
-    argv += [
-        f"--output_dir={tmp_path / 'output'}",
-        "--instance_prompt=a cat",
-        "--resolution=32",
-        "--max_train_steps=1",
-    ]
-    command = [sys.executable, "train_dreambooth_colossalai.py", *argv]
+def test_training_goes_on_without_them(broken_packages, flags, output):
+    command = [sys.executable, TRAIN, *as_argv(flags | dict(max_train_steps=1))]
     result = subprocess.run(command, cwd=ROOT, env=broken_packages, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "output/model_index.json").is_file()
+    assert (output / "model_index.json").is_file()
     assert not set(BROKEN) & set(result.stderr.split()) and "Traceback" not in result.stderr
 
 

@@ -68,13 +68,23 @@ def equal(one, other) -> bool:
     return all(torch.equal(*pair) for pair in zip(state_of(one), state_of(other), strict=True))
 
 
-@pytest.mark.parametrize("changes", [dict(offload_optimizer="all"), dict(low_memory=True)], ids=str)
-def test_what_changes_no_bit_may_change_on_resume(flags, tmp_path, changes):
-    run(flags, max_train_steps=6, mixed_precision="fp16", output_dir=tmp_path / "whole")
-    run(flags, max_train_steps=4, mixed_precision="fp16", checkpointing_steps=2)
-    assert main(as_argv(flags | LATEST | dict(max_train_steps=6, mixed_precision="fp16") | changes)) == 0
-    assert bits(tmp_path / "output") == bits(tmp_path / "whole")
-    assert without_times(tmp_path / "output") == without_times(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        (dict(mixed_precision="fp16"), dict(offload_optimizer="all")),
+        (dict(mixed_precision="fp16"), dict(low_memory=True)),
+        (dict(use_8bit_adam=True), {}),
+        (dict(use_8bit_adam=True, mixed_precision="fp16"), {}),
+    ],
+    ids=str,
+)
+def test_a_run_resumes_to_the_same_bits(flags, output, tmp_path, options, changes):
+    """`changes`: what changes no bit may change on resume."""
+    run(flags, max_train_steps=6, output_dir=tmp_path / "whole", **options)
+    run(flags, max_train_steps=4, checkpointing_steps=2, **options)
+    assert main(as_argv(flags | LATEST | options | changes | dict(max_train_steps=6))) == 0
+    assert bits(output) == bits(tmp_path / "whole")
+    assert without_times(output) == without_times(tmp_path / "whole")
 
 
 def check_snapshot(tmp_path, monkeypatch, free: float, offload: str, device: str, eight_bit: bool) -> None:

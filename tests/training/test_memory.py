@@ -8,7 +8,7 @@ import torch
 
 from bench.memory import main as measure
 from bench.memory import smallest_card
-from tests.helpers.script import ROOT, as_argv
+from tests.helpers.script import REQUIRED, ROOT, as_argv
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.command_line import run_main
@@ -26,7 +26,6 @@ from utils.training.memory import (
 )
 
 SD = 859_520_964
-REQUIRED = ["--pretrained_model_name_or_path=base", "--instance_data_dir=photos", "--instance_prompt=a photo"]
 
 
 def make_needs(*given: str) -> MemoryNeeds:
