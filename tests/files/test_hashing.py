@@ -23,9 +23,12 @@ def test_a_file_with_two_names_is_read_once(tmp_path, monkeypatch):
     assert len(calls) == 3
 
 
-def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(OSError, match="gone"):
+def test_a_file_that_cannot_be_read_is_an_error_where_its_digest_is_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"):
         hashing.sha256_of_all([tmp_path / "gone"])
+    in_background = hashing.in_background(hashing.sha256_of, tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match="gone"):
+        in_background.result(5)
 
 
 def test_a_resume_reads_each_file_of_the_base_once(flags, base, monkeypatch):
@@ -36,8 +39,3 @@ def test_a_resume_reads_each_file_of_the_base_once(flags, base, monkeypatch):
     assert main(as_argv(flags | LATEST)) == 0
     hashed = [path for path in hashed if base in path.parents]
     assert base / UNET_FILE in hashed and len(hashed) == len(set(hashed)) > 8
-
-
-def test_what_fails_in_the_background_fails_where_it_is_asked_for(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        hashing.in_background(hashing.sha256_of, tmp_path / "gone").result(5)

@@ -25,13 +25,13 @@ def relative_error(result, expected):
 
 
 def split(
-    master: torch.Tensor, dtype: torch.dtype | None, number: int = 0
+    master: torch.Tensor, dtype: torch.dtype | None, number: int = 0, first: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weights in `dtype` and remainders of the master [N]; without a dtype a copy of it, and None."""
     if dtype is None:
         return master.clone(), None
     weight, remainder = torch.empty_like(master, dtype=dtype), torch.empty_like(master, dtype=torch.int16)
-    split_(weight, remainder, master, number)
+    split_(weight, remainder, master, number, first)
     return weight, remainder
 
 

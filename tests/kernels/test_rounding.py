@@ -3,17 +3,12 @@
 import pytest
 import torch
 
-from utils.kernels.rounding import GRID, join, random_bits, split_
-
-
-def halves(master: torch.Tensor, number: int, dtype: torch.dtype, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    weight, remainder = torch.empty_like(master, dtype=dtype), torch.empty_like(master, dtype=torch.int16)
-    split_(weight, remainder, master, number, first)
-    return weight, remainder
+from tests.helpers.kernels import split
+from utils.kernels.rounding import GRID, join, random_bits
 
 
 def rounded(master: torch.Tensor, number: int, dtype: torch.dtype = torch.bfloat16, first: int = 0) -> torch.Tensor:
-    return halves(master, number, dtype, first)[0]
+    return split(master, dtype, number, first)[0]
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +35,19 @@ def of_all_sizes() -> torch.Tensor:
 
 @pytest.mark.parametrize(("dtype", "number"), [(torch.float16, 3), (torch.bfloat16, 3), (torch.bfloat16, 4)])
 def test_the_two_halves_are_the_master(of_all_sizes, dtype, number):
-    weight, remainder = halves(of_all_sizes, number, dtype, first=77)
+    weight, remainder = split(of_all_sizes, dtype, number, first=77)
     joined = join(weight, remainder, number, first=77)
     exact = (
         torch.ones_like(of_all_sizes, dtype=torch.bool) if dtype == torch.bfloat16 else of_all_sizes.abs() >= 2**-16
     )
     assert torch.equal(joined[exact], of_all_sizes[exact])
     assert (joined.double() - of_all_sizes.double()).abs().max() <= GRID / 2
-    again = halves(joined, number, dtype, first=77)
+    again = split(joined, dtype, number, first=77)
     assert torch.equal(again[0].view(torch.int16), weight.view(torch.int16)) and torch.equal(again[1], remainder)
 
 
 def test_masters_too_small_for_their_remainder_are_rounded_to_whole_steps(of_all_sizes):
-    joined = join(*halves(of_all_sizes, 1, torch.float16), 1)
+    joined = join(*split(of_all_sizes, torch.float16, 1), 1)
     steps = joined.double() * 2.0**39
     assert torch.equal(steps, steps.round())
     assert (joined != of_all_sizes).float().mean() > 0.2  # the fixture has such

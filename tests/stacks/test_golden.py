@@ -52,9 +52,3 @@ def test_projections_tell_how_far_apart_two_changes_are():
     )
     assert expected["mid_block"]["norm"] == pytest.approx(48, rel=0.05)
     assert 0.05 < apart["change"] < 0.2
-
-
-def test_blocks():
-    assert golden.block_of("down_blocks.0.resnets.1.conv1.weight") == "down_blocks.0"
-    assert golden.block_of("mid_block.attentions.0.proj_in.bias") == "mid_block"
-    assert golden.block_of("conv_in.weight") == "conv_in"
