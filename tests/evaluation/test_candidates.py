@@ -86,6 +86,8 @@ def test_the_choice_is_in_metrics_json_and_on_the_terminal(trained, tmp_path, ca
     assert {model["scheduler"] for model in samples["candidates"]["models"].values()} == {QUICK}
     chosen = next(entry for entry in found["entries"] if entry["name"] == found["chosen"])
     assert (chosen["command"] or f"It is what {trained} holds.") in said
+    section = (result / "report.html").read_text().partition('id="candidates"')[2].partition('id="images"')[0]
+    assert found["sentence"] in section and section.count("utils.export") == 4  # all but the result
 
     before = {path: path.stat().st_mtime_ns for path in result.rglob("*.png") if path.name != "comparison.png"}
     assert run(trained, result, "--choose", *clip) == 0
