@@ -41,7 +41,11 @@ def main(argv: list[str] | None = None) -> None:
     """Checks folders and the target, then writes it."""
     args = build_parser().parse_args(argv)
     model = check_base_model(args.folder, "PIPELINE_DIR")
-    tuned = checkpoint_folder(args.folder, args.checkpoint) if args.checkpoint else args.folder
+    name, tuned = args.checkpoint, args.folder
+    if name:
+        tuned /= f"checkpoint-{name}" if name.isdecimal() else name
+        if read_checkpoint(tuned) is None:
+            raise UserError(f"--checkpoint {name}: {args.folder} holds no whole {tuned.name}")
     is_file = args.lora_rank or args.target.suffix in SINGLE_FILES
     if is_file:
         check_export_file(args.target)
@@ -61,14 +65,6 @@ def main(argv: list[str] | None = None) -> None:
         said = "read by DiffusionPipeline.from_pretrained and evaluate.py"
     what = f"{args.target.stat().st_size / 1e6:.1f} MB" if is_file else "a pipeline folder"
     print(f"{args.target}: {what}, {said}")
-
-
-def checkpoint_folder(folder: Path, name: str) -> Path:
-    """Of checkpoint-N or N. Raises UserError if it is not there whole."""
-    path = folder / (f"checkpoint-{name}" if name.isdecimal() else name)
-    if read_checkpoint(path) is None:
-        raise UserError(f"--checkpoint {name}: {folder} holds no whole {path.name}")
-    return path
 
 
 def find_base(args: argparse.Namespace, tuned: Path) -> Path:

@@ -48,16 +48,6 @@ def sync(path: Path) -> None:
         note_once(path.parent, "sync folders" if is_folder else "sync files", error, consequence)
 
 
-def set_mode(path: Path, mode: int) -> None:
-    """The file's permissions; a note if the file system has none."""
-    if path.stat().st_mode == mode:
-        return
-    try:
-        path.chmod(mode)
-    except OSError as error:
-        note_once(path.parent, "set permissions", error, "they stay as they are")
-
-
 def move(source: Path, target: Path) -> None:
     """Renames a file or a folder, over a file that is there; copies it if the file system cannot rename it so."""
     try:
@@ -113,7 +103,11 @@ def replace_path(path: Path, write: Callable[[Path], object], *, is_shared: bool
         part.touch()
         mode = part.stat().st_mode
         write(part)
-        set_mode(part, mode)  # a library may have made the file anew, for its owner alone
+        if part.stat().st_mode != mode:  # a library may have made the file anew, for its owner alone
+            try:
+                part.chmod(mode)
+            except OSError as error:
+                note_once(path.parent, "set permissions", error, "they stay as they are")
         sync(part)
         move(part, path)
     finally:

@@ -51,7 +51,7 @@ def check_base_model(folder: Path, flag: str = "--pretrained_model_name_or_path"
 
     Raises UserError naming the missing or unfit file.
     """
-    _check_classes(folder / MODEL_INDEX, _read_index(folder, flag))
+    _check_index(folder, flag)
     base = read_base(folder)
     tokenizer = folder / "tokenizer"
     for name in ["tokenizer.json"] if (tokenizer / "tokenizer.json").is_file() else ["vocab.json", "merges.txt"]:
@@ -94,19 +94,33 @@ def check_same_unet(base: Path, tuned: Path) -> None:
         )
 
 
-def _read_index(folder: Path, flag: str) -> dict:
-    """model_index.json, whose classes are all of libraries that we know. Raises UserError otherwise."""
+def _check_index(folder: Path, flag: str) -> None:
+    """model_index.json names v1's classes, all of libraries that we know. Raises UserError otherwise."""
     check_is_folder(folder, flag, "name a pipeline folder")
-    if not (folder / MODEL_INDEX).is_file():
+    path = folder / MODEL_INDEX
+    if not path.is_file():
         raise UserError(f"{flag} {folder} has no {MODEL_INDEX}: {_what_it_looks_like(folder)}")
-    index = read_json(folder / MODEL_INDEX)
+    index = read_json(path)
     for part, entry in index.items():
         if isinstance(entry, list) and (len(entry) != 2 or entry[0] not in LIBRARIES):
             raise UserError(
-                f"{folder / MODEL_INDEX}: {part} is {entry!r}, which is not a class of diffusers or transformers; "
+                f"{path}: {part} is {entry!r}, which is not a class of diffusers or transformers; "
                 f"nothing is ever imported from a model's folder"
             )
-    return index
+    class_name = index.get("_class_name") or PIPELINE_CLASSES[0]
+    if class_name not in PIPELINE_CLASSES:
+        raise UserError(
+            f"{path}: this is a {class_name}, but this program is for Stable Diffusion v1 pipelines: "
+            f"{' and '.join(PIPELINE_CLASSES)}"
+        )
+    for part, expected in PART_CLASSES.items():
+        entry = index.get(part)
+        found = entry[1] if isinstance(entry, list) else entry
+        if found != expected:
+            raise UserError(
+                f"{path}: {part} is {found!r}, but this program trains Stable Diffusion v1 pipelines, whose {part} is "
+                f"{expected}"
+            )
 
 
 def check_is_folder(folder: Path, flag: str, advice: str) -> None:
@@ -149,23 +163,6 @@ def _what_it_looks_like(folder: Path) -> str:
     if "unet" in names:
         return "it looks like a pipeline copied in part: copy model_index.json and the rest too"
     return "it is no pipeline folder: name one that holds model_index.json, unet/, vae/, text_encoder/ and so on"
-
-
-def _check_classes(path: Path, index: dict) -> None:
-    class_name = index.get("_class_name") or PIPELINE_CLASSES[0]
-    if class_name not in PIPELINE_CLASSES:
-        raise UserError(
-            f"{path}: this is a {class_name}, but this program is for Stable Diffusion v1 pipelines: "
-            f"{' and '.join(PIPELINE_CLASSES)}"
-        )
-    for part, expected in PART_CLASSES.items():
-        entry = index.get(part)
-        found = entry[1] if isinstance(entry, list) else entry
-        if found != expected:
-            raise UserError(
-                f"{path}: {part} is {found!r}, but this program trains Stable Diffusion v1 pipelines, whose {part} is "
-                f"{expected}"
-            )
 
 
 def check_config(path: Path, part: str, config: dict) -> None:

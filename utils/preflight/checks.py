@@ -82,7 +82,9 @@ def check_output(found: Found) -> None:
             raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
-    if output.is_dir() and not is_own_output(output) and (foreign := _foreign(output)):
+    names = sorted(path.name for path in output.iterdir()) if output.is_dir() and not is_own_output(output) else []
+    own = (LOCK_FILE, HOLDER_FILE)
+    if foreign := [name for name in names if name not in own and not is_left_by_system(name)]:
         shown = ", ".join(map(repr, foreign[:3])) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
         raise UserError(
             f"--output_dir {output} holds files that this program did not write ({shown}); name an empty or a new "
@@ -106,12 +108,6 @@ def _check_export_place(output: Path, file: Path) -> None:
     inside = next((path.name for path in file.resolve().parents if is_same_place(path.parent, place)), "")
     if is_reserved(inside):
         raise UserError(f"--export_single_file {file} lies among the run's own files; name another folder")
-
-
-def _foreign(folder: Path) -> list[str]:
-    """Names of what someone has put into a folder; what systems leave in every folder is not among them."""
-    names = sorted(path.name for path in folder.iterdir())
-    return [name for name in names if name not in (LOCK_FILE, HOLDER_FILE) and not is_left_by_system(name)]
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (
