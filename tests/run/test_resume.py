@@ -104,22 +104,21 @@ def test_killed_at_twenty_moments(flags, tmp_path, kind):
     kill_and_resume(flags, tmp_path, kind, 20)
 
 
-def test_a_finished_run_goes_on_with_more_steps(flags, tmp_path, capsys):
+def test_a_finished_run_goes_on_with_more_steps(flags, output, tmp_path, capsys):
     run(flags, max_train_steps=6, output_dir=tmp_path / "whole")
     run(flags, max_train_steps=4, checkpointing_steps=2)
-    (tmp_path / "output/checkpoint-2/notes.txt").write_text("mine")
-    with (tmp_path / "output/metrics.jsonl").open("a") as file:
+    (output / "checkpoint-2/notes.txt").write_text("mine")
+    with (output / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 1.0, "skipped": false}\n{"step": 6, "lo')
     assert "\n4 steps in " in capsys.readouterr().out
     assert main(as_argv(flags | LATEST | dict(max_train_steps=6))) == 0
     assert "\n6 steps, 2 of them now, in " in capsys.readouterr().out
-    assert [run_json(tmp_path / name)["result"]["num_steps_now"] for name in ("whole", "output")] == [6, 2]
-    assert bits(tmp_path / "output") == bits(tmp_path / "whole")
-    assert without_times(tmp_path / "output") == without_times(tmp_path / "whole")
-    assert (
-        run_json(tmp_path / "output")["result"]["final_loss"] == run_json(tmp_path / "whole")["result"]["final_loss"]
-    )
-    assert run_json(tmp_path / "output")["resumed_from"].endswith("checkpoint-4")
+    whole, resumed = (run_json(folder)["result"] for folder in (tmp_path / "whole", output))
+    assert (whole["num_steps_now"], resumed["num_steps_now"]) == (6, 2)
+    assert bits(output) == bits(tmp_path / "whole")
+    assert without_times(output) == without_times(tmp_path / "whole")
+    assert resumed["final_loss"] == whole["final_loss"]
+    assert run_json(output)["resumed_from"].endswith("checkpoint-4")
     with pytest.raises(UserError, match="checkpoint-4 is beyond --max_train_steps 3"):
         main(as_argv(flags | LATEST | dict(max_train_steps=3)))
 

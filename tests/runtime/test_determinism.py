@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.kernels import GPU_MARKS
 from tests.helpers.script import EMBEDDED, ROOT, as_argv, bits, without_times
 from utils.errors import RunFailed
 from utils.runtime.determinism import CUBLAS_VARIABLE, deterministic_kernels
-
-on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +86,7 @@ RUNS = dict(
     ),
 )
 DEVICES = [
-    pytest.param("cuda", dict(mixed_precision="fp16"), marks=on_gpu, id="cuda"),
+    pytest.param("cuda", dict(mixed_precision="fp16"), marks=GPU_MARKS, id="cuda"),
     pytest.param("cpu", dict(mixed_precision="no"), marks=pytest.mark.slow, id="cpu"),
 ]
 
