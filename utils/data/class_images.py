@@ -104,7 +104,20 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
                     f"not {value!r}; name another folder, or empty this one"
                 )
         found.add(metadata["number"])
-    return _choose(folder, prompt, settings, num_class_images, found, foreign)
+    if foreign and not found:
+        if len(foreign) < num_class_images:
+            raise UserError(
+                f"--class_data_dir {folder} holds {len(foreign)} images that this program did not make, and "
+                f"--num_class_images asks for {num_class_images}; made ones are not mixed with others: give "
+                f"--num_class_images {len(foreign)} to train on those, or name an empty folder"
+            )
+        note = f"this program did not make the images in {folder}: they are taken as {prompt!r}"
+        return ClassPlan(folder, prompt, settings, len(foreign), [], foreign[:num_class_images], [note])
+    absent = (number for number in itertools.count() if number not in found)
+    missing = list(itertools.islice(absent, max(0, num_class_images - len(found))))
+    used = [folder / file_name(number) for number in sorted([*found, *missing])[:num_class_images]]
+    notes = [f"left out: {len(foreign)} images in {folder} that this program did not make"] if foreign else []
+    return ClassPlan(folder, prompt, settings, len(found), missing, used, notes)
 
 
 def plan_classes(
@@ -128,9 +141,15 @@ def check_class_images(folder: Path, prompt: str, base: BaseModel, num_class_ima
     settings = generation_settings(base, "", prompt)
     del settings["model"]
     plan = plan_class_images(folder, prompt, settings, num_class_images)
-    for path in plan.used:
-        if path.is_file():
-            _check_whole(path)
+    for path in filter(Path.is_file, plan.used):
+        if read_metadata(path) is None:
+            decode(path)
+            continue
+        try:  # one of this program's is known to be whole by its checksums
+            with Image.open(path) as image:
+                image.verify()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({first_line(error)}); delete it: it will be made again") from None
     needed = len(plan.missing) * settings["height"] * settings["width"] * 3  # at most: PNGs are compressed
     place = nearest_existing(folder)
     if plan.missing and not is_writable(place):
@@ -142,35 +161,6 @@ def check_class_images(folder: Path, prompt: str, base: BaseModel, num_class_ima
         )
     found = f"have {plan.num_found}, will make {len(plan.missing)}, will use {len(plan.used)}"
     return "; ".join([f"{prompt!r} in {folder}: {found}", *plan.notes]), "note" if plan.notes else "ok"
-
-
-def _check_whole(path: Path) -> None:
-    """Raises UserError if a class image is damaged; one of this program's is known to be whole by its checksums."""
-    if read_metadata(path) is None:
-        decode(path)
-        return
-    try:
-        with Image.open(path) as image:
-            image.verify()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); delete it: it will be made again") from None
-
-
-def _choose(folder: Path, prompt: str, settings: dict, need: int, found: set[int], foreign: list[Path]) -> ClassPlan:
-    if foreign and not found:
-        if len(foreign) < need:
-            raise UserError(
-                f"--class_data_dir {folder} holds {len(foreign)} images that this program did not make, and "
-                f"--num_class_images asks for {need}; made ones are not mixed with others: give "
-                f"--num_class_images {len(foreign)} to train on those, or name an empty folder"
-            )
-        note = f"this program did not make the images in {folder}: they are taken as {prompt!r}"
-        return ClassPlan(folder, prompt, settings, len(foreign), [], foreign[:need], [note])
-    absent = (number for number in itertools.count() if number not in found)
-    missing = list(itertools.islice(absent, max(0, need - len(found))))
-    used = [folder / file_name(number) for number in sorted([*found, *missing])[:need]]
-    notes = [f"left out: {len(foreign)} images in {folder} that this program did not make"] if foreign else []
-    return ClassPlan(folder, prompt, settings, len(found), missing, used, notes)
 
 
 def read_metadata(path: Path) -> dict | None:

@@ -43,7 +43,10 @@ def compile_ahead(function: Callable[[], object]) -> str | None:
 def _compile_only() -> Iterator[None]:
     """Triton's own mode for compiling in threads, switched on for launches of the autograd threads too."""
     run = JITFunction.run
-    with _threads_of_this_device() as executor, AsyncCompileMode(executor) as mode:
+    options: dict[str, Any] = {}
+    if torch.cuda.is_available():  # the current GPU is the threads' too
+        options = dict(initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),))
+    with ThreadPoolExecutor(os.cpu_count(), **options) as executor, AsyncCompileMode(executor) as mode:
         submit = mode.submit
 
         def submit_ready(key: str, compile_kernel: Callable[[], Any], finalize: Callable) -> Any:
@@ -75,11 +78,3 @@ def _make_ready(compile_kernel: Callable[[], Any]) -> Any:
     with contextlib.suppress(Exception):  # it fails again, with its message, when the kernel is launched
         _ = kernel.run
     return kernel
-
-
-def _threads_of_this_device() -> ThreadPoolExecutor:
-    """As many threads as cores, in which the current GPU is the current one."""
-    if not torch.cuda.is_available():
-        return ThreadPoolExecutor(os.cpu_count())
-    current = torch.cuda.current_device()
-    return ThreadPoolExecutor(os.cpu_count(), initializer=torch.cuda.set_device, initargs=(current,))

@@ -6,7 +6,6 @@ What needs neither a photo nor a plan comes first, and imports nothing that take
 import os
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import EXIT_USER_ERROR, UserError
@@ -99,15 +98,12 @@ def check_output(found: Found) -> None:
         check_not_in_use(output)
     if export_single_file:
         check_export_file(export_single_file)
-        _check_export_place(output, export_single_file)
-
-
-def _check_export_place(output: Path, file: Path) -> None:
-    """The single file may lie in the output folder, but in no folder that a run fills or replaces there."""
-    place = output.resolve()
-    inside = next((path.name for path in file.resolve().parents if is_same_place(path.parent, place)), "")
-    if is_reserved(inside):
-        raise UserError(f"--export_single_file {file} lies among the run's own files; name another folder")
+        # It may lie in the output folder, but in no folder that a run fills or replaces there.
+        place, folders = output.resolve(), export_single_file.resolve().parents
+        if is_reserved(next((folder.name for folder in folders if is_same_place(folder.parent, place)), "")):
+            raise UserError(
+                f"--export_single_file {export_single_file} lies among the run's own files; name another folder"
+            )
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (
