@@ -79,15 +79,11 @@ def _alone_in(output_dir: Path, seconds: float) -> Iterator[OSError | None]:
         try:
             problem = held.enter_context(locked(output_dir / LOCK_FILE, seconds))
         except Timeout:
+            holder = ""
+            with contextlib.suppress(OSError):
+                holder = (output_dir / HOLDER_FILE).read_text(errors="replace").strip()
             raise UserError(
-                f"--output_dir {output_dir} is in use by another run ({_holder(output_dir)}): wait for it, end it, or "
-                f"give this one a folder of its own"
+                f"--output_dir {output_dir} is in use by another run ({holder or 'which has just started'}): wait for "
+                f"it, end it, or give this one a folder of its own"
             ) from None
         yield problem
-
-
-def _holder(output_dir: Path) -> str:
-    try:
-        return (output_dir / HOLDER_FILE).read_text(errors="replace").strip() or "which has just started"
-    except OSError:
-        return "which has just started"

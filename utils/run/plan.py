@@ -81,7 +81,6 @@ def make_plan(
         needs=memory_needs(args, num_parameters=num_parameters, num_ranks=num_ranks),
         seed=args.seed,
         deterministic=args.deterministic,
-        class_images=_class_images(args),
         loss={name: getattr(args, name) for name in LOSS} | dict(prior_loss_weight=prior_loss_weight),
         uses_cuda_graph=not args.no_cuda_graph,
         **_inputs(args, samples_per_step, num_ranks),
@@ -113,13 +112,7 @@ def _inputs(args: Namespace, samples_per_step: int, num_ranks: int) -> dict[str,
         num_images=args.num_validation_images,
         seed=args.seed,
     )
-    return dict(encoding=encoding, sampling=sampling, validation=validation)
-
-
-def _class_images(args: Namespace) -> Keywords | None:
-    if not args.with_prior_preservation:
-        return None
-    return dict(
+    class_images = dict(
         num_class_images=args.num_class_images,
         sample_batch_size=args.sample_batch_size,
         precision=args.prior_generation_precision,
@@ -128,6 +121,8 @@ def _class_images(args: Namespace) -> Keywords | None:
         seed=args.seed,
         uses_cuda_graph=not args.no_cuda_graph,
     )
+    drawn = class_images if args.with_prior_preservation else None
+    return dict(class_images=drawn, encoding=encoding, sampling=sampling, validation=validation)
 
 
 def _updates(args: Namespace, samples_per_step: int) -> dict[str, Any]:
