@@ -160,8 +160,17 @@ class InstanceDataset(Crops):
         self.alpha_mask = alpha_mask
         self.photos = [self._read(path, captions.get(path, prompt)) for path in paths]
         self.sizes = [photo.pixels.shape[1:] for photo in self.photos]
-        if alpha_mask:
-            self._check_opacity()
+        advice = "give it one, remove the photo, or leave out --alpha_mask"
+        for number, photo in enumerate(self.photos if alpha_mask else ()):
+            if photo.opacity is None:
+                continue
+            if not photo.opacity.any():
+                raise UserError(f"{photo.path} is transparent everywhere: nothing of it would be learned; {advice}")
+            if self.has_one_crop(number) and not self._crop(photo.opacity, *self.crop_origin(number, (0, 0))).any():
+                raise UserError(
+                    f"{photo.path} is transparent in all of its middle, which --center_crop uses: nothing of it would "
+                    f"be learned; {advice}"
+                )
 
     def _read(self, path: Path, prompt: str) -> Photo:
         decoded = read_photo(path)
@@ -177,19 +186,6 @@ class InstanceDataset(Crops):
             bars={} if decoded.alpha else find_bars(decoded.image),
             opacity=np.array(resize_shorter_side(decoded.alpha, self.resolution)) if decoded.alpha else None,
         )
-
-    def _check_opacity(self) -> None:
-        advice = "give it one, remove the photo, or leave out --alpha_mask"
-        for number, photo in enumerate(self.photos):
-            if photo.opacity is None:
-                continue
-            if not photo.opacity.any():
-                raise UserError(f"{photo.path} is transparent everywhere: nothing of it would be learned; {advice}")
-            if self.has_one_crop(number) and not self._crop(photo.opacity, *self.crop_origin(number, (0, 0))).any():
-                raise UserError(
-                    f"{photo.path} is transparent in all of its middle, which --center_crop uses: nothing of it would "
-                    f"be learned; {advice}"
-                )
 
     def extend(self, other: "InstanceDataset") -> None:
         """Adds another subject's photos, of the same resolution and crop, after this one's."""

@@ -130,7 +130,14 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     if wanted == "latest" or (environment.num_restarts() and own):
         checkpoint = own[-1] if own else None
     elif wanted is not None:
-        checkpoint = _named(output_dir, wanted)
+        path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else expand_home(wanted)
+        checkpoint = read_checkpoint(path)
+        if checkpoint is None:
+            found = ", ".join(found.path.name for found in list_checkpoints(output_dir)) or "none"
+            raise UserError(
+                f"--resume_from_checkpoint {wanted}: {path} is not a whole checkpoint of this program; "
+                f"in {output_dir} there are: {found}"
+            )
     else:
         checkpoint = None
         if own and run.get("status") != "complete" and not may_start_over:
@@ -141,18 +148,6 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     if checkpoint is not None:
         safetensors_header(checkpoint.path / UNET_FILE)
         safetensors_header(checkpoint.path / TENSORS_FILE)
-    return checkpoint
-
-
-def _named(output_dir: Path, wanted: str) -> Checkpoint:
-    path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else expand_home(wanted)
-    checkpoint = read_checkpoint(path)
-    if checkpoint is None:
-        found = ", ".join(found.path.name for found in list_checkpoints(output_dir)) or "none"
-        raise UserError(
-            f"--resume_from_checkpoint {wanted}: {path} is not a whole checkpoint of this program; "
-            f"in {output_dir} there are: {found}"
-        )
     return checkpoint
 
 
