@@ -32,30 +32,12 @@ EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of ev
 
 # What systems, file managers and notebooks leave in a folder by themselves, in lower case.
 LEFT_BY_SYSTEMS = (
-    ".ds_store",
-    ".apdisk",
-    ".directory",
-    ".fseventsd",
-    ".fuse_hidden*",
-    ".gitkeep",
-    ".ipynb_checkpoints",
-    ".localized",
-    ".nfs*",
-    ".spotlight-v100",
-    ".stfolder",
-    ".temporaryitems",
-    ".trash-*",
-    ".trashes",
-    "._*",
-    "$recycle.bin",
-    "@eadir",
-    "desktop.ini",
-    "ehthumbs.db",
-    "icon\r",
-    "lost+found",
-    "system volume information",
-    "thumbs.db",
-    "thumbs.db:encryptable",
+    *(".ds_store", "._*", ".apdisk", ".fseventsd", ".localized", ".spotlight-v100"),  # macOS
+    *(".temporaryitems", ".trashes", "icon\r"),
+    *("desktop.ini", "ehthumbs.db", "thumbs.db", "thumbs.db:encryptable"),  # Windows
+    *("$recycle.bin", "system volume information"),
+    *(".directory", ".fuse_hidden*", ".nfs*", ".trash-*", "lost+found"),  # Linux
+    *(".gitkeep", ".ipynb_checkpoints", ".stfolder", "@eadir"),  # git, Jupyter, Syncthing, Synology
 )
 
 

@@ -26,12 +26,6 @@ TRITON_CACHE, TRITON_KEY = "triton.runtime.cache", "triton_key"
 
 # ColossalAI 0.5.0. What it imports of packages that nothing here needs, whatever part of it is used.
 IMPORTED_BY_COLOSSALAI = (
-    "bitsandbytes",
-    "bitsandbytes.optim",
-    "bitsandbytes.optim.optimizer",
-    "galore_torch",
-    "peft",
-    "peft.utils",
-    "peft.utils.other",
-    "peft.utils.save_and_load",
+    *("bitsandbytes", "bitsandbytes.optim", "bitsandbytes.optim.optimizer", "galore_torch"),
+    *("peft", "peft.utils", "peft.utils.other", "peft.utils.save_and_load"),
 )
