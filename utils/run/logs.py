@@ -43,10 +43,12 @@ class TrainingLog:
         self._last_time = time.perf_counter()
         self._tensorboard: Any = None
         self._with_gaps: set[str] = set()  # of what is written, that which was not
-        if not is_main:
-            return
-        output_dir, arguments = plan.output_dir, plan.arguments
-        if plan.validation["every"] or (output_dir / VALIDATION_FILE).exists():
+        if is_main:
+            self._open(first_step)
+
+    def _open(self, first_step: int) -> None:
+        output_dir, arguments = self.plan.output_dir, self.plan.arguments
+        if self.plan.validation["every"] or (output_dir / VALIDATION_FILE).exists():
             keep_rows(output_dir / VALIDATION_FILE, first_step, {"validation_loss"})
         for picture in (output_dir / VALIDATION_FOLDER).glob(VALIDATION_PICTURES):
             if (step := re.match(r"step-(\d+)-", picture.name)) and int(step[1]) > first_step:

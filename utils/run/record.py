@@ -65,15 +65,16 @@ class RunRecord:
         output_dir, checkpoint = self.plan.output_dir, self.sources.checkpoint
         continues = checkpoint is not None and lineage_of(run_of(output_dir)).holds(checkpoint)
         start_output(output_dir, self.entries, continues)  # another run's record and logs are set aside
-        class_images = [path for path, _ in self.class_dataset.images] if self.class_dataset else []
-        self._determines = in_background(
-            lambda: determinants(self.plan, class_images, self.sources.dataset, self._base_hashes())
-        )
+        self._determines = in_background(self._determinants)
 
     def _base_hashes(self) -> dict[str, Any]:
         hashes = self.sources.base_hashes
         assert hashes is not None, "rank 0 of a run hashes its base"
         return hashes.result()
+
+    def _determinants(self) -> dict:
+        class_images = [path for path, _ in self.class_dataset.images] if self.class_dataset else []
+        return determinants(self.plan, class_images, self.sources.dataset, self._base_hashes())
 
     def describe(self) -> dict:
         """What a checkpoint of this run says about it; waits for the hashes of what it is made from."""
@@ -120,14 +121,17 @@ class RunRecord:
         self._remove_earlier_runs()
         skipped = f", {log.num_skipped} skipped for overflow" if log.num_skipped else ""
         now = f", {num_steps_now} of them now," if self.sources.checkpoint else ""
-        script, folder = Path(sys.argv[0]), str(self.plan.output_dir)  # as seen from where the training was started
-        evaluate = script.with_name("evaluate.py") if script.name.startswith("train_dream") else Path("evaluate.py")
-        command = [typed("python"), str(evaluate), "--finetuned_model_name_or_path", folder]
         return (
             f"{self.plan.num_steps} steps{now} in {seconds:.1f} s{skipped}; the pipeline is in {self.plan.output_dir} "
             f"(DiffusionPipeline.from_pretrained loads it).\nTo draw it beside the base, with scores:\n"
-            f"  {shlex.join(command)}"
+            f"  {self._next_command()}"
         )
+
+    def _next_command(self) -> str:
+        """The command line that evaluates the result, from the folder that the training was started in."""
+        script, folder = Path(sys.argv[0]), str(self.plan.output_dir)
+        evaluate = script.with_name("evaluate.py") if script.name.startswith("train_dream") else Path("evaluate.py")
+        return shlex.join([typed("python"), str(evaluate), "--finetuned_model_name_or_path", folder])
 
     def _remove_earlier_runs(self) -> None:
         """What was kept of another run in this folder until its result was replaced."""

@@ -42,16 +42,8 @@ USED = {
 # Packages that the libraries import only because they are there. Nothing here uses them; together they take as long to
 # import as torch, and one that is broken would stop a run.
 UNUSED = (
-    "bitsandbytes",
-    "flash_attn",
-    "galore_torch",
-    "jax",
-    "pandas",
-    "peft",
-    "sklearn",
-    "tensorflow",
-    "torchvision",
-    "xformers",
+    *("bitsandbytes", "flash_attn", "galore_torch", "peft", "xformers"),
+    *("jax", "pandas", "sklearn", "tensorflow", "torchvision"),
 )
 DEPRECATIONS = "DREAMBOOTH_DEPRECATIONS"  # 1: what the libraries are about to remove is said; the tests ask for it
 
