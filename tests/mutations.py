@@ -266,8 +266,8 @@ the newest checkpoints are removed, not the oldest -> tests/run/test_checkpoint.
 -others[: max(0, len(others) + 1 - self.total_limit)]
 +others[-max(0, len(others) + 1 - self.total_limit) :]
 another run's checkpoints are removed -> tests/run/test_lineage.py -k left_behind_stays
--list_checkpoints(self.output_dir, self.lineage) if found.step != keep
-+list_checkpoints(self.output_dir) if found.step != keep
+-list_checkpoints(self.output_dir, self.lineage) if found.step != step
++list_checkpoints(self.output_dir) if found.step != step
 the moments are not restored -> tests/run/test_checkpoint.py
 -                tensor.copy_(value)
 +                tensor.copy_(value) if not prefix.startswith('exp_avg') else None
