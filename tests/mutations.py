@@ -377,8 +377,8 @@ an overflow leaves the loss scale -> tests/training/test_optimizer.py
 -torch.where(finite, 1.0, 0.5)
 +torch.where(finite, 1.0, 1.0)
 bias corrections are one step late -> tests/training/test_optimizer.py
--corrections = 1 - self._betas ** (self.num_applied + 1)
-+corrections = 1 - self._betas ** (self.num_applied + 2)
+-corrections = 1 - self._constants[:2] ** (self.num_applied + 1)
++corrections = 1 - self._constants[:2] ** (self.num_applied + 2)
 === utils/training/packed.py
 a piece of the masters is joined as if it were the first -> tests/training/test_packed.py
 -self.first + piece.start
