@@ -206,9 +206,8 @@ def _write_part(path: Path, part: str, tensors: Tensors, config: dict[str, Any],
         options: dict = dict(config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True)
         try:
             with quiet_libraries():
-                tensors = (
-                    cls.from_single_file(whole, **options).to("cpu").state_dict()
-                )  # fails if one has got no value
+                model = cls.from_single_file(whole, **options)
+            tensors = model.to("cpu").state_dict()  # fails if one has got no value
         except Exception as error:  # what does not fit fails in many ways, and every one is about the file
             missing = isinstance(error, NotImplementedError)
             reason = "some of its tensors are missing" if missing else first_line(error)
