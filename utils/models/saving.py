@@ -45,19 +45,18 @@ def assemble(staging: Path, base: BaseModel) -> None:
     write_json(staging / MODEL_INDEX, index)
 
 
-def save_unet(named: Iterable[tuple[str, torch.Tensor]], folder: Path, save_dtype: str, save_format: str) -> Path:
-    """Writes the UNet's weights from (name, float32 master) pairs, in `save_dtype`. Returns the file."""
+def save_unet(named: Iterable[tuple[str, torch.Tensor]], folder: Path, save_dtype: str, save_format: str) -> None:
+    """Writes the UNet's weights from (name, float32 master) pairs, in `save_dtype`."""
     path, dtype = folder / f"{UNET_STEM}.{save_format}", SAVE_DTYPES[save_dtype]
     if save_format == "safetensors":
         write_safetensors(path, named, dtype)
-        return path
+        return
     contiguous = torch.contiguous_format
     copies = {name: value.to("cpu", dtype, copy=True, memory_format=contiguous) for name, value in named}
     try:
         torch.save(copies, path)
     except RuntimeError as error:  # what torch makes of a full disk
         raise OSError(f"{path.name}: {first_line(error)}") from error
-    return path
 
 
 def commit_pipeline(output_dir: Path, base: BaseModel, write_unet: Callable[[Path], object]) -> None:

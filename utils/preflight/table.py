@@ -71,5 +71,6 @@ def as_text(rows: list[Row], columns: int | None = None) -> str:
         lines += [start + parts[0], *(" " * len(start) + part for part in parts[1:])]
     notes = sum(verdict == NOTE for *_, verdict in rows)
     counted = f"{len(rows)} checks, {notes} note{'' if notes == 1 else 's'}"
-    verdict = f"NOT READY: {num_problems(rows)} to fix" if num_problems(rows) else "ready to train"
+    problems = num_problems(rows)
+    verdict = f"NOT READY: {problems} to fix" if problems else "ready to train"
     return "\n".join([*lines, f"{verdict} ({counted})"])
