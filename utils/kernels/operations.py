@@ -39,6 +39,7 @@ except ImportError:
 GRAD_PLACE = "grad_place"  # a weight's attribute: where its gradient is to be written, of its shape and strides
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHUNK = 1 << 18  # elements of AdamW at a time: five fp32 buffers of this size stay in a CPU's cache
+_ROW = 1 << 10  # elements of a gradient whose squares are added in fp32
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -258,5 +259,9 @@ def grad_norm_(grad: Tensor, out: Tensor) -> None:
     """out[0] = the fp32 Euclidean norm of the flat grad [N]; inf and NaN propagate."""
     if runs_triton(grad):
         adamw.grad_norm_(grad, out)
-    else:
-        out[0] = torch.linalg.vector_norm(grad, dtype=torch.float32)
+        return
+    # A norm of norms: torch adds all squares of a row into a few fp32 numbers, too few for a whole model's.
+    whole = grad.numel() // _ROW * _ROW
+    rows = torch.linalg.vector_norm(grad[:whole].view(-1, _ROW), dim=1, dtype=torch.float32)
+    rest = torch.linalg.vector_norm(grad[whole:], dim=0, keepdim=True, dtype=torch.float32)
+    out[0] = torch.linalg.vector_norm(torch.cat([rows, rest]), dtype=torch.float64)
