@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import stat
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -161,7 +162,11 @@ def test_json_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch, wr
     assert calls == ["fsync", "replace"]
 
 
-def test_what_a_killed_process_left_is_used_again(tmp_path):
-    (tmp_path / ".a.json.part").write_text("half")
-    write_json(tmp_path / "a.json", {"whole": True})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+@pytest.mark.parametrize("plant", [Path.write_text, lambda part, text: part.symlink_to(part.parent / "theirs")])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_what_a_killed_process_left_goes_and_a_link_in_its_place_is_not_followed(tmp_path, plant, is_shared):
+    (tmp_path / "theirs").write_text("theirs")
+    plant(tmp_path / (f".a.{os.getpid()}.part" if is_shared else ".a.part"), "half")
+    replace_path(tmp_path / "a", lambda part: part.write_text("whole"), is_shared=is_shared)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "theirs"]
+    assert (tmp_path / "a").read_text() == "whole" and (tmp_path / "theirs").read_text() == "theirs"

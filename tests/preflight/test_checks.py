@@ -14,6 +14,9 @@ from utils.models.check import check_base_model
 from utils.preflight.checks import check_output
 from utils.preflight.table import Found
 
+LEFT = [".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", "._photo.jpg", "@eaDir"]
+KILLED = [".run.json.part", ".README.md.17.part", ".assembling-x", "..train_dreambooth.holder.3.part"]
+
 
 def check(tmp_path: Path, **values) -> None:
     check_output(Found(make_args(tmp_path, **values), is_quick=True))
@@ -65,8 +68,8 @@ class TestOutputDir:
         monkeypatch.setattr(Path, "stat", lambda path, **options: os.stat(lower(path)))
         self.refuse(tmp_path, tmp_path / "Photos/out", "overlaps --instance_data_dir")
 
-    @pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", "._photo.jpg", "@eaDir"])
-    def test_a_folder_with_what_systems_leave_there_is_empty(self, tmp_path, name):
+    @pytest.mark.parametrize("name", [*LEFT, *KILLED])
+    def test_a_folder_with_what_systems_and_kills_leave_there_is_empty(self, tmp_path, name):
         (tmp_path / "elsewhere" / name).mkdir()
         (tmp_path / "elsewhere/.ipynb_checkpoints").mkdir()
         check(tmp_path, output_dir=tmp_path / "elsewhere")

@@ -92,15 +92,16 @@ def is_same_place(one: Path, other: Path) -> bool:
 def replace_path(path: Path, write: Callable[[Path], object], *, is_shared: bool = False) -> None:
     """`write(part)` writes a file beside `path`, which is then synced and renamed to it.
 
-    So `path` is the old file or the whole new one, never a part of it; it has the permissions of any new file.
+    So `path` is the old file or the whole new one, never a part of it; it has the permissions of any new file. What a
+    killed process left of `part` goes, as does a link that somebody put there: it is never followed.
 
     Args:
-        is_shared: other processes may write the same file at the same time. Each then has a `part` of its own; else
-            what a killed process left is used again.
+        is_shared: other processes may write the same file at the same time. Each then has a `part` of its own.
     """
     part = path.with_name(f".{path.name}.{f'{os.getpid()}.' if is_shared else ''}part")
     try:
-        part.touch()
+        part.unlink(missing_ok=True)
+        part.touch(exist_ok=False)
         mode = part.stat().st_mode
         write(part)
         if part.stat().st_mode != mode:  # a library may have made the file anew, for its owner alone

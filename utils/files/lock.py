@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.errors import UserError
+from utils.files.atomic import replace_path
 from utils.files.ownership import HOLDER_FILE, LOCK_FILE
 
 SECONDS_FOR_A_DYING_RUN = 3.0  # a killed process lets go of its lock only when its memory has been freed
@@ -62,7 +63,8 @@ def hold_output(output_dir: Path, is_main: bool) -> Iterator[None]:
             print(f"note: {path} cannot be locked ({reason}): start no second run into this folder", file=sys.stderr)
         else:
             with contextlib.suppress(OSError):  # a full disk
-                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+                said = f"process {os.getpid()} on {socket.gethostname()}\n"
+                replace_path(holder, lambda part: part.write_text(said), is_shared=True)
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 from utils import PROGRAM
 from utils.errors import UserError
-from utils.files.atomic import is_same_place
+from utils.files.atomic import STAGING_PREFIX, is_same_place
 from utils.files.json_files import read_json_or_none
 
 RUN_FILE = "run.json"
@@ -28,6 +28,7 @@ PREVIOUS_SUFFIX = ".previous"
 PREVIOUS_NAMES = tuple(f"{name}{PREVIOUS_SUFFIX}" for name in (RUN_FILE, *LOGS))  # a finished run's, set aside
 CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, in small letters
 RUN_NAMES = (RUN_FILE, *LOGS, *PREVIOUS_NAMES, *CARD_NAMES)
+HALF_WRITTEN = (f"{STAGING_PREFIX}*", *(f".{name}.*part" for name in (HOLDER_FILE, *RUN_NAMES)))  # atomic.py's names
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
 # What systems, file managers and notebooks leave in a folder by themselves, in lower case.
@@ -44,6 +45,18 @@ LEFT_BY_SYSTEMS = (
 def is_left_by_system(name: str) -> bool:
     """Whether nobody put a file or folder of that name there: it came by itself."""
     return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in LEFT_BY_SYSTEMS)
+
+
+def is_half_written(name: str) -> bool:
+    """Whether that is what a kill leaves of a file or folder that this program was writing."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in HALF_WRITTEN)
+
+
+def kept_names(folder: Path) -> list[str]:
+    """What somebody keeps in a folder: neither a lock, nor half written, nor left by systems."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    passing = (LOCK_FILE, HOLDER_FILE)
+    return [name for name in names if not (name in passing or is_half_written(name) or is_left_by_system(name))]
 
 
 def expand_home(path: str | Path) -> Path:

@@ -12,12 +12,10 @@ from utils.errors import EXIT_USER_ERROR, UserError
 from utils.files.atomic import is_same_place
 from utils.files.lock import check_not_in_use
 from utils.files.ownership import (
-    HOLDER_FILE,
-    LOCK_FILE,
     check_export_file,
-    is_left_by_system,
     is_own_output,
     is_writable,
+    kept_names,
     nearest_existing,
     overlap,
 )
@@ -81,9 +79,7 @@ def check_output(found: Found) -> None:
             raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
-    names = sorted(path.name for path in output.iterdir()) if output.is_dir() and not is_own_output(output) else []
-    own = (LOCK_FILE, HOLDER_FILE)
-    if foreign := [name for name in names if name not in own and not is_left_by_system(name)]:
+    if foreign := kept_names(output) if not is_own_output(output) else []:
         shown = ", ".join(map(repr, foreign[:3])) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
         raise UserError(
             f"--output_dir {output} holds files that this program did not write ({shown}); name an empty or a new "

@@ -9,7 +9,6 @@ Tensors are stored by parameter name, contiguous: a checkpoint of one memory lay
 
 import math
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from utils import PROGRAM
 from utils.errors import RunFailed, UserError
-from utils.files.atomic import STAGING_PREFIX, move, sync, sync_tree
+from utils.files.atomic import move, staging_folder, sync, sync_tree
 from utils.files.json_files import write_json
 from utils.models.folder import find_weights
 from utils.models.saving import SAVE_DTYPES, write_safetensors
@@ -122,10 +121,9 @@ class Checkpointer:
     def _commit(self, step: int) -> int:
         """Assembles the checkpoint in a hidden folder, moves it into place, then removes those beyond the limit."""
         target = self.output_dir / f"checkpoint-{step}"
-        staging = self.output_dir / f"{STAGING_PREFIX}{target.name}-{os.getpid()}"
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
-            (staging / "unet").mkdir(parents=True)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with staging_folder(self.output_dir) as staging:
+            (staging / "unet").mkdir()
             self._fill(staging, step)
             sync_tree(staging)
             if os.path.lexists(target):
@@ -134,8 +132,6 @@ class Checkpointer:
                 discard(target)
             move(staging, target)
             sync(self.output_dir)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         if self.total_limit is not None:
             others = [found for found in list_checkpoints(self.output_dir, self.lineage) if found.step != step]
             for checkpoint in others[: max(0, len(others) + 1 - self.total_limit)]:

@@ -14,10 +14,18 @@ import torch
 
 from utils import PROGRAM
 from utils.dataset import ClassDataset, Photo
-from utils.files.atomic import STAGING_PREFIX, move
+from utils.files.atomic import move, replace_path
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import LOGS, PREVIOUS_NAMES, PREVIOUS_SUFFIX, RUN_FILE, VALIDATION_PICTURES, run_of
+from utils.files.ownership import (
+    LOGS,
+    PREVIOUS_NAMES,
+    PREVIOUS_SUFFIX,
+    RUN_FILE,
+    VALIDATION_PICTURES,
+    is_half_written,
+    run_of,
+)
 from utils.run.lineage import discard, lineage_of, list_checkpoints, next_lineage
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
@@ -176,8 +184,9 @@ def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
     `continues`: the run resumes the one that the folder's logs are of. Another run's are set aside.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    for leftover in output_dir.glob(f"{STAGING_PREFIX}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in filter(lambda path: is_half_written(path.name), list(output_dir.iterdir())):
+        with contextlib.suppress(OSError):
+            leftover.unlink() if leftover.is_symlink() or leftover.is_file() else shutil.rmtree(leftover)
     if not continues:
         _set_aside(output_dir, run.get("run_id"))
     write_json(output_dir / RUN_FILE, {"program": PROGRAM, "status": "running", **run})
@@ -190,7 +199,7 @@ def _set_aside(output_dir: Path, run_id: str | None) -> None:
         return
     is_kept = record.get("status") == "complete"
     if is_kept:
-        shutil.copyfile(output_dir / RUN_FILE, output_dir / f"{RUN_FILE}{PREVIOUS_SUFFIX}")
+        replace_path(output_dir / PREVIOUS_NAMES[0], lambda part: shutil.copyfile(output_dir / RUN_FILE, part))
     for path in (output_dir / name for name in LOGS):
         previous = path.with_name(f"{path.name}{PREVIOUS_SUFFIX}")
         if is_kept and path.exists():
@@ -201,8 +210,8 @@ def _set_aside(output_dir: Path, run_id: str | None) -> None:
 
 
 def _move(path: Path, target: Path) -> None:
-    """A file, or a folder's validation pictures; what else is in the folder stays."""
-    if not path.is_dir():
+    """A file or a link, or a folder's validation pictures; what else is in the folder stays."""
+    if path.is_symlink() or not path.is_dir():
         move(path, target)
         return
     target.mkdir(exist_ok=True)
@@ -212,8 +221,8 @@ def _move(path: Path, target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A file if it is there, or a folder's validation pictures, and the folder if nothing else is in it."""
-    if not path.is_dir():
+    """A file or a link if it is there, or a folder's validation pictures, and the folder if nothing else is in it."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
     for picture in path.glob(VALIDATION_PICTURES):
