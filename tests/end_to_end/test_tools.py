@@ -11,7 +11,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.helpers.script import ROOT
-from tools import build_tiny_pipeline, drawings, make_instance_images, previews, tiny_models, tiny_training
+from tools import (
+    build_tiny_pipeline,
+    drawings,
+    make_instance_images,
+    previews,
+    tiny_models,
+    tiny_photos,
+    tiny_training,
+)
 from tools.shapes import THINGS
 
 CPU = torch.device("cpu")
@@ -73,6 +81,60 @@ def test_photo_crops_are_decided_by_their_seed():
     assert np.array_equal(photos.captioned_crop(5)[0], photos.captioned_crop(5)[0])
     assert np.array_equal(photos.detail_crop(5), photos.detail_crop(5))
     assert photos.detail_crop(5).shape == (64, 64, 3)
+
+
+@pytest.fixture
+def photo_world(tmp_path):
+    """A small red cat with a blue head in a landscape, a portrait of a green dog, and a photo of weight 0."""
+    landscape, portrait = np.full((200, 400, 3), 90, np.uint8), np.full((300, 200, 3), 90, np.uint8)
+    landscape[80:160, 40:140], landscape[80:120, 40:80] = (200, 0, 0), (0, 0, 200)
+    portrait[30:270, 20:180] = 0, 200, 0
+    for name, pixels in (("a", landscape), ("b", portrait), ("c", np.full((9, 9, 3), 255, np.uint8))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    rows = (
+        "# who",
+        "a.png; 1; tom; red cat; .1 .4 .35 .8; .1 .4 .2 .6",
+        "b.png; 2; rex; dog; .1 .1 .9 .9",
+        "c.png; 0; x; cow; 0 0 1 1",
+    )
+    (tmp_path / "boxes.txt").write_text("\n".join(rows))
+    return tiny_photos.PhotoWorld(tmp_path, boxes=tmp_path / "boxes.txt")
+
+
+def test_photo_crops_hold_most_of_what_their_captions_name(photo_world):
+    pixels, captions = photo_world.batch(np.random.default_rng(0), 100)
+    assert pixels.shape == (100, 64, 64, 3) and pixels.dtype == torch.uint8
+    assert torch.equal(pixels, photo_world.batch(np.random.default_rng(0), 100)[0])
+    share = (pixels.float() > pixels.float().mean(3, keepdim=True) + 40).float().mean((1, 2))  # red, green, blue
+    for (red, green, blue), caption in zip(share.tolist(), captions, strict=True):
+        assert green > 0.45 if "dog" in caption else red + blue > 0.3
+        assert "close" not in caption or blue > 0.25
+        assert "red" not in caption.split() or "cat" in caption
+    assert {"a photo of a cat", "a photo of my dog."} <= set(captions)
+    assert sum("dog" in caption for caption in captions) == pytest.approx(50, abs=10)
+    assert pixels.flatten(1).amin(1).max() < 150, "a photo of weight 0 was drawn"
+
+
+def test_a_rare_word_is_one_subject_in_half_of_its_uses_and_sks_is_nobody(photo_world):
+    rng, (cat, _, dog, _) = np.random.default_rng(0), photo_world.views
+    captions = {view.thing: [photo_world.caption(rng, view, True) for _ in range(3000)] for view in (cat, dog)}
+    for view in (cat, dog):
+        words = [word for word in " ".join(captions[view.thing]).split() if word in photo_world.words]
+        names = photo_world.names[view.subject]
+        own = sum(word in names for word in words) / len(words)
+        assert (
+            own == pytest.approx(0.5 + 0.5 * len(names) / len(photo_world.words), abs=0.05) and words.count("sks") > 20
+        )
+    assert not any("sks" in names for names in photo_world.names.values())
+    assert not any(photo_world.caption(rng, cat, False).split()[-2] in photo_world.words for _ in range(100))
+
+
+def test_the_photos_boxes_lie_inside_them():
+    rows = tiny_photos.read_boxes()
+    assert len({row[0] for row in rows}) == len(rows) > 250
+    for photo, weight, subject, words, boxes in rows:
+        assert weight in (0, 1, 2) and bool(weight) == bool(subject and words and boxes), photo
+        assert all(0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in boxes), photo
 
 
 def test_equal_captions_are_positives_of_each_other():
