@@ -68,7 +68,7 @@ def test_the_bounds_themselves_are_good(flag, value):
 
 def test_an_empty_prompt():
     for prompt in ("", " ", "\n\t"):
-        assert "--instance_prompt is empty" in complaint("--instance_prompt", prompt)
+        assert "--instance_prompt: is empty" in complaint("--instance_prompt", prompt)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_an_empty_prompt():
         (["--with_prior_preservation", "--class_data_dir=c"], "--with_prior_preservation needs --class_prompt"),
         (["--class_prompt=a cat"], "--class_prompt has no effect without --with_prior_preservation"),
         (["--class_data_dir=c"], "--class_data_dir has no effect without --with_prior_preservation"),
-        (["--with_prior_preservation", "--class_data_dir=c", "--class_prompt= "], "--class_prompt is empty"),
+        (["--with_prior_preservation", "--class_data_dir=c", "--class_prompt= "], "argument --class_prompt: is empty"),
         (["--concepts_list=c.json"], "--concepts_list and --instance_data_dir say the same twice"),
         (
             ["--resume_from_checkpoint=latest", "--overwrite_output_dir"],

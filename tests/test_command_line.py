@@ -77,7 +77,7 @@ def test_a_run_json_repeats_its_run(tmp_path):
             "learning_rate: 1e-6\nseed: 7",
             'is not valid JSON: Expecting value: line 1 column 1 (char 0); write it like {"',
         ),
-        (dict(instance_prompt=" "), "--instance_prompt is empty"),
+        (dict(instance_prompt=" "), "--instance_prompt: is empty"),
     ],
 )
 def test_mistakes(tmp_path, content, said):

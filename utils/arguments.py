@@ -19,6 +19,7 @@ from utils.command_line import (
 from utils.errors import UserError
 from utils.flags_of_others import add_not_needed, refuse, report_to, take_out_not_needed
 from utils.models.folder import is_reserved
+from utils.values import as_prompt
 
 Add = Callable[..., None]  # Parser.add_group's: the flag, its line of help, its type (bool: a switch), its default
 OFFSET_NOISE = 0.1  # of diffusers' --offset_noise, which has no value
@@ -75,7 +76,7 @@ def _add_files(add: Add) -> None:
         metavar="DIR",
     )
     add("--output_dir", "the new pipeline (default: output) (!)", Path, Path("output"), metavar="DIR")
-    add("--instance_prompt", 'what the photos show, as in "a photo of my cat."', metavar="TEXT")
+    add("--instance_prompt", 'what the photos show, as in "a photo of my cat."', as_prompt)
     add(
         "--concepts_list",
         "several subjects at once: a JSON list of objects with instance_prompt, instance_data_dir, class_prompt, "
@@ -88,7 +89,7 @@ def _add_files(add: Add) -> None:
 def _add_prior_preservation(add: Add) -> None:
     add("--with_prior_preservation", "train on images of the class too, so that it stays", bool)
     add("--class_data_dir", "the class images; missing ones are made there first", Path, metavar="DIR")
-    add("--class_prompt", 'what the class images show, as in "a photo of a cat."', metavar="TEXT")
+    add("--class_prompt", 'what the class images show, as in "a photo of a cat."', as_prompt)
     add("--prior_loss_weight", "of the class images' loss (default: 1.0)", non_negative_float, 1.0)
     add(
         "--num_class_images",
@@ -199,8 +200,8 @@ def _add_monitoring(add: Add) -> None:
         "--validation_prompt",
         "draw this with fixed seeds while training, before the first step too, into OUTPUT/validation/; "
         "repeatable (!)",
+        as_prompt,
         action="append",
-        metavar="TEXT",
     )
     add("--validation_negative_prompt", "what these images steer away from", metavar="TEXT")
     add("--validation_inference_steps", "their denoising steps (default: 50)", positive_int, 50)
@@ -274,10 +275,6 @@ def _check_concept_flags(args: argparse.Namespace) -> None:
     if not args.with_prior_preservation and len(missing) < 2:
         flag = next(f"--{name}" for name in class_ if name in given)
         raise UserError(f"{flag} has no effect without --with_prior_preservation; add that flag, or leave {flag} out")
-    if not args.instance_prompt.strip():
-        raise UserError("--instance_prompt is empty; say what the photos show, as in 'a photo of my cat.'")
-    if args.class_prompt is not None and not args.class_prompt.strip():
-        raise UserError("--class_prompt is empty; say what the class images show, as in 'a photo of a cat.'")
 
 
 def as_plain(args: argparse.Namespace) -> dict:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import EXIT_USER_ERROR, RunFailed, UserError
-from utils.files.ownership import expand_home
 from utils.runtime.environment import is_main
+from utils.values import as_path, as_text, meant, read_text
 
 EXIT_INTERRUPTED = 130
 SECONDS_FOR_RANK_0 = 0.5  # torchrun ends all ranks as soon as one has failed: rank 0 must have spoken by then
@@ -59,24 +59,6 @@ seed_int = number(int, below=2**32)  # what every generator takes
 positive_float = number(float, above=0)
 non_negative_float = number(float)
 unit_float = number(float, below=1)
-
-
-def as_path(text: str) -> Path:
-    """The path that the user meant: `~` and `~name` are home folders, also if the shell has not seen to it."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty: is a shell variable unset?")
-    return expand_home(text)
-
-
-def as_text(text: str) -> str:
-    """A prompt as it was typed, also if Python reads command lines in another encoding than UTF-8 (LC_ALL=C)."""
-    with contextlib.suppress(UnicodeEncodeError):
-        text.encode("utf-8")
-        return text
-    try:
-        return os.fsencode(text).decode("utf-8")
-    except UnicodeError:
-        raise argparse.ArgumentTypeError("holds characters that are not valid UTF-8: type it again") from None
 
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:
@@ -125,17 +107,30 @@ class Parser(argparse.ArgumentParser):
             flag.metavar = {"int": "N", "float": "X"}.get(getattr(flag.type, "__name__", ""), "TEXT")
         return flag
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Of words as they were meant."""
+        words = sys.argv[1:] if args is None else args
+        if "\r" in words:
+            raise UserError("the command comes from a file with Windows line ends: sed -i 's/\\r$//' FILE mends it")
+        return super().parse_known_args([_word(word) for word in words], namespace)
+
     def nearest(self, unknown: str) -> str | None:
         """Of the flags that --help shows, the one that was probably meant."""
         shown = [name for name, flag in self.flags.items() if flag.help != argparse.SUPPRESS]
         return next(iter(difflib.get_close_matches(unknown, shown, n=1, cutoff=0.7)), None)
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ") if "unrecognized" in message else ""
-        if unknown:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
             near = self.nearest(unknown.partition(" ")[0].partition("=")[0])
             message += f"; did you mean {near}?" if near else "; --help lists the flags"
         raise UserError(message)
+
+
+def _word(word: str) -> str:
+    """A word of the command line without what a file leaves around a value."""
+    flag, equals, value = word.partition("=")
+    return f"{flag}={meant(value)}" if equals and flag.startswith("-") else meant(word)
 
 
 def with_config(argv: list[str], parser: Parser) -> list[str]:
@@ -182,10 +177,8 @@ def _tokens(path: Path, key: str, value: object, takes_value: bool) -> list[str]
 def _read_config(path: Path) -> dict[str, Any]:
     """Keys and values of the file; of a run.json, the arguments of its run."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except ValueError as error:
+        values = json.loads(read_text(path, f"--config {path}"))
+    except json.JSONDecodeError as error:
         raise UserError(f"--config {path} is not valid JSON: {error}; {HOW_CONFIG}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path} does not hold an object of flags; {HOW_CONFIG}")

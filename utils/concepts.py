@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
-from utils.files.ownership import expand_home, overlap
+from utils.files.ownership import overlap
+from utils.values import as_path, as_prompt, meant, read_text
 
 FIELDS = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
 
@@ -40,8 +42,8 @@ def read_concepts(
 def read_list(path: Path, *, with_prior_preservation: bool = False) -> list[Concept]:
     """The subjects of a --concepts_list; with prior preservation each has its class. Raises UserError."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        entries = json.loads(read_text(path, f"--concepts_list {path}"))
+    except json.JSONDecodeError as error:
         raise UserError(f"--concepts_list {path} cannot be read as JSON: {error}") from None
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"--concepts_list {path} is not a list of objects with {', '.join(FIELDS)}")
@@ -55,18 +57,14 @@ def _concept(entry: dict, where: str, with_prior_preservation: bool) -> Concept:
     unknown = sorted(entry.keys() - set(FIELDS))
     if unknown:
         raise UserError(f"{where}: there is no field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
-    texts = {name: text for name, text in entry.items() if isinstance(text, str) and text.strip()}
+    texts = {name: text for name, text in entry.items() if isinstance(text, str) and meant(text)}
     for field in FIELDS if with_prior_preservation else FIELDS[:2]:
         if field not in texts:
             why = ", which --with_prior_preservation needs" if field in FIELDS[2:] else ""
             raise UserError(f"{where}: {field!r} is missing or empty{why}")
-    class_folder = texts.get("class_data_dir")
-    return Concept(
-        texts["instance_prompt"],
-        expand_home(texts["instance_data_dir"]),
-        texts.get("class_prompt"),
-        expand_home(class_folder) if class_folder else None,
-    )
+    kinds: dict[str, Callable[[str, str], Any]] = dict(zip(FIELDS, (as_prompt, as_path) * 2, strict=True))
+    values = {name: kinds[name](text, f"{where}: {name} ") for name, text in texts.items()}
+    return Concept(**dict.fromkeys(FIELDS) | values)
 
 
 def _check_folders(concepts: list[Concept], output_dir: Path) -> None:

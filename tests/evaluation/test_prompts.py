@@ -2,7 +2,6 @@
 
 import pytest
 
-from utils.errors import UserError
 from utils.evaluation.prompts import (
     DREAMBENCH,
     Prompt,
@@ -12,7 +11,6 @@ from utils.evaluation.prompts import (
     dreambench_prompts,
     names_only_class,
     other_prompts,
-    read_prompts_file,
     read_subject,
     slug,
     subject_line,
@@ -156,15 +154,3 @@ def test_the_page_says_what_was_taken_and_how_to_correct_it():
     assert "“cat”" in line and "“my”" in line and "--class_name and --identifier" in line
     assert "--class_name" not in subject_line(samples | dict(guessed=[]))
     assert "not known" in subject_line(dict(class_name=None, identifier=None))
-
-
-def test_a_prompts_file(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("\ufeffa cat\n\n# not this one\n  a dog  \r\n", encoding="utf-8")
-    assert read_prompts_file(path) == ["a cat", "a dog"]
-    path.write_text("# nothing\n")
-    with pytest.raises(UserError, match="holds no prompt"):
-        read_prompts_file(path)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_prompts_file(path)

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.command_line import Parser, as_text, non_negative_float, non_negative_int, positive_int, seed_int
+from utils.command_line import Parser, non_negative_float, non_negative_int, positive_int, seed_int
 from utils.errors import UserError
 from utils.evaluation.prompts import DREAMBENCH
+from utils.values import as_prompt
 
 BASELINE_FLAG = "--pretrained_model_name_or_path"
 FINETUNED_FLAG = "--finetuned_model_name_or_path"
@@ -132,13 +133,6 @@ def check_stages(given: list[str], stages: tuple[str, ...]) -> None:
     if unread:
         said, asked = ", ".join(unread), " and ".join(stages)
         raise UserError(f"--only {asked} does not read {said}: leave that out, or name its stage too (--only)")
-
-
-def as_prompt(text: str) -> str:
-    """What to draw: an empty prompt draws anything."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty: is a shell variable unset?")
-    return as_text(text)
 
 
 def check_text(where: str, text: str) -> None:

@@ -11,13 +11,13 @@ from utils.evaluation.prompts import (
     class_in,
     dreambench_prompts,
     other_prompts,
-    read_prompts_file,
     read_subject,
 )
 from utils.files.json_files import read_json
 from utils.files.ownership import RUN_FILE, prompts_of
 from utils.models.base import from_hub_cache
 from utils.models.folder import MODEL_INDEX
+from utils.values import read_prompts
 
 Notes = list[tuple[str, str]]  # ("note" or "warning", what is said)
 
@@ -102,7 +102,7 @@ def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path)
     """Sets args.prompt to all wanted prompts of the subject."""
     notes: Notes = []
     prompts = list(args.prompt or [])
-    prompts += read_prompts_file(args.prompts_file) if args.prompts_file else []
+    prompts += read_prompts(args.prompts_file, f"--prompts_file {args.prompts_file}") if args.prompts_file else []
     prompts += dreambench_prompts(args.dreambench, args.identifier, args.class_name) if args.dreambench else []
     if not prompts and not instance_prompt:
         raise UserError(f"--prompt is missing, and {run_file} does not record one: give it")

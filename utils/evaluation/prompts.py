@@ -8,10 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from itertools import takewhile
-from pathlib import Path
 from typing import NamedTuple
-
-from utils.errors import UserError
 
 SUBJECT, CLASS, OTHER = "subject", "class", "other"
 OTHER_THINGS = ("dog", "house", "car")  # what "other" prompts show, less the subject's class
@@ -127,18 +124,6 @@ def subject_line(samples: dict) -> str:
 def dreambench_prompts(kind: str, identifier: str, class_name: str) -> list[str]:
     """The paper's 25 prompts of `kind` (live or object) with the identifier and the class filled in."""
     return [template.format(identifier, class_name) for template in DREAMBENCH[kind]]
-
-
-def read_prompts_file(path: Path) -> list[str]:
-    """One prompt a line; empty lines and lines that begin with # are passed over. Raises UserError."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts_file {path} cannot be read: {error}") from error
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise UserError(f"--prompts_file {path} holds no prompt: write one a line")
-    return prompts
 
 
 def all_prompts(subject: list[str], class_name: str | None, other: list[str]) -> list[Prompt]:

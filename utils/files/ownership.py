@@ -59,16 +59,6 @@ def kept_names(folder: Path) -> list[str]:
     return [name for name in names if not (name in passing or is_half_written(name) or is_left_by_system(name))]
 
 
-def expand_home(path: str | Path) -> Path:
-    """`path` with a leading `~` or `~name` replaced, as it is if there is no such home; in the system's encoding."""
-    text = os.path.expanduser(os.fspath(path))
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:  # from a file in UTF-8, on a system of another encoding (LC_ALL=C)
-        text = os.fsdecode(text.encode("utf-8", "replace"))
-    return Path(text)
-
-
 def overlap(one: Path, other: Path) -> bool:
     """Whether two folders are one, or one holds the other, whatever the case of their names on this disk."""
     one, other = one.resolve(), other.resolve()

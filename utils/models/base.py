@@ -15,6 +15,7 @@ from utils.files.json_files import read_json, read_json_or_none, write_json
 from utils.files.lock import locked
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, check_file
 from utils.runtime.environment import is_main
+from utils.values import as_path
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 SOURCE_FILE = "source.json"  # in a converted folder: from which file it was made
@@ -40,10 +41,9 @@ def base_folder(path: Path, flag: str, vae: Path | None = None) -> Path:
 
 def cache_folder() -> Path:
     """Where converted files are kept: $DREAMBOOTH_CACHE, else a folder in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get(CACHE_VARIABLE)
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PROGRAM
+    if own := os.environ.get(CACHE_VARIABLE):
+        return as_path(own, f"{CACHE_VARIABLE} ")
+    return as_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / PROGRAM
 
 
 def _is_single_file(path: Path) -> bool:

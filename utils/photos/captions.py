@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.values import as_text, meant, read_text
 
 SUFFIXES = {".txt", ".caption"}
 METADATA = "metadata.jsonl"  # of Hugging Face's image folders, which diffusers' scripts read
@@ -82,10 +83,8 @@ def _composed(name: str) -> str:
 def _read_text(path: Path, photo: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}, the caption of {photo.name}, is not a file that can be read; replace or remove it")
-    try:
-        text = " ".join(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, the caption of {photo.name}, cannot be read as UTF-8 text: {error}") from error
+    named = f"{path}, the caption of {photo.name},"
+    text = as_text(read_text(path, named), f"{named} ")
     if not text:
         raise UserError(f"{path}, the caption of {photo.name}, is empty; write what the photo shows, or remove it")
     return text
@@ -93,11 +92,7 @@ def _read_text(path: Path, photo: Path) -> str:
 
 def _read_metadata(path: Path, find: Callable[[str], list[Path]]) -> Iterator[tuple[Path, str]]:
     """(photo, caption) of each line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, str(path)).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -106,10 +101,11 @@ def _read_metadata(path: Path, find: Callable[[str], list[Path]]) -> Iterator[tu
             raise UserError(f"{path}, line {number}, is not JSON: {error}") from None
         entry = entry if isinstance(entry, dict) else {}
         name = entry.get("file_name")
-        texts = {" ".join(entry[field].split()) for field in TEXT_FIELDS if isinstance(entry.get(field), str)} - {""}
+        said = [entry[field] for field in TEXT_FIELDS if isinstance(entry.get(field), str)]
+        texts = {as_text(text, f"{path}, line {number}, ") for text in said} - {""}
         if not isinstance(name, str) or len(texts) != 1:
             raise UserError(f"{path}, line {number}, needs a file_name and one text or prompt that says what it shows")
-        found = find(name.removeprefix("./"))
+        found = find(meant(name).removeprefix("./"))
         if not found:
             raise UserError(
                 f"{path}, line {number}: there is no photo {name!r} in the folder; correct or remove the line"

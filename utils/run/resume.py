@@ -15,7 +15,7 @@ from utils.dataset import InstanceDataset, Photo
 from utils.errors import UserError
 from utils.files.hashing import in_background, sha256_of
 from utils.files.json_files import read_json
-from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, expand_home
+from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel, safetensors_header
 from utils.run.lineage import (
     TENSORS_FILE,
@@ -29,6 +29,7 @@ from utils.run.lineage import (
 from utils.run.plan import Plan
 from utils.runtime import environment
 from utils.runtime.process import typed
+from utils.values import as_path
 
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
 NOT_COMPARED = set(
@@ -130,7 +131,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     if wanted == "latest" or (environment.num_restarts() and own):
         checkpoint = own[-1] if own else None
     elif wanted is not None:
-        path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else expand_home(wanted)
+        path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else as_path(wanted)
         checkpoint = read_checkpoint(path)
         if checkpoint is None:
             found = ", ".join(found.path.name for found in list_checkpoints(output_dir)) or "none"
