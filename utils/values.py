@@ -91,8 +91,10 @@ def read_text(path: Path, named: str) -> str:
     try:
         content = path.read_bytes()
         return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{named} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UserError(f"{named} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{named} cannot be read as UTF-8 text: {error}") from None
 
 
 def read_prompts(path: Path, named: str) -> list[str]:
