@@ -10,7 +10,26 @@ case "${1:-}" in -h | --help) sed -n '2,8s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 root="$project/"
 [ "$PWD" -ef "$project" ] && root="./"
-[ -n "${VENV:-}" ] || bash "$project/setup.sh"
+
+# A signal to this script, which may be a container's process 1, is passed on to what runs just now: a job in a process
+# group of its own, so that it gets each signal once, from here, and what it has started (setup.sh's pip) gets it too.
+asked=0 job=""
+pass_on() { [ -z "$job" ] || kill -s "$1" -- "-$job" 2>/dev/null || true; }
+for name in INT TERM HUP USR1 USR2 XCPU; do
+  trap "interrupted=$name; asked=$((128 + $(kill -l "$name"))); pass_on $name" "$name"
+done
+run() {  # a command, to its end; this script ends with its exit code if that is not 0, and after a signal
+  local code
+  set -m; "$@" & job=$!; set +m
+  [ "$asked" = 0 ] || pass_on "$interrupted"  # it came before there was a job
+  interrupted=again
+  while [ -n "$interrupted" ]; do interrupted=""; wait "$job" 2>/dev/null && code=0 || code=$?; done
+  job=""
+  [ "$code" != 0 ] || code="$asked"
+  [ "$code" = 0 ] || exit "$code"
+}
+
+[ -n "${VENV:-}" ] || run bash "$project/setup.sh"
 python="${VENV:-$project/.venv}/bin/python"
 
 export INSTANCE_DIR="${INSTANCE_DIR:-${root}instance}"
@@ -56,13 +75,16 @@ evaluation=(
   ${CHECKPOINT:+--checkpoint="$CHECKPOINT"}
   --num_inference_steps="${NUM_INFERENCE_STEPS:-$inference_steps}"
 )
-case " $* " in *" --dry_run "*) exec "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}" ;; esac
+case " $* " in *" --dry_run "*) run "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}"; exit ;; esac
 
-# Mistakes are said before torchrun, which buries one line under thirty of its own.
-check='import sys; sys.path[0] = sys.argv.pop(1); from utils.before_launch import main; sys.exit(main())'
-"$python" -c "$check" "$project" "${training[@]}" -- "${evaluation[@]}"
+# Mistakes are said before torchrun starts. Python is told where the project is, and that Ctrl-C needs no traceback.
+from_here='import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path[0] = sys.argv.pop(1); '
+check="${from_here}from utils.before_launch import main; sys.exit(main())"
+run "$python" -c "$check" "$project" "${training[@]}" -- "${evaluation[@]}"
 
-"$python" "$(dirname "$python")/torchrun" --nproc_per_node "${NPROC:-1}" \
+# torchrun, with the training's own exit code; on a machine whose name may not resolve.
+torchrun="${from_here}from utils.runtime.ranks import torchrun; sys.exit(torchrun(sys.argv[1:]))"
+run "$python" -c "$torchrun" "$project" --standalone --local_addr=127.0.0.1 --nproc_per_node="${NPROC:-1}" \
   "${root}train_dreambooth_colossalai.py" "${training[@]}"
 echo "run.sh does that now, and compares checkpoints and strengths too"
-"$python" "${root}evaluate.py" "${evaluation[@]}"
+run "$python" "${root}evaluate.py" "${evaluation[@]}"

@@ -60,6 +60,9 @@ LATE_IMPORTS = {
     "run.resume": {"utils.runtime.colossal": "takes as long as the base's hashing in a thread, which is waited for"},
     "runtime.gpu": {"torch": TORCH},
     "runtime.process": {"tqdm": "--help and complaints show no bars; 15 ms"},
+    "runtime.ranks": dict.fromkeys(
+        ["torch.distributed", "torch.distributed.elastic.multiprocessing.errors"], "torchrun itself: no rank needs it"
+    ),
     "runtime.libraries": dict.fromkeys(["diffusers.utils", "torch", "transformers.utils"], KNOWS_HOW),
 }
 

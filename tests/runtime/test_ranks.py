@@ -1,6 +1,7 @@
 """Signals: a run that is asked to stop keeps its state."""
 
 import fcntl
+import functools
 import os
 import signal
 import termios
@@ -37,6 +38,7 @@ class TestSignals:
             (1, [0], signal.SIGINT),
             (1, [0], signal.SIGTERM),
             (1, [0], signal.SIGHUP),
+            (1, [0], signal.SIGUSR1),
             (2, [1], signal.SIGTERM),
             (2, [0, 1], signal.SIGTERM),
         ],
@@ -89,6 +91,15 @@ class TestSignals:
         assert process.wait() == 128 + signal.SIGHUP
         (checkpoint,) = list_checkpoints(output)
         assert checkpoint.step == len(rows(output)) and run_json(output)["status"] == "stopped"
+
+    def test_warnings_do_not_end_it_at_once(self, flags, output, tmp_path):
+        """The kernel sends SIGXCPU every second; a scheduler's SIGTERM follows its warning."""
+        argv = as_argv(flags | dict(max_train_steps=5000))
+        process = Process(argv, tmp_path / "text", functools.partial(setattr, ranks, "SECONDS_OF_ONE_SIGNAL", -1))
+        wait_for(lambda: len(rows(output)) > 3)
+        for number in (signal.SIGXCPU, signal.SIGXCPU, signal.SIGUSR2):
+            process.kill(number)
+        assert process.wait() == 128 + signal.SIGXCPU and len(list_checkpoints(output)) == 1
 
     def test_a_second_signal_ends_at_once(self, flags, output, tmp_path):
         def never_finish_writing() -> None:

@@ -1,6 +1,7 @@
 """What ranks have to agree on: a mistake that one of them finds is everyone's, and so is a signal to one of them."""
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -9,8 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -79,7 +82,8 @@ def lost_rank_in_one_line() -> Iterator[None]:
         raise SystemExit(EXIT_LOST_RANK) from None
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # time is nearly up; the last one comes every second
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *WARNINGS)
 TORCHRUN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # of 2026's versions on; 30 s before
 SECONDS_WORTH_A_WARNING = 20
 SECONDS_OF_ONE_SIGNAL = 1.0  # Ctrl-C reaches a process from the terminal and, a moment later, from torchrun
@@ -96,7 +100,7 @@ class StopRequest:
         self.is_main = is_main
         self.checkpoint_seconds = 0.0  # that the last one took, as far as known
         self._code = 0
-        self._first_at = 0.0
+        self._first_at = 0.0  # when a signal came that is not a warning
         self._previous: dict = {}
         self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self._votes: tuple | None = None
@@ -104,9 +108,7 @@ class StopRequest:
             return  # only that one may say how signals are handled
         reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        heard = [number for number in SIGNALS if number != signal.SIGHUP or not under_nohup]
-        self._previous = {number: signal.signal(number, lambda *_: None) for number in heard}
+        self._previous = {number: signal.signal(number, lambda *_: None) for number in heard_signals()}
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._count, args=(reader,), name="signals", daemon=True).start()
 
@@ -115,10 +117,13 @@ class StopRequest:
             if received[0] not in SIGNALS:
                 continue
             if not self._code:
-                self._code, self._first_at = 128 + received[0], time.monotonic()
+                self._code = 128 + received[0]
                 if self.is_main:
                     print(f"\n{signal_line(received[0], self.checkpoint_seconds)}", file=sys.stderr, flush=True)
-            elif time.monotonic() - self._first_at > SECONDS_OF_ONE_SIGNAL:
+            if received[0] in WARNINGS:
+                continue
+            self._first_at = self._first_at or time.monotonic()
+            if time.monotonic() - self._first_at > SECONDS_OF_ONE_SIGNAL:
                 os._exit(self._code)
         reader.close()
 
@@ -169,10 +174,51 @@ def signal_line(number: int, checkpoint_seconds: float) -> str:
     """What is said on a first signal; `checkpoint_seconds` is what the last checkpoint took."""
     name = signal.Signals(number).name
     line = f"{name}: the step is finished and a checkpoint written; a second signal ends at once"
-    if checkpoint_seconds <= SECONDS_WORTH_A_WARNING or not under_torchrun():
+    if checkpoint_seconds <= SECONDS_WORTH_A_WARNING or not under_torchrun() or TORCHRUN_VARIABLE in os.environ:
         return line
     return (
         f"{line}. The last checkpoint took {checkpoint_seconds:.0f} s: if the signal was sent to torchrun, it kills "
         f"this process 30 s later unless told to wait longer ({TORCHRUN_VARIABLE}=300), and the checkpoint before it "
         f"is the last"
     )
+
+
+def heard_signals() -> list[signal.Signals]:
+    """SIGNALS, but for SIGHUP under nohup."""
+    under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if number != signal.SIGHUP or not under_nohup]
+
+
+def torchrun(argv: list[str]) -> int:
+    """torchrun, but every signal goes to the ranks as it is, and what comes back is the exit code of the first to end.
+
+    torchrun by itself passes some of them on, kills the ranks 30 s later, and ends with 1 and a traceback. Its agent
+    handles none in a thread.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.ERROR)
+    os.environ.setdefault(TORCHRUN_VARIABLE, "30")  # its default; no signal comes from it, so it warns of nothing
+    received: list[int] = []
+    for each in heard_signals():
+        signal.signal(each, lambda number, _: received.append(number))
+    with ThreadPoolExecutor(1) as threads:
+        agent = threads.submit(lambda: run.run(run.parse_args(argv)))
+        while wait([agent], 0.1).not_done:
+            ranks = psutil.Process().children()
+            while ranks and received:
+                number = received.pop(0)
+                for process in ranks:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.send_signal(number)
+    try:
+        agent.result()
+        return 0
+    except ChildFailedError as error:
+        first, failure = error.get_first_failure()
+        code = failure.exitcode
+        if code >= 0:
+            return code
+        print(f"rank {first} was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+        return 128 - code
