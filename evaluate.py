@@ -3,12 +3,12 @@
 import sys
 
 from utils.command_line import leave, run_main
-from utils.evaluation import candidates, subjects
+from utils.evaluation import subjects
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.card import update_card
 from utils.evaluation.hashes import hash_models
 from utils.evaluation.plan import EvaluationPlan, make_plan
-from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, model_folder, read_metrics, read_samples
+from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples
 from utils.files.hashing import in_background
 from utils.runtime import process
 from utils.runtime.process import wrapped
@@ -47,12 +47,10 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
 
     if "score" in plan.stages:  # metrics.json, metrics.csv
         from utils.evaluation.score import score
-        from utils.evaluation.verdict import summary
 
         metrics = score(plan, samples)
-        lines = summary(metrics)
-        if "candidates" in metrics:
-            lines += candidates.summary(metrics["candidates"], model_folder(samples, FINETUNED))
+        lines = [sentence["text"] for sentence in metrics["says"][FINETUNED]["sentences"]]
+        lines += [metrics["choice"]["sentence"]] if metrics["choice"] else []
         print("\n".join(map(wrapped, lines)))
 
     if "report" in plan.stages:  # report.html

@@ -122,58 +122,46 @@ the halves of a batch are exchanged -> tests/end_to_end/test_prior_preservation.
 a user's mistake is exit code 1 -> tests/test_command_line.py tests/test_arguments.py tests/preflight
 -EXIT_USER_ERROR = 2
 +EXIT_USER_ERROR = 1
-=== utils/evaluation/checks.py
-memorised photos are not warned of -> tests/evaluation/test_verdict.py
--copies < max(1, COPIED_SHARE * copy["num_images"])
-+copies < copy["num_images"]
-a prompt that the photos follow no better counts as lost -> tests/evaluation/test_verdict.py
--if state == FOUND and not is_like_photos(comparison):
-+if state == FOUND:
+=== utils/evaluation/choice.py
+the choice takes what copies photos -> tests/evaluation/test_choice.py
+-sound = [each for each in gaining if not each.num_copies]
++sound = gaining
+the choice takes the farthest of those that are equal -> tests/evaluation/test_choice.py
+-key=lambda each: each.distance)
++key=lambda each: -each.distance)
 === utils/evaluation/generate.py
 images that are there are drawn again -> tests/evaluation/test_score.py -k equal_settings
 -if recorded_settings(plan.output_dir / s.file) != digests[s.file]]
 +]
 === utils/evaluation/image_table.py
 the rare token counts in CLIP-T -> tests/evaluation/test_score.py
--[without_identifier(text, identifier) for text in texts]
-+texts
+-return without_identifier(prompt, self.samples["identifier"])
++return prompt
 === utils/evaluation/metrics.py
 photos are compared with themselves -> tests/evaluation/test_metrics.py
--(cosines.sum() - np.trace(cosines)) / (num_photos * (num_photos - 1))
-+cosines.sum() / num_photos**2
+-return (cosines.sum(axis=1) - np.diag(cosines)) / (len(photos) - 1)
++return cosines.mean(axis=1)
 CLIP-T is clamped at zero -> tests/evaluation/test_metrics.py
 -return (generated * texts).sum(axis=1)
 +return (generated * texts).sum(axis=1).clip(0)
-COPY is the mean likeness -> tests/evaluation/test_metrics.py
--return (generated @ photos.T).max(axis=1)
-+return (generated @ photos.T).mean(axis=1)
 an image is compared with itself in DIV -> tests/evaluation/test_metrics.py
 -first, second = np.triu_indices(num_images, 1)
 +first, second = np.triu_indices(num_images, 0)
-DIV's interval counts an image with itself -> tests/evaluation/test_metrics.py
--without = (total - 2 * to_others)
-+without = (total - to_others)
-intervals of few images are those of many -> tests/evaluation/test_metrics.py
--half = t_quantile(degrees) * math.sqrt(variance / values.size)
-+half = 1.96 * math.sqrt(variance / values.size)
 === utils/evaluation/report/page.py
 the report escapes nothing -> tests/evaluation/report/test_report.py -k 'not chromium'
 -autoescape=True
 +autoescape=False
 === utils/evaluation/score.py
 changes are the baseline's less ours -> tests/evaluation/test_score.py
--result[name] = _mean_value(values[ours] - values[theirs], role)
-+result[name] = _mean_value(values[theirs] - values[ours], role)
+-found[key] = intervals.describe_change(ours - theirs)
++found[key] = intervals.describe_change(theirs - ours)
 scores without their photos replace good ones -> tests/evaluation/test_score.py
 -if folder is not None and not folder.is_dir():
 +if False:
-=== utils/evaluation/visible.py
-an effect in the wrong direction is found -> tests/evaluation/test_verdict.py
--low, high = sorted(direction * bound for bound in interval)
-+low, high = sorted(bound for bound in interval)
-an effect is found whose interval holds zero -> tests/evaluation/test_verdict.py
--direction * change >= visible and low > 0:
-+direction * change >= visible:
+=== utils/evaluation/scorer.py
+a scorer that takes the photos for something else is believed -> tests/evaluation/test_scorer.py
+-if False in (is_apart, is_first):
++if is_apart is False:
 === utils/files/atomic.py
 a file is renamed before it is synced -> tests/files/test_atomic.py tests/test_promises.py -k 'synced or atomic'
 -        sync(part)

@@ -52,6 +52,10 @@ def run(trained: Path, result: Path, *more: str) -> int:
     return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
 
 
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
 def names(checkpoints: list[str], last: int | None) -> list[str]:
     return [model.name for model in candidate_models(checkpoints, last)]
 
@@ -64,45 +68,42 @@ def test_a_few_checkpoints_evenly_and_the_result_at_three_strengths():
     assert names(many, None) == [*result, "checkpoint-200", "checkpoint-500", "checkpoint-800"]
 
 
-def test_the_choice_is_in_metrics_json_and_on_the_terminal(trained, tmp_path, capsys):
+def test_the_choice_is_in_metrics_json_and_its_sentence_on_the_terminal(trained, tmp_path, capsys):
     result = tmp_path / "result"
     clip = ["--clip_model", str(write_clip(tmp_path / "clip"))]
     assert run(trained, result, "--choose", *clip) == 0
-    said, metrics = capsys.readouterr().out, json.loads((result / "metrics.json").read_text())
+    said, metrics = " ".join(capsys.readouterr().out.split()), read(result, "metrics.json")
     assert list(metrics["models"]) == ["baseline", "finetuned"]
-    found = metrics["candidates"]
-    expected = ["checkpoint-5", "checkpoint-10", "finetuned@0.5", "finetuned@0.75", "finetuned"]
+    found, samples = metrics["choice"], read(result, "samples.json")
+    assert (found["answer"], found["chosen"], found["command"]) == (
+        "look",
+        None,
+        None,
+    )  # random weights know no photos
+    assert found["why"] == metrics["scorer"]["line"] != ""
+    assert found["sentence"] in said and said.count("does not know such photos") == 1
+    expected = ["checkpoint-5", "finetuned@0.5", "checkpoint-10", "finetuned@0.75", "finetuned"]  # nearest first
     assert [entry["name"] for entry in found["entries"]] == expected
-    assert found["chosen"] in expected and found["sentence"] in said and found["why"] in said
-    assert found["y_limit"] == pytest.approx(found["y"]["baseline"] - 0.05)
+    assert [entry["command"] is None for entry in found["entries"]] == [False] * 4 + [True]
     for entry in found["entries"]:
-        assert entry["value"].keys() == entry["interval"].keys() == {"x", "y"}
-        assert len(entry["images"]) == 4 and all((result / image["file"]).is_file() for image in entry["images"])
-        prompts = [*2 * ["a photo of sks cat"], "a photo of a dog", "a photo of a house"]
-        assert [image["prompt"] for image in entry["images"]] == prompts
-        assert [image["seed"] for image in entry["images"]] == [0, 1, 0, 0]
-    samples = json.loads((result / "samples.json").read_text())
+        own = [image for image in samples["candidates"]["images"] if image["model"] == entry["name"]]
+        assert entry["images"] == [image["file"] for image in own]
+        assert [image["seed"] for image in own] == [*range(2, 2 + 6), *8 * [2]]  # others than the final ones
+        assert entry["others"] is None and entry["copies"] == [] and entry["note"] == ""
     assert {model["scheduler"] for model in samples["models"].values()} == {"PNDMScheduler"}
     assert {model["scheduler"] for model in samples["candidates"]["models"].values()} == {QUICK}
-    chosen = next(entry for entry in found["entries"] if entry["name"] == found["chosen"])
-    assert (chosen["command"] or f"It is what {trained} holds.") in said
-    section = (result / "report.html").read_text().partition('id="candidates"')[2].partition('id="images"')[0]
-    assert found["sentence"] in section and section.count("utils.export") == 4  # all but the result
 
     before = {path: path.stat().st_mtime_ns for path in result.rglob("*.png") if path.name != "comparison.png"}
     assert run(trained, result, "--choose", *clip) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    (result / found["entries"][0]["images"][0]["file"]).unlink()
+    (result / found["entries"][0]["images"][0]).unlink()
     assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(result)]) == 2
     assert "is missing" in capsys.readouterr().err
     assert run(trained, result, *clip) == 0
-    metrics = json.loads((result / "metrics.json").read_text())
-    assert not (result / "candidates").exists() and "candidates" not in metrics
+    assert not (result / "candidates").exists() and read(result, "metrics.json")["choice"] is None
 
 
-def test_candidates_are_drawn_by_the_quick_solver_and_final_images_by_the_models_own(
-    trained, tmp_path, monkeypatch, capsys
-):
+def test_candidates_are_drawn_by_the_quick_solver_and_final_images_by_the_models_own(trained, tmp_path, monkeypatch):
     drawn, real = [], drawing.sample
 
     def note(pipeline, prompts, seeds, **options):
@@ -112,16 +113,14 @@ def test_candidates_are_drawn_by_the_quick_solver_and_final_images_by_the_models
 
     monkeypatch.setattr(drawing, "sample", note)
     assert run(trained, tmp_path / "result", "--choose", "--num_inference_steps", "30", "--only", "generate") == 0
-    prompts, models = 4, 6  # subject (2 images), class and two other things (1); the baseline and five candidates
-    assert [call[:3] for call in drawn[: 2 * prompts]] == [("PNDMScheduler", 30, 1)] * 2 * prompts
-    assert drawn[2 * prompts :] == [(QUICK, candidates.NUM_INFERENCE_STEPS, prompts - 1, 4)] * models
-    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(tmp_path / "result")]) == 0
-    assert "likeness to your subject could not be measured" in capsys.readouterr().out  # there is no CLIP
+    of_model = [("PNDMScheduler", 30, *group) for group in ((1, 2), (4, 4), (1, 2), (8, 8))]  # prompts, images
+    assert drawn[:8] == 2 * of_model
+    assert drawn[8:] == 6 * [(QUICK, candidates.NUM_INFERENCE_STEPS, 9, 14)]  # the baseline and five candidates
 
 
-def test_only_the_first_prompts_of_the_subject_are_drawn_and_the_bare_class_is_not():
-    prompts = all_prompts(["a sks dog", "a sks dog asleep", "a sks dog on a bed"], "dog", ["x", "y"])
-    assert [prompt.text for prompt in candidate_prompts(prompts)] == ["a sks dog", "a sks dog asleep", "x", "y"]
+def test_only_the_first_prompt_of_the_subject_and_other_things_are_drawn():
+    prompts = all_prompts(["a sks dog", "a sks dog asleep"], "dog", ["x", "y"], ["on a bed"])
+    assert [prompt.text for prompt in candidate_prompts(prompts)] == ["a sks dog", "x", "y"]
 
 
 def test_the_command_writes_the_candidate(trained, tiny_pipeline_dir, tmp_path):

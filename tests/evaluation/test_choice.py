@@ -1,68 +1,67 @@
-"""The rule of the choice: the nearest of the fit ones, else the best compromise, and what these images cannot tell."""
+"""The rule of the choice: what is taken, what is named beside it, and when nothing is."""
 
+import numpy as np
 import pytest
 
-from tests.helpers.measured import measured, without
-from utils.evaluation.choice import choose
+from utils.evaluation.choice import Candidate, choose
+from utils.evaluation.scorer import TWO_PHOTOS, Scorer
+
+KNOWS = Scorer("clip", "", "", "")
 
 
-def of(record: dict, *others: dict) -> dict:
-    """`record` with the others' fine-tuned models as checkpoint-1, checkpoint-2 and so on."""
-    merged = record | dict(models=dict(record["models"]), changes=dict(record["changes"]))
-    for step, other in enumerate(others, start=1):
-        for part in ("models", "changes"):
-            merged[part][f"checkpoint-{step}"] = other[part]["finetuned"]
-    return merged
+def candidate(name, distance, gain, *, kept=(8, 8, 8), copies=0, num=6, spread=0.03, seed=None):
+    """With its images' likeness so much above the baseline's."""
+    draws = np.random.default_rng(seed if seed is not None else round(1000 * distance))
+    before = 0.2 + spread * np.random.default_rng(0).normal(size=num)
+    return Candidate(name, distance, before + gain + spread * draws.normal(size=num), before, kept, copies)
 
 
-def test_there_is_no_choice_of_one_or_without_likeness():
-    assert choose(measured()) is None
-    assert choose(without(of(measured(), measured()), "clip_i", "needs your photos")) is None
-
-
-def test_the_nearest_to_the_subject_of_those_that_keep_other_prompts_and_copy_nothing():
-    drifted, copied = measured(clip_i=0.9, clip_t_other=0.61), measured(clip_i=0.95, copied=5)
-    near, far = measured(clip_i=0.8, clip_t_other=0.63), measured(clip_i=0.7)
-    choice = choose(of(drifted, copied, far, near))
-    assert (choice.model, choice.is_good, choice.sentence) == ("checkpoint-3", True, "Take checkpoint-3.")
-    assert "Of the 4" in choice.why and "0.800" in choice.why and "\u22120.039" in choice.why
-    assert choose(of(near, far)).sentence == "Take the fine-tuned model."
-
-
-def test_the_visible_difference_is_the_border():
-    for lost, chosen in ((0.049, "checkpoint-1"), (0.051, "finetuned")):
-        choice = choose(of(measured(clip_i=0.7), measured(clip_i=0.8, clip_t_other=0.669 - lost)))
-        assert choice.model == chosen
-
-
-def test_one_that_does_not_draw_the_subject_is_not_good():
-    choice = choose(of(measured(clip_i=0.2), measured(clip_i=0.25)))
-    assert not choice.is_good and choice.sentence.endswith("none of the 2 draws your subject well.")
-    choice = choose(of(measured(clip_i=0.2), measured(clip_i=0.8)))
-    assert choice.model == "checkpoint-1" and choice.is_good
-
-
-@pytest.mark.parametrize(("lost_by_the_near", "chosen"), [(0.1, "finetuned"), (0.3, "checkpoint-1")])
-def test_the_best_compromise_has_lost_least_of_those_that_are_nearly_as_near(lost_by_the_near, chosen):
-    near, nearly = (
-        measured(clip_i=0.9, clip_t_other=0.669 - lost_by_the_near),
-        measured(clip_i=0.83, clip_t_other=0.46),
+def test_of_those_that_cannot_be_told_from_the_best_the_nearest_to_the_baseline():
+    weak, half, most, whole = (
+        candidate(f"checkpoint-{n}", n / 4, g) for n, g in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.5))
     )
-    far, copied = measured(clip_i=0.8, clip_t_other=0.6), measured(clip_i=0.99, copied=5)
-    choice = choose(of(near, nearly, far, copied))
-    assert (choice.model, choice.is_good) == (chosen, False)
-    assert "the best compromise: none of the 4 draws your subject and keeps other prompts" in choice.sentence
+    choice = choose([whole, weak, most, half], KNOWS)
+    assert (choice.answer, choice.chosen, set(choice.equal)) == (
+        "take",
+        "checkpoint-2",
+        {"checkpoint-3", "checkpoint-4"},
+    )
+    assert choice.sentence == "Take step 2." and "step 3 and step 4" in choice.why and "8 of 8" in choice.why
+    clear = choose([weak, candidate("checkpoint-2", 0.5, 0.5), candidate("finetuned", 1, 0.7)], KNOWS)
+    assert (clear.chosen, clear.equal, clear.sentence) == ("finetuned", (), "Take the result.")
 
 
-def test_if_all_copy_photos_one_of_them_is_named_and_not_called_good():
-    choice = choose(of(measured(copied=5), measured(clip_i=0.8, copied=7)))
-    assert choice.model == "checkpoint-1" and not choice.is_good
-    assert choice.sentence.endswith("none of the 2 draws your subject without copying a photo.")
+def test_what_learnt_nothing_is_not_taken():
+    choice = choose([candidate("finetuned@0.5", 0.5, 0.0), candidate("finetuned", 1, 0.0)], KNOWS)
+    assert (choice.answer, choice.chosen, choice.sentence) == ("none", None, "None yet: train on.")
+    one = [
+        choose([candidate("finetuned", n, 0.0, seed=n + 9 * seed) for n in range(1, 7)], KNOWS) for seed in range(300)
+    ]
+    assert np.mean([each.answer == "take" for each in one]) <= 0.06  # six at a time
 
 
-def test_without_a_text_tower_the_subject_in_other_pictures_is_the_drift():
-    def record(**values):
-        return without(measured(**values), "clip_t_other", "needs CLIP's text tower")
+def test_copies_and_lost_prompts_are_not_taken():
+    copying, losing = candidate("finetuned", 1, 0.8, copies=1), candidate("checkpoint-3", 0.7, 0.7, kept=(7, 8, 8))
+    sound = candidate("checkpoint-1", 0.2, 0.3)
+    assert choose([copying, losing, sound], KNOWS).chosen == "checkpoint-1"
+    assert "other prompts" in choose([copying, losing], KNOWS).sentence
+    none = choose([copying], KNOWS)
+    assert (none.answer, none.chosen) == ("none", None) and "your photos again" in none.sentence
 
-    choice = choose(of(record(clip_i=0.9, clip_i_other=0.11), record(clip_i=0.7, clip_i_other=0.09)))
-    assert choice.model == "checkpoint-1" and choice.is_good
+
+@pytest.mark.parametrize(
+    "scorer", [Scorer("clip", "This scorer does not know such photos.", "", ""), Scorer("clip", "", TWO_PHOTOS, "")]
+)
+def test_without_a_scorer_that_knows_the_photos_one_has_to_look(scorer):
+    choice = choose([candidate("finetuned", 1, 0.8)], scorer)
+    assert (choice.answer, choice.chosen) == ("look", None) and "look at them" in choice.sentence
+
+
+def test_where_nobody_looked_for_copies_one_has_to_look():
+    assert choose([candidate("finetuned", 1, 0.8, copies=None)], KNOWS).answer == "look"
+    assert choose([candidate("finetuned", 1, 0.8, num=1)], KNOWS).answer == "look"  # one image has no interval
+
+
+def test_other_prompts_that_were_not_measured_are_said_to_be():
+    choice = choose([candidate("finetuned", 1, 0.8, kept=None)], KNOWS)
+    assert choice.answer == "take" and "other prompts were not measured" in choice.why and "kept" not in choice.why

@@ -14,6 +14,7 @@ import evaluate
 from tests.helpers.script import UNET_FILE
 from utils.command_line import run_main
 from utils.evaluation.comparison import fit, plan
+from utils.evaluation.prompts import PLACES, other_prompts
 from utils.files import png
 from utils.models import drawing, loading
 from utils.models.folder import read_base
@@ -21,8 +22,8 @@ from utils.runtime import gpu
 
 PROMPT = "a photo of my cat."
 PICTURES = [f"{stem}-{number}.png" for stem in ("baseline", "output") for number in (1, 2)] + ["comparison.png"]
-OTHER_FILES = ["samples.json", "metrics.json", "metrics.csv", "report.html"]
-DRIFT_PROMPTS = ["a photo of a cat", "a photo of a dog", "a photo of a house"]
+OTHER_FILES = ["samples.json", "metrics.json", "metrics.csv", "report.html", "embeddings.npz"]
+OTHERS = other_prompts("cat")
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +112,16 @@ def test_samples_json_records_all_that_makes_the_images(first_result, trained_di
     samples = json.loads((first_result / "samples.json").read_text())
     expected = dict(written_by="evaluate.py", complete=True, num_inference_steps=2, guidance_scale=7.5)
     expected |= dict(height=32, width=32, negative_prompt=None, batch_size=None, safety_checker=False)
-    expected |= dict(identifier="my", class_name="cat", num_images=2, num_drift_images=4)
+    expected |= dict(identifier="my", class_name="cat", num_images=2, num_drift_images=1)
     assert {name: samples[name] for name in expected} == expected
-    assert [prompt["text"] for prompt in samples["prompts"]] == [PROMPT, *DRIFT_PROMPTS]
-    assert [prompt["role"] for prompt in samples["prompts"]] == ["subject", "class", "other", "other"]
+    assert [prompt["text"] for prompt in samples["prompts"]] == [
+        PROMPT,
+        *(f"a photo of my cat {place}" for place in PLACES),
+        "a photo of a cat",
+        *OTHERS,
+    ]
+    roles = ["subject", *4 * ["place"], "class", *8 * ["other"]]
+    assert [prompt["role"] for prompt in samples["prompts"]] == roles
     subject = [entry for entry in samples["images"] if entry["role"] == "subject"]
     assert [(entry["file"], entry["model"], entry["seed"]) for entry in subject] == [
         ("baseline-1.png", "baseline", 0),
@@ -122,8 +129,8 @@ def test_samples_json_records_all_that_makes_the_images(first_result, trained_di
         ("output-1.png", "finetuned", 0),
         ("output-2.png", "finetuned", 1),
     ]
-    assert len(samples["images"]) == 2 * (2 + 3 * 4)
-    assert samples["images"][3]["file"] == "images/baseline/a-photo-of-a-cat/seed-1.png"
+    assert len(samples["images"]) == 2 * (2 + 4 + 2 + 8)
+    assert samples["images"][7]["file"] == "images/baseline/a-photo-of-a-cat/seed-1.png"
     assert sorted(samples["files"]) == sorted([*(entry["file"] for entry in samples["images"]), "comparison.png"])
     baseline = samples["models"]["baseline"]
     assert (baseline["path"], baseline["scheduler"]) == (str(tiny_pipeline_dir), "PNDMScheduler")

@@ -4,13 +4,17 @@ import pytest
 
 from utils.evaluation.prompts import (
     DREAMBENCH,
+    EMBEDDED_PLACES,
+    PLACES,
     Prompt,
     all_prompts,
     class_in,
     class_prompt,
+    dozen_words,
     dreambench_prompts,
-    names_only_class,
+    in_place,
     other_prompts,
+    places_for,
     read_subject,
     slug,
     subject_line,
@@ -57,18 +61,23 @@ def test_the_subjects_name_is_left_out(text, identifier, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "class_name", "expected"),
+    ("prompt", "class_name", "expected"),
     [
-        ("a photo of my cat.", "cat", True),
-        ("A photo of my cat", "cat", True),
-        ("a photo of my cat in the snow", "cat", False),
-        ("my cat", "cat", False),
-        ("a photo of my apple", "apple", True),
-        ("a photo of my cat.", None, False),
+        ("a photo of my cat.", "cat", "a photo of my cat on the beach"),
+        ("A sks Dog asleep, side view", "dog", "A sks Dog on the beach"),
+        ("a photo of a catalogue of my cat", "cat", "a photo of a catalogue of my cat on the beach"),
+        ("a photo of sks, ", None, "a photo of sks on the beach"),
+        ("a photo of sks.", "cat", "a photo of sks on the beach"),
     ],
 )
-def test_a_prompt_names_the_class_alone_or_asks_for_more(text, class_name, expected):
-    assert names_only_class(text, "my", class_name) is expected
+def test_the_subject_is_put_somewhere_else(prompt, class_name, expected):
+    assert in_place(prompt, class_name, "on the beach") == expected
+
+
+def test_the_embedded_model_is_asked_for_places_that_it_knows(tmp_path):
+    assert places_for(tmp_path) == PLACES
+    (tmp_path / "link").symlink_to(tmp_path / "tiny-stable-diffusion")
+    assert places_for(tmp_path / "tiny-stable-diffusion") == places_for(tmp_path / "link") == EMBEDDED_PLACES
 
 
 def test_prompts_are_there_once_each_and_by_role():
@@ -79,6 +88,13 @@ def test_prompts_are_there_once_each_and_by_role():
         ("a photo of a dog", "class"),
         ("a photo of a cat", "other"),
     ]
+    assert [each.role for each in all_prompts(["a", "b"], None, [], ["x", "y"])] == [
+        "subject",
+        "subject",
+        "place",
+        "place",
+    ]
+    assert {each.role for each in all_prompts([*"abcde"], None, [], ["x", "y"])} == {"subject"}  # places themselves
     assert [prompt.folder for prompt in prompts][:2] == ["a-sks-dog", "a-sks-dog-on-the-beach"]
 
 
@@ -90,9 +106,11 @@ def test_every_prompt_has_a_folder_of_its_own_that_stays_the_same():
 
 
 def test_other_things_are_not_the_subjects_class():
-    assert other_prompts("Dog") == ["a photo of a house", "a photo of a car"]
-    assert other_prompts("sports car") == ["a photo of a dog", "a photo of a house"]
-    assert other_prompts("cat") == ["a photo of a dog", "a photo of a house"]
+    for class_name in ("Dog", "sports car", "teapot"):
+        things = [prompt.split()[-1] for prompt in other_prompts(class_name)]
+        assert len(set(things)) == 8 and not {*class_name.lower().split()} & {*things}
+        words = dozen_words(class_name)
+        assert words[0] == class_name and len(set(words)) == 12
     assert class_prompt("apple") == "a photo of an apple"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 import evaluate
@@ -17,15 +17,17 @@ from tests.helpers.script import UNET_FILE
 from utils import PROGRAM
 from utils.command_line import run_main
 from utils.dataset import decode
-from utils.evaluation import encoders, metrics
+from utils.evaluation import encoders, intervals, metrics
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints, make_plan
+from utils.evaluation.prompts import other_prompts
 from utils.evaluation.samples import plan_samples
 from utils.models import drawing, loading
 from utils.models.folder import read_base
 from utils.run.lineage import FORMAT, STATE_FILE
 
 PROMPT = "a photo of sks cat"
+IMAGES = 2 * 2 + 4 + 2 + 8  # of a model: two prompts, other places, the class, other things
 
 
 def scale_unet(source: Path, target: Path, factor: float) -> None:
@@ -66,7 +68,7 @@ def models(tmp_path_factory) -> list[str]:
 
 
 def run(trained: Path, result: Path, *more: str) -> int:
-    quick = ["--num_images", "2", "--num_drift_images", "2", "--num_inference_steps", "1", "--output_dir", str(result)]
+    quick = ["--num_images", "2", "--num_drift_images", "1", "--num_inference_steps", "1", "--output_dir", str(result)]
     return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
 
 
@@ -103,7 +105,7 @@ def result(drawn_once, tmp_path) -> Path:
 def test_several_prompts_have_a_folder_each_for_every_model(whole, trained_dir):
     samples = read(whole, "samples.json")
     assert list(samples["models"]) == ["baseline", "finetuned", "checkpoint-5", "checkpoint-10"]
-    assert len(samples["images"]) == 4 * 2 * 5
+    assert len(samples["images"]) == 4 * IMAGES
     assert (whole / "images/checkpoint-5/a-sks-cat-on-the-beach/seed-1.png").is_file()
     assert (whole / "output-1.png").is_file() and (whole / "comparison.png").is_file()
     assert samples["models"]["checkpoint-5"]["path"] == str(trained_dir / "checkpoint-5" / "unet")
@@ -129,10 +131,10 @@ def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkey
 
     monkeypatch.setattr(drawing.PromptEmbeddings, "__call__", spy(drawing.PromptEmbeddings.__call__, texts))
     monkeypatch.setattr(loading, "_load_weights", noting)
-    more = "--checkpoint all --strength 0.5 1 --only generate --num_drift_images 1 --batch_size 1"
+    more = "--checkpoint all --strength 0.5 1 --only generate --batch_size 1"
     assert run(trained_dir, tmp_path / "result", *more.split()) == 0
     assert sorted(loaded) == ["AutoencoderKL", "CLIPTextModel", *2 * ["UNet2DConditionModel"]]
-    assert len(texts) == len(set(texts)) == 4
+    assert len(texts) == len(set(texts)) == 14
 
 
 def test_each_strength_is_a_row_and_its_pictures_are_those_of_the_blended_pipeline(
@@ -179,7 +181,7 @@ def test_images_with_equal_settings_are_not_made_again(trained_dir, result, caps
     monkeypatch.setattr(drawing, "sample", None)  # calling it fails
     assert run(trained_dir, result, "--only", "generate") == 0
     assert times(result) == before
-    assert "16 of 16 images are there already" in capsys.readouterr().out
+    assert "32 of 32 images are there already" in capsys.readouterr().out
     monkeypatch.undo()
 
     (result / "output-2.png").unlink()
@@ -193,7 +195,8 @@ def test_images_with_equal_settings_are_not_made_again(trained_dir, result, caps
     before = times(result)
     assert run(trained_dir, result, "--only", "generate", "--num_images", "3") == 0
     now = times(result)
-    assert {path.name for path in now if before.get(path) != now[path]} == {"output-3.png", "baseline-3.png"}
+    changed = {path.name for path in now if before.get(path) != now[path]}
+    assert changed == {"output-3.png", "baseline-3.png", "seed-2.png"}  # the class has as many
 
 
 def drawn(monkeypatch) -> list:
@@ -322,89 +325,75 @@ def test_metrics_are_what_the_functions_give_for_the_images(whole, models, photo
         rows, real = np.array([encoder.images(row) for row in images]), encoder.images(photos)
         flat = rows.reshape(4, -1)
         assert found[fidelity]["value"] == pytest.approx((flat @ real.T).mean(), abs=1e-6)
-        assert found[f"copy_{suffix}"]["value"] == pytest.approx((flat @ real.T).max(axis=1).mean(), abs=1e-6)
-        assert found[f"copy_{suffix}_max"]["value"] == pytest.approx((flat @ real.T).max(), abs=1e-6)
         apart = np.mean([1 - row[0] @ row[1] for row in rows])
         assert found[f"div_{suffix}"]["value"] == pytest.approx(apart, abs=1e-6)
-        assert record["photos"][f"real_{suffix}"]["value"] == pytest.approx(metrics.real_similarity(real), abs=1e-6)
+        assert record["photos"][f"real_{suffix}"]["value"] == pytest.approx(
+            metrics.real_similarity(real).mean(), abs=1e-6
+        )
         of_class = encoder.images(
             [decode(whole / f"images/finetuned/a-photo-of-a-cat/seed-{seed}.png") for seed in (0, 1)]
         )
         assert found[f"pres_{suffix}"]["value"] == pytest.approx((of_class @ real.T).mean(), abs=1e-6)
-    with_name = clip.texts([PROMPT, "a sks cat on the beach"])
-    without_name = clip.texts(["a photo of a cat", "a cat on the beach"])
-    for name, texts in (("clip_t", without_name), ("clip_t_with_token", with_name)):
-        expected = np.mean([clip.images(row) @ text for row, text in zip(images, texts, strict=True)])
-        assert found[name]["value"] == pytest.approx(expected, abs=1e-6)
-    of_photos = (clip.images(photos) @ without_name[0]).mean()
-    assert record["photos"]["clip_t_class"]["value"] == pytest.approx(of_photos, abs=1e-6)
-    assert record["photos"]["clip_t"]["value"] is None  # none of them was taken on the beach
-
-
-def test_every_value_has_its_interval_or_its_reason(whole):
-    record = read(whole, "metrics.json")
-    assert set(record["models"]) == {"baseline", "finetuned", "checkpoint-5", "checkpoint-10"}
-    for model, values in record["models"].items():
-        assert values.pop("blank_images") == []
-        for name, entry in values.items():
-            if name.startswith("div"):
-                assert entry["value"] is not None and entry["interval"] is None  # of two images
-            elif not name.endswith("_max"):
-                low, high = entry["interval"]
-                assert low < entry["value"] < high, (model, name)
-    assert len(record["encoders"]["clip"]["sha256"]["model.safetensors"]) == 64
-    assert record["encoders"]["dino"]["transform"]["resize_shorter_side"] == 37
-    assert record["samples_id"] == read(whole, "samples.json")["samples_id"]
+    texts = clip.texts(["a photo of a cat", "a cat on the beach"])
+    expected = np.mean([clip.images(row) @ text for row, text in zip(images, texts, strict=True)])
+    assert found["clip_t"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert record["photos"]["clip_t"]["value"] == pytest.approx((clip.images(photos) @ texts[0]).mean(), abs=1e-6)
 
 
 def test_changes_are_differences_to_the_baseline_image_by_image(whole):
     record = read(whole, "metrics.json")
+    assert len(record["encoders"]["clip"]["sha256"]["model.safetensors"]) == 64
+    assert record["samples_id"] == read(whole, "samples.json")["samples_id"]
     with (whole / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [each["file"] for each in read(whole, "samples.json")["images"]]
     values = {(row["model"], row["role"], row["prompt"], row["seed"]): row for row in rows}
-    for name, column, role in (("clip_t", "clip_t", "subject"), ("clip_i_other", "clip_i", "other")):
+    for name, role, shape in (
+        ("clip_t", "subject", (2, 2)),
+        ("clip_i", "subject", (2, 2)),
+        ("clip_t_other", "other", (8, 1)),
+    ):
+        column = name.removesuffix("_other")
         pairs = [
             (float(row[column]), float(values[("baseline", *key[1:])][column]))
             for key, row in values.items()
             if key[:2] == ("finetuned", role)
         ]
-        differences = np.array([ours - theirs for ours, theirs in pairs]).reshape(2, 2)
-        found = record["changes"]["finetuned"][name]
+        differences = np.array([ours - theirs for ours, theirs in pairs]).reshape(shape)
+        found, expected = record["changes"]["finetuned"][name], intervals.describe_change(differences)
         assert found["value"] == pytest.approx(differences.mean(), abs=1e-5)
-        interval = metrics.seeds_interval if role == "other" else metrics.mean_interval
-        assert found["interval"] == pytest.approx(interval(differences), abs=1e-4)
-    by_prompt = found["prompts"]
-    assert [entry["prompt"] for entry in by_prompt] == ["a photo of a dog", "a photo of a house"]
-    assert [entry["value"] for entry in by_prompt] == pytest.approx(differences.mean(axis=1), abs=1e-5)
-    assert by_prompt[0]["interval"] == pytest.approx(metrics.student_interval(differences[0], 2), abs=1e-3)
-    for name in ("div_clip", "div_dino"):
-        ours, theirs = (record["models"][model][name]["value"] for model in ("finetuned", "baseline"))
-        assert record["changes"]["finetuned"][name] == dict(value=pytest.approx(ours - theirs), interval=None)
+        assert found["interval"] == pytest.approx(expected["interval"], abs=1e-4) and found["unit"] == expected["unit"]
+    ours, theirs = (record["models"][model]["div_dino"]["value"] for model in ("finetuned", "baseline"))
+    assert record["changes"]["finetuned"]["div_dino"]["value"] == pytest.approx(ours - theirs)
 
 
-def test_images_of_other_things_as_like_the_photos_as_a_drawn_subject_are_counted(whole):
-    record = read(whole, "metrics.json")
-    with (whole / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for column, real in (("clip_i", "real_clip"), ("dino", "real_dino")):
-        before = record["models"]["baseline"][column]["value"]
-        least = (before + record["photos"][real]["value"]) / 2
-        for model, values in record["models"].items():
-            others = [row for row in rows if (row["model"], row["role"]) == (model, "other")]
-            expected = [row["file"] for row in others if float(row[column]) >= least]
-            assert values[f"{column}_other"]["like_subject"] == expected
-            assert values[f"{column}_other"]["num_images"] == 4
+def test_other_pictures_are_held_against_the_prompts_that_were_drawn(whole, models):
+    clip = encoders.load_clip(Path(models[1]), torch.device("cpu"))
+    found = read(whole, "metrics.json")["others"]["finetuned"]
+    prompts = [other["prompt"] for other in found]
+    assert prompts == other_prompts("cat")
+    texts = [*prompts, "a photo of a cat"]
+    nearest = (clip.images([decode(whole / other["file"]) for other in found]) @ clip.texts(texts).T).argmax(axis=1)
+    assert [other["nearest"] for other in found] == [texts[place] for place in nearest]
+    assert [other["kept"] for other in found] == [texts[place] == p for place, p in zip(nearest, prompts, strict=True)]
 
 
-def test_the_table_has_a_line_an_image(whole):
-    with (whole / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    record, samples = read(whole, "metrics.json"), read(whole, "samples.json")
-    assert [row["file"] for row in rows] == [entry["file"] for entry in samples["images"]]
-    for name in ("clip_i", "clip_t", "clip_t_with_token", "dino", "copy_clip", "copy_dino"):
-        values = [float(row[name]) for row in rows if (row["model"], row["role"]) == ("finetuned", "subject")]
-        assert len(values) == 4
-        assert np.mean(values) == pytest.approx(record["models"]["finetuned"][name]["value"], abs=1e-5)
+def test_each_image_is_embedded_once(whole, models, tmp_path, monkeypatch):
+    embedded = []
+    monkeypatch.setattr(
+        encoders.Encoder, "images", lambda self, images: embedded.append(len(images)) or of_size(images)
+    )
+    folder = shutil.copytree(whole, tmp_path / "result")
+    again = ["--only", "score", "--output_dir", str(folder), *models]
+    assert run_main(evaluate.main, again) == 0 and embedded == []
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(folder / "output-1.png")
+    assert run_main(evaluate.main, again) == 0 and embedded == [1, 1]  # by CLIP, by DINO
+    (folder / "embeddings.npz").write_bytes(b"PK written_by_evaluate")
+    assert run_main(evaluate.main, again) == 0 and len(embedded) == 2 + 4  # the images and the photos of each
+
+
+def of_size(images) -> np.ndarray:
+    return np.tile(np.eye(16)[0], (len(images), 1))
 
 
 def test_scoring_again_gives_the_same_but_for_the_command(whole, models, tmp_path):
@@ -424,10 +413,9 @@ def test_without_models_every_metric_says_what_it_needs(result):
         assert entry["value"] is None and entry["reason"].startswith("needs ")
     assert "--clip_model" in record["models"]["finetuned"]["clip_i"]["reason"]
     assert "--dino_model" in record["models"]["finetuned"]["pres_dino"]["reason"]
-    checks = record["verdicts"]["finetuned"]["checks"]
-    assert {check["kind"] for check in checks if check["state"] == "not looked for"} == {
-        *("subject", "prompt", "memorisation", "collapse", "drift", "spread", "class", "photos")
-    }
+    said = record["says"]["finetuned"]
+    assert [sentence["kind"] for sentence in said["sentences"]] == ["copies"]  # that needs no encoder
+    assert len(said["unmeasured"]) == 2 and all("--clip_model" in line for line in said["unmeasured"])
 
 
 def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline_dir, tmp_path, photos_dir, capsys):
@@ -442,10 +430,11 @@ def test_clip_i_from_the_pipelines_own_safety_checker(trained_dir, tiny_pipeline
     images = encoder.images([decode(result / f"output-{number}.png") for number in (1, 2)])
     assert found["clip_i"]["value"] == pytest.approx((images @ real.T).mean(), abs=1e-6)
     assert found["clip_t"]["value"] is None and "text tower" in found["clip_t"]["reason"]
-    states = {check["kind"]: check["state"] for check in record["verdicts"]["finetuned"]["checks"]}
-    assert {kind for kind, state in states.items() if state == "not looked for"} == {"prompt", "drift"}
-    said = capsys.readouterr().out
-    assert "Not looked for: whether it still follows the prompt; whether other prompts are still followed." in said
+    said = record["says"]["finetuned"]
+    assert [each["kind"] for each in said["sentences"]] == ["scorer", "copies"]  # random weights know no photos
+    out = capsys.readouterr().out
+    assert all(sentence["text"] in " ".join(out.split()) for sentence in said["sentences"])
+    assert not any(line in " ".join(out.split()) for line in said["unmeasured"])
 
 
 def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir):
@@ -457,7 +446,8 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     assert "--instance_data_dir" in values["models"]["finetuned"]["clip_i"]["reason"]
     assert "--num_images" in values["models"]["finetuned"]["div_clip"]["reason"]
     assert values["models"]["finetuned"]["clip_t"]["value"] is not None
-    assert values["models"]["finetuned"]["clip_t"]["interval"] is None
+    assert values["changes"]["finetuned"]["clip_t"]["interval"] is None
+    assert values["says"]["finetuned"]["sentences"] == [] and len(values["says"]["finetuned"]["unmeasured"]) == 3
     (tmp_path / "one").mkdir()
     shutil.copy(photos_dir / "photo-0.jpg", tmp_path / "one")
     more = ["--only", "score", "--output_dir", str(tmp_path / "result"), *models]
@@ -465,7 +455,6 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     values = read(tmp_path / "result", "metrics.json")
     assert values["models"]["finetuned"]["clip_i"]["value"] is not None
     assert values["photos"]["real_clip"] == dict(value=None, reason="needs two different photos or more")
-    assert values["photos"]["clip_t"] == values["photos"]["clip_t_class"]  # the prompt names the class alone
     assert values["photos"]["clip_t"]["value"] is not None
     assert run_main(evaluate.main, ["--only", "report", "--output_dir", str(tmp_path / "result")]) == 0
     page = (tmp_path / "result/report.html").read_text()
@@ -473,18 +462,20 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     assert page.count("python evaluate.py") == 2 and f"--instance_data_dir {tmp_path / 'one'}" in page
 
 
-def test_an_image_of_one_colour_is_said(whole, models, tmp_path, capsys):
+def test_images_of_one_colour_and_photos_drawn_again_are_found(whole, photos_dir, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "result")
-    black = "images/finetuned/a-sks-cat-on-the-beach/seed-1.png"
+    black, copied = "images/finetuned/a-sks-cat-on-the-beach/seed-1.png", "output-2.png"
     Image.new("RGB", (32, 32)).save(folder / black)
-    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder), *models]) == 0
+    photo = decode(photos_dir / "photo-2.jpg")
+    ImageOps.mirror(ImageOps.fit(photo, (64, 64))).save(folder / copied)
+    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder)]) == 0
     record = read(folder, "metrics.json")
     assert record["models"]["finetuned"]["blank_images"] == [black]
     assert record["models"]["baseline"]["blank_images"] == []
-    assert (
-        f"finetuned: Images of one colour. 1 image is of one colour, and all numbers count them as images: {black}."
-        in capsys.readouterr().out
-    )
+    (pair,) = record["copies"]["finetuned"]
+    assert (pair["file"], pair["photo"]) == (copied, "photo-2.jpg") and record["copies"]["checkpoint-5"] == []
+    (sentence,) = [each for each in record["says"]["finetuned"]["sentences"] if each["kind"] == "copies"]
+    assert sentence["text"].startswith("1 of 8 pictures of your subject is one of your photos again (95%: ")
 
 
 def test_scoring_again_does_not_depend_on_the_folder_it_is_called_from(
@@ -562,7 +553,7 @@ def test_the_report_shows_everything(whole):
     page = (whole / "report.html").read_text()
     for text in ("Training loss", "Validation loss", "CLIP-T", "checkpoint-5", "a sks cat on the beach"):
         assert text in page, text
-    assert page.count('id="image-') == 4 * 2 * 5 + 4
+    assert page.count('id="image-') == 4 * IMAGES + 4
     assert page.count("data:image/") == page.count("<img ") == page.count(' alt="')
     assert "torchrun train_dreambooth_colossalai.py" in page and "python evaluate.py" in page
     assert "http-equiv" in page and "<script src" not in page

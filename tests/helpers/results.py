@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image
 
 import evaluate
-from tests.helpers.measured import entry
 from utils.command_line import run_main
-from utils.evaluation.report.page import REPORTED_METRICS
+from utils.evaluation.metrics import METRICS
 from utils.evaluation.samples import METRICS_CSV, METRICS_FORMAT, SETTINGS_KEY, SamplingSettings, samples_id
 
 
@@ -48,7 +47,7 @@ def write_result(
     (result / "metrics.json").write_text(json.dumps(measured(samples)))
     columns = ("file", "model", "role", "prompt", "seed")
     with (result / METRICS_CSV).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.DictWriter(file, [*columns, "clip_i", "dino", "clip_t"])
+        writer = csv.DictWriter(file, [*columns, "clip_i", "clip_t", "dino"])
         writer.writeheader()
         for number, sample in enumerate(entries):
             values = dict(clip_i=0.5, dino=round(0.001 * number, 3), clip_t=0.3)
@@ -57,24 +56,54 @@ def write_result(
 
 
 def measured(samples: dict) -> dict:
-    values = {}
-    for place, model in enumerate(samples["models"]):
-        value = entry(0.2 + 0.3 * place, [0.1 + 0.3 * place, 0.3 * place + 0.25])
-        values[model] = {key: dict(value) for key, *_ in REPORTED_METRICS}
-        values[model]["clip_t_with_token"] = dict(value=None, reason="needs <b>text</b>")
-        values[model]["copy_dino"].update(num_above_photos=3, num_images=8)
-    photos = {name: entry(0.9) for name in ("real_clip", "real_dino", "nearest_clip", "nearest_dino", "clip_t_class")}
+    """metrics.json of these images, with numbers that nothing was measured for."""
+    models = {
+        name: {key: dict(value=0.2 + 0.3 * place) for key in METRICS} | dict(blank_images=[])
+        for place, name in enumerate(samples["models"])
+    }
+    for values in models.values():
+        values["pres_dino"] = dict(value=None, reason="needs <b>text</b>")
+    tuned = list(models)[1:]
     encoder = dict(name="CLIP", folder="model/clip", sha256={"model.safetensors": "0" * 64}, transform=dict(crop=224))
-    for model in values.values():
-        model.update(clip_i_other=entry(0.1), dino_other=entry(0.1), blank_images=[])
-    record = dict(written_by="evaluate.py", format=METRICS_FORMAT, samples_id=samples["samples_id"], models=values)
-    record |= dict(
-        encoders=dict(clip=encoder, dino=encoder), photos=dict(photos, files=[]), intervals=dict(confidence=0.95)
+    change = dict(value=-0.2, interval=[-0.3, -0.1], unit="prompts", text="fell by 0.2")
+    others = [
+        dict(file=e["file"], prompt=e["prompt"], nearest=e["prompt"], kept=True)
+        for e in samples["images"]
+        if e["role"] == "other"
+    ]
+    copied = next(e["file"] for e in samples["images"] if e["model"] == "finetuned")
+    photo = min(path.name for path in Path(samples["instance_data_dir"]).iterdir())
+    texts = dict(way="62% of the way from the base's pictures to your photos (95%: 51% to 73%), by DINO.")
+    texts |= dict(
+        others="3 of 4 pictures of other things fit their own prompt best (95%: 19% to 99%); of the base's 4 of 4."
     )
-    change = entry(-0.2, [-0.3, -0.1])
-    names = ("clip_i", "dino", "clip_t", "clip_t_other", "clip_i_other", "dino_other", "pres_dino")
-    record["changes"] = {model: dict.fromkeys(names, change) for model in list(values)[1:]}
-    return record | dict(subject=dict(identifier="sks", class_name="dog"))
+    texts |= dict(copies="1 of 8 pictures of your subject is one of your photos again (95%: 0% to 53%).")
+    says = dict(sentences=[dict(kind=kind, text=text) for kind, text in texts.items()], unmeasured=[])
+    return dict(
+        written_by="evaluate.py",
+        format=METRICS_FORMAT,
+        samples_id=samples["samples_id"],
+        command=samples["command"],
+        subject=dict(identifier="sks", class_name="dog"),
+        encoders=dict(clip=encoder, dino=encoder),
+        scorer=dict(knows=True, encoder="dino", line=""),
+        says=dict.fromkeys(tuned, says),
+        models=models,
+        changes={model: dict.fromkeys(METRICS, change) for model in tuned},
+        photos=dict(
+            folder=samples["instance_data_dir"],
+            files=[],
+            real_dino=dict(value=0.9),
+            real_clip=dict(value=0.9),
+            clip_t=dict(value=0.3),
+        ),
+        others={model: [other for other in others if f"/{model}/" in other["file"]] for model in models},
+        copies={
+            model: [dict(file=copied, photo=photo, sameness=0.9)] if model == "finetuned" else [] for model in tuned
+        },
+        choice=None,
+        paper={},
+    )
 
 
 def report(result: Path) -> str:

@@ -74,7 +74,7 @@ def _add_subject_flags(add: Callable[..., object]) -> None:
         "--drift_prompt",
         action="append",
         type=as_prompt,
-        help="a prompt without the subject; repeatable (two other things)",
+        help="a prompt without the subject; repeatable (eight other things)",
     )
 
 
@@ -96,7 +96,12 @@ def _add_sampling_flags(add: Callable[..., object]) -> None:
     """How each image is drawn."""
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
-    add("--num_drift_images", type=non_negative_int, default=4, help="the same for prompts without the subject (4)")
+    add(
+        "--num_drift_images",
+        type=non_negative_int,
+        default=1,
+        help="the same for prompts without the subject; 0: no other places either (1)",
+    )
     add("--seed", type=seed_int, default=0, help="seed of image 1; image k has seed + k - 1 (0)")
     add("--num_inference_steps", type=positive_int, default=50, help="denoising steps (50)")
     add(

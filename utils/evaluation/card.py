@@ -39,4 +39,5 @@ def mean_metrics(measured: Mapping[str, dict]) -> dict:
     """The means over subjects, as metrics.json has one subject's."""
     models = (BASELINE, FINETUNED)
     values = {model: {key: mean._asdict() for key, mean in means(measured, model).items()} for model in models}
-    return dict(models=values, num_subjects=len(measured))
+    first = next(iter(measured.values()))
+    return dict(models=values, num_subjects=len(measured), encoders=first["encoders"])

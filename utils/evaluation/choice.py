@@ -1,181 +1,166 @@
-"""Which of several models to take: checkpoints, strengths, and the result itself.
+"""--choose: which of the candidates to take, by pictures that are drawn quickly for this alone.
 
-The rule: of those that draw the subject, copy no photo, and follow other prompts no visibly worse than the baseline,
-the nearest to the subject. If there is none, the best compromise: of those that copy no photo and keep nine tenths of
-the largest gain in likeness, the one that has lost the least on other prompts.
+A candidate is taken if its pictures are found nearer to the photos than the baseline's, by a scorer that knows such
+photos, none of them is a photo again, and other prompts are kept, if they could be measured. Of those that cannot be
+told from the best (Hsu) it is the one nearest to the baseline. Its numbers are of pictures that it was not chosen by.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from utils.evaluation.checks import check_memorisation
-from utils.evaluation.findings import FOUND, Choice, Comparison
-from utils.evaluation.metrics import mean_interval, seeds_interval
-from utils.evaluation.samples import FINETUNED
-from utils.evaluation.visible import compare, fidelity_metric, is_drawn, main_encoder
-from utils.evaluation.wording import listed, number, signed
+from utils.evaluation import intervals
+from utils.evaluation.candidates import NUM_TELLING, distance, export_command, label
+from utils.evaluation.image_table import ImageTable
+from utils.evaluation.prompts import SUBJECT
+from utils.evaluation.samples import BASELINE
+from utils.evaluation.scorer import LIKENESS, Scorer
+from utils.evaluation.sentences import count_kept, way_in_words, way_of
+from utils.evaluation.wording import listed
+from utils.files.ownership import run_of
 
-KEPT_SHARE = 0.9  # of the largest gain in likeness, in a compromise
+TAKE, NONE, LOOK = "take", "none", "look"  # the answers
+LOOK_AT = "These pictures cannot tell which to use: look at them."
+LOSES, COPIES = "loses other prompts", "has pictures that are your photos again"
 
 
-class Standing(NamedTuple):
-    """One model's part in the choice.
+class Candidate(NamedTuple):
+    """What the choice knows of one model.
 
     Attributes:
-        faithfulness: to prompts without the subject; None if nothing could be measured.
-        lost: of it, against the baseline; 0 if nothing could be measured.
-        lost_interval: of that difference, 95%; None if there is none.
+        name: in samples.json.
+        distance: from the baseline; 1 is the result.
+        likeness, before: to the photos, of each image that chooses [N], and of the baseline's with the same seeds.
+        kept: (prompts of other things that are kept, of how many, of the baseline's); None: not measured.
+        num_copies: of photos; None: not looked for.
     """
 
     name: str
-    likeness: Comparison
-    faithfulness: Comparison | None
-    lost: float
-    lost_interval: tuple[float, float] | None
-    copies: bool
+    distance: float
+    likeness: np.ndarray
+    before: np.ndarray
+    kept: tuple[int, int, int] | None
+    num_copies: int | None
 
-    @property
-    def gained(self) -> float:
-        """Likeness, against the baseline."""
-        assert self.likeness.change is not None, "standings_of leaves others out"
-        return self.likeness.change
+    def gain(self, num_looks: int) -> intervals.Interval | None:
+        """In likeness, one of so many that are looked at together."""
+        return intervals.mean_change((self.likeness - self.before)[None], num_looks)
 
     @property
     def keeps_others(self) -> bool:
-        """Whether other prompts are followed no visibly worse."""
-        return self.faithfulness is None or self.lost < visible(self.faithfulness)
-
-    @property
-    def is_fit(self) -> bool:
-        """Whether it draws the subject without visible harm."""
-        return self.keeps_others and not self.copies and is_drawn(self.likeness)
+        return self.kept is None or self.kept[0] >= self.kept[2]
 
 
-def choose(metrics: dict) -> Choice | None:
-    """The choice among the models of a metrics.json, or among its candidates if there are some.
+class Choice(NamedTuple):
+    """The answer: what to take if it is TAKE, and what cannot be told from it."""
 
-    None if there is but one, or if likeness to the subject could not be measured.
+    answer: str
+    sentence: str
+    why: str
+    chosen: str | None = None
+    equal: tuple[str, ...] = ()
+
+
+def choose(candidates: list[Candidate], scorer: Scorer) -> Choice:
+    """The choice by the rule above."""
+    if not scorer.knows or scorer.no_way:
+        return Choice(LOOK, LOOK_AT, scorer.line or f"A choice {scorer.no_way}.")
+    gains = [each.gain(len(candidates)) for each in candidates]
+    gaining = [each for each, gain in zip(candidates, gains, strict=True) if gain and gain.low > 0]
+    if not gaining and None in gains:
+        return Choice(LOOK, LOOK_AT, "A choice needs more pictures: --num_images.")
+    if not gaining:
+        return Choice(NONE, "None yet: train on.", "No pictures were found nearer to your photos than the base's.")
+    if any(each.num_copies is None for each in gaining):
+        return Choice(LOOK, LOOK_AT, "Copies of your photos were not looked for.")
+    sound = [each for each in gaining if not each.num_copies]
+    fit = [each for each in sound if each.keeps_others]
+    if not fit:
+        why = (
+            "Train for fewer steps, or with prior preservation."
+            if sound
+            else "Train for fewer steps, or on more photos."
+        )
+        lacking = LOSES if sound else COPIES
+        return Choice(NONE, f"None of these: each that comes nearer to your photos {lacking}.", why)
+    return _nearest_to_baseline(fit)
+
+
+def _nearest_to_baseline(fit: list[Candidate]) -> Choice:
+    best = intervals.not_worse_than_best(np.stack([each.likeness for each in fit]))
+    equal = [each for each, is_best in zip(fit, best, strict=True) if is_best]
+    taken, *others = sorted(equal, key=lambda each: each.distance)
+    why = "None of its pictures is one of your photos again; other prompts were not measured."
+    if taken.kept is not None:
+        why = "None of its pictures is one of your photos again, and {} of {} other prompts are kept.".format(
+            *taken.kept
+        )
+    if others:
+        why += f" These pictures do not tell it from {listed([label(each.name) for each in others])}."
+    return Choice(TAKE, f"Take {label(taken.name)}.", why, taken.name, tuple(each.name for each in others))
+
+
+def describe(table: ImageTable, scorer: Scorer, baseline: Path, finetuned: Path) -> dict:
+    """metrics.json's "choice": the answer, and what is known of every candidate, the nearest to the baseline first.
+
+    Args:
+        baseline, finetuned: the pipelines' folders.
     """
-    if metrics.get("candidates"):
-        said = metrics["candidates"]
-        return Choice(said["chosen"], said["is_good"], said["sentence"], said["why"])
-    standings = standings_of(metrics)
-    if len(standings) < 2:
-        return None
-    best, is_good = pick(standings)
-    count, others = len(standings), other_prompts_in_words(best)
-    fidelity = f"{best.likeness.label} {number(best.likeness.value)}"
-    if is_good:
-        sentence = f"Take {title(best.name)}."
-        why = f"Of the {count} it is the nearest to your subject ({fidelity}) among those that "
-        why += f"{'copy no photo' if best.faithfulness is None else f'copy no photo and keep other prompts{others}'}."
-    else:
-        sentence = f"Take {title(best.name)}, the best compromise: none of the {count} {shortcoming(standings)}."
-        why = f"Of those that keep most of the likeness it has lost the least on other prompts: {fidelity}{others}."
-    return Choice(best.name, is_good, sentence, " ".join([why, *doubts(metrics, best, standings)]))
+    models = table.samples["candidates"]["models"]
+    last_step = (run_of(finetuned).get("result") or {}).get("num_steps")
+    names = sorted((name for name in models if name != BASELINE), key=lambda name: distance(name, last_step))
+    names = list(
+        {models[name]["sha256"]["unet"]: name for name in names}.values()
+    )  # the last checkpoint is the result
+    copies = {name: table.copies(name, of_candidates=True) for name in names}
+    candidates = []
+    for name in names:
+        found, num_compared = copies[name]
+        candidates.append(_candidate(table, scorer, name, last_step, len(found) if num_compared else None))
+    choice = choose(candidates, scorer)
+    said = choice._asdict() | dict(command=choice.chosen and export_command(finetuned, baseline, choice.chosen))
+    if choice.chosen and (way := _told_way(table, scorer, choice.chosen)):
+        said["sentence"] += f" {way_in_words(way, LIKENESS[scorer.encoder][1])}"
+    said["entries"] = [
+        _entry(table, scorer, each, copies[each.name][0], len(candidates))
+        | dict(command=export_command(finetuned, baseline, each.name))
+        for each in candidates
+    ]
+    return said
 
 
-def faithfulness_metric(metrics: dict) -> tuple[str, int]:
-    """(metric, direction that is good): how well prompts without the subject are followed, or else, without a text
-    tower, how little the subject is seen in them."""
-    if any("clip_t_other" in changes for changes in metrics["changes"].values()):
-        return "clip_t_other", 1
-    return f"{fidelity_metric(metrics)}_other", -1
+def _rows(table: ImageTable, model: str) -> tuple[np.ndarray, np.ndarray]:
+    """([N], [K]): the images of the subject that choose, and those that tell how far the chosen one has come."""
+    rows = table.rows(model, SUBJECT, of_candidates=True)[0]
+    num_choosing = max(len(rows) - NUM_TELLING, len(rows) // 2)
+    return rows[:num_choosing], rows[num_choosing:]
 
 
-def standings_of(metrics: dict) -> list[Standing]:
-    """All models but the baseline whose likeness to the subject was measured."""
-    key, direction = faithfulness_metric(metrics)
-    standings = []
-    for name in metrics["changes"]:
-        likeness = compare(metrics, name, fidelity_metric(metrics), f"real_{main_encoder(metrics)}")
-        if likeness is None or likeness.change is None:
-            continue
-        other = compare(metrics, name, key)
-        other = other if other is not None and other.change is not None else None
-        lost = -direction * (other.change or 0.0) if other else 0.0
-        bounds = sorted(-direction * bound for bound in other.interval) if other and other.interval else None
-        copies = check_memorisation(metrics, name, main_encoder(metrics)).state == FOUND
-        standings.append(Standing(name, likeness, other, lost, (bounds[0], bounds[1]) if bounds else None, copies))
-    return standings
+def _told_way(table: ImageTable, scorer: Scorer, name: str) -> intervals.Way | None:
+    ours, theirs = (_rows(table, model)[1][None] for model in (name, BASELINE))
+    return way_of(table, scorer, ours, theirs)
 
 
-def pick(standings: list[Standing]) -> tuple[Standing, bool]:
-    """(the choice, whether it is fit) by the rule above."""
-    fit = [standing for standing in standings if standing.is_fit]
-    if fit:
-        return max(fit, key=lambda standing: standing.gained), True
-    return min(compromises(standings), key=lambda standing: (standing.lost, -standing.gained)), False
+def _candidate(
+    table: ImageTable, scorer: Scorer, name: str, last_step: int | None, num_copies: int | None
+) -> Candidate:
+    values = table.values.get(LIKENESS[scorer.encoder][0]) if scorer.encoder else None
+    (kept, num), (before, _) = (count_kept(table.others(model, of_candidates=True)) for model in (name, BASELINE))
+    ours, theirs = (
+        values[_rows(table, model)[0]] if values is not None else np.zeros(0) for model in (name, BASELINE)
+    )
+    return Candidate(name, distance(name, last_step), ours, theirs, (kept, num, before) if num else None, num_copies)
 
 
-def compromises(standings: list[Standing]) -> list[Standing]:
-    """Those that copy no photo, if there are such, and keep nine tenths of the largest gain in likeness."""
-    sound = [standing for standing in standings if not standing.copies] or standings
-    most = max(standing.gained for standing in sound)
-    return [standing for standing in sound if standing.gained >= min(KEPT_SHARE * most, most)]
-
-
-def shortcoming(standings: list[Standing]) -> str:
-    """What none of them does."""
-    drawn = [standing for standing in standings if is_drawn(standing.likeness)]
-    if not drawn:
-        return "draws your subject well"
-    if all(standing.copies for standing in drawn):
-        return "draws your subject without copying a photo"
-    return "draws your subject and keeps other prompts as they were"
-
-
-def doubts(metrics: dict, best: Standing, standings: list[Standing]) -> list[str]:
-    """Sentences on what these images are too few to tell about the choice."""
-    found = []
-    rivals = [s for s in standings if s.is_fit] if best.is_fit else compromises(standings)
-    part, word = ("likeness", "near") if best.is_fit else ("others", "good a compromise")
-    equal = [title(s.name) for s in rivals if s is not best and not is_apart(metrics, part, best.name, s.name)]
-    if equal:
-        verb = "is" if len(equal) == 1 else "are"
-        found.append(f"As {word}, as far as these images can tell, {verb} {listed(equal)}.")
-    if best.faithfulness is not None and not best.copies:
-        low, high = best.lost_interval or (-np.inf, np.inf)
-        if best.is_fit and high >= visible(best.faithfulness):
-            found.append("These images are too few to be sure that other prompts are kept.")
-        if not best.keeps_others and low <= 0:
-            found.append("These images are too few to be sure that other prompts have suffered at all.")
-    return found
-
-
-def is_apart(metrics: dict, part: str, one: str, other: str) -> bool:
-    """Whether two models' likeness, or faithfulness ("others"), differs by more than its uncertainty."""
-    ours, theirs = (metrics.get("image_values", {}).get(name, {}).get(part) for name in (one, other))
-    if not ours or not theirs:
-        return True
-    difference = np.asarray(ours) - np.asarray(theirs)
-    interval = mean_interval(difference) if part == "likeness" else seeds_interval(difference)
-    return interval is not None and not interval[0] <= 0 <= interval[1]
-
-
-def visible(comparison: Comparison) -> float:
-    """The smallest difference in a metric that people see."""
-    assert comparison.visible is not None, "every metric of the choice has one"
-    return comparison.visible
-
-
-def visible_in(standing: Standing) -> float:
-    """The smallest difference in faithfulness that people see."""
-    assert standing.faithfulness is not None
-    return visible(standing.faithfulness)
-
-
-def title(name: str) -> str:
-    """A model's name in a sentence."""
-    model, _, strength = name.partition("@")
-    model = "the fine-tuned model" if model == FINETUNED else model
-    return f"{model} at strength {strength}" if strength else model
-
-
-def other_prompts_in_words(standing: Standing) -> str:
-    """' (CLIP-T on other things 0.6, -0.01)', or nothing."""
-    other = standing.faithfulness
-    if other is None:
-        return ""
-    return f" ({other.label} {number(other.value)}, {signed(other.change or 0.0)} against the baseline)"
+def _entry(table: ImageTable, scorer: Scorer, candidate: Candidate, copies: list[dict], num_looks: int) -> dict:
+    """What the page shows of a candidate; nothing by a scorer that does not know such photos."""
+    files = [entry["file"] for entry in table.samples["candidates"]["images"] if entry["model"] == candidate.name]
+    note, kept = (COPIES if copies else ""), None
+    if scorer.knows and not scorer.no_way:
+        gain = candidate.gain(num_looks)
+        note = note or ("" if gain and gain.low > 0 else "not found nearer to your photos")
+        note = note or ("" if candidate.keeps_others else LOSES)
+        kept = candidate.kept and dict(zip(("kept", "of", "of_base"), candidate.kept, strict=True))
+    said = dict(name=candidate.name, label=label(candidate.name), note=note)
+    return said | dict(others=kept, copies=copies, images=files)

@@ -48,9 +48,8 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
     instance_prompt = recorded.get("instance_prompt")
     notes += fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
     notes += fill_subject(args, run | dict(arguments=recorded))
-    if args.num_drift_images and args.drift_prompt is None:
-        args.drift_prompt = other_prompts(args.class_name) if args.class_name else []
-    args.drift_prompt = args.drift_prompt or []
+    if args.drift_prompt is None:
+        args.drift_prompt = other_prompts(args.class_name) if args.num_drift_images and args.class_name else []
     return notes
 
 

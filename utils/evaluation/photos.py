@@ -1,5 +1,6 @@
-"""The subject's photos as evaluation sees them: found and decoded as for training."""
+"""The subject's photos as evaluation sees them: found and decoded as for training, once for all stages."""
 
+import functools
 from pathlib import Path
 
 from PIL import Image
@@ -14,4 +15,9 @@ def load_photos(folder: Path | None) -> dict[Path, Image.Image]:
     """
     if folder is None or not folder.is_dir():
         return {}
-    return {path: decode(path) for path in find_photos(folder, may_be_empty=True)[0]}
+    return {path: _decoded(path, path.stat().st_mtime_ns) for path in find_photos(folder, may_be_empty=True)[0]}
+
+
+@functools.lru_cache(maxsize=32)
+def _decoded(path: Path, _changed: int) -> Image.Image:
+    return decode(path)

@@ -9,9 +9,10 @@ from utils.errors import UserError
 from utils.evaluation import candidates
 from utils.evaluation.arguments import BASELINE_FLAG, FINETUNED_FLAG
 from utils.evaluation.filling import Notes, fill_from_run_json
-from utils.evaluation.prompts import Prompt, all_prompts
+from utils.evaluation.prompts import Prompt, all_prompts, places_for
 from utils.evaluation.samples import (
     COMPARISON_FILE,
+    EMBEDDINGS_FILE,
     METRICS_CSV,
     METRICS_JSON,
     REPORT_FILE,
@@ -47,6 +48,7 @@ class EvaluationPlan(NamedTuple):
     prompts: list[Prompt]
     identifier: str | None
     class_name: str | None
+    dreambench: str | None
     guessed: list[str]  # of class_name and identifier, those that no flag gave
     num_images: int
     num_drift_images: int
@@ -89,7 +91,7 @@ def make_plan(args: argparse.Namespace) -> EvaluationPlan:
 
 
 def plan_candidates(plan: EvaluationPlan) -> EvaluationPlan:
-    """The same for the models to choose among, with fewer prompts, images and steps."""
+    """The same for the models to choose among, with fewer prompts and steps, and other seeds."""
     run = run_of(plan.finetuned_model_name_or_path)
     own, _ = own_checkpoints(plan.finetuned_model_name_or_path)
     models = candidates.candidate_models(own, (run.get("result") or {}).get("num_steps"))
@@ -97,10 +99,10 @@ def plan_candidates(plan: EvaluationPlan) -> EvaluationPlan:
     return plan._replace(
         models=models,
         prompts=candidates.candidate_prompts(plan.prompts),
-        num_images=min(plan.num_images, candidates.NUM_IMAGES),
-        num_drift_images=min(plan.num_drift_images, candidates.NUM_OTHER_IMAGES),
+        num_images=min(candidates.NUM_CHOOSING + candidates.NUM_TELLING, 2 * plan.num_images + 2),
+        num_drift_images=min(plan.num_drift_images, 1),
+        seed=plan.seed + plan.num_images,
         num_inference_steps=min(plan.num_inference_steps, candidates.NUM_INFERENCE_STEPS),
-        batch_size=plan.batch_size or candidates.BATCH_SIZE,
     )
 
 
@@ -137,7 +139,8 @@ def check_generate(args: argparse.Namespace) -> Notes:
     if args.strength != [1.0]:
         check_same_unet(args.pretrained_model_name_or_path, args.finetuned_model_name_or_path)
     args.models = plan_models(args.checkpoint, args.strength)
-    args.prompts = all_prompts(args.prompt, args.class_name, args.drift_prompt)
+    places = places_for(args.pretrained_model_name_or_path) if args.num_drift_images else ()
+    args.prompts = all_prompts(args.prompt, args.class_name, args.drift_prompt, places)
     set_image_size(args, baseline, finetuned)
     check_steps(args.num_inference_steps, baseline, finetuned)
     return notes
@@ -214,7 +217,7 @@ def check_output_dir(args: argparse.Namespace) -> None:
         raise UserError(f"--output_dir {output_dir}: {existing} is a file: name another folder")
     if not is_writable(existing):
         raise UserError(f"--output_dir {output_dir}: no permission to write in {existing}: name another folder")
-    names = [METRICS_JSON, METRICS_CSV] if "score" in args.stages else []
+    names = [METRICS_JSON, METRICS_CSV, EMBEDDINGS_FILE] if "score" in args.stages else []
     names += [REPORT_FILE] if "report" in args.stages else []
     if "generate" in args.stages:
         counts = (args.num_images, args.num_drift_images, args.seed)

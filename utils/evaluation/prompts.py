@@ -1,17 +1,26 @@
 """The prompts an evaluation draws, and what they call the subject.
 
-They are the user's, the DreamBooth paper's 25, and some without the subject.
+They are the user's, the DreamBooth paper's 25, the subject in other places, and some without the subject.
 """
 
 import hashlib
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import NamedTuple
 
-SUBJECT, CLASS, OTHER = "subject", "class", "other"
-OTHER_THINGS = ("dog", "house", "car")  # what "other" prompts show, less the subject's class
+SUBJECT, PLACE, CLASS, OTHER = "subject", "place", "class", "other"
+# What other prompts show, and what photos are told from; the embedded model knows all of them, its CLIP these two too.
+OTHER_THINGS = ("dog", "house", "car", "tree", "flower", "boat", "chair", "apple", "clock", "cup", "bird", "cat")
+CLIPS_OWN = ("astronaut", "street")
+NUM_OTHERS, NUM_WORDS = 8, 12
+PLACES = ("in the jungle", "in the snow", "on the beach", "with a city in the background")  # of the paper's
+EMBEDDED_MODEL = "tiny-stable-diffusion"
+EMBEDDED_PLACES = tuple(f"on a {colour} background" for colour in ("red", "blue", "green", "yellow"))
+MOST_PROMPTS = 4  # of the subject; more are places themselves
 ARTICLES = ("a", "an", "the")
 PREPOSITIONS = (
     *("of", "with", "in", "on", "at", "by", "and", "for", "from", "near", "like", "under", "over", "behind", "beside"),
@@ -48,7 +57,7 @@ DREAMBENCH = {
 
 
 class Prompt(NamedTuple):
-    """A prompt and its part in the evaluation: of the subject, of its class, or of other things."""
+    """A prompt and its part in the evaluation: of the subject, its places, its class, or of other things."""
 
     text: str
     role: str
@@ -126,9 +135,13 @@ def dreambench_prompts(kind: str, identifier: str, class_name: str) -> list[str]
     return [template.format(identifier, class_name) for template in DREAMBENCH[kind]]
 
 
-def all_prompts(subject: list[str], class_name: str | None, other: list[str]) -> list[Prompt]:
+def all_prompts(
+    subject: list[str], class_name: str | None, other: list[str], places: Sequence[str] = ()
+) -> list[Prompt]:
     """All prompts of an evaluation, in order, each text once; the class prompt comes if the class is known."""
     roles = [(text, SUBJECT) for text in subject]
+    if len(subject) <= MOST_PROMPTS:
+        roles += [(in_place(subject[0], class_name, place), PLACE) for place in places]
     if class_name:
         roles.append((class_prompt(class_name), CLASS))
     roles += [(text, OTHER) for text in other]
@@ -138,20 +151,37 @@ def all_prompts(subject: list[str], class_name: str | None, other: list[str]) ->
     return [Prompt(text, role) for text, role in first.items()]
 
 
+def in_place(prompt: str, class_name: str | None, place: str) -> str:
+    """The prompt up to its class, somewhere else: 'a photo of my cat.' becomes 'a photo of my cat on the beach'."""
+    named = re.match(rf".*?(?<!\w){re.escape(class_name)}(?!\w)", prompt, re.IGNORECASE) if class_name else None
+    return f"{named[0] if named else prompt.rstrip(' .,;!')} {place}"
+
+
+def places_for(baseline: Path) -> tuple[str, ...]:
+    """Where the subject is drawn, in words that the baseline knows."""
+    return EMBEDDED_PLACES if is_embedded(baseline) else PLACES
+
+
+def is_embedded(folder: Path) -> bool:
+    return EMBEDDED_MODEL in (folder.name, folder.resolve().name)
+
+
 def class_prompt(class_name: str) -> str:
     return f"a photo of {article(class_name)} {class_name}"
 
 
-def names_only_class(text: str, identifier: str | None, class_name: str | None) -> bool:
-    """Whether a prompt asks for nothing but the subject: 'a photo of my cat.', but not 'my cat in the snow'."""
-    plain = without_identifier(text, identifier).rstrip(" .").lower()
-    return class_name is not None and plain == class_prompt(class_name).lower()
-
-
 def other_prompts(class_name: str) -> list[str]:
-    """Two prompts of things that the subject is not."""
-    things = [thing for thing in OTHER_THINGS if thing not in class_name.lower().split()]
-    return [class_prompt(thing) for thing in things[:2]]
+    """Eight prompts of things that the subject is not."""
+    return [class_prompt(thing) for thing in _things(class_name, OTHER_THINGS)[:NUM_OTHERS]]
+
+
+def dozen_words(class_name: str) -> list[str]:
+    """The class, and eleven other things."""
+    return [class_name, *_things(class_name, CLIPS_OWN + OTHER_THINGS)][:NUM_WORDS]
+
+
+def _things(class_name: str, things: Sequence[str]) -> list[str]:
+    return [thing for thing in things if thing not in class_name.lower().split()]
 
 
 def slug(text: str) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
-from utils.evaluation.prompts import SUBJECT, Prompt
+from utils.evaluation.prompts import CLASS, OTHER, PLACE, SUBJECT, Prompt
 
 SAMPLES_FILE = "samples.json"
 COMPARISON_FILE = "comparison.png"
 METRICS_JSON, METRICS_CSV, REPORT_FILE = "metrics.json", "metrics.csv", "report.html"
-METRICS_FORMAT = 2  # of metrics.json
+EMBEDDINGS_FILE = "embeddings.npz"
+METRICS_FORMAT = 3  # of metrics.json
 WRITTEN_BY = "evaluate.py"
 BASELINE, FINETUNED = "baseline", "finetuned"
 FLAT_STEMS = {BASELINE: "baseline", FINETUNED: "output"}
@@ -27,6 +28,7 @@ OWN_MARKS = {  # what the first kilobyte of our other files holds
     METRICS_JSON: b'"written_by": "evaluate.py"',
     METRICS_CSV: b"file,model,role,prompt,seed,",
     REPORT_FILE: b'<meta name="generator" content="evaluate.py">',
+    EMBEDDINGS_FILE: b"written_by_evaluate",
 }
 SETTINGS_KEY = "settings_sha256"
 
@@ -118,13 +120,16 @@ def plan_samples(
     """All images, in the order in which they are made: model by model, prompt by prompt, seed by seed.
 
     The first prompt's images are the recipe's baseline-1.png, output-1.png and so on; all others are
-    images/<model>/<prompt>/seed-<seed>.png. With another root than images, all are there.
+    images/<model>/<prompt>/seed-<seed>.png. With another root than images, all are there. Other places have one image
+    each, and the class as many as the subject; neither is drawn if there are to be none of other things.
     """
     flat = prompts[0] if root == "images" else None
+    some = min(1, num_drift_images)
+    counts = {SUBJECT: num_images, PLACE: some, CLASS: some * num_images, OTHER: num_drift_images}
     samples = []
     for model in (model.name for model in models):
         for prompt in prompts:
-            for number in range(num_images if prompt.role == SUBJECT else num_drift_images):
+            for number in range(counts[prompt.role]):
                 seed = first_seed + number
                 file = f"{root}/{model}/{prompt.folder}/seed-{seed}.png"
                 if prompt == flat and model in FLAT_STEMS:

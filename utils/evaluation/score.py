@@ -1,20 +1,18 @@
 """The second stage of an evaluation: from the images on disk to metrics.json and a table with a line an image."""
 
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.evaluation import candidates, encoders, metrics
-from utils.evaluation.checks import ONE_PHOTO
+from utils.evaluation import choice, encoders, intervals, metrics, scorer
 from utils.evaluation.encoders import Encoder
-from utils.evaluation.image_table import COLUMNS, NO_PHOTOS, ImageTable, as_csv, present
+from utils.evaluation.image_table import ImageTable, as_csv
+from utils.evaluation.metrics import METRICS
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
-from utils.evaluation.prompts import CLASS, OTHER, SUBJECT
+from utils.evaluation.prompts import class_prompt, is_embedded
 from utils.evaluation.samples import (
     BASELINE,
     FINETUNED,
@@ -26,50 +24,41 @@ from utils.evaluation.samples import (
     model_folder,
     photos_named,
 )
-from utils.evaluation.verdict import judge
-from utils.evaluation.visible import DRAWN_SHARE
+from utils.evaluation.sentences import Counts, say
 from utils.files.atomic import replace_path
-from utils.files.hashing import sha256_of
 from utils.files.json_files import write_json
 from utils.runtime.gpu import pick_device
 
-NO_CLASS_TEXT = "needs a CLIP model with a text tower, and --class_name"
-SAYS_MORE = "needs prompts that say nothing but the class: photos show nothing else"
 ONE_IMAGE = "needs two images or more of a prompt: --num_images"
-NO_CLASS_IMAGES = "needs images of the bare class: --class_name, and --num_drift_images above 0"
-NO_OTHER_IMAGES = "needs images without the subject: --drift_prompt, and --num_drift_images above 0"
-INTERVALS = "Student's t over prompts and seeds, crossed"
-EMBEDDED_MODEL, EMBEDDED_CLIP = "tiny-stable-diffusion", "tiny-clip"
+NO_IMAGES = "needs images of such prompts: --class_name, --drift_prompt, and --num_drift_images above 0"
+EMBEDDED_CLIP = "tiny-clip"
+# DreamBooth, arXiv 2208.12242, table 1, by its encoders and its 25 prompts; other numbers say nothing beside these.
+PAPER = {
+    "real images": dict(dino=0.774, clip_i=0.885),
+    "DreamBooth": dict(dino=0.668, clip_i=0.803, clip_t=0.305),
+    "Textual Inversion": dict(dino=0.569, clip_i=0.780, clip_t=0.255),
+}
+PAPER_ENCODERS = dict(dino=("dino", "dino-vits16"), clip_i=("clip", "clip-vit-base-patch32"))
+PAPER_ENCODERS["clip_t"] = PAPER_ENCODERS["clip_i"]
 
 
 def score(plan: EvaluationPlan, samples: dict) -> dict:
     """Computes every metric that there is a model for; writes metrics.json and metrics.csv, and returns the former."""
-    device = pick_device()
-    clip, dino = load_encoders(plan, samples, device)
+    loaded = load_encoders(plan, samples, pick_device())
     folder = photos_folder(plan, samples)
-    photos = load_photos(folder)
-    make_table = partial(ImageTable, folder=plan.output_dir, photos=list(photos.values()), clip=clip, dino=dino)
-    table = make_table(samples)
-    record = dict(
-        written_by=WRITTEN_BY,
-        format=METRICS_FORMAT,
-        samples_id=samples["samples_id"],
-        command=plan.command,
-        subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
-        encoders=dict(clip=clip and clip.description(), dino=dino and dino.description()),
-        intervals=dict(confidence=metrics.CONFIDENCE, method=INTERVALS),
-        photos=dict(
-            folder=str(folder.absolute()) if folder is not None else None,
-            files=[dict(file=p.name, sha256=sha256_of(p)) for p in photos],
-            **photo_metrics(table),
-        ),
-    )
-    record |= measure(table, samples)
-    record["verdicts"] = {model: asdict(judge(record, model)) for model in record["changes"]}
-    if quick := samples.get("candidates"):
-        folders = [model_folder(samples, model) for model in (BASELINE, FINETUNED)]
-        record["candidates"] = candidates.describe(record | measure(make_table(quick), quick), quick, *folders)
     try:
+        table = ImageTable(samples, plan.output_dir, load_photos(folder), loaded)
+        record = dict(
+            written_by=WRITTEN_BY,
+            format=METRICS_FORMAT,
+            samples_id=samples["samples_id"],
+            command=plan.command,
+            subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
+            encoders={name: encoder and encoder.description() for name, encoder in loaded.items()},
+            photos=dict(folder=str(folder.absolute()) if folder is not None else None, **photo_metrics(table)),
+        )
+        record |= measure(table)
+        record["paper"] = paper_columns(record, samples)
         csv = as_csv(table).encode()
         replace_path(plan.output_dir / METRICS_CSV, lambda part: part.write_bytes(csv), is_shared=True)
         write_json(plan.output_dir / METRICS_JSON, record)
@@ -78,29 +67,25 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
     return record
 
 
-def measure(table: ImageTable, samples: dict) -> dict:
-    """metrics.json's part on the models: their metrics, changes against the baseline, and likeness by image."""
-    models = {}
-    for model in samples["models"]:
-        models[model] = model_metrics(table, model)
-        models[model]["blank_images"] = [entry["file"] for entry in table.blank if entry["model"] == model]
-    count_like_subject(table, models, photo_metrics(table))
-    names = [model for model in models if model != BASELINE]
-    likeness = table.values["dino"] if table.values["dino"] is not None else table.values["clip_i"]
-    others = table.values["clip_t"] if table.values["clip_t"] is not None else likeness
-    image_values = {
-        model: dict(
-            likeness=_by_prompt(likeness, table.rows(model, SUBJECT)),
-            others=_by_prompt(others, table.rows(model, OTHER)),
-        )
-        for model in names
+def measure(table: ImageTable) -> dict:
+    """metrics.json's part on the models: their numbers, and what is said of them."""
+    samples, tested = table.samples, scorer.test(table)
+    counts = {model: Counts(table.others(model), *table.copies(model)) for model in samples["models"]}
+    models, tuned = list(samples["models"]), [model for model in samples["models"] if model != BASELINE]
+    blank = {
+        model: [e["file"] for e in samples["images"] if e["model"] == model and e["file"] in table.blank]
+        for model in models
     }
-    return dict(models=models, changes={model: changes(table, model) for model in names}, image_values=image_values)
-
-
-def _by_prompt(values: np.ndarray | None, rows: np.ndarray) -> list[list[float]] | None:
-    """[P,K] of images' own values; None without any."""
-    return values[rows].tolist() if values is not None and rows.size else None
+    folders = [model_folder(samples, model) for model in (BASELINE, FINETUNED)]
+    return dict(
+        scorer=dict(knows=tested.knows, encoder=tested.encoder or None, line=tested.line),
+        says={model: say(table, tested, model, counts[model], counts[BASELINE]).as_json() for model in tuned},
+        models={model: model_metrics(table, model) | dict(blank_images=blank[model]) for model in models},
+        changes={model: changes(table, model) for model in tuned},
+        others={model: counts[model].others for model in models},
+        copies={model: counts[model].copies for model in tuned},
+        choice=choice.describe(table, tested, *folders) if samples.get("candidates") else None,
+    )
 
 
 def photos_folder(plan: EvaluationPlan, samples: dict) -> Path | None:
@@ -114,8 +99,8 @@ def photos_folder(plan: EvaluationPlan, samples: dict) -> Path | None:
     return folder
 
 
-def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> tuple[Encoder | None, Encoder | None]:
-    """(CLIP, DINO) as given, else CLIP as the pipeline provides it; None for what is not there."""
+def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> dict[str, Encoder | None]:
+    """CLIP and DINO as given, else CLIP as the pipeline provides it; None for what is not there."""
     baseline = model_folder(samples, BASELINE)
     if plan.clip_model is None and not baseline.is_dir():
         where = "give --clip_model, or draw again (--only generate)"
@@ -125,148 +110,78 @@ def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> 
         clip = encoders.load_clip(clip_folder, device)
     elif (baseline / "safety_checker" / "config.json").is_file():
         clip = encoders.load_safety_checker(baseline, device)
-    return clip, encoders.load_dino(plan.dino_model, device) if plan.dino_model else None
+    return dict(clip=clip, dino=encoders.load_dino(plan.dino_model, device) if plan.dino_model else None)
 
 
 def embedded_clip(baseline: Path) -> Path | None:
     """The small CLIP model that lies beside the embedded pipeline, if `baseline` is that one."""
-    for path in (baseline, baseline.resolve()):
-        clip = path.parent / EMBEDDED_CLIP
-        if path.name == EMBEDDED_MODEL and (clip / "config.json").is_file():
-            return clip
-    return None
+    clips = [path.parent / EMBEDDED_CLIP for path in (baseline, baseline.resolve()) if is_embedded(baseline)]
+    return next((clip for clip in clips if (clip / "config.json").is_file()), None)
 
 
 def model_metrics(table: ImageTable, model: str) -> dict:
-    """Every metric of one model: value and interval, or null and the reason."""
-    subject, of_class, other = (table.rows(model, role) for role in (SUBJECT, CLASS, OTHER))
-    result = {name: _mean(table, name, subject) for name in COLUMNS}
-    for encoder in ("clip", "dino"):
-        result[f"copy_{encoder}_max"] = _largest(table, f"copy_{encoder}", subject)
-        _count_copies(table, result[f"copy_{encoder}"], encoder, subject)
-        result[f"div_{encoder}"] = _diversity(table, encoder, subject)
-    result["pres_clip"] = _mean(table, "clip_i", of_class, NO_CLASS_IMAGES)
-    result["pres_dino"] = _mean(table, "dino", of_class, NO_CLASS_IMAGES)
-    result["clip_t_class"] = _mean(table, "clip_t", of_class, NO_CLASS_IMAGES)
-    result["clip_t_other"] = _mean(table, "clip_t", other, NO_OTHER_IMAGES, OTHER)
-    result["clip_i_other"] = _mean(table, "clip_i", other, NO_OTHER_IMAGES, OTHER)
-    result["dino_other"] = _mean(table, "dino", other, NO_OTHER_IMAGES, OTHER)
-    return result
+    """Every metric of one model: its value, or null and the reason."""
+    found = {}
+    for key in METRICS:
+        values = _values(table, model, key)
+        found[key] = _null(values) if isinstance(values, str) else dict(value=float(values.mean()))
+    return found
 
 
 def changes(table: ImageTable, model: str) -> dict:
     """Each mean's difference to the baseline's, image by image: the prompts and seeds are the same."""
-    result = {}
-    pairs = [(name, name, SUBJECT) for name in COLUMNS]
-    pairs += [("pres_clip", "clip_i", CLASS), ("pres_dino", "dino", CLASS)]
-    pairs += [("clip_t_class", "clip_t", CLASS), ("clip_t_other", "clip_t", OTHER)]
-    pairs += [("clip_i_other", "clip_i", OTHER), ("dino_other", "dino", OTHER)]
-    for name, column, role in pairs:
-        ours, theirs, values = table.rows(model, role), table.rows(BASELINE, role), table.values[column]
-        if values is not None and ours.size and ours.shape == theirs.shape:
-            result[name] = _mean_value(values[ours] - values[theirs], role)
-            if role == OTHER:
-                result[name]["prompts"] = _prompt_changes(table, ours, values[ours] - values[theirs])
-    for encoder in ("clip", "dino"):
-        of_model, of_baseline = (_distances(table, encoder, table.rows(name, SUBJECT)) for name in (model, BASELINE))
-        if of_model is not None and of_baseline is not None and of_model.shape == of_baseline.shape:
-            result[f"div_{encoder}"] = _diversity_change(of_model, of_baseline)
-    return result
+    found = {}
+    for key in METRICS:
+        ours, theirs = _values(table, model, key), _values(table, BASELINE, key)
+        if not isinstance(ours, str) and not isinstance(theirs, str) and ours.shape == theirs.shape:
+            found[key] = intervals.describe_change(ours - theirs)
+    return found
 
 
-def _mean_value(values: np.ndarray, role: str) -> dict:
-    """Mean and interval of values [P,K]; of other things, which are a few examples only, for other seeds of these."""
-    interval = metrics.seeds_interval(values) if role == OTHER else metrics.mean_interval(values)
-    return dict(value=float(values.mean()), interval=interval)
-
-
-def _prompt_changes(table: ImageTable, rows: np.ndarray, differences: np.ndarray) -> list[dict]:
-    """Of each prompt by itself; the intervals hold all together."""
-    return [
-        dict(
-            prompt=table.entries[row[0]]["prompt"],
-            value=float(values.mean()),
-            interval=metrics.student_interval(values, len(rows)),
-        )
-        for row, values in zip(rows, differences, strict=True)
-    ]
-
-
-def count_like_subject(table: ImageTable, models: dict, photos: dict) -> None:
-    """Adds to each model which images of other things are as like the photos as a drawn subject is."""
-    for encoder, column in (("clip", "clip_i"), ("dino", "dino")):
-        real, before = photos[f"real_{encoder}"]["value"], models[BASELINE][column]["value"]
-        if real is None or before is None:
-            continue
-        for model in models:
-            rows = table.rows(model, OTHER).ravel()
-            like = rows[present(table.values[column])[rows] >= before + DRAWN_SHARE * (real - before)]
-            files = [table.entries[row]["file"] for row in like]
-            models[model][f"{column}_other"].update(like_subject=files, num_images=rows.size)
-
-
-def _distances(table: ImageTable, encoder: str, rows: np.ndarray) -> np.ndarray | None:
-    """[P,K,K] between the images of each prompt; None if there is nothing to compare."""
-    images = table.images[encoder]
-    return None if images is None or rows.shape[1] < 2 else metrics.pair_distances(images[rows])
-
-
-def _diversity_change(ours: np.ndarray, theirs: np.ndarray) -> dict:
-    added, removed = metrics.pseudo_values(ours), metrics.pseudo_values(theirs)
-    interval = None if added is None or removed is None else metrics.mean_interval(added - removed)
-    return dict(value=present(metrics.diversity(ours)) - present(metrics.diversity(theirs)), interval=interval)
+def _values(table: ImageTable, model: str, key: str) -> np.ndarray | str:
+    """A metric's values [P,K] of a model's images, DIV's [P,1]; or why there are none."""
+    metric, encoder = METRICS[key], "dino" if "dino" in key else "clip"
+    if encoder not in table.images:
+        return scorer.NO_DINO if encoder == "dino" else scorer.NO_CLIP
+    rows = table.rows(model, metric.role)
+    if not rows.size:
+        return NO_IMAGES
+    if metric.column == f"div_{encoder}":
+        values = metrics.diversity(table.images[encoder][rows])
+        return ONE_IMAGE if values is None else values[:, None]
+    column = table.values.get(metric.column)
+    if column is None:
+        return scorer.NO_TEXT if metric.column == "clip_t" else scorer.NO_PHOTOS
+    return column[rows]
 
 
 def photo_metrics(table: ImageTable) -> dict:
-    """REAL, and COPY among the photos themselves, by each encoder."""
-    result = {}
-    for encoder, rows in table.photos.items():
-        for name, function in (("real", metrics.real_similarity), ("nearest", metrics.real_nearest_similarity)):
-            value = function(rows) if rows is not None else None
-            missing = table.reason(encoder) if rows is None else ONE_PHOTO
-            result[f"{name}_{encoder}"] = dict(value=value) if value is not None else _null(missing)
-        if rows is not None and result[f"real_{encoder}"]["value"] is not None:
-            result[f"real_{encoder}"]["interval"] = metrics.real_interval(rows)
-    values, reason = table.photos["clip"], NO_PHOTOS if table.class_row is not None else NO_CLASS_TEXT
-    if table.class_row is None or values is None:
-        result["clip_t_class"] = _null(reason)
-    else:
-        result["clip_t_class"] = dict(value=float((values @ table.class_row).mean()))
-    result["clip_t"] = result["clip_t_class"] if table.names_only_class else _null(SAYS_MORE)
-    return result
+    """The photos' files, REAL by each encoder, and CLIP-T of the photos on the prompt that names their class."""
+    found: dict = dict(files=[dict(file=name, sha256=digest) for name, digest in table.photo_digests.items()])
+    for encoder in ("clip", "dino"):
+        found[f"real_{encoder}"] = _null(scorer.TWO_PHOTOS if encoder in table.photos else scorer.NO_PHOTOS)
+        if len(table.photos.get(encoder, "")) > 1:
+            found[f"real_{encoder}"] = dict(value=float(metrics.real_similarity(table.photos[encoder]).mean()))
+    class_name = table.samples["class_name"]
+    found["clip_t"] = _null(
+        scorer.NO_TEXT if table.text is None else scorer.NO_CLASS if class_name else scorer.NO_PHOTOS
+    )
+    if table.text is not None and "clip" in table.photos and class_name:
+        value = float((table.photos["clip"] @ table.text(class_prompt(class_name))).mean())
+        found["clip_t"] = dict(value=value)
+    return found
 
 
-def _mean(table: ImageTable, column: str, rows: np.ndarray, no_images: str = "", role: str = "") -> dict:
-    if reason := table.missing(column, rows, no_images):
-        return _null(reason)
-    return _mean_value(present(table.values[column])[rows], role)
-
-
-def _count_copies(table: ImageTable, copy: dict, encoder: str, rows: np.ndarray) -> None:
-    """Adds how many of the images are nearer to a photo than that photo's nearest other photo is."""
-    photos = table.photos[encoder]
-    if copy["value"] is None or photos is None:
-        return
-    above = metrics.nearer_than_photos(present(table.images[encoder])[rows.ravel()], photos)
-    if above is not None:
-        copy.update(num_above_photos=int(above.sum()), num_images=above.size)
-
-
-def _largest(table: ImageTable, column: str, rows: np.ndarray) -> dict:
-    if reason := table.missing(column, rows, ""):
-        return _null(reason)
-    largest = rows.flat[int(present(table.values[column])[rows].argmax())]
-    return dict(value=float(present(table.values[column])[largest]), file=table.entries[largest]["file"])
-
-
-def _diversity(table: ImageTable, encoder: str, rows: np.ndarray) -> dict:
-    if table.images[encoder] is None:
-        return _null(table.reasons[encoder])
-    if rows.shape[1] < 2:
-        return _null(ONE_IMAGE)
-    distances = present(_distances(table, encoder, rows))
-    interval = metrics.diversity_interval(distances)
-    return dict(value=metrics.diversity(distances), interval=interval)
+def paper_columns(record: dict, samples: dict) -> dict[str, dict[str, float]]:
+    """The paper's numbers that may stand beside these: of the same encoders, by their folders, and its prompts."""
+    if not samples.get("dreambench"):
+        return {}
+    same = {
+        key
+        for key, (kind, folder) in PAPER_ENCODERS.items()
+        if record["encoders"][kind] and Path(record["encoders"][kind]["folder"]).name == folder
+    }
+    return {name: {key: value for key, value in row.items() if key in same} for name, row in PAPER.items() if same}
 
 
 def _null(reason: str) -> dict:

@@ -9,15 +9,16 @@ import numpy as np
 
 from utils.concepts import read_list
 from utils.errors import UserError
-from utils.evaluation.metrics import mean_interval
+from utils.evaluation import intervals
+from utils.evaluation.metrics import METRICS
 from utils.evaluation.prompts import slug
 from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE
-from utils.evaluation.wording import LABELS, number
+from utils.evaluation.wording import number
 from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import run_of
 
 SUBJECTS_FILE = "subjects.json"
-METRICS = ("dino", "clip_i", "clip_t", "clip_t_other")
+MEANS = ("dino", "clip_i", "clip_t", "clip_t_other")  # over subjects
 ONE_SUBJECT = ("prompt", "prompts_file", "dreambench", "instance_data_dir", "identifier", "class_name")
 
 
@@ -72,13 +73,14 @@ def drawn_last(output_dir: Path) -> list[Path]:
 
 def mean_over_subjects(values: list[float]) -> Mean:
     """The mean of subjects' means, and its 95% interval for other subjects like these; None for one subject."""
-    return Mean(float(np.mean(values)), mean_interval(np.array(values)[None, :]), len(values))
+    found = intervals.mean_change(np.array(values)[:, None])
+    return Mean(float(np.mean(values)), [found.low, found.high] if found else None, len(values))
 
 
 def means(measured: Mapping[str, dict], model: str) -> dict[str, Mean]:
     """By metric: the mean of {subject: metrics.json} for a model; a metric that a subject lacks is left out."""
     result = {}
-    for metric in METRICS:
+    for metric in MEANS:
         values = [metrics["models"][model].get(metric, {}).get("value") for metrics in measured.values()]
         if values and None not in values:
             result[metric] = mean_over_subjects(values)
@@ -92,7 +94,7 @@ def write_subjects(output_dir: Path, measured: Mapping[str, dict]) -> list[str]:
         per_subject = {name: means({name: metrics}, model) for name, metrics in measured.items()}
         overall = means(measured, model)
         for name, found in [*per_subject.items(), (f"mean of {len(measured)} subjects", overall)]:
-            cells = [f"{LABELS[metric]} {number(mean.value)}" for metric, mean in found.items()]
+            cells = [f"{METRICS[metric].label} {number(mean.value)}" for metric, mean in found.items()]
             lines.append(f"{name}, {model}: {', '.join(cells) or 'nothing was measured'}")
         models[model] = dict(
             subjects={name: {key: mean.value for key, mean in found.items()} for name, found in per_subject.items()},

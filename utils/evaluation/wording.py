@@ -1,20 +1,6 @@
-"""How numbers and metrics are written for people, in the terminal and on the page."""
+"""How numbers are written for people, in the terminal and on the page."""
 
 MINUS = "\u2212"
-LABELS = {
-    "clip_i": "CLIP-I",
-    "dino": "DINO",
-    "clip_t": "CLIP-T",
-    "clip_t_other": "CLIP-T on other things",
-    "clip_i_other": "CLIP-I on other things",
-    "dino_other": "DINO on other things",
-    "pres_clip": "PRES",
-    "pres_dino": "PRES",
-    "div_clip": "DIV",
-    "div_dino": "DIV",
-    "copy_clip": "COPY",
-    "copy_dino": "COPY",
-}
 
 
 def number(value: float | None) -> str:
@@ -27,15 +13,14 @@ def short(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}".replace("-", MINUS)
 
 
+def percent(value: float) -> str:
+    """62% or \u22123%, with a real minus sign."""
+    return f"{round(100 * value):d}%".replace("-", MINUS)
+
+
 def signed(value: float) -> str:
     """+0.123 or \u22120.123, with a real minus sign; zero is never negative."""
     return f"{round(value, 3) + 0.0:+.3f}".replace("-", MINUS)
-
-
-def change_in_words(change: float, interval: tuple[float, float] | None) -> str:
-    """The change, and its interval if there is one."""
-    text = signed(change)
-    return text + (f", 95% interval {signed(interval[0])} to {signed(interval[1])}" if interval else "")
 
 
 def listed(parts: list[str]) -> str:

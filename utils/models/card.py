@@ -35,7 +35,6 @@ SCORES = {  # key of metrics.json: name, and what it says
     "clip_t": ("CLIP-T", "fidelity to the prompt"),
     "clip_t_other": ("CLIP-T, other things", "fidelity to prompts without the subject"),
     "div_clip": ("DIV", "variety between seeds"),
-    "copy_clip": ("COPY", "likeness to the nearest photo"),
 }
 # Of run.json: of this machine alone.
 LOCAL_ARGUMENTS = ["config", "instance_data_dir", "class_data_dir", "concepts_list", "output_dir", "logging_dir"]
@@ -195,7 +194,11 @@ def _scores(metrics: Mapping[str, Any]) -> str:
             rows.append(f"| {name} | {' | '.join(cells)} | {meaning} |")
     subjects = f", means over {num} subjects" if (num := metrics.get("num_subjects")) else ""
     head = f"## Scores{subjects}\n| | base | this model | |\n|---|---|---|---|\n"
-    return head + "\n".join(rows) if rows else ""
+    encoders = [_escaped(each["name"]) for each in _dict(metrics.get("encoders")).values() if each]
+    by = (
+        f"\n\nBy {' and '.join(encoders)}. {_dict(metrics.get('scorer')).get('line', '')}".rstrip() if encoders else ""
+    )
+    return head + "\n".join(rows) + by if rows else ""
 
 
 def _settings(model: BaseModel, run: Mapping[str, Any]) -> str:

@@ -12,11 +12,11 @@ from PIL import Image
 from utils.evaluation.comparison import square
 from utils.evaluation.report.images import Picture, picture
 from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV
-from utils.evaluation.visible import VISIBLE
 from utils.evaluation.wording import MINUS
 
 ROLES = {
     "subject": ("The subject", "The same seed in every row: what differs is the fine-tuning."),
+    "place": ("The subject in other places", "One seed each."),
     "class": ("The class alone", "Without the subject's own name. Ideally as varied as the baseline's."),
     "other": ("Other things", "Nothing of the subject should be seen here: what is, has drifted."),
 }
@@ -54,7 +54,6 @@ class Score(NamedTuple):
     name: str
     baseline: str
     finetuned: str
-    fell: bool  # visibly
 
 
 class Group(NamedTuple):
@@ -200,8 +199,7 @@ def group_scores(entries: list[dict], table: dict[str, dict[str, float]]) -> lis
     for key in (fidelity, "clip_t"):
         baseline, finetuned = (mean_of(entries, table, model, key) for model in (BASELINE, FINETUNED))
         if baseline is not None and finetuned is not None:
-            fell = finetuned - baseline <= -VISIBLE[key]
-            scores.append(Score(NAMES[key], short(baseline), short(finetuned), fell))
+            scores.append(Score(NAMES[key], short(baseline), short(finetuned)))
     return scores
 
 

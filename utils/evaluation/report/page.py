@@ -5,33 +5,17 @@ import contextlib
 import hashlib
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from utils.errors import UserError
-from utils.evaluation.choice import choose
-from utils.evaluation.findings import (
-    AIM,
-    FOUND,
-    GOOD,
-    MISSED,
-    NOT_FOUND,
-    NOT_LOOKED_FOR,
-    NOTE,
-    SPOILT,
-    UNCERTAIN,
-    UNKNOWN,
-    WARNING,
-    Check,
-)
+from utils.evaluation.metrics import METRICS
 from utils.evaluation.photos import load_photos
 from utils.evaluation.prompts import subject_line
-from utils.evaluation.report.candidates import make_selection
 from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
 from utils.evaluation.report.gallery import label, make_gallery, ordered
-from utils.evaluation.report.numbers import REPORTED_METRICS, metric_table
+from utils.evaluation.report.numbers import metric_table
 from utils.evaluation.samples import (
     BASELINE,
     FINETUNED,
@@ -41,9 +25,6 @@ from utils.evaluation.samples import (
     photos_named,
     step_of,
 )
-from utils.evaluation.verdict import judge
-from utils.evaluation.visible import fidelity_metric, main_encoder
-from utils.evaluation.wording import number
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_rows
 from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, run_of
@@ -70,14 +51,7 @@ SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decod
 POLICY = (
     f"default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_DIGEST}'"
 )
-CURVES = (
-    ("dino", "DINO", "subject fidelity"),
-    ("clip_i", "CLIP-I", "subject fidelity"),
-    ("clip_t", "CLIP-T", "prompt fidelity"),
-    ("clip_t_other", "CLIP-T, other things", "drift"),
-    ("div_clip", "DIV", "variety between seeds"),
-    ("copy_clip", "COPY", "likeness to the nearest photo"),
-)
+CURVES = ("dino", "clip_i", "clip_t", "clip_t_other", "div_clip")
 
 
 def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
@@ -92,9 +66,9 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
         finetuned=folder.name,
         models=[label(name) for name in ordered(samples["models"])],
         is_scored=metrics is not None,
-        **(verdict_values(metrics) if metrics is not None else {}),
+        said=metrics["says"][FINETUNED] if metrics is not None else None,
+        choice=metrics["choice"] if metrics is not None else None,
         gallery=gallery,
-        candidates=make_selection(output_dir, samples, metrics, gallery.places()) if metrics is not None else None,
         charts=[*loss_curves(folder), *metric_curves(samples, metrics, run)],
         **(metric_table(samples, metrics) if metrics is not None else {}),
         settings=settings(samples, metrics, run),
@@ -119,79 +93,6 @@ def commands(samples: dict, metrics: dict | None, run: dict) -> dict[str, str | 
     """Those that made the model, the images, and the scores if that was another."""
     drawing, scoring = samples.get("command"), (metrics or {}).get("command")
     return {"Training": run.get("command"), "Evaluation": drawing, "Scores": scoring if scoring != drawing else None}
-
-
-# Verdict
-
-
-class Finding(NamedTuple):
-    """A check as it is shown: its state as a shape (an icon's name) and a word."""
-
-    icon: str
-    word: str
-    title: str
-    text: str
-    advice: str
-
-
-class Tile(NamedTuple):
-    """A number that matters."""
-
-    name: str
-    value: str
-    baseline: str
-    direction: str
-
-
-VERDICT_STATES = {
-    GOOD: ("good", "Good"),
-    SPOILT: ("warning", "At a price"),
-    MISSED: ("missed", "Not there yet"),
-    UNKNOWN: ("unknown", "Not known"),
-}
-FOUND_STATES = {WARNING: ("warning", "found"), NOTE: ("note", "found"), AIM: ("good", "yes")}
-OTHER_STATES = {
-    NOT_FOUND: ("good", "not found"),
-    UNCERTAIN: ("unknown", "too few images"),
-    NOT_LOOKED_FOR: ("unknown", "not looked for"),
-}
-ICONS = ("warning", "missed", "unknown", "note", "good")  # in the order in which checks are shown
-
-
-def verdict_values(metrics: dict) -> dict:
-    """State and sentence of the first screen, the choice among several models, the checks, the numbers that matter."""
-    verdict = judge(metrics, FINETUNED)
-    icon, word = VERDICT_STATES[verdict.state]
-    word += ", as far as is known" if verdict.state == GOOD and verdict.gaps else ""
-    aim, *others = [finding(check) for check in verdict.checks]
-    if verdict.state == MISSED:
-        aim = aim._replace(icon="missed", word="not yet")
-    checks = [aim, *sorted(others, key=lambda each: ICONS.index(each.icon))]
-    shown = dict(icon=icon, word=word, headline=verdict.headline, gaps=verdict.gaps, checks=checks)
-    return dict(verdict=shown, choice=choose(metrics), tiles=tiles(metrics))
-
-
-def finding(check: Check) -> Finding:
-    icon, word = FOUND_STATES[check.level] if check.state == FOUND else OTHER_STATES[check.state]
-    return Finding(icon, word, check.title, check.text, check.advice)
-
-
-def tiles(metrics: dict) -> list[Tile]:
-    """Of the four numbers that matter, those that both models have."""
-    encoder = main_encoder(metrics)
-    shown = {
-        fidelity_metric(metrics): "likeness to your photos",
-        "clip_t": "fidelity to the prompt",
-        f"div_{encoder}": "variety between seeds",
-        "clip_t_other": "fidelity to other prompts",
-    }
-    directions = {key: direction for key, _, _, direction in REPORTED_METRICS}
-    found = []
-    for key, name in shown.items():
-        ours, baseline = (metrics["models"][model].get(key, {}).get("value") for model in (FINETUNED, BASELINE))
-        if ours is not None and baseline is not None:
-            found.append(Tile(name, number(ours), number(baseline), directions[key]))
-    return found
 
 
 # Curves
@@ -219,12 +120,11 @@ def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Chart]
     if isinstance(last, int):
         steps[FINETUNED] = last
     charts = []
-    for key, title, note in CURVES:
+    for key in CURVES:
         found = [(step, metrics["models"][model][key]) for model, step in sorted(steps.items(), key=lambda i: i[1])]
         found = [(step, entry) for step, entry in found if entry["value"] is not None]
-        intervals = [(step, *entry["interval"]) for step, entry in found if entry.get("interval")]
         points = [(step, entry["value"]) for step, entry in found]
-        charts.append(line_chart(title, [Series(points, "smooth", intervals)], note))
+        charts.append(line_chart(METRICS[key].label, [Series(points, "smooth")], METRICS[key].meaning))
     return [chart for chart in charts if chart is not None]
 
 
@@ -252,7 +152,6 @@ def settings(samples: dict, metrics: dict | None, run: dict) -> list[tuple[str, 
     if metrics is not None:
         encoders = {name: encoder for name, encoder in metrics["encoders"].items() if encoder is not None}
         groups += [(f"Encoder: {name.upper()}", flat(encoder)) for name, encoder in encoders.items()]
-        groups.append(("Intervals", metrics["intervals"]))
         photos = {photo["file"]: f"SHA-256 {photo['sha256']}" for photo in metrics["photos"]["files"]}
         groups.append(("Photos", photos))
     if arguments := run.get("arguments"):

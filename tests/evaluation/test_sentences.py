@@ -1,0 +1,109 @@
+"""What is said of a model: at most three sentences with their intervals, and what was not measured."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from utils.evaluation import sentences
+from utils.evaluation.intervals import Way
+from utils.evaluation.scorer import NO_TEXT, TWO_PHOTOS, Scorer
+from utils.evaluation.sentences import Counts, count_kept, say
+
+KNOWS = Scorer("clip", "", "", "")
+PROMPTS = [f"a photo of a {thing}" for thing in ("dog", "house", "car", "tree", "flower", "boat", "chair", "apple")]
+
+
+def counts(*lost: int, copies: int = 0, compared: int = 8, reads: bool = True) -> Counts:
+    """Of eight other prompts with one picture each."""
+    others = [dict(prompt=prompt, kept=place not in lost) for place, prompt in enumerate(PROMPTS)]
+    return Counts(others if reads else [], [dict(file=str(n)) for n in range(copies)], compared)
+
+
+def table(
+    ours: float, theirs: float, photos: float, *, num_prompts: int = 5, num_images: int = 4, spread: float = 0.02
+):
+    """Images of both models and photos with these mean likenesses."""
+    draws = np.random.default_rng(0)
+    values = np.concatenate([mean + spread * draws.normal(size=num_prompts * num_images) for mean in (ours, theirs)])
+    turned = np.sqrt(1 - photos) * np.eye(5) + (np.sqrt(1 + 4 * photos) - np.sqrt(1 - photos)) / 5  # cosines: photos
+    indices = np.arange(len(values)).reshape(2, num_prompts, num_images)
+    return SimpleNamespace(
+        values=dict(clip_i=values),
+        photos=dict(clip=turned / np.linalg.norm(turned, axis=1, keepdims=True)),
+        rows=lambda model, role: indices[0 if model == "finetuned" else 1],
+    )
+
+
+def said_of(table, scorer=KNOWS, ours=None, theirs=None):
+    return say(table, scorer, "finetuned", ours or counts(), theirs or counts())
+
+
+def test_three_sentences_each_with_its_interval():
+    said = said_of(table(0.56, 0.2, 0.8), ours=counts(3, copies=2), theirs=counts())
+    assert [kind for kind, _ in said.sentences] == ["way", "others", "copies"] and said.unmeasured == []
+    way, others, copies = (text for _, text in said.sentences)
+    share, low, high = map(int, re.findall(r"(\d+)%(?!:)", way.replace("95%:", "")))
+    assert low < share < high and share == pytest.approx(60, abs=3)
+    assert "of the way from the base's pictures to your photos" in way and way.endswith("by CLIP-I.")
+    assert others.startswith("7 of 8 pictures of other things fit their own prompt best (95%: ")
+    assert others.endswith("of the base's 8 of 8.")
+    assert copies.startswith("2 of 8 pictures of your subject are one of your photos again (95%: ")
+
+
+def test_zero_is_the_base_and_100_are_the_photos():
+    assert said_of(table(0.2, 0.2, 0.8)).sentences[0][1].startswith(("0%", "1%", "\u22121%"))
+    assert re.match("(99|100|101)%", said_of(table(0.8, 0.2, 0.8)).sentences[0][1])
+
+
+def test_an_interval_of_few_prompts_says_so():
+    assert "of these prompts" in sentences.way_in_words(Way(0.5, 0.4, 0.6, "images"), "DINO")
+    assert sentences.way_in_words(Way(0.5, -0.04, 0.6, "prompts"), "DINO") == (
+        "50% of the way from the base's pictures to your photos (95%: \u22124% to 60%), by DINO."
+    )
+
+
+def test_a_scorer_that_does_not_know_the_photos_says_that_alone():
+    said = said_of(table(0.56, 0.2, 0.8), Scorer("clip", "This scorer, X, does not know such photos.", "", ""))
+    assert [kind for kind, _ in said.sentences] == ["scorer", "copies"]  # copies need no scorer
+    assert said.sentences[0][1] == "This scorer, X, does not know such photos."
+
+
+def test_what_was_not_measured_is_said_with_what_would_measure_it():
+    said = said_of(table(0.56, 0.2, 0.8), Scorer("clip", "", TWO_PHOTOS, NO_TEXT), counts(compared=0))
+    assert said.sentences == [] and len(said.unmeasured) == 3
+    assert TWO_PHOTOS in said.unmeasured[0] and "--clip_model" in said.unmeasured[1]
+    assert "--instance_data_dir" in said.unmeasured[2]
+    none = said_of(table(0.56, 0.2, 0.8), ours=counts(reads=False), theirs=counts(reads=False))
+    assert "--drift_prompt" in none.unmeasured[0] and "others" not in dict(none.sentences)
+
+
+def test_nothing_good_or_bad_is_said():
+    """No line above which it draws your cat, no memorised photos, no price."""
+    for ours in (0.2, 0.3, 0.5, 0.79):
+        texts = " ".join(text for _, text in said_of(table(ours, 0.2, 0.8), ours=counts(0, 1, copies=3)).sentences)
+        assert not re.search("draws|Good|price|memoris|found|visibl", texts)
+
+
+def test_a_prompt_is_kept_if_most_of_its_pictures_are():
+    pictures = [dict(prompt=p, kept=kept) for p, kept in (("a", True), ("a", False), ("b", True), ("b", True))]
+    assert count_kept(pictures) == (1, 2) and count_kept([]) == (0, 0)
+
+
+# The paper's table 1 (arXiv 2208.12242), with a plausible likeness of the base's pictures, and docs/evaluation.md's.
+PAPER = {"dino": (0.774, 0.35, dict(dreambooth=(0.668, 75), inversion=(0.569, 52)))}
+PAPER["clip_i"] = (0.885, 0.70, dict(dreambooth=(0.803, 56), inversion=(0.780, 43)))
+
+
+@pytest.mark.parametrize("layout", [(25, 4), (5, 4), (1, 4)])
+@pytest.mark.parametrize("metric", PAPER)
+@pytest.mark.parametrize("model", ["dreambooth", "inversion"])
+def test_of_the_papers_values_something_sensible_is_said(metric, model, layout):
+    real, base, models = PAPER[metric]
+    value, expected = models[model]
+    spread = 0.08 if metric == "dino" else 0.04
+    found = said_of(table(value, base, real, num_prompts=layout[0], num_images=layout[1], spread=spread))
+    share, low, high = map(int, re.findall(r"(\d+)%(?!:)", found.sentences[0][1].replace("95%:", "")))
+    assert low <= share <= high and abs(share - expected) <= 20 and low > 0
+    assert ("of these prompts" in found.sentences[0][1]) == (layout[0] <= 4)

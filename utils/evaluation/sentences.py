@@ -1,0 +1,107 @@
+"""What is said of a model: at most three sentences, each a measurement with its interval (bench/sentences.py).
+
+And what was not measured, with what would measure it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.evaluation import intervals
+from utils.evaluation.image_table import ImageTable
+from utils.evaluation.metrics import real_similarity
+from utils.evaluation.prompts import SUBJECT
+from utils.evaluation.samples import BASELINE
+from utils.evaluation.scorer import LIKENESS, NO_PHOTOS, Scorer
+from utils.evaluation.wording import percent
+
+NO_OTHERS = "needs two pictures of other things or more: --class_name, --drift_prompt, and --num_drift_images above 0"
+LEAST_TEXTS = 2
+
+
+class Said(NamedTuple):
+    """Sentences as (kind, text), kind being scorer, way, others or copies; and whole sentences on what is missing."""
+
+    sentences: list[tuple[str, str]]
+    unmeasured: list[str]
+
+    def as_json(self) -> dict:
+        """For metrics.json."""
+        return dict(
+            sentences=[dict(kind=kind, text=text) for kind, text in self.sentences], unmeasured=self.unmeasured
+        )
+
+
+class Counts(NamedTuple):
+    """Of one model: its pictures of other things, and those of the subject that are photos again, of how many."""
+
+    others: list[dict]
+    copies: list[dict]
+    num_compared: int
+
+
+def say(table: ImageTable, scorer: Scorer, model: str, ours: Counts, theirs: Counts) -> Said:
+    """What is said of a model beside the baseline."""
+    said = Said([], [])
+    if scorer.knows:
+        _add(said, "way", _way(table, scorer, model), "How far it has come was not measured", scorer.no_way)
+        counted = count_kept(ours.others), count_kept(theirs.others)
+        text = others(*counted) if counted[0][1] >= LEAST_TEXTS and not scorer.no_others else ""
+        _add(said, "others", text, "Other prompts were not measured", scorer.no_others or NO_OTHERS)
+    else:
+        said.sentences.append(("scorer", scorer.line))
+    text = copies(len(ours.copies), ours.num_compared) if ours.num_compared else ""
+    _add(said, "copies", text, "Copies of your photos were not looked for", NO_PHOTOS)
+    return said
+
+
+def _add(said: Said, kind: str, text: str, otherwise: str, reason: str) -> None:
+    if text:
+        said.sentences.append((kind, text))
+    else:
+        said.unmeasured.append(f"{otherwise}: this {reason}.")
+
+
+def _way(table: ImageTable, scorer: Scorer, model: str) -> str:
+    if scorer.no_way:
+        return ""
+    way = way_of(table, scorer, table.rows(model, SUBJECT), table.rows(BASELINE, SUBJECT))
+    return way_in_words(way, LIKENESS[scorer.encoder][1]) if way else ""
+
+
+def way_of(table: ImageTable, scorer: Scorer, ours: np.ndarray, theirs: np.ndarray) -> intervals.Way | None:
+    """How far the images of the rows `ours` [P,K] have come from those of `theirs` to the photos."""
+    column, _ = LIKENESS[scorer.encoder]
+    values, photos = table.values[column], table.photos[scorer.encoder]
+    return intervals.share_of_way(values[ours], values[theirs], real_similarity(photos)) if ours.size else None
+
+
+def way_in_words(way: intervals.Way, by: str) -> str:
+    """'62% of the way from the base's pictures to your photos (95%: 51 to 73%), by DINO.'"""
+    whose = "" if way.unit == "prompts" else "; for other seeds of these prompts"
+    ends = f"{percent(way.low)} to {percent(way.high)}"
+    return f"{percent(way.value)} of the way from the base's pictures to your photos (95%: {ends}{whose}), by {by}."
+
+
+def count_kept(pictures: list[dict]) -> tuple[int, int]:
+    """(prompts of other things to which most of their own pictures are the nearest, prompts)."""
+    by_prompt: dict[str, list[bool]] = {}
+    for picture in pictures:
+        by_prompt.setdefault(picture["prompt"], []).append(picture["kept"])
+    return sum(2 * sum(kept) > len(kept) for kept in by_prompt.values()), len(by_prompt)
+
+
+def others(ours: tuple[int, int], theirs: tuple[int, int]) -> str:
+    """'7 of 8 pictures of other things fit their own prompt best (95%: 47 to 100%); of the base's 8 of 8.'"""
+    low, high = intervals.share(*ours)
+    text = f"{ours[0]} of {ours[1]} pictures of other things fit their own prompt best (95%: "
+    return f"{text}{percent(low)} to {percent(high)}); of the base's {theirs[0]} of {theirs[1]}."
+
+
+def copies(found: int, looked_at: int) -> str:
+    """'None of 8 pictures of your subject is one of your photos again (95%: 0 to 37%).'"""
+    low, high = intervals.share(found, looked_at)
+    count = "None" if not found else str(found)
+    verb = "is" if found < 2 else "are"
+    text = f"{count} of {looked_at} pictures of your subject {verb} one of your photos again"
+    return f"{text} (95%: {percent(low)} to {percent(high)})."
