@@ -70,7 +70,7 @@ evaluation=(
   --finetuned_model_name_or_path="$OUTPUT_DIR"
   --output_dir="$RESULT_DIR"
   --num_images="${NUM_IMAGES:-4}"
-  --num_drift_images="${NUM_DRIFT_IMAGES:-4}"
+  --num_drift_images="${NUM_DRIFT_IMAGES:-1}"
   --choose
   ${CHECKPOINT:+--checkpoint="$CHECKPOINT"}
   --num_inference_steps="${NUM_INFERENCE_STEPS:-$inference_steps}"
