@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.run.lineage import list_checkpoints
 from utils.run.logs import TrainingLog
-from utils.run.resume import base_files, compared_arguments, photo_hashes, resume_command
+from utils.run.resume import base_files, compared_arguments, find_checkpoint, photo_hashes, resume_command
 from utils.training.build import learning_rate_table
 from utils.training.optimizer import MasterWeightsOptimizer
 
@@ -327,6 +327,27 @@ def test_torchrun_restarts_resume_by_themselves(flags, output, tmp_path, monkeyp
     restarted = start_ranks(1, argv, tmp_path / "b", TORCHELASTIC_RESTART_COUNT="1")
     assert finish(restarted) == [0] and "resuming from" in restarted[0].text()
     assert bits(output) == expected and len(rows(output)) == 8
+
+
+@pytest.mark.parametrize(
+    ("launch", "num_restarts", "status", "goes_on"),
+    [
+        ("job-1", "1", "running", True),
+        ("job-1", "0", "stopped", True),  # a node has joined: that is no restart
+        ("job-1", "0", "complete", False),
+        ("job-0", "1", "running", False),  # died before its run.json: what lies there is an earlier run's
+        (None, "1", "running", False),
+    ],
+)
+def test_a_restarted_run_goes_on_with_what_this_start_of_torchrun_began(
+    flags, output, monkeypatch, launch, num_restarts, status, goes_on
+):
+    run(flags, checkpointing_steps=2)
+    (output / "run.json").write_text(json.dumps(run_json(output) | dict(launch=launch, status=status)))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", num_restarts)
+    found = find_checkpoint(output, None, may_start_over=True)
+    assert (found is not None) == goes_on
 
 
 @pytest.mark.parametrize("lr_scheduler", LR_SCHEDULERS)

@@ -15,6 +15,16 @@ def test_a_process_without_torchrun_is_a_run_of_its_own(monkeypatch):
     assert dict(os.environ) == before
 
 
+def test_a_start_of_torchrun_is_told_from_another(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-1")
+    assert environment.launch_id() == "job-1"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what torchrun says if nobody gave one
+    this = environment.launch_id()
+    assert this == environment.launch_id() and f" {os.getppid()} " in this
+    monkeypatch.setattr(os, "getppid", os.getpid)
+    assert environment.launch_id() != this
+
+
 def test_torchruns_variables(monkeypatch):
     values = dict(RANK=5, WORLD_SIZE=8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4, TORCHELASTIC_RESTART_COUNT=2)
     for name, value in values.items():

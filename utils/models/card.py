@@ -221,7 +221,7 @@ def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
 
     Of paths that say something, as the base's, the last part stays.
     """
-    dropped = ("command", "skipped_files", "resumed_from", "exported_from")
+    dropped = ("command", "launch", "skipped_files", "resumed_from", "exported_from")
     found = {key: _without_paths(value) for key, value in run.items() if key not in dropped}
     if isinstance(run.get("arguments"), Mapping):
         kept = {k: v for k, v in run["arguments"].items() if k not in LOCAL_ARGUMENTS}

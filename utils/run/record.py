@@ -53,6 +53,7 @@ class RunRecord:
             **self.lineage._asdict(),
             resumed_from=str(checkpoint.path) if checkpoint else None,
             command=shlex.join(command),
+            launch=environment.launch_id(),
             arguments=plan.arguments,
             defaults=training_defaults(plan.arguments),
             seed=plan.seed,

@@ -128,7 +128,10 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     """
     run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
     own = list_checkpoints(output_dir, lineage_of(run)) if run.get("run_id") else []
-    if wanted == "latest" or (environment.num_restarts() and own):
+    is_restarted = run.get("launch") == environment.launch_id() and (
+        environment.num_restarts() or (environment.under_torchrun() and run.get("status") != "complete")
+    )
+    if wanted == "latest" or (is_restarted and own):
         checkpoint = own[-1] if own else None
     elif wanted is not None:
         path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else as_path(wanted)

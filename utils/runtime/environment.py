@@ -5,7 +5,9 @@ No other module reads torchrun's variables.
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -40,6 +42,20 @@ def torchrun_flags() -> list[str]:
 def num_restarts() -> int:
     """How often torchrun has started the run again after a process died."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
+def launch_id() -> str | None:
+    """Which start of torchrun this process belongs to, also after torchrun has started it again; None without torchrun.
+
+    Its run id if somebody gave one, else the torchrun process, which is the parent of this one.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id != "none":
+        return run_id
+    started = ""
+    with contextlib.suppress(OSError):
+        started = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{socket.gethostname()} {os.getppid()} {started}".strip()
 
 
 def is_main() -> bool:
