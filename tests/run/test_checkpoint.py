@@ -1,13 +1,16 @@
 """What a checkpoint holds, and which folders are none."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from tests.helpers.script import LATEST, UNET_FILE, as_argv, run
+from tests.helpers.script import LATEST, UNET_FILE, as_argv, bits, run
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.models import loading
@@ -59,15 +62,64 @@ def test_a_foreign_folder_named_like_a_checkpoint_survives(flags, output, capsys
     assert "checkpoint-5 exists and is not this program's" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_not_resumed_from(flags, tmp_path):
+DAMAGES = {
+    "cut short": lambda file: file.write_bytes(file.read_bytes()[:-100]),
+    "other bytes": lambda file: file.write_bytes(file.read_bytes()[:-100] + bytes(100)),
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [UNET_FILE, "training_state.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_not_resumed_from(flags, output, capsys, name, damage):
+    """By its name; `latest` is the whole one before."""
+    run(flags, max_train_steps=4, checkpointing_steps=2)
+    whole = bits(output)
+    DAMAGES[damage](output / "checkpoint-4" / name)
+    with pytest.raises(UserError, match=r"checkpoint-4.*(checkpoint-2 is whole|there are: checkpoint-2)$"):
+        main(as_argv(flags | dict(resume_from_checkpoint="checkpoint-4", max_train_steps=4)))
+    run(flags, **LATEST, max_train_steps=4)
+    said = capsys.readouterr()
+    assert f"passed over: {output / 'checkpoint-4'}" in said.out and "resuming from" in said.err
+    assert bits(output) == whole
+
+
+def test_latest_is_never_what_is_no_checkpoint_of_the_run(flags, output, tmp_path, capsys):
+    run(flags, checkpointing_steps=1, output_dir=tmp_path / "other")
     run(flags, checkpointing_steps=2)
-    for name in (UNET_FILE, "training_state.safetensors", "state.json"):
-        path = tmp_path / "output/checkpoint-2" / name
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-100])
-        with pytest.raises(UserError, match="not a whole (safetensors file|checkpoint)"):
-            main(as_argv(flags | dict(resume_from_checkpoint="checkpoint-2")))
-        path.write_bytes(whole)
+    shutil.copytree(tmp_path / "other/checkpoint-3", output / "checkpoint-3")  # another run's
+    shutil.copytree(output / "checkpoint-2", output / "checkpoint-02")
+    (output / "checkpoint-4").mkdir()
+    assert [found.path.name for found in list_checkpoints(output)] == ["checkpoint-2", "checkpoint-3"]
+    run(flags, **LATEST)
+    said = capsys.readouterr()
+    assert f"resuming from {output / 'checkpoint-2'}" in said.err
+    assert re.findall("passed over: .*(checkpoint-.) is no whole checkpoint", said.out) == [
+        "checkpoint-3",
+        "checkpoint-4",
+    ]
+
+
+def test_all_are_damaged(flags, output):
+    run(flags, checkpointing_steps=2)
+    DAMAGES["other bytes"](output / "checkpoint-2" / UNET_FILE)
+    with pytest.raises(UserError, match="no checkpoint in .* is whole: .*model.safetensors is damaged"):
+        main(as_argv(flags | LATEST))
+
+
+@pytest.mark.parametrize("file", [UNET_FILE, "training_state.safetensors"])
+def test_what_is_not_finite_is_not_resumed_from(flags, output, file):
+    """As checkpoints of before 2026-12 may hold it, which have no hashes."""
+    run(flags, checkpointing_steps=2)
+    path = output / "checkpoint-2" / file
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    save_file(tensors, path)
+    state = json.loads((output / "checkpoint-2/state.json").read_text())
+    del state["sha256"]
+    (output / "checkpoint-2/state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match="is not finite; resume from an earlier checkpoint"):
+        main(as_argv(flags | LATEST | dict(max_train_steps=4)))
 
 
 def make_optimizer(folder, precision: str, memory_format):

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -95,11 +96,14 @@ def _swap(staging: Path, output_dir: Path) -> None:
         raise
 
 
-def write_safetensors(path: Path, named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
+def write_safetensors(
+    path: Path, named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, digest: Any = None
+) -> None:
     """Writes (name, tensor) pairs as `dtype`, contiguous. A tensor leaves its device while the last one is written.
 
     Args:
         named: gone through twice, for the shapes and for the values: what is computed on the way need not be kept.
+        digest: one of hashlib's, which is told all bytes of the file.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -109,10 +113,16 @@ def write_safetensors(path: Path, named: Iterable[tuple[str, torch.Tensor]], dty
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
-        written = writer.submit(file.write, len(encoded).to_bytes(8, "little") + encoded)
+
+        def write(piece: Any) -> None:
+            file.write(piece)
+            if digest is not None:
+                digest.update(piece)
+
+        written = writer.submit(write, len(encoded).to_bytes(8, "little") + encoded)
         for values in _on_the_host(named, dtype):
             written.result()
-            written = writer.submit(file.write, values.view(torch.uint8).numpy().data)
+            written = writer.submit(write, values.view(torch.uint8).numpy().data)
         written.result()
 
 

@@ -2,11 +2,12 @@
 
 checkpoint-N/unet/                        config.json, diffusion_pytorch_model.safetensors in --save_dtype
 checkpoint-N/training_state.safetensors   exp_avg.*, exp_avg_sq.* and, unless unet/ holds them in float32, master.*
-checkpoint-N/state.json                   the step, the loss scale and its counters, what the run was made from
+checkpoint-N/state.json                   the step, loss scale, counters, and hashes of files and inputs
 
 Tensors are stored by parameter name, contiguous: a checkpoint of one memory layout or device resumes on another.
 """
 
+import hashlib
 import math
 import os
 import threading
@@ -25,6 +26,7 @@ from utils.models.folder import find_weights
 from utils.models.saving import SAVE_DTYPES, write_safetensors
 from utils.run.lineage import (
     FORMAT,
+    HASHES,
     STATE_FILE,
     TENSORS_FILE,
     UNET_FILE,
@@ -140,10 +142,14 @@ class Checkpointer:
 
     def _fill(self, folder: Path, step: int) -> None:
         (folder / "unet" / "config.json").write_bytes(self.unet_config)
-        write_safetensors(folder / UNET_FILE, self.snapshot.masters(), SAVE_DTYPES[self.save_dtype])
         state = self.snapshot.training_state(with_masters=self.save_dtype != "fp32")
-        write_safetensors(folder / TENSORS_FILE, state, torch.float32)
+        tensors = {UNET_FILE: (self.snapshot.masters(), SAVE_DTYPES[self.save_dtype])}
+        tensors[TENSORS_FILE] = (state, torch.float32)
+        digests = {name: hashlib.sha256() for name in tensors}
+        for name, (named, dtype) in tensors.items():
+            write_safetensors(folder / name, named, dtype, digests[name])
         written = dict(program=PROGRAM, format=FORMAT, step=step, **self.lineage._asdict())
+        written[HASHES] = {name: digest.hexdigest() for name, digest in digests.items()}
         written["optimizer"] = self.snapshot.counters()
         write_json(folder / STATE_FILE, written | self.describe())
 
@@ -174,6 +180,8 @@ def _read_tensors(file: Path, prefix: str, named: Named) -> None:
                 value = stored.get_tensor(prefix + name)
                 if value.shape != tensor.shape or value.dtype != torch.float32:
                     raise UserError(f"{file}: {prefix + name} is not of this model; resume from another checkpoint")
+                if not value.isfinite().all():
+                    raise UserError(f"{file}: {prefix + name} is not finite; resume from an earlier checkpoint")
                 tensor.copy_(value)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); resume from another checkpoint") from error

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils import PROGRAM
+from utils.errors import UserError
 from utils.files.atomic import STAGING_PREFIX
-from utils.files.ownership import CHECKPOINT_NAME
-from utils.models.folder import UNET_STEM
+from utils.files.hashing import sha256_of_all
+from utils.models.folder import UNET_STEM, safetensors_header
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "training_state.safetensors"
 UNET_FILE = f"unet/{UNET_STEM}.safetensors"
 FORMAT = 1
+HASHES = "sha256"  # in state.json, of the files of tensors
 
 
 class Checkpoint(NamedTuple):
@@ -87,13 +89,36 @@ def list_checkpoints(output_dir: Path, lineage: Lineage | None = None) -> list[C
     """This program's checkpoints in a folder, oldest step first; of one lineage only if it is given."""
     found = []
     for path in output_dir.glob("checkpoint-*"):
-        match = CHECKPOINT_NAME.fullmatch(path.name)
-        if not match or not path.is_dir() or path.is_symlink():
-            continue
-        checkpoint = read_checkpoint(path)
-        if checkpoint and checkpoint.step == int(match[1]) and (lineage is None or lineage.holds(checkpoint)):
+        checkpoint = read_checkpoint(path) if path.is_dir() and not path.is_symlink() else None
+        if checkpoint and path.name == f"checkpoint-{checkpoint.step}" and (not lineage or lineage.holds(checkpoint)):
             found.append(checkpoint)
     return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def damage(checkpoint: Checkpoint) -> str | None:
+    """What is wrong with a checkpoint's files, which are read for that; None if they are as they were written."""
+    files = {checkpoint.path / name: name for name in (UNET_FILE, TENSORS_FILE)}
+    try:
+        for file in files:
+            safetensors_header(file)
+        if HASHES not in checkpoint.state:  # written before 2026-12
+            return None
+        digests, written = sha256_of_all(files), dict(checkpoint.state[HASHES])
+        changed = [file for file, name in files.items() if digests[file] != written.get(name)]
+    except (UserError, OSError, TypeError, ValueError) as error:
+        return str(error)
+    return f"{changed[0]} is damaged: its SHA-256 is not that of what was written" if changed else None
+
+
+def newest_whole(found: list[Checkpoint]) -> tuple[Checkpoint | None, list[str]]:
+    """The last of some checkpoints that is whole, and what is wrong with those after it."""
+    damaged: list[str] = []
+    for checkpoint in reversed(found):
+        reason = damage(checkpoint)
+        if reason is None:
+            return checkpoint, damaged
+        damaged.append(reason)
+    return None, damaged
 
 
 def discard(path: Path) -> None:

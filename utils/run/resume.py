@@ -16,14 +16,14 @@ from utils.errors import UserError
 from utils.files.hashing import in_background, sha256_of
 from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel, safetensors_header
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
 from utils.run.lineage import (
-    TENSORS_FILE,
-    UNET_FILE,
     Checkpoint,
+    damage,
     left_behind,
     lineage_of,
     list_checkpoints,
+    newest_whole,
     read_checkpoint,
 )
 from utils.run.plan import Plan
@@ -123,8 +123,8 @@ def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:
 def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: bool) -> Checkpoint | None:
     """The checkpoint to resume from: --resume_from_checkpoint's, or the latest if torchrun restarts the run.
 
-    None: the run starts anew. Raises UserError if there is no such checkpoint, if it is damaged, and if a fresh start
-    would leave an unfinished run's checkpoints behind.
+    The latest is the newest that is whole; what is passed over is said. None: the run starts anew. Raises UserError if
+    there is no such checkpoint, if it is damaged, and if a fresh start would leave an unfinished run's behind.
     """
     run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
     own = list_checkpoints(output_dir, lineage_of(run)) if run.get("run_id") else []
@@ -132,7 +132,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
         environment.num_restarts() or (environment.under_torchrun() and run.get("status") != "complete")
     )
     if wanted == "latest" or (is_restarted and own):
-        checkpoint = own[-1] if own else None
+        checkpoint = _latest(output_dir, own)
     elif wanted is not None:
         path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else as_path(wanted)
         checkpoint = read_checkpoint(path)
@@ -142,6 +142,10 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
                 f"--resume_from_checkpoint {wanted}: {path} is not a whole checkpoint of this program; "
                 f"in {output_dir} there are: {found}"
             )
+        if reason := damage(checkpoint):
+            line = list_checkpoints(path.parent, lineage_of(checkpoint.state))
+            whole, _ = newest_whole([each for each in line if each.path != path])
+            raise UserError(f"{reason}; {f'{whole.path} is whole' if whole else 'there is no other of its run'}")
     else:
         checkpoint = None
         if own and run.get("status") != "complete" and not may_start_over:
@@ -149,9 +153,20 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
                 f"--output_dir {output_dir} holds an unfinished run with {own[-1].path.name}: resume it with "
                 f"--resume_from_checkpoint latest, or start over with --overwrite_output_dir"
             )
-    if checkpoint is not None:
-        safetensors_header(checkpoint.path / UNET_FILE)
-        safetensors_header(checkpoint.path / TENSORS_FILE)
+    return checkpoint
+
+
+def _latest(output_dir: Path, own: list[Checkpoint]) -> Checkpoint | None:
+    """The newest of a run's own checkpoints that is whole; says which later ones are passed over. May be UserError."""
+    checkpoint, damaged = newest_whole(own)
+    if own and checkpoint is None:
+        raise UserError(f"no checkpoint in {output_dir} is whole: {damaged[-1]}; name another --output_dir")
+    last, known = checkpoint.step if checkpoint else -1, {each.path for each in own}
+    numbered = ((path, CHECKPOINT_NAME.fullmatch(path.name)) for path in sorted(output_dir.glob("checkpoint-*")))
+    foreign = [path for path, name in numbered if name and int(name[1]) > last and path not in known]
+    for reason in [*damaged, *(f"{path} is no whole checkpoint of this run" for path in foreign)]:
+        if environment.is_main():
+            print(f"passed over: {reason}", flush=True)
     return checkpoint
 
 

@@ -45,7 +45,7 @@ def num_restarts() -> int:
 
 
 def launch_id() -> str | None:
-    """Which start of torchrun this process belongs to, also after torchrun has started it again; None without torchrun.
+    """Which start of torchrun this process belongs to, the same if its agent starts it again; None without torchrun.
 
     Its run id if somebody gave one, else the torchrun process, which is the parent of this one.
     """
