@@ -136,14 +136,15 @@ def updated(optimizer):
 SAVING = dict(unet_config=b"{}", describe=dict, save_dtype="fp32", total_limit=None, say=print)
 
 
-@pytest.mark.parametrize(("precision", "scale"), [("no", 1.0), ("fp16", 2.0**-9)])
-def test_another_memory_layout_gives_the_same_state(tmp_path, tiny_pipeline_dir, precision, scale):
+@pytest.mark.parametrize(("precision", "scale", "num_good"), [("no", 1.0, 0), ("fp16", 2.0**-9, 3)])
+def test_another_memory_layout_gives_the_same_state(tmp_path, tiny_pipeline_dir, precision, scale, num_good):
     one = updated(make_optimizer(tiny_pipeline_dir, precision, torch.channels_last))
     other = make_optimizer(tiny_pipeline_dir, precision, torch.contiguous_format)
-    counters = dict(loss_scale=scale, num_good=3, num_applied=1, num_skipped=2)
+    counters = dict(loss_scale=scale, num_good=num_good, num_applied=1, num_skipped=2)
     for name, value in counters.items():
         getattr(one, name).fill_(value)
-    Checkpointer(tmp_path, one, lineage=Lineage("x", []), **SAVING).save_and_wait(7)
+    described = SAVING | dict(describe=lambda: dict(determines=dict(arguments=dict(mixed_precision=precision))))
+    Checkpointer(tmp_path, one, lineage=Lineage("x", []), **described).save_and_wait(7)
     places = {name: getattr(other, name).data_ptr() for name in ("exp_avg", "loss_scale", "num_good")}
     restore(read_checkpoint(tmp_path / "checkpoint-7"), other)
     assert places == {name: getattr(other, name).data_ptr() for name in places}
@@ -166,3 +167,12 @@ def test_bf16_weights_are_rounded_as_in_the_run(tmp_path, tiny_pipeline_dir):
     restore(read_checkpoint(tmp_path / "checkpoint-1"), other)
     assert torch.equal(other.flat.weight, one.flat.weight)
     assert torch.equal(other.flat.masters.remainder, one.flat.masters.remainder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "scale"), [("no", "fp16", 2**16), ("bf16", "fp16", 2**16), ("fp16", "no", 1)]
+)
+def test_another_precision_has_a_loss_scale_of_its_own(flags, before, after, scale):
+    run(flags, mixed_precision=before, max_train_steps=1, checkpointing_steps=1)
+    found = run(flags | LATEST, mixed_precision=after, max_train_steps=2, allow_changes=True)
+    assert found[1]["loss_scale"] == scale

@@ -1,9 +1,12 @@
 """metrics.jsonl and TensorBoard."""
 
 import shutil
+from types import SimpleNamespace
+
+import torch
 
 from tests.helpers.processes import Process, after_step
-from tests.helpers.script import as_argv, rows
+from tests.helpers.script import as_argv, rows, run
 from utils.run.logs import TrainingLog
 
 
@@ -54,3 +57,14 @@ def test_tensorboard_on_a_full_disk(flags, tmp_path):
     assert process.wait() == 0, process.text()
     assert process.text().count("TensorBoard's files could not be written (No space left on device)") == 1
     assert len(rows(tmp_path / "output")) == 3
+
+
+def test_steps_before_a_resume_do_not_stop_it(flags, output):
+    """On a GPU a step's result may arrive after the run has asked whether to stop."""
+    run(flags, checkpointing_steps=3)
+    metrics = output / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"skipped": false', '"skipped": true'))
+    plan = SimpleNamespace(num_steps=6, output_dir=output, validation=dict(every=0), arguments=dict(report_to="none"))
+    log = TrainingLog(plan, 3, torch.device("cpu"), is_main=True)
+    assert (log.nonfinite_streak, log.num_skipped) == (0, 3)
+    log.close()

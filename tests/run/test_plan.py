@@ -17,6 +17,7 @@ def test_learning_rates_follow_diffusers_schedules(tmp_path, name):
     """From the flags to the table: what diffusers' own schedule of that name gives AdamW, update by update."""
     args = make_args(tmp_path, lr_scheduler=name, learning_rate=1e-3, max_train_steps=20)
     args.lr_warmup_steps, args.lr_num_cycles, args.lr_power = 0 if name == "constant" else 4, 2, 2.0
+    assert len(learning_rate_table(1e-3, name, num_training_steps=5, num_warmup_steps=5)) == 5  # up to its end
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     warm_up, options = args.lr_warmup_steps, dict(num_training_steps=20, num_cycles=2, power=2.0)
     schedule, rates = optimization.get_scheduler(name, optimizer, num_warmup_steps=warm_up, **options), []
@@ -33,6 +34,8 @@ def test_learning_rates_follow_diffusers_schedules(tmp_path, name):
     [
         (dict(train_batch_size=1, num_train_epochs=2), 8),
         (dict(train_batch_size=3, num_train_epochs=1), 2),
+        (dict(train_batch_size=3, num_train_epochs=3), 4),
+        (dict(train_batch_size=16, num_train_epochs=100), 25),
         (dict(train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=3), 3),
         (dict(train_batch_size=4, num_train_epochs=5, max_train_steps=1), 1),
     ],

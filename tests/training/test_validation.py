@@ -7,10 +7,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from tests.helpers.pipelines import write_photos
+from tests.helpers.pipelines import edit_json, write_photos
 from tests.helpers.script import LATEST, as_argv, bits, run, run_json
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
+from utils.models.folder import read_base
+from utils.models.loading import load_sampling_scheduler
 
 PROMPT = "a photo of my cat."
 
@@ -55,6 +57,18 @@ def test_samples_are_what_the_saved_pipeline_draws(flags, tmp_path):
     recorded = run_json(tmp_path / "output")["arguments"]["validation_prompt"]
     assert recorded == [PROMPT, "a red boat"]
     assert parse_args(["--config", str(tmp_path / "output/run.json")]).validation_prompt == recorded
+
+
+def test_samples_are_drawn_with_the_scheduler_that_the_base_names(base):
+    """In its whole: PNDM would ignore that the last noise level is to have no signal."""
+    zero = dict(
+        rescale_betas_zero_snr=True, clip_sample=False, timestep_spacing="trailing", _class_name="DDIMScheduler"
+    )
+    edit_json(base / "scheduler/scheduler_config.json", **zero)
+    edit_json(base / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
+    ours = load_sampling_scheduler(read_base(base))
+    theirs = StableDiffusionPipeline.from_pretrained(base, local_files_only=True).scheduler
+    assert type(ours) is type(theirs) and ours.alphas_cumprod[-1] == theirs.alphas_cumprod[-1] == 0
 
 
 def test_a_resumed_run_goes_on_with_the_curve(flags, tmp_path):

@@ -11,12 +11,12 @@ from typing import Any
 
 from utils.runtime.libraries import quiet_libraries
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    PNDMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -156,9 +156,9 @@ def load_unet(base: BaseModel) -> torch.nn.Module:
     return _load_weights(UNet2DConditionModel, base, "unet", torch_dtype=torch.float32).train()
 
 
-def load_sampling_scheduler(base: BaseModel) -> PNDMScheduler:
-    """PNDMScheduler, Stable Diffusion v1's own, with the noise schedule of the pipeline's scheduler."""
-    return _load(PNDMScheduler, base.folder / "scheduler")
+def load_sampling_scheduler(base: BaseModel) -> Any:
+    """The scheduler that the folder names, which its pipelines draw with."""
+    return _load(getattr(diffusers, base.index["scheduler"][1]), base.folder / "scheduler")
 
 
 def quick_scheduler(scheduler: Any) -> DPMSolverMultistepScheduler:

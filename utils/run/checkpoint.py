@@ -38,7 +38,7 @@ from utils.run.lineage import (
 )
 from utils.training import snapshot
 from utils.training.optimizer import MasterWeightsOptimizer
-from utils.training.snapshot import COUNTERS, Named, Snapshot
+from utils.training.snapshot import COUNTERS, COUNTERS_OF_UPDATES, Named, Snapshot
 
 
 class Checkpointer:
@@ -158,7 +158,9 @@ def restore(checkpoint: Checkpoint, optimizer: MasterWeightsOptimizer) -> None:
     """Puts a checkpoint's state into the optimizer. Raises UserError if its files are damaged or of another model."""
     path = checkpoint.path
     masters_are_in_unet = find_weights(path, "unet").save_dtype == "fp32"
-    counters = {name: checkpoint.state.get("optimizer", {}).get(name) for name in COUNTERS}
+    had_scale = checkpoint.state.get("determines", {}).get("arguments", {}).get("mixed_precision") == "fp16"
+    names = COUNTERS if had_scale and optimizer.scales_loss else COUNTERS_OF_UPDATES
+    counters = {name: checkpoint.state.get("optimizer", {}).get(name) for name in names}
     for name, value in counters.items():
         if type(value) not in (int, float) or not math.isfinite(value):
             raise UserError(f"{path / STATE_FILE}: {name} is {value!r}; resume from another checkpoint")

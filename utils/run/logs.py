@@ -56,6 +56,7 @@ class TrainingLog:
         path = output_dir / METRICS_FILE
         for row in keep_rows(path, first_step, {"loss", "skipped"}):
             self._count(float(row["loss"]), row["skipped"])
+        self.nonfinite_streak = 0  # the steps before a resume do not stop the run that goes on
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._bar = progress_bar("training", self.plan.num_steps, "step", done=first_step)
         if arguments["report_to"] == "tensorboard":

@@ -69,7 +69,7 @@ def make_plan(
     for precision in () if has_bf16 else ("mixed_precision", "prior_generation_precision"):
         if getattr(args, precision) == "bf16":
             setattr(args, precision, "fp16")
-    args.max_train_steps = args.max_train_steps or args.num_train_epochs * math.ceil(num_photos / samples_per_step)
+    args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * num_photos / samples_per_step)
     args.save_dtype = args.save_dtype or save_dtype
     prior_loss_weight = args.prior_loss_weight if args.with_prior_preservation else None
     return Plan(

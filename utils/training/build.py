@@ -73,9 +73,5 @@ def learning_rate_table(lr: float, lr_scheduler: str, *, num_training_steps: int
     """
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = get_scheduler(lr_scheduler, optimizer, num_training_steps=num_training_steps, **schedule)
-    table = []
-    for _ in range(num_training_steps):
-        table.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return table
+    (factor,) = scheduler.lr_lambdas  # not asked for a step after the last: polynomial's may divide by zero there
+    return [lr * factor(step) for step in range(num_training_steps)]

@@ -9,7 +9,8 @@ from utils.training.memory import free_host_memory
 from utils.training.optimizer import MasterWeightsOptimizer
 from utils.training.packed import EightBit, Packed
 
-COUNTERS = ("loss_scale", "num_good", "num_applied", "num_skipped")
+COUNTERS_OF_UPDATES = ("num_applied", "num_skipped")
+COUNTERS = (*COUNTERS_OF_UPDATES, "loss_scale", "num_good")  # the latter two mean something with a loss scale alone
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Named = Iterable[tuple[str, torch.Tensor]]
 
@@ -89,11 +90,11 @@ def restore(
 
     Args:
         read: fills (parameter name, tensor) pairs with a part of the state: "master", "exp_avg" or "exp_avg_sq".
-        counters: as Snapshot.counters gave them.
+        counters: as Snapshot.counters gave them; those that are left out stay as they are.
     """
     flat = optimizer.flat
-    for name in COUNTERS:  # first: masters are split by the number of updates
-        getattr(optimizer, name).fill_(counters[name])
+    for name, value in counters.items():  # first: masters are split by the number of updates
+        getattr(optimizer, name).fill_(value)
     parts = {"master": flat.masters, **{name: getattr(optimizer, name) for name in MOMENTS}}
     for name, part in parts.items():
         values = torch.empty(part.numel) if isinstance(part, Packed) else part
