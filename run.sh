@@ -31,6 +31,15 @@ run() {  # a command, to its end; this script ends with its exit code if that is
 
 [ -n "${VENV:-}" ] || run bash "$project/setup.sh"
 python="${VENV:-$project/.venv}/bin/python"
+[ -x "$python" ] || {
+  printf 'run.sh: there is no %q: VENV=DIR names a virtual environment, or leave it out for .venv\n' "$python" >&2
+  exit 2
+}
+# What an environment file leaves around a value (quotes, its line's end) is taken away; a variable that only looks like
+# one of those below is named.
+own='import sys; sys.path[0] = sys.argv.pop(1); from utils.before_launch import variables; sys.exit(variables())'
+own="$("$python" -c "$own" "$project")"
+eval "$own"
 
 export INSTANCE_DIR="${INSTANCE_DIR:-${root}instance}"
 export OUTPUT_DIR="${OUTPUT_DIR:-${root}output}"
@@ -38,6 +47,11 @@ export RESULT_DIR="${RESULT_DIR:-${root}result}"
 recipe_model="${root}model/stable-diffusion-v1-4"
 embedded_model="${root}model/tiny-stable-diffusion"
 if [ -z "${MODEL_NAME:-}" ] && [ ! -d "$recipe_model" ]; then
+  [ -d "$embedded_model" ] || {
+    echo "run.sh: there is no base in ${root}model, not even its own (is another folder mounted there?):" \
+      "MODEL_NAME=PATH names one" >&2
+    exit 2
+  }
   echo "$recipe_model is not there (README.md says how to get it):"
   echo "running the embedded 64-pixel model $embedded_model"
   export MODEL_NAME="$embedded_model"

@@ -26,12 +26,14 @@ mend_venv() {
   old="$(made_in 2>/dev/null || true)"
   if [ -n "$old" ] && [ "$(realpath -m "$old")" != "$here" ]; then
     echo "setup.sh: .venv was made in $old and has moved: its scripts are adapted"
+    check_writable "$venv/bin"
     local from to
     from="$(printf %s "$old" | sed 's/[][\\.*^$|]/\\&/g')" to="$(printf %s "$here" | sed 's/[\\&|]/\\&/g')"
     grep -rlIF "$old" "$venv/bin" "$venv/pyvenv.cfg" | while read -r file; do sed -i "s|$from|$to|g" "$file"; done
   fi
   works && return
   find_python
+  check_writable .
   if [ -d "$venv/lib/$version/site-packages" ]; then
     echo "setup.sh: .venv has lost its Python or its pip: it gets those of $("$python" -V), and keeps its packages"
     "$venv/bin/python" -V >/dev/null 2>&1 || rm -f "$venv"/bin/python "$venv"/bin/python3*
@@ -41,20 +43,32 @@ mend_venv() {
   rm -rf "$venv"
 }
 
+stop() { printf 'setup.sh: %s\n' "$1" >&2; exit 2; }
+
 find_python() {
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-    echo "setup.sh: $python is $("$python" -V 2>&1), but Python 3.10 or newer is needed; set PYTHON=/path/to/python3.11" >&2
-    exit 2
-  }
+  command -v -- "$python" >/dev/null || stop "there is no $(printf %q "$python"); set PYTHON=/path/to/python3.11"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    stop "$python is $("$python" -V 2>&1), but Python 3.10 or newer is needed; set PYTHON=/path/to/python3.11"
   version="$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')"
+}
+
+check_writable() {  # a folder
+  [ -w "$1" ] || stop "nothing can be written in $(cd "$1" && pwd): VENV=DIR bash run.sh takes an environment elsewhere"
+}
+
+pip() {  # into .venv, wherever the user's own pip installs
+  env -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT \
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-user "$@"
 }
 
 make_venv() {
   find_python
+  check_writable .
+  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    stop "$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
   "$python" -m venv "$venv" || {
     rm -rf "$venv"
-    echo "setup.sh: $python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2
-    exit 2
+    stop "$python could not make .venv: the lines above say why"
   }
 }
 
@@ -66,12 +80,11 @@ files=(requirements.txt)
 for file in "${files[@]}"; do
   stamp="$venv/.installed-${file%.txt}-$(cat "$file" setup.sh | cksum | cut -d' ' -f1)"
   [ -e "$stamp" ] && continue
+  check_writable "$venv"
   echo "setup.sh: installing $file into .venv (once; minutes on a first run)"
   into=()
   [ "$file" = requirements-triton.txt ] && into=(--no-deps --upgrade --target "$venv/triton")
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${into[@]}" -r "$file"
-  if [ "$file" = requirements.txt ]; then
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps colossalai==0.5.0
-  fi
+  pip "${into[@]}" -r "$file"
+  [ "$file" != requirements.txt ] || pip --no-deps colossalai==0.5.0
   touch "$stamp"
 done

@@ -1,5 +1,8 @@
 """What run.sh checks before torchrun: silent if all is well, else one line."""
 
+import os
+import subprocess
+
 import pytest
 
 from tests.helpers.script import as_argv, run_python
@@ -7,8 +10,8 @@ from utils import before_launch
 from utils.command_line import run_main
 
 
-def check(flags: dict, evaluated: object = None) -> int:
-    evaluation = ["--num_images=1", f"--finetuned_model_name_or_path={evaluated or flags['output_dir']}"]
+def check(flags: dict, evaluated: object = None, *more: str) -> int:
+    evaluation = ["--num_images=1", *more, f"--finetuned_model_name_or_path={evaluated or flags['output_dir']}"]
     return run_main(before_launch.check, [*as_argv(flags), "--", *evaluation])
 
 
@@ -42,3 +45,70 @@ def test_torch_is_not_imported(flags):
     code += "; assert code == 0 and 'torch' not in sys.modules"
     result = run_python(code, *as_argv(flags))
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("name", "is_left"), [("2", True), ("checkpoint-4", True), ("all", True), ("3", False)])
+def test_a_checkpoint_to_evaluate_is_one_that_there_will_be(flags, capsys, name, is_left):
+    assert check(flags | dict(max_train_steps=5, checkpointing_steps=2), None, f"--checkpoint={name}") == 2 * (
+        not is_left
+    )
+    assert (
+        "CHECKPOINT=3: of checkpoints there will be checkpoint-2, checkpoint-4" in capsys.readouterr().err
+    ) != is_left
+    assert check(flags | dict(max_train_steps=5, checkpointing_steps=9), None, f"--checkpoint={name}") == 2
+
+
+def test_where_the_evaluation_goes_can_be_written(flags, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert check(flags, None, f"--output_dir={tmp_path / 'file/result'}") == 2
+    assert "RESULT_DIR" in capsys.readouterr().err
+
+
+def said(capsys, monkeypatch, **variables) -> tuple[int, str, str]:
+    for name in set(os.environ) - {"HOME", "PATH"}:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return before_launch.variables(), *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("MAX_TRAIN_STEP", "is MAX_TRAIN_STEPS meant?"),
+        ("INSTANCE_PROPMT", "is INSTANCE_PROMPT meant?"),
+        ("NPORC", "is NPROC meant?"),
+        ("learning_rate", "is LEARNING_RATE meant?"),
+        ("\ufeffMODEL_NAME", "is MODEL_NAME meant?"),
+        ("CLASS_PROMPT", "a flag says that: bash run.sh --class_prompt"),
+    ],
+)
+def test_a_variable_that_looks_like_one_of_run_shs(capsys, monkeypatch, name, advice):
+    code, _, err = said(capsys, monkeypatch, **{name: "1"})
+    assert (code, err) == (0, f"note: run.sh does not read {name}: {advice}\n")
+
+
+OF_OTHERS = (
+    "OUTPUT_DIRECTORY INSTANCE_ID ENV VIRTUAL_ENV CONFIG DEBUG MODEL_PATH CHECKPOINT_DIR NPROC_PER_NODE PYTHONPATH "
+    "LOCAL_RANK SLURM_NPROCS PROMPT_COMMAND RESULTS LR CUDA_VISIBLE_DEVICES LD_LIBRARY_PATH HF_HOME TMPDIR LOG_DIR "
+    "MODEL_ID OUTPUT NUM_GPUS BATCH_SIZE WANDB_NAME KUBERNETES_SERVICE_PORT INSTANCE_TYPE"
+)
+
+
+def test_variables_of_others_are_not_meant(capsys, monkeypatch):
+    assert said(capsys, monkeypatch, **dict.fromkeys(OF_OTHERS.split(), "1")) == (0, "\n", "")
+
+
+def test_variables_as_an_environment_file_leaves_them(capsys, monkeypatch):
+    code, out, _ = said(capsys, monkeypatch, NPROC="2\r", INSTANCE_PROMPT='"dan\'s cat"', MODEL_NAME="")
+    assert (
+        code == 0
+        and subprocess.run(
+            ["bash", "-c", f'{out}\necho "$NPROC, $INSTANCE_PROMPT, $MODEL_NAME."'], capture_output=True, text=True
+        ).stdout
+        == "2, dan's cat, .\n"
+    )
+    assert said(capsys, monkeypatch, NPROC="gpu")[0] == 0
+    for nproc in ("0", "two", "-1"):
+        code, _, err = said(capsys, monkeypatch, NPROC=nproc)
+        assert code == 2 and err.startswith("error: NPROC: ")

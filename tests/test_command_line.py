@@ -1,5 +1,6 @@
 """The parser that both scripts share: --config, flags that are mistyped, how a mistake ends."""
 
+import ast
 import json
 import os
 import re
@@ -234,6 +235,23 @@ def test_windows_is_told_what_is_supported():
     result = run_python("import sys; sys.platform = 'win32'; import utils.arguments")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: this program runs on Linux; on Windows use WSL 2")
+
+
+@pytest.mark.parametrize("script", ["train_dreambooth_colossalai.py", "evaluate.py", "utils/__init__.py"])
+def test_a_python_that_is_too_old_says_so(script):
+    ast.parse((ROOT / script).read_text(), feature_version=(3, 6))  # it gets as far as the line
+    code = "import runpy, sys; sys.hexversion = 0x03090000; runpy.run_path(sys.argv[1], run_name='__main__')"
+    result = run_python(code, ROOT / script)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "3.10 or newer is needed: PYTHON=python3.11 bash setup.sh makes .venv" in result.stderr
+
+
+@pytest.mark.parametrize("home", [None, ""])
+def test_neither_a_home_nor_an_account(home, monkeypatch, tmp_path):
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    code = "import pwd; pwd.getpwuid = {}.__getitem__; import utils.values as values; print(values.as_path('~/x'))"
+    assert run_python(code).stdout == f"{tmp_path}/train_dreambooth_colossalai-{os.getuid()}/x\n"
 
 
 def test_ctrl_c_says_what_was_interrupted(capsys):

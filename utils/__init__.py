@@ -1,14 +1,31 @@
-"""What the scripts are made of; PROGRAM is its name in the files that it writes."""
+"""What the scripts are made of; PROGRAM is its name in the files that it writes.
+
+Whatever is called imports this first: in words that any Python 3 understands.
+"""
 
 import os
 import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded; the library reads it when it is imported
 PROGRAM = "train_dreambooth_colossalai"
+OWN_HOME = "{}/{}-{}".format(os.environ.get("TMPDIR") or "/tmp", PROGRAM, getattr(os, "getuid", int)())
+
+
+def _find_a_home() -> None:
+    """Libraries keep files below ~, which would be a folder of that name if there is neither HOME nor an account."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = OWN_HOME
+    elif not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ.setdefault("TRITON_CACHE_DIR", OWN_HOME + "/triton")  # without it no kernel could be built
+
 
 if sys.platform == "win32":
-    print(
-        "error: this program runs on Linux; on Windows use WSL 2 ('wsl --install', then call it there)",
-        file=sys.stderr,
-    )
+    sys.stderr.write("error: this program runs on Linux; on Windows use WSL 2 ('wsl --install', then call it there)\n")
     sys.exit(2)
+if sys.hexversion < 0x030A0000:
+    sys.stderr.write("error: this is Python {}.{}, and 3.10 or newer is needed: ".format(*sys.version_info[:2]))
+    sys.stderr.write("PYTHON=python3.11 bash setup.sh makes .venv with one\n")
+    sys.exit(2)
+_find_a_home()

@@ -63,6 +63,32 @@ def test_a_python_that_has_gone(project):
     assert setup(project) == []
 
 
+def test_a_users_own_pip_settings(project):
+    """PIP_USER, say, of a cluster's profile: pip refuses to install for a user into an environment."""
+    (packages,) = (project / ".venv/lib").glob("python*/site-packages")
+    (packages / "pip/__main__.py").write_text("import os, sys; print(sys.argv[1:], os.environ.get('PIP_TARGET'))")
+    next((project / ".venv").glob(".installed-*")).unlink()
+    environment = os.environ | dict(PIP_USER="1", PIP_TARGET="/elsewhere")
+    result = subprocess.run(["bash", "setup.sh"], cwd=project, capture_output=True, text=True, env=environment)
+    _, *calls = result.stdout.splitlines()
+    assert (
+        result.returncode == 0 and len(calls) == 2 and all("'--no-user'" in call and "None" in call for call in calls)
+    )
+
+
+@pytest.mark.parametrize(
+    ("python", "said"), [("python\r", "there is no $'python\\r'"), ("old", "is Python 3.9.1, but Py")]
+)
+def test_a_python_that_will_not_do(tmp_path, python, said):
+    for name in ("setup.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "old").write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.1 && exit\nexit 1\n')
+    (tmp_path / "old").chmod(0o755)
+    environment = os.environ | dict(PYTHON=python, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    result = subprocess.run(["bash", "setup.sh"], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and said in result.stderr
+
+
 def test_a_link_to_an_environment_elsewhere_is_followed(project, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -85,6 +111,9 @@ def test_help_needs_no_environment(tmp_path):
         (dict(MAX_TRAIN_STEPS="x"), [], "error: argument --max_train_steps: 'x' is not a whole number"),
         (dict(NUM_IMAGES="x"), [], "error: argument --num_images: 'x' is not a whole number"),
         (dict(INSTANCE_DIR="./photos"), [], "no folder photos"),
+        (dict(NPROC="x"), [], "error: NPROC: 'x' is not a whole number"),
+        (dict(CHECKPOINT="41"), [], "error: CHECKPOINT=41: of checkpoints there will be checkpoint-40"),
+        (dict(VENV="/nowhere\r"), [], "run.sh: there is no $'/nowhere\\r/bin/python': VENV=DIR names"),
         ({}, ["--no_such_flag"], "error: unrecognized arguments: --no_such_flag"),
     ],
 )
@@ -114,6 +143,13 @@ def test_what_an_earlier_run_left_is_not_evaluated_after_a_training_that_fails(t
     said = (tmp_path / "said").read_text()
     assert result.returncode == code and "train_dreambooth_colossalai.py" in said
     assert ("evaluate.py" in said) == (code == 0)
+
+
+def test_another_folder_lies_over_model(tmp_path):
+    shutil.copy(ROOT / "run.sh", tmp_path)
+    environment = os.environ | dict(VENV=str(Path(sys.executable).parent.parent), PYTHONPATH=str(ROOT))
+    result = subprocess.run(["bash", "run.sh"], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2 and "there is no base in ./model, not even its own" in result.stderr
 
 
 def test_no_file_has_the_line_ends_of_another_system():

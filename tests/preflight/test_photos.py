@@ -208,6 +208,25 @@ def test_how_much_of_a_photo_counts_is_said(tmp_path, tiny_pipeline_dir, capsys)
     assert found["whole.png: PNG 48x48, no transparency: all of it counts in the loss"] == "note"
 
 
+@pytest.mark.parametrize(("word", "is_named"), [("SKS cat", True), ("sks", True), ("cat", False), ("sksy cat", False)])
+def test_captions_without_the_subject(tmp_path, capsys, word, is_named):
+    photos = write_photos(tmp_path / "photos", 2)
+    (photos / "photo-0.txt").write_text(f"a {word} on a sofa")
+    found = rows(EMBEDDED, photos, tmp_path, capsys, "--resolution=64", "--instance_prompt=a photo of sks cat in snow")
+    said = [row for row in found if row.startswith("1 of 2 photos have a caption without 'sks'")]
+    assert len(said) == (not is_named)
+
+
+def test_every_prompts_tokens(prior, capsys):
+    long = "cat " * 80
+    prior |= dict(
+        validation_prompt=f"one {long}", validation_negative_prompt=f"two {long}", class_prompt=f"three {long}"
+    )
+    for scale, count in ((7.5, 3), (1, 2)):
+        assert main([*as_argv(prior | dict(validation_guidance_scale=scale)), "--dry_run"]) == 0
+        assert capsys.readouterr().out.count("tokens, but 77 are read") == count
+
+
 PROMPTS = ["a photo of my cat.", "A  sks's DOG\n42!", "кот 🐈 naïve", "", "x" * 30, "<|endoftext|> don't", "a_b-c/d"]
 
 

@@ -1,14 +1,16 @@
 """What the preflight table says of photos and prompts."""
 
 import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from utils.concepts import Concept
 from utils.dataset import InstanceDataset, Photo
 from utils.errors import UserError
 
@@ -119,6 +121,26 @@ def load_quick_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     return tokenizer
+
+
+def rarest_word(prompt: str, tokenizer: Tokenizer) -> str:
+    """Of what the prompt shows, before any 'on' or 'with': the word of most tokens, or of the largest number."""
+    shown = re.split(r"\b(?:at|by|in|near|on|with)\b", re.split(r"\bof\b", prompt, maxsplit=1)[-1])[0]
+    ids = {word: tokenizer.encode(word, add_special_tokens=False).ids for word in re.findall(r"\w+", shown)}
+    return max(ids, key=lambda word: (len(ids[word]), ids[word]), default="")
+
+
+def describe_names(concepts: Sequence[Concept], photos: Sequence[Photo], tokenizer: Tokenizer) -> Iterator[str]:
+    """A phrase for each subject that is not named in the captions which replace its prompt."""
+    for concept in concepts:
+        prompts = [photo.prompt for photo in photos if photo.path.parent == concept.instance_data_dir]
+        word = rarest_word(concept.instance_prompt, tokenizer)
+        without = [each for each in prompts if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", each, re.IGNORECASE)]
+        if word and without:
+            yield (
+                f"{len(without)} of {len(prompts)} photos have a caption without {word!r}: what they show is not "
+                f"learned under that word; write it into them, or remove them"
+            )
 
 
 def describe_prompt(prompt: str, tokenizer: Tokenizer) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from utils.concepts import Concept, load_photos, read_concepts
 from utils.data.class_images import check_class_images
 from utils.errors import UserError
 from utils.models.folder import BaseModel
-from utils.preflight.photos import describe_photos, describe_prompt, load_quick_tokenizer
+from utils.preflight.photos import describe_names, describe_photos, describe_prompt, load_quick_tokenizer
 from utils.preflight.resources import check_device, check_disk, check_schedule, describe_launcher, describe_rounding
 from utils.preflight.table import NOTE, OK, Check, Found, Row
 from utils.run.plan import make_plan
@@ -32,15 +32,21 @@ def find_photos(found: Found) -> Iterator[Row]:
 
 
 def check_prompts(found: Found) -> Iterator[Row]:
-    """Each prompt's tokens."""
-    base, concepts, dataset = found.base, found.concepts, found.dataset
+    """Each prompt's tokens, and whether captions name the subject."""
+    base, concepts, dataset, args = found.base, found.concepts, found.dataset, found.args
     if base is None or concepts is None:
         return
-    folder = found.args.tokenizer_name or base.folder / "tokenizer"
+    folder = args.tokenizer_name or base.folder / "tokenizer"
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"--tokenizer_name {folder} is not a tokenizer's folder: no tokenizer_config.json in it")
     tokenizer = load_quick_tokenizer(folder)
-    prompts = [photo.prompt for photo in dataset.photos] if dataset else [each.instance_prompt for each in concepts]
+    photos = dataset.photos if dataset else []
+    yield from (("captions", finding, NOTE) for finding in describe_names(concepts, photos, tokenizer))
+    prompts = [photo.prompt for photo in photos] or [each.instance_prompt for each in concepts]
+    prompts += [each.class_prompt for each in concepts if each.class_prompt] if args.with_prior_preservation else []
+    if args.validation_prompt:
+        is_guided = args.validation_guidance_scale > 1 and args.validation_negative_prompt
+        prompts += [*args.validation_prompt, *([args.validation_negative_prompt] if is_guided else [])]
     for prompt in dict.fromkeys(prompts):
         yield "prompt", *describe_prompt(prompt, tokenizer)
 
