@@ -89,7 +89,7 @@ evaluation=(
   ${CHECKPOINT:+--checkpoint="$CHECKPOINT"}
   --num_inference_steps="${NUM_INFERENCE_STEPS:-$inference_steps}"
 )
-case " $* " in *" --dry_run "*) run "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}"; exit ;; esac
+case " $* " in *" --dry_run"[[:space:]]*) run "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}"; exit ;; esac
 
 # Mistakes are said before torchrun starts. Python is told where the project is, and that Ctrl-C needs no traceback.
 from_here='import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path[0] = sys.argv.pop(1); '

@@ -284,6 +284,14 @@ leave(7)
     assert {path.name for path in tmp_path.iterdir()} == {"thread", "exit"}
 
 
+def test_a_kernel_that_runs_the_script_ends_as_its_own(tmp_path):
+    """IPython's %run is runpy: whatever was registered at exit before, such as saving the history, is called."""
+    (tmp_path / "script.py").write_text("from utils.command_line import leave\nleave(7)\n")
+    code = "import atexit, runpy, sys\natexit.register(print, 'history')\n"
+    code += "try: runpy.run_path(sys.argv[1])\nexcept SystemExit as exit: print(exit.code)\n"
+    assert run_python(code, tmp_path / "script.py").stdout == "7\nhistory\n"
+
+
 PRINTS = """
 import resource, sys, threading
 from utils.command_line import leave, run_main

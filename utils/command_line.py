@@ -4,6 +4,7 @@ import argparse
 import atexit
 import contextlib
 import difflib
+import inspect
 import io
 import json
 import math
@@ -214,9 +215,12 @@ def run_main(
 
 def leave(exit_code: int) -> NoReturn:
     """Ends the process as sys.exit does (threads are joined, what is registered at exit is called, output is flushed),
-    but leaves its memory to the system: taking millions of objects and a GPU's context apart takes seconds.
+    but leaves its memory to the system: taking millions of objects and a GPU's context apart takes seconds. Only of a
+    script that is all of its process: a notebook's kernel, which runs it by %run, goes on.
     """
-    _leaving.append(exit_code)
+    frame = inspect.currentframe()
+    if frame and frame.f_back and frame.f_back.f_back is None:
+        _leaving.append(exit_code)
     sys.exit(exit_code)
 
 

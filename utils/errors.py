@@ -1,5 +1,8 @@
 """Errors that become one line on the terminal, without a traceback."""
 
+import os
+from pathlib import Path
+
 EXIT_USER_ERROR = 2
 
 
@@ -13,6 +16,13 @@ class RunFailed(RuntimeError):
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def of_file(error: OSError, place: Path, advice: str) -> str:
+    """What the system says of a file, and its name; with `advice` if that lies in `place`, or if it names none."""
+    file = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else place
+    is_there = place.absolute() in (file.absolute(), *file.absolute().parents)
+    return f"{file}: {error.strerror or error}{f'; {advice}' if is_there else ''}"
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from utils.command_line import Parser, run_main
-from utils.errors import UserError
+from utils.errors import UserError, of_file
 from utils.files.atomic import copy_into
 from utils.files.json_files import read_json, write_json
 from utils.files.ownership import RUN_FILE, check_writable, is_own_output, overlap
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         copy_for_sharing(model, args.target)
     except OSError as error:
-        raise UserError(f"NEW_FOLDER {args.target} cannot be written ({error.strerror or error})") from error
+        raise UserError(of_file(error, args.target, "name another NEW_FOLDER, or make room there")) from error
     shown = f" ({PICTURE_FILE} in it shows your photos)" if (args.target / PICTURE_FILE).is_file() else ""
     print(
         f"{args.target}: read its {CARD_FILE}{shown}, then upload it, for example with 'hf upload NAME {args.target}'"

@@ -43,7 +43,7 @@ class NoProcess:
 def test_settings_that_are_edited_count_when_the_cells_run_again(tmp_path, monkeypatch):
     cells = {cell["id"]: "".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]}
     monkeypatch.chdir(NOTEBOOK.parent)
-    for name in ("INSTANCE_DIR", "INSTANCE_PROMPT", "MAX_TRAIN_STEPS", "RESULT_DIR"):
+    for name in ("INSTANCE_DIR", "INSTANCE_PROMPT", "MAX_TRAIN_STEPS", "OUTPUT_DIR", "RESULT_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VENV", sys.prefix)
     monkeypatch.setenv("MODEL_NAME", "outside")
@@ -52,19 +52,38 @@ def test_settings_that_are_edited_count_when_the_cells_run_again(tmp_path, monke
     shown = SimpleNamespace(HTML=str, Image=lambda filename: filename, display=print)
     monkeypatch.setitem(sys.modules, "IPython.display", shown)
     before, names = dict(os.environ), {}
-    for photos, settings in (("instance", dict(MODEL_NAME="inside")), (str(tmp_path), dict(RESULT_DIR="elsewhere"))):
+    for photos, settings in (("instance", dict(MODEL_NAME="inside")), (str(tmp_path), dict(MAX_TRAIN_STEPS="3"))):
+        folders = dict(OUTPUT_DIR=f"output-{Path(photos).name}", RESULT_DIR=f"result-{Path(photos).name}")
         prompt = f"a photo in {photos}"
         again = cells | {
             "cell-4": re.sub("PHOTOS = .*", f"PHOTOS = {photos!r}", cells["cell-4"], count=1),
-            "cell-6": re.sub("INSTANCE_PROMPT=.*", f"INSTANCE_PROMPT={prompt!r}, **{settings}", cells["cell-6"]),
+            "cell-6": re.sub("INSTANCE_PROMPT=.*", f"INSTANCE_PROMPT={prompt!r}, **{settings},", cells["cell-6"]),
         }
         for cell in ("cell-2", "cell-4", "cell-6", "cell-8"):
             exec(again[cell], names)
-        assert NoProcess.environments[-1] == before | settings | dict(
+        assert NoProcess.environments[-1] == before | settings | folders | dict(
             INSTANCE_DIR=photos, INSTANCE_PROMPT=prompt, MODEL_NAME="outside"
         )
-        assert names["result"] == Path(settings.get("RESULT_DIR", "result"))
+        assert names["result"] == Path(folders["RESULT_DIR"])
         assert dict(os.environ) == before
+
+
+def test_a_restart_and_another_upload(tmp_path, monkeypatch, capsys):
+    """What was cloned is used, and what was uploaded before is not among the photos."""
+    cells = {cell["id"]: "".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]}
+    (tmp_path / "dreambooth").mkdir()
+    (tmp_path / "dreambooth/run.sh").touch()
+    monkeypatch.setenv("VENV", sys.prefix)
+    monkeypatch.setenv("INSTANCE_DIR", "upload")
+    for upload, folder in (("dog.jpg", "photos"), ("cat.jpg", "photos-2"), ("fox.jpg", "photos-3")):
+        monkeypatch.chdir(tmp_path)
+        colab = SimpleNamespace(files=SimpleNamespace(upload=lambda name=upload: {name: b""}))
+        monkeypatch.setitem(sys.modules, "google.colab", colab)
+        names: dict = {}
+        exec(cells["cell-2"], names), exec(cells["cell-4"], names)
+        assert Path.cwd() == tmp_path / "dreambooth" and names["PHOTOS"] == folder
+        assert os.listdir(folder) == [upload]
+        assert ("left where it is" in capsys.readouterr().out) == (folder != "photos")
 
 
 @pytest.mark.slow

@@ -392,3 +392,22 @@ def test_a_prompt_beyond_the_text_encoder_and_a_run_in_progress_are_warned_of(ca
     run_json.write_text(json.dumps(json.loads(run_json.read_text()) | dict(status="running")))
     stderr = warnings_of(capsys, finetuned_dir, result, "--prompt", "a " * 75 + "zebra")
     assert "does not see its end" in stderr and "holds an earlier result" in stderr
+
+
+def test_a_negative_prompt_is_cut_with_a_warning_and_is_not_named_without_guidance(trained_dir, result, capsys):
+    more = ["--only", "generate", "--num_images", "1", "--negative_prompt", "cat " * 80 + "at its end"]
+    assert run(trained_dir, result, *more) == 0
+    assert 'does not see its end: "' in (err := capsys.readouterr().err) and err.count("at its end") == 1
+    assert run(trained_dir, result, *more, "--guidance_scale", "1") == 0
+    out, err = capsys.readouterr()
+    assert "does not see" not in err and "--guidance_scale 1: --negative_prompt has no effect" in out
+    assert json.loads((result / "samples.json").read_text())["negative_prompt"] is None
+
+
+def test_an_error_is_of_the_file_that_it_is_about(trained_dir, result, capsys, monkeypatch):
+    for name, advice in ((str(result / "a.png"), True), (None, True), ("/elsewhere/a.png", False)):
+        error = OSError(28, "No space left on device", name)
+        monkeypatch.setattr(png, "save_png", lambda *_, error=error: (_ for _ in ()).throw(error))
+        assert run(trained_dir, result, "--only", "generate") == 2
+        said = f"error: {name or result}: No space left on device{'; make room there' if advice else chr(10)}"
+        assert said in capsys.readouterr().err

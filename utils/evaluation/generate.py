@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from utils.errors import UserError
+from utils.errors import UserError, of_file
 from utils.evaluation import comparison
 from utils.evaluation.candidates import FOLDER as CANDIDATES
 from utils.evaluation.hashes import model_folders
@@ -64,8 +64,8 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
     pipelines = load_pipelines(plan, settings, device)
     mark("models loaded")
     prompts = plan.prompts
-    for prompt in prompts:
-        if unseen := drawing.truncated_text(pipelines[BASELINE], prompt.text):
+    for text in [*(prompt.text for prompt in prompts), plan.negative_prompt or ""]:
+        if unseen := drawing.truncated_text(pipelines[BASELINE], text):
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
 
     quick = plan.candidates
@@ -85,8 +85,7 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
         mark("sampled")
         finish(plan.output_dir, record | dict(seconds_after_start=process.marks))
     except OSError as error:
-        advice = "make room there, or name another folder"
-        raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: {advice}") from error
+        raise UserError(of_file(error, plan.output_dir, "make room there, or name another --output_dir")) from error
 
 
 def draw_candidates(

@@ -134,6 +134,9 @@ def check_generate(args: argparse.Namespace) -> Notes:
         notes.append(
             ("warning", f"{BASELINE_FLAG} and {FINETUNED_FLAG} are the same folder: both rows will be the same")
         )
+    if args.negative_prompt and args.guidance_scale <= 1:
+        notes.append(("note", f"--guidance_scale {args.guidance_scale:g}: --negative_prompt has no effect"))
+        args.negative_prompt = None
     args.checkpoint, foreign = find_checkpoints(args.finetuned_model_name_or_path, args.checkpoint or [])
     notes += foreign
     if args.strength != [1.0]:

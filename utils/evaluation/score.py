@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, of_file
 from utils.evaluation import choice, encoders, intervals, metrics, scorer
 from utils.evaluation.encoders import Encoder
 from utils.evaluation.image_table import ImageTable, as_csv
@@ -63,7 +63,7 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         replace_path(plan.output_dir / METRICS_CSV, lambda part: part.write_bytes(csv), is_shared=True)
         write_json(plan.output_dir / METRICS_JSON, record)
     except OSError as error:
-        raise UserError(f"--output_dir {plan.output_dir}: {error.strerror or error}: make room there") from error
+        raise UserError(of_file(error, plan.output_dir, "make room there")) from error
     return record
 
 

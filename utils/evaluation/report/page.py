@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from utils.errors import UserError
+from utils.errors import UserError, of_file
 from utils.evaluation.metrics import METRICS
 from utils.evaluation.photos import load_photos
 from utils.evaluation.prompts import subject_line
@@ -80,7 +80,7 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     try:
         replace_path(output_dir / REPORT_FILE, lambda part: part.write_bytes(content), is_shared=True)
     except OSError as error:
-        raise UserError(f"--output_dir {output_dir}: {error.strerror or error}: make room there") from error
+        raise UserError(of_file(error, output_dir, "make room there")) from error
 
 
 def photos_folder(samples: dict, metrics: dict | None) -> Path | None:
