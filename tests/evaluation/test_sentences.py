@@ -53,8 +53,14 @@ def test_three_sentences_each_with_its_interval():
 
 
 def test_zero_is_the_base_and_100_are_the_photos():
-    assert said_of(table(0.2, 0.2, 0.8)).sentences[0][1].startswith(("0%", "1%", "\u22121%"))
+    assert said_of(table(0.2, 0.2, 0.8, num_prompts=25)).sentences[0][1].startswith(("0%", "1%", "\u22121%"))
     assert re.match("(99|100|101)%", said_of(table(0.8, 0.2, 0.8)).sentences[0][1])
+
+
+def test_few_pictures_that_have_not_all_come_nearer_cannot_tell_how_far():
+    said = said_of(table(0.2, 0.2, 0.8))
+    assert [kind for kind, _ in said.sentences] == ["others", "copies"]
+    assert said.unmeasured[0].startswith("How far it has come was not measured: this cannot be told from so few")
 
 
 def test_an_interval_of_few_prompts_says_so():

@@ -43,9 +43,9 @@ class Candidate(NamedTuple):
     kept: tuple[int, int, int] | None
     num_copies: int | None
 
-    def gain(self, num_looks: int) -> intervals.Interval | None:
-        """In likeness, one of so many that are looked at together."""
-        return intervals.mean_change((self.likeness - self.before)[None], num_looks)
+    def gain(self, num_looks: int) -> bool | None:
+        """Whether likeness has risen, one of so many that are looked at together; None of too few images."""
+        return intervals.has_risen((self.likeness - self.before)[None], num_looks)
 
     @property
     def keeps_others(self) -> bool:
@@ -67,7 +67,7 @@ def choose(candidates: list[Candidate], scorer: Scorer) -> Choice:
     if not scorer.knows or scorer.no_way:
         return Choice(LOOK, LOOK_AT, scorer.line or f"A choice {scorer.no_way}.")
     gains = [each.gain(len(candidates)) for each in candidates]
-    gaining = [each for each, gain in zip(candidates, gains, strict=True) if gain and gain.low > 0]
+    gaining = [each for each, gain in zip(candidates, gains, strict=True) if gain]
     if not gaining and None in gains:
         return Choice(LOOK, LOOK_AT, "A choice needs more pictures: --num_images.")
     if not gaining:
@@ -159,7 +159,7 @@ def _entry(table: ImageTable, scorer: Scorer, candidate: Candidate, copies: list
     note, kept = (COPIES if copies else ""), None
     if scorer.knows and not scorer.no_way:
         gain = candidate.gain(num_looks)
-        note = note or ("" if gain and gain.low > 0 else "not found nearer to your photos")
+        note = note or ("" if gain else "not found nearer to your photos")
         note = note or ("" if candidate.keeps_others else LOSES)
         kept = candidate.kept and dict(zip(("kept", "of", "of_base"), candidate.kept, strict=True))
     said = dict(name=candidate.name, label=label(candidate.name), note=note)

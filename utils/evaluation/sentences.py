@@ -16,6 +16,7 @@ from utils.evaluation.scorer import LIKENESS, NO_PHOTOS, Scorer
 from utils.evaluation.wording import percent
 
 NO_OTHERS = "needs two pictures of other things or more: --class_name, --drift_prompt, and --num_drift_images above 0"
+TOO_FEW = "cannot be told from so few pictures, not all of which have come nearer to your photos: --num_images"
 LEAST_TEXTS = 2
 
 
@@ -44,7 +45,7 @@ def say(table: ImageTable, scorer: Scorer, model: str, ours: Counts, theirs: Cou
     """What is said of a model beside the baseline."""
     said = Said([], [])
     if scorer.knows:
-        _add(said, "way", _way(table, scorer, model), "How far it has come was not measured", scorer.no_way)
+        _add(said, "way", _way(table, scorer, model), "How far it has come was not measured", scorer.no_way or TOO_FEW)
         counted = count_kept(ours.others), count_kept(theirs.others)
         text = others(*counted) if counted[0][1] >= LEAST_TEXTS and not scorer.no_others else ""
         _add(said, "others", text, "Other prompts were not measured", scorer.no_others or NO_OTHERS)

@@ -72,8 +72,8 @@ def drawn_last(output_dir: Path) -> list[Path]:
 
 
 def mean_over_subjects(values: list[float]) -> Mean:
-    """The mean of subjects' means, and its 95% interval for other subjects like these; None for one subject."""
-    found = intervals.mean_change(np.array(values)[:, None])
+    """The mean of subjects' means, and its 95% interval for other subjects like these; None for fewer than 25."""
+    found = intervals.mean_change(np.array(values)[:, None], are_means=True)
     return Mean(float(np.mean(values)), [found.low, found.high] if found else None, len(values))
 
 
