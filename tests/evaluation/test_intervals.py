@@ -67,6 +67,9 @@ def test_how_far_is_not_said_of_few_that_have_not_all_come_nearer():
     base, photos = np.array([[0.2, 0.21, 0.19, 0.2]]), np.array([0.8])
     assert intervals.share_of_way(base + np.array([[0.5, 0.5, 0.5, -0.01]]), base, photos) is None
     assert intervals.share_of_way(base + np.array([[0.001, 0.5, 0.001, 0.001]]), base, photos) is None
+    seven_of_eight = np.array([[0.5, 0.51, 0.5, 0.49, 0.5, 0.52, 0.5, -0.01]])
+    assert intervals.share_of_way(np.tile(base, 2) + seven_of_eight, np.tile(base, 2), photos) is None
+    assert intervals.share_of_way(np.tile(base, 2) + abs(seven_of_eight) + 0.1, np.tile(base, 2), photos) is not None
     assert intervals.share_of_way(base[:, :1] + 0.3, base[:, :1], photos) is None
     assert bench.rate(bench.of_way("rare", (1, 4), 1, 0.05), TRIALS)[1] <= 0.05
 
