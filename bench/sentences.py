@@ -17,6 +17,8 @@ import numpy as np
 
 from bench.command_line import make_parser, write_results
 from utils.evaluation import intervals
+from utils.evaluation.choice import TAKE, Candidate, choose
+from utils.evaluation.scorer import Scorer
 
 LAYOUTS = ((1, 4), (4, 1), (8, 1), (5, 4), (25, 4))  # prompts, images of each: run.sh's and --dreambench's
 SUBJECTS, OF_SUBJECT = 30, 100
@@ -143,6 +145,20 @@ def of_best(shape: str, num_candidates: int, num_images: int, step: float) -> Tr
     return trial
 
 
+def of_choice(shape: str, num_candidates: int, num_images: int) -> Trial:
+    """Whether the choice takes one of several that have learnt nothing."""
+
+    def trial(draws: np.random.Generator) -> bool | None:
+        before, *found = (noise(draws, shape, (num_images,)) for _ in range(1 + num_candidates))
+        candidates = [
+            Candidate(f"checkpoint-{step}", step / num_candidates, likeness, before, (8, 8, 8), 0)
+            for step, likeness in enumerate(found, 1)
+        ]
+        return True if choose(candidates, Scorer("clip", "", "", "")).answer == TAKE else None
+
+    return trial
+
+
 def worst(sentence: str, condition: str, trials: dict[str, Trial], number: int) -> Row:
     """The row of the trial that is wrong most often; of how it is said, the most."""
     rates = {name: rate(trial, number) for name, trial in trials.items()}
@@ -170,6 +186,9 @@ def rows(number: int) -> Iterator[Row]:
         yield worst("p% of the way (95%: a to b)", where, trials, number)
         trials = {f"{s}, {c} candidates": of_gain(s, layout, c) for s in shapes for c in (1, 4, 8)}
         yield worst("Take X: its likeness has risen", where, trials, number)
+    for images in (4, 8):
+        trials = {f"{s}, {c} candidates": of_choice(s, c, images) for s in shapes for c in (1, 4, 8)}
+        yield worst("Take X. (of those that learnt nothing)", f"{images} images each", trials, number)
     trials = {f"{s}, {truth:g}": of_subjects(s, truth) for s in shapes for truth in (0.0, 0.5)}
     yield worst("mean of subjects (95%: a to b)", f"{SUBJECTS} subjects x {OF_SUBJECT}", trials, number)
     for images in (4, 8, 16):

@@ -118,5 +118,6 @@ def test_what_is_clearly_worse_is_not_among_them():
 
 def test_the_bench_prints_every_sentence_with_how_often_it_is_wrong():
     printed = [row.sentence for row in bench.rows(3)]
+    assert "Take X. (of those that learnt nothing)" in printed
     assert {"rose by", "changed by less", "p% of the way (95%: a to b)"} <= set(printed)
     assert {"Take X: its likeness has risen", "Take X: not told from the best"} <= set(printed)
