@@ -133,13 +133,13 @@ def not_worse_than_best(values: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _hsu_quantile(number: int, degrees: int) -> float:
-    """How far the best of equals is exceeded by others, in standard errors; half of the rest is for skewness."""
+    """How far the best of equals is exceeded by others, in standard errors; two thirds of the rest are skewness's."""
     draws = np.random.Generator(np.random.Philox(key=number))
     num_draws = min(MOST_DRAWS, MOST_VALUES // (number * (degrees + 1)))
     values = draws.normal(size=(num_draws, number, degrees + 1))
     differences = values[:, 1:] - values[:, :1]
     errors = differences.std(axis=2, ddof=1) / math.sqrt(degrees + 1)
-    return float(np.quantile((differences.mean(axis=2) / errors).max(axis=1), (1 + LEVEL) / 2))
+    return float(np.quantile((differences.mean(axis=2) / errors).max(axis=1), 1 - (1 - LEVEL) / 3))
 
 
 def _units(values: np.ndarray) -> tuple[np.ndarray, str]:
