@@ -12,12 +12,13 @@ from pathlib import Path
 from utils.command_line import Parser, non_negative_float, positive_int, run_main
 from utils.errors import UserError
 from utils.files.ownership import RUN_FILE, check_export_file, run_of
-from utils.models.base import SINGLE_FILES, base_folder
+from utils.models.base import base_folder
 from utils.models.check import check_base_model, check_same_unet
 from utils.models.exporting import check_export_folder, export_file, export_folder, export_lora
 from utils.models.saving import SAVE_DTYPES
 from utils.run.lineage import read_checkpoint
 
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # what ends so is meant as a file
 BASE_FLAG = "--pretrained_model_name_or_path"
 
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         tuned /= f"checkpoint-{name}" if name.isdecimal() else name
         if read_checkpoint(tuned) is None:
             raise UserError(f"--checkpoint {name}: {args.folder} holds no whole {tuned.name}")
-    is_file = args.lora_rank or args.target.suffix in SINGLE_FILES
+    is_file = args.lora_rank or args.target.suffix.lower() in SINGLE_FILES
     if is_file:
         check_export_file(args.target)
     else:

@@ -12,9 +12,11 @@ from utils.errors import UserError, of_file
 from utils.files.atomic import copy_into
 from utils.files.json_files import read_json, write_json
 from utils.files.ownership import RUN_FILE, check_writable, is_own_output, overlap
-from utils.models.card import CARD_FILE, PICTURE_FILE, clean_record, write_card
-from utils.models.check import check_pipeline
+from utils.models.card import CARD_FILE, PICTURE_FILE, clean_record, without_paths, write_card
+from utils.models.check import check_base_model
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, BaseModel
+
+VOCABULARIES = ("vocab.json", "tokenizer.json", "added_tokens.json")  # of words, some of which look like paths
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("target", type=Path, metavar="NEW_FOLDER", help="the folder to upload")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    model = check_pipeline(args.folder, "OUTPUT")
+    model = check_base_model(args.folder, "OUTPUT")
     if not is_own_output(args.folder):
         raise UserError(f"OUTPUT {args.folder} was not written by training: its {RUN_FILE} is missing")
     if overlap(args.folder, args.target):
@@ -48,13 +50,14 @@ def copy_for_sharing(model: BaseModel, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if not (folder / CARD_FILE).is_file():
         write_card(model)
-    for part in (*FROZEN_PARTS, "unet"):
-        for path in sorted((folder / part).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                copy_into(path, target / path.relative_to(folder))
-    for name in (CARD_FILE, PICTURE_FILE, MODEL_INDEX):
-        if (folder / name).is_file():
-            copy_into(folder / name, target / name)
+    files = {f"{part}/{name}": path for part in (*FROZEN_PARTS, "unet") for name, path in model.files(part).items()}
+    files |= {name: path for name in (CARD_FILE, PICTURE_FILE, MODEL_INDEX) if (path := folder / name).is_file()}
+    for name, path in files.items():
+        if path.suffix == ".json" and path.name not in VOCABULARIES:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            write_json(target / name, without_paths(read_json(path)))
+        else:
+            copy_into(path, target / name)
     write_json(target / RUN_FILE, clean_record(read_json(folder / RUN_FILE)))
 
 

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from utils.errors import UserError
-from utils.models.folder import find_weights, safetensors_header
+from utils.models.folder import find_weights
+from utils.models.weight_files import safetensors_header
 
 
 def weights_file(folder: Path, name: str, dtype: torch.dtype) -> Path:

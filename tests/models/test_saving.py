@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from tests.helpers.encoders import write_safety_checker
 from tests.helpers.pipelines import listing
 from tests.helpers.script import UNET_FILE, run_python
 from utils import PROGRAM
@@ -118,10 +119,11 @@ def test_everything_but_the_weights_is_the_bases(tmp_path, tiny_pipeline_dir):
     assert found == expected
 
 
-def test_hidden_files_are_left_behind_and_a_safety_checker_comes_along(tmp_path, base):
-    (base / "safety_checker/deep").mkdir(parents=True)
-    (base / "safety_checker/config.json").write_text("{}")
-    (base / "safety_checker/deep/file").write_text("deep")
+def test_what_is_not_read_is_left_behind_and_a_safety_checker_comes_along(tmp_path, base):
+    write_safety_checker(base)
+    (base / "scheduler/.ipynb_checkpoints").mkdir()
+    (base / "scheduler/.ipynb_checkpoints/scheduler_config-checkpoint.json").write_text("{}")
+    (base / "vae/Thumbs.db").write_text("x")
     (base / "vae/.DS_Store").write_text("x")
     (base / "tokenizer/.cache").write_text("x")
     (base / ".git").mkdir()
@@ -131,7 +133,9 @@ def test_hidden_files_are_left_behind_and_a_safety_checker_comes_along(tmp_path,
     commit(tmp_path / "out", base)
     names = {path.name for path in (tmp_path / "out").rglob("*")}
     assert not names & {".DS_Store", ".cache", ".git", "samples", "diffusion_pytorch_model.bin", "v1-4.ckpt"}
-    assert (tmp_path / "out/safety_checker/deep/file").read_text() == "deep"
+    assert not names & {".ipynb_checkpoints", "scheduler_config-checkpoint.json", "Thumbs.db"}
+    found, wanted = (folder / "safety_checker/model.safetensors" for folder in (tmp_path / "out", base))
+    assert found.read_bytes() == wanted.read_bytes()
 
 
 def test_a_base_whose_index_names_a_part_that_it_lacks(tmp_path, base):
@@ -184,9 +188,9 @@ def test_file_modes_follow_the_umask(tmp_path, base, trained, umask):
 
 def test_a_second_run_replaces_the_first_and_leaves_the_users_files(tmp_path, base):
     output = tmp_path / "out"
-    (base / "safety_checker").mkdir()
-    (base / "safety_checker/config.json").write_text("{}")
+    write_safety_checker(base)
     commit(output, base, b"first")
+    assert (output / "safety_checker").is_dir()
     (output / "notes.txt").write_text("mine")
     (output / "samples").mkdir()
     (output / "samples/1.png").write_text("mine")

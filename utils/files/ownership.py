@@ -106,7 +106,7 @@ def is_own_output(folder: Path) -> bool:
 
 def check_export_file(path: Path) -> None:
     """A file can be written to `path`: it ends in .safetensors, and an existing one is this program's. UserError."""
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise UserError(
             f"{path}: a single file is written as safetensors; give it a name like {path.stem}.safetensors"
         )

@@ -5,6 +5,8 @@ Single files are converted once, into a cache folder under a name made of their 
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils import PROGRAM
@@ -13,11 +15,11 @@ from utils.files.atomic import move, staging_folder, sync_tree
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json, read_json_or_none, write_json
 from utils.files.lock import locked
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, check_file
+from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM
+from utils.models.weight_files import kind_of
 from utils.runtime.environment import is_main
 from utils.values import as_path
 
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 SOURCE_FILE = "source.json"  # in a converted folder: from which file it was made
 CACHE_VARIABLE = "DREAMBOOTH_CACHE"
 VAE_FLAG = "--pretrained_vae_name_or_path"
@@ -30,7 +32,9 @@ def base_folder(path: Path, flag: str, vae: Path | None = None) -> Path:
     Raises UserError if a file cannot be converted.
     """
     try:
-        folder = _converted(path, flag, "model") if _is_single_file(path) else from_hub_cache(path)
+        folder = _converted(path, flag, "model") if path.is_file() else from_hub_cache(path)
+        if path.is_file() and vae is None and not (folder / "vae").is_dir():
+            raise UserError(f"{flag} {path} holds no VAE: give one with {VAE_FLAG}")
         return folder if vae is None else _with_vae(folder, vae)
     except OSError as error:
         raise UserError(
@@ -46,28 +50,22 @@ def cache_folder() -> Path:
     return as_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / PROGRAM
 
 
-def _is_single_file(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in SINGLE_FILES
-
-
 def _converted(path: Path, flag: str, kind: str) -> Path:
     """The folder into which a single file was converted, now or earlier; `kind` is model or vae."""
-    check_file(path)
+    kind_of(path)  # says what it is if it holds no weights
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / ".lock"):  # of several ranks one converts it, the others wait; without locks each does
-        place = path.resolve()
-        found = place.stat()
-        # A folder is known by the very file's place, size and time of change: hashing gigabytes takes seconds.
-        identity = dict(kind=kind, path=str(place), size=found.st_size, mtime_ns=found.st_mtime_ns)
+        # A file is known by its place, size and times, of which nobody can set the last: hashing gigabytes takes time.
+        identity = dict(kind=kind, path=str(path.resolve()), **_state(path))
         for record in sorted(cache.glob(f"*/{SOURCE_FILE}")):
-            if (read_json_or_none(record) or {}).get("file") == identity:
+            if (read_json_or_none(record) or {}).get("file") == identity and _is_whole(record.parent):
                 if is_main():
                     print(f"{flag} {path}: converted earlier, into {record.parent}", flush=True)
                 return record.parent
         digest = sha256_of(path)
         folder = cache / f"{path.stem[:60]}-{kind}-{digest[:16]}"
-        is_there = folder.is_dir()  # made of a copy of the file elsewhere
+        is_there = _is_whole(folder)  # made of a copy of the file elsewhere
         if is_main():
             print(
                 f"{path} is one file: {'its conversion is in' if is_there else 'converting it into'} {folder}",
@@ -75,8 +73,22 @@ def _converted(path: Path, flag: str, kind: str) -> Path:
             )
         if not is_there:
             _convert(path, folder, kind)
-        write_json(folder / SOURCE_FILE, dict(program=PROGRAM, sha256=digest, file=identity))
+        made = {str(each.relative_to(folder)): _state(each) for each in folder.glob("*/*") if each.is_file()}
+        made |= {MODEL_INDEX: _state(folder / MODEL_INDEX)} if kind == "model" else {}
+        write_json(folder / SOURCE_FILE, dict(program=PROGRAM, sha256=digest, file=identity, made=made))
         return folder
+
+
+def _state(path: Path) -> dict[str, int]:
+    found = path.stat()
+    return dict(size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of a converted folder is there as it was written; else it is made again."""
+    made = (read_json_or_none(folder / SOURCE_FILE) or {}).get("made") or {}
+    files = {folder / name: state for name, state in made.items()}
+    return bool(made) and all(path.is_file() and _state(path) == state for path, state in files.items())
 
 
 def _convert(path: Path, folder: Path, kind: str) -> None:
@@ -87,6 +99,7 @@ def _convert(path: Path, folder: Path, kind: str) -> None:
     with staging_folder(folder.parent) as staging:
         notes = write(path, staging)
         sync_tree(staging)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         move(staging, folder)
     if is_main():
         for note in notes:
@@ -103,7 +116,7 @@ def _with_vae(folder: Path, vae: Path) -> Path:
     index = read_json(folder / MODEL_INDEX) | {"vae": ["diffusers", "AutoencoderKL"]}
     name = hashlib.sha256(repr((links, index)).encode()).hexdigest()[:16]
     made = cache_folder() / f"{folder.resolve().name}-with-{place.resolve().name}-{name}"
-    if (made / MODEL_INDEX).is_file():
+    if _is_linked(made, links):
         return made
     made.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -111,19 +124,24 @@ def _with_vae(folder: Path, vae: Path) -> Path:
             for part, target in links.items():
                 (staging / part).symlink_to(target)
             write_json(staging / MODEL_INDEX, index)
-            if not made.exists():
+            if not _is_linked(made, links):
+                shutil.rmtree(made, ignore_errors=True)
                 move(staging, made)
     except OSError:
-        if not (made / MODEL_INDEX).is_file():  # another rank was quicker
+        if not _is_linked(made, links):  # else another rank was quicker
             raise
     return made
 
 
+def _is_linked(made: Path, links: Iterable[str]) -> bool:
+    return (made / MODEL_INDEX).is_file() and all((made / part).is_dir() for part in links)
+
+
 def _vae_folder(vae: Path) -> Path:
     """The folder with a VAE's config.json and weights that `vae` means: it, a pipeline's, or a converted file's."""
-    if _is_single_file(vae) and vae.name.startswith(UNET_STEM) and (vae.parent / "config.json").is_file():
+    if vae.is_file() and vae.name.startswith(UNET_STEM) and (vae.parent / "config.json").is_file():
         return vae.parent
-    if _is_single_file(vae):
+    if vae.is_file():
         return _converted(vae, VAE_FLAG, "vae") / "vae"
     folder = from_hub_cache(vae)
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():

@@ -39,6 +39,9 @@ SCORES = {  # key of metrics.json: name, and what it says
 # Of run.json: of this machine alone.
 LOCAL_ARGUMENTS = ["config", "instance_data_dir", "class_data_dir", "concepts_list", "output_dir", "logging_dir"]
 LOCAL_ARGUMENTS += ["export_single_file", "resume_from_checkpoint"]
+# A path that is a text of its own: absolute, of a home, relative by dots or of several folders, or with a scheme.
+PATH = re.compile(r"~|[/\\]|\.\.?[/\\]|[A-Za-z]:[/\\]|(?!https?:)\w+://|\w[\w.-]*\\\w|[\w.-]+/[\w.-]+/[^\s]+$")
+FOLDERS_IN_A_SENTENCE = re.compile(r"(file://|(?<![\w:/.\\<]))(~|[A-Za-z]:)?[/\\]([^\s/\\\"']+[/\\])+")
 V1_PARAMETERS = 859_520_964  # of its UNet
 CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of an export
 
@@ -222,11 +225,11 @@ def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
     Of paths that say something, as the base's, the last part stays.
     """
     dropped = ("command", "launch", "skipped_files", "resumed_from", "exported_from")
-    found = {key: _without_paths(value) for key, value in run.items() if key not in dropped}
+    found = {key: without_paths(value) for key, value in run.items() if key not in dropped}
     if isinstance(run.get("arguments"), Mapping):
         kept = {k: v for k, v in run["arguments"].items() if k not in LOCAL_ARGUMENTS}
         named = {k: PurePath(v).name for k, v in kept.items() if k.endswith("_name_or_path") and isinstance(v, str)}
-        found["arguments"] = _without_paths(kept) | named
+        found["arguments"] = without_paths(kept) | named
         if base := _base_of(run):
             found["arguments"]["pretrained_model_name_or_path"] = base
     if isinstance(run.get("photos"), list):
@@ -236,12 +239,14 @@ def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _without_paths(value: Any) -> Any:
-    """The last part of every absolute path in a JSON value."""
+def without_paths(value: Any) -> Any:
+    """The last part of every local path in a JSON value, alone or in a sentence."""
     if isinstance(value, Mapping):
-        return {key: _without_paths(each) for key, each in value.items()}
+        return {key: without_paths(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_without_paths(each) for each in value]
-    if isinstance(value, str) and value.startswith(("/", "~")):
-        return PurePath(value).name
-    return value
+        return [without_paths(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    if PATH.match(value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
+    return FOLDERS_IN_A_SENTENCE.sub("", value)

@@ -1,5 +1,7 @@
 """Whether a folder is a whole Stable Diffusion v1 pipeline, by its configurations and its weights' headers."""
 
+import importlib.util
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ from utils.errors import UserError
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, METRICS_FILE, RUN_FILE
-from utils.models.folder import CONFIG_FILES, MODEL_INDEX, BaseModel, check_file, find_weights, read_base
+from utils.models.folder import CONFIG_FILES, MODEL_INDEX, BaseModel, find_weights, read_base
+from utils.models.weight_files import check_file
+from utils.runtime.private import STAND_INS
 from utils.runtime.process import typed_module
 
 PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
@@ -42,7 +46,18 @@ NUMBERS = {  # that have to be positive
     "vae": ("in_channels", "out_channels", "latent_channels", "layers_per_block"),
     "text_encoder": ("hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
 }
+# Of diffusers' schedulers those that draw from a Stable Diffusion v1, without "Scheduler".
+DRAWING = set(
+    "PNDM DDIM DDIMParallel DDPM DDPMParallel LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete "
+    "KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE DEISMultistep "
+    "UniPCMultistep SASolver IPNDM EDMEuler EDMDPMSolverMultistep LCM TCD".split()
+)
 MOST_BLOCKS, MOST_LAYERS = 8, 100
+# What is read of a model on the Hub, and no other copy of its weights: of v1-4 5.5 GB of 23.3.
+FETCH = 'hf download {} --local-dir model/{} --exclude "*.bin" --exclude "*.fp16.*" --exclude "*.non_ema.*"'
+_TAKE = "take the model's main branch, for example with '{}'".format(
+    FETCH.format("CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-4")
+)
 ONLY_V1 = "this program trains Stable Diffusion v1 (1.1 to 1.5 and what was made from them)"
 
 
@@ -67,20 +82,51 @@ def check_base_model(folder: Path, flag: str = "--pretrained_model_name_or_path"
     return base
 
 
+def check_scheduler(base: BaseModel) -> None:
+    """The base's scheduler can draw, here and now; no library is imported. Raises UserError if it cannot."""
+    config = base.configs["scheduler"]
+    name = str(config.get("_class_name"))
+    packages = _packages_of(name)
+    if packages is not None and config.get("use_beta_sigmas"):
+        packages.append("scipy")
+    missing = [package for package in packages or [] if importlib.util.find_spec(package) is None]
+    if packages is None:
+        what = "which this diffusers does not have"
+    elif name.removesuffix("Scheduler") not in DRAWING or config.get("use_flow_sigmas"):
+        what = "which does not draw with Stable Diffusion v1"
+    elif missing:
+        what = f"which needs {missing[0]}: install it ('pip install {missing[0]}')"
+    else:
+        return
+    raise UserError(
+        f"{base.folder / CONFIG_FILES['scheduler']}: the scheduler is {name}, {what}, or name v1's own, "
+        f"PNDMScheduler, there and in {MODEL_INDEX}"
+    )
+
+
+def _packages_of(name: str) -> list[str] | None:
+    """What a class of diffusers needs, by its stand-ins for where that is missing; None if it has no such class."""
+    spec = importlib.util.find_spec("diffusers")
+    places = (spec and spec.submodule_search_locations) or []
+    texts = [path.read_text(encoding="utf-8") for place in places for path in Path(place).glob(STAND_INS)]
+    for text in texts:
+        if found := re.search(rf"^class {re.escape(name)}\(.*\n +_backends = \[(.*)\]", text, re.M):
+            return re.findall(r'"(\w+)"', found[1])
+    return None if texts else []
+
+
 def check_pipeline(folder: Path, flag: str, *, safety_checker: bool = False) -> BaseModel:
     """The folder is a whole pipeline that can be sampled; with its safety checker if that is asked for.
 
     Raises UserError naming the missing or unfit file.
     """
     base = check_base_model(folder, flag)
-    if safety_checker:
-        for part in ("safety_checker", "feature_extractor"):
-            if not (folder / part).is_dir() or not (base.index.get(part) or [None])[0]:
-                raise UserError(
-                    f"--safety_checker: {folder} has no {part}: leave the flag out, or use a folder with one"
-                )
-        read_json(folder / "feature_extractor" / "preprocessor_config.json")
-        read_json(folder / "safety_checker" / "config.json")
+    check_scheduler(base)
+    if safety_checker and "safety_checker" not in base.weights:
+        raise UserError(
+            f"--safety_checker: {folder} has no safety_checker: leave the flag out, or use a folder with one "
+            f"({base.no_checker})"
+        )
     return base
 
 
@@ -107,7 +153,12 @@ def _check_index(folder: Path, flag: str) -> None:
                 f"{path}: {part} is {entry!r}, which is not a class of diffusers or transformers; "
                 f"nothing is ever imported from a model's folder"
             )
+    scheduler = index.get("scheduler")
+    if not (isinstance(scheduler, list) and isinstance(scheduler[1], str)):
+        raise UserError(f"{path}: scheduler is {scheduler!r}, not a class of diffusers; copy or download it again")
     class_name = index.get("_class_name") or PIPELINE_CLASSES[0]
+    if re.search("flax|onnx", str([class_name, index.get("unet")]), re.IGNORECASE):
+        raise UserError(f"{path}: its weights are Flax's or ONNX's ({class_name}), which torch does not read: {_TAKE}")
     if class_name not in PIPELINE_CLASSES:
         raise UserError(
             f"{path}: this is a {class_name}, but this program is for Stable Diffusion v1 pipelines: "
@@ -135,7 +186,7 @@ def check_is_folder(folder: Path, flag: str, advice: str) -> None:
         raise UserError(
             f"{flag}: there is no folder {name}, and nothing is downloaded at run time; "
             f"if you mean the model of that name on the Hugging Face Hub, fetch it first, for example with "
-            f"'git lfs install && git clone https://huggingface.co/{name} model/{folder.name}'"
+            f"'{FETCH.format(name, folder.name)}'"
         )
     raise UserError(f"{flag} {folder} does not exist: {advice}")
 

@@ -1,20 +1,16 @@
 """A pipeline folder as it lies there, read once: its configurations, and its weight files by their headers alone."""
 
 import math
-import os
-import pickle
 import re
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.json_files import read_json
 from utils.files.ownership import HOLDER_FILE, LOCK_FILE, RUN_NAMES
+from utils.models.weight_files import PICKLE, TensorEntry, is_there, kind_of, tensor_entries
 
 FROZEN_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "vae")
 MODEL_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # what an image depends on
@@ -28,11 +24,15 @@ WEIGHT_STEMS = {
     "text_encoder": "model",
     "safety_checker": "model",
 }
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".msgpack", ".h5", ".onnx")
-FIRST_SAFE_TORCH = (2, 6)  # before, torch.load(weights_only=True) could be made to run code (CVE-2025-32434)
 BIN_STEMS = WEIGHT_STEMS | {"text_encoder": "pytorch_model", "safety_checker": "pytorch_model"}
 VARIANTS = ("", "fp16", "bf16", "non_ema")  # the first that a folder holds is loaded
-LFS_POINTER = b"version https://git-lfs"
+PREPROCESSOR = "preprocessor_config.json"
+SMALL_FILES = {  # what is read of a part beside its weights; config.json of those that are not here
+    "feature_extractor": (PREPROCESSOR,),
+    "scheduler": ("scheduler_config.json",),
+    "tokenizer": ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    + ("added_tokens.json",),
+}
 DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion v1, whose first configurations leave it out
 
 
@@ -42,22 +42,16 @@ def is_reserved(name: str) -> bool:
     return name in reserved or name.startswith(("checkpoint-", STAGING_PREFIX))
 
 
-class TensorEntry(NamedTuple):
-    """What a header says of a tensor."""
-
-    dtype: str  # "F32", "F16", ...
-    shape: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class Weights:
     """The files of one part that hold the weights that are loaded, one or all shards in their order.
 
-    `files` are {file: {tensor: dtype and shape}}.
+    `files` are {file: {tensor: dtype and shape}}; `kind` is SAFETENSORS or PICKLE, by what is in them.
     """
 
     part: str
     files: dict[Path, dict[str, TensorEntry]]
+    kind: str
 
     @property
     def tensors(self) -> dict[str, TensorEntry]:
@@ -89,8 +83,7 @@ class Weights:
 
     @property
     def _plain(self) -> str:
-        suffix = next(iter(self.files)).suffix
-        return f"{(BIN_STEMS if suffix == '.bin' else WEIGHT_STEMS)[self.part]}{suffix}"
+        return f"{(BIN_STEMS if self.kind == PICKLE else WEIGHT_STEMS)[self.part]}.{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -99,19 +92,33 @@ class BaseModel:
 
     Attributes:
         index: model_index.json.
-        configs: of unet, vae, text_encoder and scheduler.
-        weights: of unet, vae and text_encoder, and of safety_checker if the index names one that is there.
+        configs: of unet, vae, text_encoder and scheduler, whose class is the index's: it is the one that is loaded.
+        weights: of unet, vae and text_encoder, and of safety_checker if the index names one that can be loaded.
+        no_checker: why it cannot be.
     """
 
     folder: Path
     index: dict[str, Any]
     configs: dict[str, dict[str, Any]]
     weights: dict[str, Weights]
+    no_checker: str = "its model_index.json names none"
+
+    def files(self, part: str) -> dict[str, Path]:
+        """What is read of a part, and goes into a result: {name there: file}."""
+        is_left_out = part == "safety_checker" and part not in self.weights
+        return {} if is_left_out else part_files(self.folder, part, self.weights.get(part))
 
     @property
     def prediction_type(self) -> str:
         """What the UNet predicts: epsilon, or v_prediction."""
         return self.configs["scheduler"].get("prediction_type") or "epsilon"
+
+    @property
+    def text_layers(self) -> tuple[int, int]:
+        """Of the text encoder: how many its configuration uses, and how many its weights have."""
+        found = (re.search(r"encoder\.layers\.(\d+)\.", name) for name in self.weights["text_encoder"].tensors)
+        there = 1 + max((int(layer[1]) for layer in found if layer), default=-1)
+        return self.configs["text_encoder"].get("num_hidden_layers", there), there
 
     @property
     def vae_scale_factor(self) -> int:
@@ -138,10 +145,18 @@ def read_base(folder: Path) -> BaseModel:
     """Reads a pipeline folder. Raises UserError naming a file that is missing or damaged."""
     index = read_json(folder / MODEL_INDEX)
     configs = {part: read_json(folder / name) for part, name in CONFIG_FILES.items()}
-    parts = ["unet", "vae", "text_encoder"]
-    if (index.get("safety_checker") or [None])[0] and (folder / "safety_checker").is_dir():
-        parts.append("safety_checker")
-    return BaseModel(folder, index, configs, {part: find_weights(folder, part) for part in parts})
+    if isinstance(named := index.get("scheduler"), list) and len(named) == 2:
+        configs["scheduler"]["_class_name"] = named[1]
+    weights = {part: find_weights(folder, part) for part in ("unet", "vae", "text_encoder")}
+    if not (index.get("safety_checker") or [None])[0]:
+        return BaseModel(folder, index, configs, weights)
+    try:  # nothing is trained or drawn with it, and a result is whole without it
+        for part, name in (("safety_checker", "config.json"), ("feature_extractor", PREPROCESSOR)):
+            read_json(folder / part / name)
+        weights["safety_checker"] = find_weights(folder, "safety_checker")
+    except UserError as error:
+        return BaseModel(folder, index, configs, weights, str(error))
+    return BaseModel(folder, index, configs, weights)
 
 
 def in_pixels(sample_size: int | list[int] | None, scale_factor: int) -> tuple[int, int]:
@@ -149,25 +164,6 @@ def in_pixels(sample_size: int | list[int] | None, scale_factor: int) -> tuple[i
     sample_size = sample_size or DEFAULT_SAMPLE_SIZE
     height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     return height * scale_factor, width * scale_factor
-
-
-def check_file(path: Path) -> None:
-    """Raises UserError unless `path` can be read and is the file itself, not git-lfs's pointer to it."""
-    if not os.path.lexists(path):
-        raise UserError(f"{path} is missing; copy or download the whole pipeline again")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is not a regular file; copy or download the whole pipeline again")
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(LFS_POINTER))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); copy or download it again") from None
-    if start == LFS_POINTER:
-        raise UserError(
-            f"{path} is a git-lfs pointer, not the file; run 'git lfs install && git lfs pull' in {path.parent.parent}"
-        )
-    if not start:
-        raise UserError(f"{path} is empty; copy or download it again")
 
 
 class WeightFile(NamedTuple):
@@ -193,27 +189,33 @@ class WeightFile(NamedTuple):
 def find_weights(folder: Path, part: str) -> Weights:
     """Those of one part of a pipeline.
 
-    Plain weights before variants, safetensors before .bin, one file before shards, whatever an index says that was
-    left beside them. Raises UserError if there are none, if one is unreadable, cut short or a git-lfs pointer, or if
-    a shard is missing.
+    What is there before git-lfs's pointers, plain weights before variants, safetensors before .bin, one file before
+    shards, whatever an index says that was left beside them. Raises UserError if there are none, if one is
+    unreadable, cut short or a git-lfs pointer, or if a shard is missing.
     """
     found = [WeightFile.of(path, part) for path in (folder / part).glob("*")]
-    files = [file for file in found if file is not None]
-    if not files:
-        name = f"{WEIGHT_STEMS[part]}.safetensors"
-        raise UserError(f"{folder / part} holds no weights ({name}); copy or download it again")
+    named = [file for file in found if file is not None]
+    if not named:
+        said = f"{folder / part} holds no weights ({WEIGHT_STEMS[part]}.safetensors)"
+        for path in (folder / part).glob("*.[mo][sn][gn]*"):
+            said += f", but {path.name}, which only Flax or ONNX reads"
+        raise UserError(f"{said}; copy or download it again")
+    files = [file for file in named if is_there(file.path)] or named
     best = min(files, key=lambda file: ((*VARIANTS, file.variant).index(file.variant), file.variant, file.is_bin))
     files = [file for file in files if (file.variant, file.is_bin) == (best.variant, best.is_bin)]
-    paths = [file.path for file in files if file.shard is None] or _all_shards(files)
-    if best.is_bin and len(paths) > 1 and WEIGHT_STEMS[part] == UNET_STEM:
+    paths = _of_one_set(files)
+    weights = Weights(part, {path: tensor_entries(path) for path in paths}, kind_of(paths[0]))
+    if len(paths) > 1 and weights.kind == PICKLE and WEIGHT_STEMS[part] == UNET_STEM:
         raise UserError(
             f"{paths[0]} is one of {len(paths)} shards, which diffusers loads as safetensors alone; convert them"
         )
-    return Weights(part, {path: tensor_entries(path) for path in paths})
+    return weights
 
 
-def _all_shards(files: list[WeightFile]) -> list[Path]:
-    """Shards 1 to n of the largest n that is whole; of the first n, with the files that are not there, if none is."""
+def _of_one_set(files: list[WeightFile]) -> list[Path]:
+    """The one file; else shards 1 to n of the largest n that is whole; of the first n, with what is not there."""
+    if whole := [file.path for file in files if file.shard is None]:
+        return whole
     sets: dict[int, dict[int, Path]] = {}
     for file in files:
         sets.setdefault(file.num_shards, {})[file.shard or 0] = file.path
@@ -223,76 +225,18 @@ def _all_shards(files: list[WeightFile]) -> list[Path]:
     return [sets[count].get(number, some.with_name(name)) for number, name in enumerate(names, 1)]
 
 
+def part_files(folder: Path, part: str, weights: Weights | None = None) -> dict[str, Path]:
+    """All that is read of a part, {the name by which it is loaded: file}; whatever else lies there is passed over."""
+    names = SMALL_FILES.get(part, ("config.json",))
+    found = {name: path for name in names if (path := folder / part / name).is_file()}
+    return found | ((weights or find_weights(folder, part)).plain_names if part in WEIGHT_STEMS else {})
+
+
 def loaded_files(folder: Path) -> list[str]:
     """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
-    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    if folder.name in WEIGHT_STEMS:
-        others = [path for path in files if path.suffix not in WEIGHT_SUFFIXES and not is_index(path)]
-        files = others + list(find_weights(folder.parent, folder.name).files)
-    return sorted(path.name for path in files)
+    return sorted(path.name for path in part_files(folder.parent, folder.name).values())
 
 
 def is_index(path: Path) -> bool:
     """Whether the file says which shards hold which tensors."""
     return ".index." in path.name and path.suffix == ".json"
-
-
-def part_files(base: BaseModel, part: str) -> dict[str, Path]:
-    """What a result takes from a part: {name in the part's folder: file}; the weights under their plain names."""
-    weights = base.weights.get(part)
-    found = {}
-    for path in sorted((base.folder / part).rglob("*")):
-        is_other = weights is not None and (path.suffix in WEIGHT_SUFFIXES or is_index(path))
-        if path.is_file() and not path.name.startswith(".") and not is_other:
-            found[str(path.relative_to(base.folder / part))] = path
-    return found | (weights.plain_names if weights else {})
-
-
-def tensor_entries(path: Path) -> dict[str, TensorEntry]:
-    """{name: dtype and shape} of the tensors in a weight file. Raises UserError if it is damaged, or a pointer."""
-    check_file(path)
-    entries = safetensors_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    if not entries:
-        raise UserError(f"{path} is not a file of weights (there is none in it); copy or download it again")
-    return entries
-
-
-def safetensors_header(path: Path) -> dict[str, TensorEntry]:
-    """{tensor name: its entry}; reads nothing but the header, without torch.
-
-    Raises UserError if the file is shorter or longer than its header says, or the header contradicts itself.
-    """
-    try:
-        with safe_open(path, "numpy") as file:
-            entries = {name: file.get_slice(name) for name in file.keys()}
-            return {name: TensorEntry(each.get_dtype(), tuple(each.get_shape())) for name, each in entries.items()}
-    except (OSError, SafetensorError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
-
-
-def _read_pickle(path: Path) -> dict[str, TensorEntry]:
-    refuse_unsafe_pickle(path)
-    import torch  # only for .bin files: its import takes longer than all the checks
-
-    dtypes = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16"}
-    try:
-        tensors = torch.load(path, map_location="meta", weights_only=True)
-        return {name: TensorEntry(dtypes.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is not a file of weights ({first_line(error)}); copy or download it again") from None
-
-
-def refuse_unsafe_pickle(path: Path) -> None:
-    """Raises UserError if this version of torch cannot read pickles safely."""
-    if torch_version() < FIRST_SAFE_TORCH:
-        raise UserError(
-            f"{path} is a pickle, which this version of torch cannot read safely (CVE-2025-32434); install "
-            f"torch 2.6 or newer, or convert the file to safetensors"
-        )
-
-
-def torch_version() -> tuple[int, int]:
-    """Major and minor version of the installed torch, without importing it."""
-    major, minor = metadata.version("torch").split(".")[:2]
-    return int(major), int(minor)

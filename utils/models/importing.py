@@ -16,13 +16,12 @@ from utils.runtime.libraries import quiet_libraries
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from utils.errors import UserError, first_line
 from utils.files.json_files import read_json, write_json
 from utils.models.check import check_config, check_fit
-from utils.models.folder import CONFIG_FILES, MODEL_INDEX, WEIGHT_STEMS, refuse_unsafe_pickle, safetensors_header
+from utils.models.folder import CONFIG_FILES, MODEL_INDEX, WEIGHT_STEMS
 from utils.models.single_file import (
     CONFIG_KEY,
     PREDICTS_VELOCITY,
@@ -30,15 +29,18 @@ from utils.models.single_file import (
     UNET_PREFIX,
     VAE_PREFIX,
     ZERO_TERMINAL_SNR,
+    is_used_layer,
     original_text_name,
     original_vae_name,
 )
+from utils.models.weight_files import Tensors, read_tensors
 
 V1 = Path(__file__).with_name("v1")
 TOKENIZER = Path(__file__).resolve().parents[2] / "model" / "tiny-stable-diffusion" / "tokenizer"  # CLIP's own
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
 PREFIXES = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, "text_encoder": TEXT_PREFIX}
 EMA_PREFIX = "model_ema.diffusion_model"
+CLIP_SKIP = "the last layers of its text encoder, which its configuration does not use (clip skip),"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WORDS = re.compile(
     r"transformer_blocks|middle_block|time_embed|in_layers|out_layers|emb_layers|skip_connection|proj_in|proj_out|proj"
@@ -46,7 +48,6 @@ WORDS = re.compile(
 )  # of the names of a UNet's tensors, in a row
 PIXELS_PER_LATENT = 8  # of Stable Diffusion v1, a side
 CHANNELS_PER_HEAD = 64  # of CLIP
-FRAMEWORK = "pytorch_lightning."  # whose classes the first checkpoints name beside their weights
 # The start of a tensor's name: what a file is that is no Stable Diffusion v1.
 OTHERS = {
     "conditioner.": "a Stable Diffusion XL checkpoint",
@@ -60,30 +61,34 @@ OTHERS = {
     "emb_params": "a learned token (textual inversion)",
     "string_to_param": "a learned token (textual inversion)",
 }
-Tensors = dict[str, torch.Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def import_single_file(path: Path, folder: Path) -> list[str]:
     """Writes the checkpoint `path` into the empty `folder` as a pipeline, its values as they are in the file.
 
-    Returns what there is to say about it, a line each. Raises UserError if it is not a whole Stable Diffusion v1.
+    Without a VAE, if there is none in it. Returns what there is to say about it, a line each. Raises UserError if it
+    is no Stable Diffusion v1, or lacks some of a part.
     """
     tensors, metadata = _read(path)
     if what := next((what for start, what in OTHERS.items() if any(name.startswith(start) for name in tensors)), None):
         raise UserError(f"{path} is {what}; this program trains Stable Diffusion v1 (1.1 to 1.5)")
     said, parts = _said(tensors, metadata), {part: _part(path, part, tensors) for part in PARTS}
-    configs = {part: _config(path, part, parts[part], said) for part in PARTS}
-    check_fit(path, **configs)
-    shutil.copytree(V1, folder, dirs_exist_ok=True)
+    parts = {part: found for part, found in parts.items() if found or part != "vae"}
+    configs = {part: _config(path, part, found, said) for part, found in parts.items()}
+    check_fit(path, **{"vae": {}} | configs)
     shutil.copytree(TOKENIZER, folder / "tokenizer")
-    for part in PARTS:
-        _write_part(path, part, parts[part], configs[part], folder)
-    scheduler = read_json(V1 / CONFIG_FILES["scheduler"]) | said["scheduler"]
+    for part, found in parts.items():
+        (folder / part).mkdir()
+        _write_part(path, part, found, configs[part], folder)
+    scheduler = _whole("scheduler", {}, said)
+    (folder / "scheduler").mkdir()
     write_json(folder / CONFIG_FILES["scheduler"], scheduler)
     index = read_json(V1 / MODEL_INDEX) | dict(scheduler=["diffusers", scheduler["_class_name"]])
     write_json(folder / MODEL_INDEX, index)
-    return _notes(path, tensors, scheduler)
+    unused = [name for name in parts["text_encoder"] if not is_used_layer(name, configs["text_encoder"])]
+    notes = {"it holds no VAE": "vae" not in parts, f"{CLIP_SKIP} are left out": unused}
+    return [*_notes(path, tensors, scheduler), *(note for note, holds in notes.items() if holds)]
 
 
 def import_vae(path: Path, folder: Path) -> list[str]:
@@ -95,41 +100,13 @@ def import_vae(path: Path, folder: Path) -> list[str]:
     return []
 
 
-def _read(path: Path) -> tuple[Tensors, Mapping[str, str]]:
-    """The tensors of a single file, and its header's metadata.
-
-    Raises UserError if the file is no file of weights, or cannot be read without running code from it.
-    """
-    if path.suffix != ".safetensors":
-        refuse_unsafe_pickle(path)
-        return _read_pickle(path), {}
-    safetensors_header(path)  # says in one line if the file is not whole
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-
-
-def _read_pickle(path: Path) -> Tensors:
-    try:
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        foreign = [name for name in unknown if not name.startswith(FRAMEWORK)]
-        if foreign:
-            raise UserError(
-                f"{path} holds more than weights: reading it would run {foreign[0]}, which is not done; convert it to "
-                f"safetensors if you trust it, or take a copy in that format"
-            )
-        # An empty class stands for each of the framework's, which are names beside the weights and are never used.
-        known: list = [(type("Unused", (), {}), name) for name in unknown]
-        with torch.serialization.safe_globals(known):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # damaged pickles fail in many ways, and every one is about the file
-        raise UserError(f"{path} is not a file of weights ({first_line(error)}); copy or download it again") from None
-    found = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    tensors = {name: value for name, value in found.items() if isinstance(name, str) and torch.is_tensor(value)}
+def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """read_tensors, less what stands before every name where a training saved its whole state."""
+    tensors, metadata = read_tensors(path)
     if not tensors:
         raise UserError(f"{path} holds no weights; copy or download it again")
-    return tensors
+    start = next((name[: name.index(UNET_PREFIX)] for name in tensors if UNET_PREFIX in name), "")
+    return {name.removeprefix(start): value for name, value in tensors.items()}, metadata
 
 
 def _said(tensors: Collection[str], metadata: Mapping[str, str]) -> dict[str, dict]:
@@ -144,15 +121,23 @@ def _said(tensors: Collection[str], metadata: Mapping[str, str]) -> dict[str, di
     if size and not said:
         said["unet"] = dict(sample_size=int(size[1]) // PIXELS_PER_LATENT)
     scheduler = said.setdefault("scheduler", {})
-    if PREDICTS_VELOCITY in tensors or metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
-        scheduler["prediction_type"] = "v_prediction"
-    if ZERO_TERMINAL_SNR in tensors:  # only some of diffusers' schedulers know of it
-        scheduler.setdefault("_class_name", "DDIMScheduler")
-        scheduler.setdefault("timestep_spacing", "trailing")
-        scheduler["rescale_betas_zero_snr"] = True
     if not re.fullmatch(r"\w+Scheduler", str(scheduler.get("_class_name"))):
         scheduler.pop("_class_name", None)
+    velocity = metadata.get("modelspec.prediction_type") in ("v", "v_prediction")
+    if PREDICTS_VELOCITY in tensors or velocity or metadata.get("ss_v_parameterization") == "True":
+        scheduler["prediction_type"] = "v_prediction"
+    if ZERO_TERMINAL_SNR in tensors or metadata.get("ss_zero_terminal_snr") == "True":
+        if "_class_name" not in scheduler:  # only some of diffusers' schedulers know of it
+            scheduler |= dict(_class_name="DDIMScheduler", timestep_spacing="trailing")
+        scheduler["rescale_betas_zero_snr"] = True
     return said
+
+
+def _whole(part: str, sizes: Mapping[str, Any], said: Mapping[str, dict]) -> dict[str, Any]:
+    """A part's configuration: as the file says it, if it says all; else v1's, with what the tensors and it say."""
+    own = dict(said.get(part, {}))
+    is_whole = own.keys() >= {"_class_name", "_diffusers_version"} or "model_type" in own
+    return own if is_whole else {**read_json(V1 / CONFIG_FILES[part]), **sizes, **own}
 
 
 def _part(path: Path, part: str, tensors: Tensors) -> Tensors:
@@ -191,7 +176,7 @@ def _config(path: Path, part: str, tensors: Tensors, said: Mapping[str, dict]) -
             f"{path} holds no whole {PARTS[part]} of Stable Diffusion v1 ({PREFIXES[part]}{first_line(error)} is "
             f"missing); give a file with UNet, VAE and text encoder"
         ) from None
-    config = read_json(V1 / CONFIG_FILES[part]) | sizes | said.get(part, {})
+    config = _whole(part, sizes, said)
     check_config(path, part, config)
     return config
 
@@ -199,6 +184,8 @@ def _config(path: Path, part: str, tensors: Tensors, said: Mapping[str, dict]) -
 def _write_part(path: Path, part: str, tensors: Tensors, config: dict[str, Any], folder: Path) -> None:
     """Writes a part's configuration and its weights into `folder`, in the widest of their dtypes. Raises UserError."""
     write_json(folder / CONFIG_FILES[part], config)
+    if part == "text_encoder":
+        tensors = {name: value for name, value in tensors.items() if is_used_layer(name, config)}
     if part != "text_encoder":  # by diffusers, with that configuration
         cls = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
         dtype = functools.reduce(torch.promote_types, {value.dtype for value in tensors.values()})

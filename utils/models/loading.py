@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import UserError
 from utils.models.folder import BaseModel, is_index, loaded_files
+from utils.models.weight_files import SAFETENSORS
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
 MAX_TOKENS = 77  # of CLIP's text encoder
@@ -49,6 +50,7 @@ def _load_weights(cls: Any, base: BaseModel, part: str, **options: Any) -> torch
     place = base.folder / part
     with _plain_folder(base, part) as plain:
         try:
+            options["use_safetensors"] = base.weights[part].kind == SAFETENSORS  # else it is looked for, and missed
             module, loading = _load(cls, plain, output_loading_info=True, **options)
         except UserError as error:
             raise UserError(str(error).replace(str(plain), str(place))) from error

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from utils.errors import first_line
 from utils.files.atomic import copy_into, move, staging_folder, sync, sync_tree
 from utils.files.hashing import sha256_of_rest
-from utils.files.json_files import write_json
-from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, UNET_STEM, BaseModel, part_files
+from utils.files.json_files import read_json, write_json
+from utils.models.folder import CONFIG_FILES, FROZEN_PARTS, MODEL_INDEX, UNET_STEM, BaseModel
 
 PIPELINE_CLASS = "StableDiffusionPipeline"  # whatever the base is drawn with: what is trained is text to image
 SAVE_DTYPES = dict(fp32=torch.float32, fp16=torch.float16)  # --save_dtype
@@ -36,13 +36,16 @@ def assemble(staging: Path, base: BaseModel) -> None:
     """
     index = base.index | dict(_class_name=PIPELINE_CLASS)
     for part in FROZEN_PARTS:
-        if not (base.folder / part).is_dir() and part in index:
+        files = base.files(part)
+        if not files and part in index:
             index[part] = [None, None]
-        for name, source in part_files(base, part).items():
+        for name, source in files.items():
             copy_into(source, staging / part / name)
         for name, content in (base.weights[part].index if part in base.weights else {}).items():
             write_json(staging / part / name, content)
     copy_into(base.folder / "unet" / "config.json", staging / "unet" / "config.json")
+    if read_json(base.folder / CONFIG_FILES["scheduler"]) != base.configs["scheduler"]:
+        write_json(staging / CONFIG_FILES["scheduler"], base.configs["scheduler"])
     write_json(staging / MODEL_INDEX, index)
 
 

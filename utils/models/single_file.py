@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from utils.files.atomic import replace_path
 from utils.files.ownership import run_of
-from utils.models.card import file_metadata
+from utils.models.card import file_metadata, without_paths
 from utils.models.folder import BaseModel, find_weights
 from utils.models.saving import SAVE_DTYPES, save_with_hash
+from utils.models.weight_files import read_tensors
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration
 WITH_ATTENTION = "CrossAttn"  # in the names of the blocks that have it
 # What a UNet's configuration means that leaves a key out.
 V1_UNET: dict[str, Any] = dict(layers_per_block=2, up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+V1_TEXT_LAYERS = 12
 # Empty tensors by whose names ComfyUI, A1111 and Forge know what a model predicts, and with which noise.
 PREDICTS_VELOCITY, ZERO_TERMINAL_SNR = "v_pred", "ztsnr"
 Named = tuple[str, torch.Tensor]
@@ -118,6 +119,12 @@ def original_text_name(name: str) -> str:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
+def is_used_layer(name: str, text_encoder: Mapping[str, Any]) -> bool:
+    """Whether a text encoder of that configuration has the tensor: with "clip skip" the last layers stay unused."""
+    layer = re.search(r"encoder\.layers\.(\d+)\.", name)
+    return layer is None or int(layer[1]) < text_encoder.get("num_hidden_layers", V1_TEXT_LAYERS)
+
+
 def original_state_dict(base: BaseModel, unet_weights: Iterable[Named] | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a pipeline folder under their original names, each in the dtype of its file.
 
@@ -138,7 +145,8 @@ def original_state_dict(base: BaseModel, unet_weights: Iterable[Named] | None = 
         value = value[:, :, None, None] if is_attention and value.dim() == 2 else value
         state_dict[VAE_PREFIX + original] = value
     for name, value in read_weights(folder, "text_encoder").items():
-        state_dict[TEXT_PREFIX + original_text_name(name)] = value
+        if is_used_layer(name, base.configs["text_encoder"]):
+            state_dict[TEXT_PREFIX + original_text_name(name)] = value
     return state_dict
 
 
@@ -146,10 +154,7 @@ def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
     """The tensors of one part: from the files that diffusers would load."""
     tensors = {}
     for path in find_weights(folder, part).files:
-        if path.suffix == ".safetensors":
-            tensors.update(load_file(path))
-        else:
-            tensors.update(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True))
+        tensors.update(read_tensors(path)[0])
     return tensors
 
 
@@ -179,6 +184,6 @@ def export_single_file(
     configs = {
         part: {k: v for k, v in config.items() if k != "_name_or_path"} for part, config in base.configs.items()
     }
-    metadata[CONFIG_KEY] = json.dumps(configs)
+    metadata[CONFIG_KEY] = json.dumps(without_paths(configs))
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_path(path, lambda part: save_with_hash(part, state_dict, metadata))

@@ -20,7 +20,7 @@ from utils.files.ownership import (
     overlap,
 )
 from utils.models.base import base_folder
-from utils.models.check import check_base_model
+from utils.models.check import check_base_model, check_scheduler
 from utils.models.folder import is_reserved
 from utils.preflight.table import NOTE, Check, Found, as_text, num_problems, rows_of
 from utils.runtime import environment
@@ -56,7 +56,9 @@ def run_preflight(
 def find_base(found: Found) -> None:
     """The base: a whole Stable Diffusion v1 pipeline."""
     flag, vae = "pretrained_model_name_or_path", found.args.pretrained_vae_name_or_path
-    found.base = check_base_model(base_folder(getattr(found.args, flag), f"--{flag}", vae))
+    base = check_base_model(base_folder(getattr(found.args, flag), f"--{flag}", vae))
+    check_scheduler(base)
+    found.base = base
 
 
 def check_resolution(found: Found) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files.ownership import nearest_existing
-from utils.models.folder import FROZEN_PARTS, BaseModel, part_files
+from utils.models.folder import FROZEN_PARTS, BaseModel
 from utils.run.plan import Plan
 from utils.runtime import environment
 from utils.runtime.gpu import no_gpu
@@ -32,7 +32,7 @@ def check_disk(plan: Plan, base: BaseModel, first_step: int) -> tuple[str, str]:
     count = base.num_parameters
     unet_bytes = count * (4 if plan.save_dtype == "fp32" else 2)
     place = nearest_existing(plan.output_dir)
-    frozen = sum(path.stat().st_size for part in FROZEN_PARTS for path in part_files(base, part).values())
+    frozen = sum(path.stat().st_size for part in FROZEN_PARTS for path in base.files(part).values())
     result = unet_bytes + frozen
     if plan.export_single_file:
         result += _export_bytes(base, unet_bytes, nearest_existing(plan.export_single_file.parent), place)

@@ -88,8 +88,14 @@ def _describe_base(base: BaseModel, save_dtype: str) -> Iterator[Row]:
     yield "base model", str(base.folder.resolve()), OK
     yield "base model", f"Stable Diffusion v1{kind}, {size}", OK
     file = next(iter(base.weights["unet"].files))
-    if ".non_ema" in file.name:
+    if file.name not in base.weights["unet"].plain_names:
         yield "base model", f"{file.name} is trained on: the UNet has no other weights", NOTE
+    if "safety_checker" not in base.weights and (base.index.get("safety_checker") or [None])[0]:
+        yield "base model", f"the result gets no safety checker, nor is it measured with it: {base.no_checker}", NOTE
+    used, there = base.text_layers
+    if used < there:
+        said = f"{used} of the {there} layers of its text encoder are used (clip skip {1 + there - used})"
+        yield "base model", f"{said}: in ComfyUI and A1111 set the same", NOTE
 
 
 def find_start(found: Found) -> Iterator[Row]:

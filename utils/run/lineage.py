@@ -12,7 +12,8 @@ from utils import PROGRAM
 from utils.errors import UserError
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.hashing import sha256_of_all
-from utils.models.folder import UNET_STEM, safetensors_header
+from utils.models.folder import UNET_STEM
+from utils.models.weight_files import safetensors_header
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "training_state.safetensors"

@@ -276,12 +276,12 @@ def determinants(plan: Plan, class_images: list[Path], dataset: InstanceDataset,
 def base_files(base: BaseModel) -> dict[Path, tuple[int, int]]:
     """Size and time of change of every file of the base that the run reads or copies."""
     parts = (*FROZEN_PARTS, "unet")
-    found = [base.folder / MODEL_INDEX, *(path for part in parts for path in (base.folder / part).rglob("*"))]
+    found = [base.folder / MODEL_INDEX, *(path for part in parts for path in base.files(part).values())]
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found if path.is_file()}
 
 
 def hash_files(base: BaseModel) -> dict[str, Any]:
     """Folder and SHA-256 of every file of the base that training reads."""
     files = [base.folder / MODEL_INDEX]
-    files += sorted(path for part in MODEL_PARTS for path in (base.folder / part).glob("*") if path.is_file())
+    files += sorted(path for part in MODEL_PARTS for path in base.files(part).values())
     return dict(folder=str(base.folder), sha256={str(p.relative_to(base.folder)): sha256_of(p) for p in files})

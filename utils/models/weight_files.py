@@ -1,0 +1,194 @@
+"""A file of weights by its first bytes, whatever its name: safetensors, or torch's pickle, of which nothing is run."""
+
+import contextlib
+import json
+import os
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from utils.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+FIRST_SAFE_TORCH = (2, 6)  # before, torch.load(weights_only=True) could be made to run code (CVE-2025-32434)
+LFS_POINTER = b"version https://git-lfs"
+SAFETENSORS, PICKLE = "safetensors", "bin"  # the endings by which the libraries know what is in a file
+WEB_PAGE = "a web page (of a login, or an error)"
+OTHER_STARTS = (  # in lower case
+    (rb"<", WEB_PAGE),
+    (rb"\{", "JSON, not weights"),
+    (rb"gguf", "a GGUF file, of quantised weights"),
+    (rb"\x89hdf", "TensorFlow's (.h5)"),
+    (rb"[\x81-\x8f\xde\xdf]", "Flax's (.msgpack)"),
+    (rb"\x1f\x8b|7z\xbc\xaf|rar!", "a packed archive: unpack it first"),
+    (rb"\x89png|\xff\xd8\xff", "a picture"),
+    (rb"[a-z ]{12}", "a text"),
+    (rb"\0{16}", "a download that was not finished"),
+)
+FRAMEWORK = "pytorch_lightning."  # whose classes the first checkpoints name beside their weights
+DEEPEST = 3  # dictionaries in one another in which a pickle's weights may lie
+Tensors = dict[str, "torch.Tensor"]
+
+
+class TensorEntry(NamedTuple):
+    """What a header says of a tensor."""
+
+    dtype: str  # "F32", "F16", ...
+    shape: tuple[int, ...]
+
+
+def check_file(path: Path) -> None:
+    """Raises UserError unless `path` can be read and is the file itself, not git-lfs's pointer to it."""
+    if not os.path.lexists(path):
+        raise UserError(f"{path} is missing; copy or download the whole pipeline again")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file; copy or download the whole pipeline again")
+    start = first_bytes(path)
+    if start.startswith(LFS_POINTER):
+        which = re.sub(r"^.*model(?=\.)", "*model", path.name)  # the same of every part
+        raise UserError(
+            f"{path} is a git-lfs pointer, not the file; run 'git lfs install && git lfs pull --include \"{which}\"' "
+            f"in {path.parent}"
+        )
+    if not start:
+        raise UserError(f"{path} is empty; copy or download it again")
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first of a file. Raises UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); copy or download it again") from None
+
+
+def is_there(path: Path) -> bool:
+    """Whether it is a file with something in it, not a pointer to it."""
+    with contextlib.suppress(UserError):
+        check_file(path)
+        return True
+    return False
+
+
+def kind_of(path: Path) -> str:
+    """SAFETENSORS or PICKLE. Raises UserError that says what else the file is."""
+    check_file(path)
+    start = first_bytes(path)
+    if start[8:9] == b"{" and b"\0" in start[:8]:  # a length in 8 bytes, which no text is, and JSON
+        return SAFETENSORS
+    if re.match(rb"PK\x03\x04|\x80[\x02-\x05]", start):  # torch's format since 1.6, and before
+        return PICKLE
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for pattern, what in OTHER_STARTS:
+        if re.match(pattern, text):
+            raise UserError(f"{path} is not a file of weights (it is {what}); copy or download it again")
+    return SAFETENSORS if path.suffix.lower() == ".safetensors" else PICKLE  # whoever reads it says what is wrong
+
+
+def tensor_entries(path: Path) -> dict[str, TensorEntry]:
+    """{name: dtype and shape} of the tensors in a weight file. Raises UserError if it is damaged, or a pointer."""
+    if kind_of(path) == SAFETENSORS:
+        entries = safetensors_header(path)
+    else:
+        import torch  # only for pickles: its import takes longer than all the checks
+
+        names = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16"}
+        found = _read_pickle(path, "meta")
+        entries = {name: TensorEntry(names.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in found.items()}
+    if not entries:
+        raise UserError(f"{path} is not a file of weights (there is none in it); copy or download it again")
+    return entries
+
+
+def safetensors_header(path: Path) -> dict[str, TensorEntry]:
+    """{tensor name: its entry}; reads nothing but the header, without torch.
+
+    Raises UserError if the file is shorter or longer than its header says, or the header contradicts itself.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            entries = {name: file.get_slice(name) for name in file.keys()}
+            return {name: TensorEntry(each.get_dtype(), tuple(each.get_shape())) for name, each in entries.items()}
+    except (OSError, SafetensorError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """A file's tensors by name, on the CPU, and what its header says beside them; of that what is no text is left out.
+
+    Raises UserError if the file is no whole file of weights, or cannot be read without running code from it.
+    """
+    if kind_of(path) == PICKLE:
+        return _read_pickle(path, "cpu"), {}
+    from safetensors.torch import load, load_file
+
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        said = header.pop("__metadata__", None) or {}
+    except (ValueError, OverflowError, MemoryError, AttributeError):
+        header, said = {}, {}  # load_file says what is wrong
+    texts = {name: value for name, value in said.items() if isinstance(value, str)} if isinstance(said, dict) else {}
+    try:
+        if texts == said:
+            return load_file(path), texts
+        content = path.read_bytes()  # the library refuses such a header: without it the tensors stay where they are
+        length = int.from_bytes(content[:8], "little")
+        plain = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        return load(content[:8] + plain + content[8 + length :]), texts
+    except (OSError, SafetensorError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
+
+
+def _read_pickle(path: Path, device: str) -> Tensors:
+    if torch_version() < FIRST_SAFE_TORCH:
+        raise UserError(
+            f"{path} is a pickle, which this version of torch cannot read safely (CVE-2025-32434); install "
+            f"torch 2.6 or newer, or convert the file to safetensors"
+        )
+    import torch
+
+    unknown = [f"{FRAMEWORK}callbacks.model_checkpoint.ModelCheckpoint"]
+    try:
+        if first_bytes(path).startswith(b"PK"):
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        foreign = [name for name in unknown if not name.startswith(FRAMEWORK)]
+        if foreign:
+            raise UserError(
+                f"{path} holds more than weights: reading it would run {foreign[0]}, which is not done; convert it to "
+                f"safetensors if you trust it, or take a copy in that format"
+            )
+        # An empty class stands for each of the framework's, which are names beside the weights and are never used.
+        known: list = [(type("Unused", (), {}), name) for name in unknown]
+        # An open file: by a name that ends in .safetensors torch would take it for one.
+        with torch.serialization.safe_globals(known), path.open("rb") as file:
+            loaded = torch.load(file, map_location=device, weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # damaged pickles fail in many ways, and every one is about the file
+        raise UserError(f"{path} is not a file of weights ({first_line(error)}); copy or download it again") from None
+    return _tensors_in(loaded, DEEPEST)
+
+
+def _tensors_in(value: Any, depth: int) -> Tensors:
+    """The tensors of the dictionary that holds most, of `value` and those in it."""
+    import torch
+
+    if not isinstance(value, dict) or depth < 0:
+        return {}
+    own = {name: each.detach() for name, each in value.items() if isinstance(name, str) and torch.is_tensor(each)}
+    return max(own, *(_tensors_in(each, depth - 1) for each in value.values()), {}, key=len)
+
+
+def torch_version() -> tuple[int, int]:
+    """Major and minor version of the installed torch, without importing it."""
+    major, minor = metadata.version("torch").split(".")[:2]
+    return int(major), int(minor)
