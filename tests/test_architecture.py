@@ -48,7 +48,7 @@ LATE_IMPORTS = {
         "huggingface_hub.errors": "the same",
         "utils.models.importing": TORCH,
     },
-    "models.folder": {"torch": TORCH},
+    "models.weight_files": {"safetensors.torch": TORCH, "torch": TORCH},
     "photos.formats": {
         "PIL.TiffImagePlugin": "only a TIFF needs it; 17 modules, 12 ms",
         "pillow_heif": MAY_BE_MISSING,
@@ -187,7 +187,7 @@ def test_one_module_knows_torchruns_variables():
 
 
 # With an underscore, but documented, or keys of files.
-PUBLIC = {"_asdict", "_exit", "_fields", "_replace"} | {"_class_name", "_name_or_path"}
+PUBLIC = {"_asdict", "_exit", "_fields", "_replace"} | {"_class_name", "_diffusers_version", "_name_or_path"}
 ASKS = ("getattr", "hasattr", "setattr")
 # Undocumented, and used as methods where nothing else can be: Triton's mode for compiling in threads.
 METHODS = {"kernels.ahead_of_time": {"run", "submit"}}

@@ -275,7 +275,7 @@ def test_a_run_cut_off_while_writing_can_be_repeated(trained_dir, result, monkey
         (["--pretrained_model_name_or_path", ""], "--pretrained_model_name_or_path: is empty"),
         (
             ["--pretrained_model_name_or_path", "CompVis/stable-diffusion-v1-4"],
-            "git clone https://huggingface.co/CompVis",
+            "hf download CompVis/stable-diffusion-v1-4",
         ),
         (["--pretrained_model_name_or_path", "/no/such/model/folder"], "/no/such/model/folder does not exist"),
         (["--finetuned_model_name_or_path", "./missing"], "train first (run.sh)"),

@@ -107,11 +107,8 @@ def test_a_pickle_that_runs_code_runs_none(tmp_path, base, photos_dir, capsys):
     (base / UNET_FILE).unlink()
     torch.save({"conv_in.weight": Evil()}, base / "unet/diffusion_pytorch_model.bin")
     code, out, _ = dry_run(base, photos_dir, tmp_path, capsys)
-    assert (
-        code == 2
-        and "holds more than weights: reading it would run posix.mkdir" in out
-        and not (tmp_path / "harmed").exists()
-    )
+    assert code == 2 and "holds more than weights: reading it would run posix.mkdir" in out
+    assert not (tmp_path / "harmed").exists()
 
 
 JSON_VALUES = st.recursive(
