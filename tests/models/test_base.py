@@ -19,6 +19,7 @@ from utils.models.base import base_folder, cache_folder
 from utils.models.check import check_base_model
 from utils.models.folder import read_base
 from utils.models.single_file import export_single_file, read_weights
+from utils.models.weight_files import read_tensors
 
 FLAG = "--pretrained_model_name_or_path"
 NAME = "someone/a-model"
@@ -54,6 +55,42 @@ def test_a_file_overwritten_by_another_of_its_size_is_converted_again(one_file):
     content[-1] ^= 1
     one_file.write_bytes(content)
     assert base_folder(one_file, FLAG) != folder
+
+
+def test_another_file_of_the_same_size_and_time_is_converted_again(one_file):
+    folder, found, content = base_folder(one_file, FLAG), one_file.stat(), bytearray(one_file.read_bytes())
+    content[-1] ^= 1
+    one_file.write_bytes(content)
+    os.utime(one_file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert base_folder(one_file, FLAG) != folder
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "changed", "an earlier version's"])
+def test_a_damaged_conversion_is_made_again(one_file, how):
+    folder = base_folder(one_file, FLAG)
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    spoilt = dict(cut=content[:-1], changed=content[:-1] + bytes([content[-1] ^ 1])).get(how, content)
+    file.unlink() if how == "gone" else file.write_bytes(spoilt)
+    if how.startswith("an earlier"):
+        (folder / "source.json").write_text("{}")
+    assert base_folder(one_file, FLAG) == folder and file.read_bytes() == content
+    (folder / ".DS_Store").touch()
+    file = folder / "unet/config.json"
+    before = file.stat().st_ino
+    assert base_folder(one_file, FLAG) == folder and file.stat().st_ino == before
+
+
+def test_a_file_without_a_vae(one_file, tiny_pipeline_dir, own_cache):
+    tensors, said = read_tensors(one_file)
+    save_file({name: value for name, value in tensors.items() if not name.startswith("first_stage")}, one_file, said)
+    with pytest.raises(UserError, match="v1-4.safetensors holds no VAE: give one with --pretrained_vae_name_or_path"):
+        base_folder(one_file, FLAG)
+    folder = base_folder(one_file, FLAG, tiny_pipeline_dir)
+    check_base_model(folder)
+    assert (folder / "vae").samefile(tiny_pipeline_dir / "vae")
+    (folder / "vae").unlink()
+    assert base_folder(one_file, FLAG, tiny_pipeline_dir) == folder and (folder / "vae").is_dir()
 
 
 def test_several_processes_convert_one_file_once(tmp_path, one_file, monkeypatch):

@@ -1,5 +1,7 @@
 """Is a folder a whole Stable Diffusion v1 pipeline? Every complaint, and that complaining touches nothing."""
 
+import contextlib
+import importlib.util
 import inspect
 import json
 import shutil
@@ -11,10 +13,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from tests.helpers.pipelines import edit_json, edited, listing, write_index, write_photos, write_shards
-from tests.helpers.script import UNET_FILE
+from tests.helpers.script import UNET_FILE, dry_run
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
-from utils.models.check import COMPARED, V1, check_base_model
+from utils.models.check import COMPARED, V1, check_base_model, check_scheduler
 from utils.models.folder import find_weights
 from utils.preflight.checks import check_resolution
 from utils.preflight.table import Found
@@ -235,6 +237,42 @@ def test_a_checkpoint_of_a_run_is_named_as_one(base, tmp_path, flag):
     (folder / "vae").mkdir()
     with pytest.raises(UserError, match="holds a single file"):
         check_base_model(folder, flag)
+
+
+WITHOUT = {
+    "LMSDiscreteScheduler": "needs scipy: install it",
+    "DPMSolverSDEScheduler": "needs torchsde: install it",
+    "FlowMatchEulerDiscreteScheduler": "does not draw with Stable Diffusion v1",
+    "FlowMatchHeunDiscreteScheduler": "does not draw",
+    "ScoreSdeVeScheduler": "does not draw",
+    "FancyScheduler": "this diffusers does not have",
+    "UNet2DConditionModel": "does not draw",
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_scheduler_that_cannot_draw_ends_before_training(base, tmp_path, photos_dir, capsys, monkeypatch, name):
+    monkeypatch.setattr("importlib.util.find_spec", hiding(importlib.util.find_spec, "scipy", "torchsde"))
+    edit_json(base / "model_index.json", scheduler=["diffusers", name])
+    code, out, _ = dry_run(base, photos_dir, tmp_path, capsys)
+    (line,) = [line for line in out.splitlines() if line.startswith("STOP")]
+    assert code == 2 and f"the scheduler is {name}, which" in line and WITHOUT[name] in line
+
+
+def hiding(find, *packages: str):
+    return lambda name, *more: None if name in packages else find(name, *more)
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [(dict(use_flow_sigmas=True), True), (dict(use_beta_sigmas=True), True), (dict(use_karras_sigmas=True), False)],
+)
+def test_what_the_schedulers_settings_need(base, monkeypatch, said, refused):
+    monkeypatch.setattr("importlib.util.find_spec", hiding(importlib.util.find_spec, "scipy"))
+    edit_json(base / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
+    edit_json(base / "scheduler/scheduler_config.json", **said)
+    with pytest.raises(UserError) if refused else contextlib.nullcontext():
+        check_scheduler(check_base_model(base))
 
 
 @pytest.mark.parametrize(("part", "cls"), [("unet", UNet2DConditionModel), ("vae", AutoencoderKL)])

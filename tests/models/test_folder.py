@@ -44,6 +44,38 @@ def test_the_output_has_the_dtype_of_the_file_that_is_loaded(tmp_path, files, ex
     assert find_weights(tmp_path, "unet").save_dtype == expected
 
 
+STARTS = {
+    b"<!DOCTYPE html><html>log in</html>": "a web page",
+    b"Entry not found, whatever it was": "a text",
+    b'{"error": "Repository not found"}': "JSON",
+    b"GGUF\x03\0\0\0": "a GGUF file",
+    b"\x89HDF\r\n\x1a\n": r"TensorFlow's \(.h5\)",
+    b"\x82\xa4unet": r"Flax's \(.msgpack\)",
+    b"\x1f\x8b\x08": "a packed archive",
+    b"\x89PNG\r\n\x1a\n": "a picture",
+    b"\0" * 100: "a download that was not finished",
+    b"": "is empty",
+    b"version https://git-lfs.github.com/spec/v1\n": 'git lfs pull --include "\\*model.safetensors"',
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("start", STARTS)
+def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path, start, suffix):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / f"unet/{STEM}{suffix}").write_bytes(start)
+    with pytest.raises(UserError, match=STARTS[start].replace(".safetensors", suffix)) as error:
+        find_weights(tmp_path, "unet")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("suffix", "other"), [(".safetensors", ".bin"), (".bin", ".safetensors")])
+def test_weights_are_known_by_their_first_bytes(tmp_path, suffix, other):
+    (tmp_path / "unet").mkdir()
+    weights_file(tmp_path, f"x{other}", torch.float32).rename(tmp_path / f"unet/{STEM}{suffix}")
+    assert list(find_weights(tmp_path, "unet").plain_names) == [f"{STEM}{other}"]
+
+
 def bin_file(folder: Path, content: bytes | None = None) -> Path:
     (folder / "unet").mkdir()
     path = folder / "unet" / f"{STEM}.bin"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.helpers.pipelines import PARTS, edit_json, rename_vae_attention, write_pipeline
-from tests.helpers.script import EMBEDDED
+from tests.helpers.script import EMBEDDED, dry_run
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.models.folder import read_base
@@ -128,7 +128,76 @@ def test_files_as_people_have_them(tmp_path, exported, kind, suffix):
     assert config(tmp_path / "new", "vae")["scaling_factor"] == 0.18215
 
 
-@pytest.mark.parametrize("how", ["export", "modelspec", "tensor"])
+SCHEDULERS = {
+    "DDIM": dict(_class_name="DDIMScheduler", timestep_spacing="trailing", clip_sample=False),
+    "Euler": dict(_class_name="EulerDiscreteScheduler", interpolation_type="linear"),
+    "v-prediction": dict(prediction_type="v_prediction"),
+    "zero SNR": dict(_class_name="DDIMScheduler", prediction_type="v_prediction", clip_sample=False)
+    | dict(rescale_betas_zero_snr=True),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_folder_to_file_to_folder(tmp_path, base, kind):
+    """Also if the index and the scheduler's own file name different classes: diffusers loads the index's."""
+    said = SCHEDULERS[kind]
+    edit_json(base / "scheduler/scheduler_config.json", **said | dict(_class_name="HeunDiscreteScheduler"))
+    edit_json(base / "model_index.json", scheduler=["diffusers", said.get("_class_name", "PNDMScheduler")])
+    export_single_file(read_base(base), tmp_path / "one.safetensors")
+    import_single_file(tmp_path / "one.safetensors", tmp_path / "new")
+    assert_same(tmp_path / "new", base)
+    found, wanted = read_base(tmp_path / "new"), read_base(base)
+    for part in ("scheduler", *PARTS):
+        assert found.configs[part] == {k: v for k, v in wanted.configs[part].items() if k != "_name_or_path"}
+    drawing = load_pipeline(found, torch.float32, torch.device("cpu")).scheduler
+    assert type(drawing).__name__ == found.index["scheduler"][1] == wanted.index["scheduler"][1]
+    assert json.loads((tmp_path / "new/scheduler/scheduler_config.json").read_text()) == found.configs["scheduler"]
+
+
+def test_layers_that_the_configuration_does_not_use_are_not_written(tmp_path, base, capsys, photos_dir):
+    """Clip skip: 1 of 2 layers is trained with, so the file has it alone."""
+    edit_json(base / "text_encoder/config.json", num_hidden_layers=1)
+    code, out, _ = dry_run(base, photos_dir, tmp_path, capsys)
+    assert code == 0 and "1 of the 2 layers of its text encoder are used (clip skip 2)" in out
+    export_single_file(read_base(base), tmp_path / "one.safetensors")
+    import_single_file(tmp_path / "one.safetensors", tmp_path / "new")
+    assert read_base(tmp_path / "new").text_layers == (1, 1)
+    export_single_file(read_base(base.with_name("base")), tmp_path / "one.safetensors")
+    both, configs = load_file(tmp_path / "one.safetensors"), {p: config(base, p) for p in PARTS}
+    both |= {k.replace("layers.0", "layers.1"): v.clone() for k, v in both.items() if "text_model.encoder" in k}
+    save_file(both, tmp_path / "both.safetensors", {"diffusers_config": json.dumps(configs)})
+    (note,) = import_single_file(tmp_path / "both.safetensors", tmp_path / "from both")
+    assert "clip skip" in note and read_base(tmp_path / "from both").text_layers == (1, 1)
+
+
+NESTED = {
+    "in two": lambda t: {"epoch": 3, "model": {"state_dict": t, "optimizer": {"lr": torch.zeros(1)}}},
+    "with parameters": lambda t: {"state_dict": {name: torch.nn.Parameter(value) for name, value in t.items()}},
+    "behind a word": lambda t: {f"module.{name}": value for name, value in t.items()},
+}
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("kind", NESTED)
+def test_weights_lie_where_a_training_saved_them(tmp_path, exported, kind, old_format):
+    path = tmp_path / "one.safetensors"  # whatever it is called
+    torch.save(NESTED[kind](load_file(exported)), path, _use_new_zipfile_serialization=not old_format)
+    assert import_single_file(path, tmp_path / "new") == []
+    assert_same(tmp_path / "new", EMBEDDED)
+
+
+def test_what_a_header_says_that_is_no_text_is_passed_over(tmp_path, exported):
+    content = exported.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = {"epoch": 3, "format": "pt", "modelspec.prediction_type": "v", "more": [1]}
+    encoded = json.dumps(header).encode()
+    (tmp_path / "one.ckpt").write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[8 + length :])
+    assert import_single_file(tmp_path / "one.ckpt", tmp_path / "new") == ["it predicts velocity (v_prediction)"]
+    assert_same(tmp_path / "new", EMBEDDED)
+
+
+@pytest.mark.parametrize("how", ["export", "modelspec", "kohya", "tensor"])
 def test_v_prediction_is_known_from_the_tensor_or_the_metadata(tmp_path, base, how):
     edit_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction")
     file = tmp_path / "one.safetensors"
@@ -136,7 +205,7 @@ def test_v_prediction_is_known_from_the_tensor_or_the_metadata(tmp_path, base, h
     if how != "export":
         tensors = load_file(file)
         mark = tensors.pop("v_pred")
-        spec = {"modelspec.prediction_type": "v"} if how == "modelspec" else {}
+        spec = dict(modelspec={"modelspec.prediction_type": "v"}, kohya={"ss_v_parameterization": "True"}).get(how, {})
         keep = json.dumps({part: config(base, part) for part in PARTS})
         save_file(tensors | ({"v_pred": mark} if how == "tensor" else {}), file, {"diffusers_config": keep} | spec)
     assert import_single_file(file, tmp_path / "new") == ["it predicts velocity (v_prediction)"]

@@ -24,10 +24,10 @@ OTHER_STARTS = (  # in lower case
     (rb"\{", "JSON, not weights"),
     (rb"gguf", "a GGUF file, of quantised weights"),
     (rb"\x89hdf", "TensorFlow's (.h5)"),
-    (rb"[\x81-\x8f\xde\xdf]", "Flax's (.msgpack)"),
     (rb"\x1f\x8b|7z\xbc\xaf|rar!", "a packed archive: unpack it first"),
     (rb"\x89png|\xff\xd8\xff", "a picture"),
     (rb"[a-z ]{12}", "a text"),
+    (rb"[\x81-\x8f\xde\xdf]", "Flax's (.msgpack)"),
     (rb"\0{16}", "a download that was not finished"),
 )
 FRAMEWORK = "pytorch_lightning."  # whose classes the first checkpoints name beside their weights
