@@ -22,9 +22,9 @@ MAX_COLUMNS = 120
 PICTURES = {".jpg", ".png", ".svg"}
 DEPENDS_ON_THE_MACHINE = ("/", "GB", "GPU", "step 0 of")  # what a line of a shown table may hold that differs here
 
-# `git clone` brings a pipeline of the test's; everything else git is asked for, it does not do.
-GIT = """#!/bin/sh
-if [ "$1" = clone ]; then cp -R "$PIPELINE" "$3"; else echo "git $*" >> "$GIT_LOG"; fi
+# `hf download NAME --local-dir FOLDER` brings a pipeline of the test's.
+HF = """#!/bin/sh
+if [ "$1 $3" = "download --local-dir" ]; then cp -R "$PIPELINE" "$4"; fi
 """
 
 
@@ -165,13 +165,12 @@ def newcomer(tmp_path) -> tuple[Path, dict[str, str]]:
     write_photos(tree / "my-photos", 3)
     (tree / ".venv").symlink_to(sys.prefix)
     programs.mkdir()
-    (programs / "git").write_text(GIT)
-    (programs / "git").chmod(0o755)
+    (programs / "hf").write_text(HF)
+    (programs / "hf").chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     environment |= dict(
         PATH=f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         PIPELINE=str(write_512_pixel_pipeline(tmp_path / "pipeline")),
-        GIT_LOG=str(tmp_path / "git.log"),
         VENV=sys.prefix,
         NUM_INFERENCE_STEPS="2",
         OMP_NUM_THREADS="1",

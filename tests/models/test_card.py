@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import metadata_load
 from safetensors import safe_open
 
@@ -16,7 +17,9 @@ from tests.helpers.script import SHORT, run, run_json
 from utils.command_line import run_main
 from utils.models.card import MARK, clean_record, file_metadata, settings_of, write_card
 from utils.models.folder import read_base
+from utils.models.loading import load_pipeline
 from utils.models.single_file import export_single_file
+from utils.models.weight_files import read_tensors
 from utils.run.resume import NOT_COMPARED
 from utils.share import main as share
 
@@ -149,6 +152,27 @@ def test_a_folder_to_upload(output, trained, tmp_path, capsys, flags):
     assert run_main(share, [str(flags["pretrained_model_name_or_path"]), str(tmp_path / "b")]) == 2
     said = capsys.readouterr().err
     assert "is not an empty folder" in said and "overlaps" in said and "was not written by training" in said
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/alice/acme", "~/acme", r"C:\Users\alice\acme", "file:///mnt/acme", "../acme/sd"]
+)
+def test_no_json_file_of_the_base_names_a_place(flags, base, tmp_path, path):
+    words = {"_name_or_path": f"{path}/unet", "from": [f"made by {path}/x.py"], "url": "https://a.org/b/c"}
+    edit_json(base / "model_index.json", _name_or_path=f"{path}/sd")
+    for name in ("unet/config.json", "scheduler/scheduler_config.json"):
+        edit_json(base / name, **words)
+    edit_json(base / "tokenizer/tokenizer_config.json", special_tokens_map_file=f"{path}/map.json")
+    run(flags, pretrained_model_name_or_path=base, export_single_file=tmp_path / "one.safetensors")
+    assert run_main(share, [str(tmp_path / "output"), str(tmp_path / "new")]) == 0
+    texts = [each.read_text() for each in (tmp_path / "new").rglob("*.json")]
+    texts += [str(read_tensors(tmp_path / "one.safetensors")[1])]
+    assert not [text for text in texts if "acme" in text or "alice" in text] and len(texts) > 9
+    found = json.loads((tmp_path / "new/unet/config.json").read_text())
+    assert (found["_name_or_path"], found["from"], found["url"]) == ("unet", ["made by x.py"], "https://a.org/b/c")
+    vocabulary = "tokenizer/vocab.json"
+    assert (tmp_path / "new" / vocabulary).read_bytes() == (base / vocabulary).read_bytes()
+    load_pipeline(read_base(tmp_path / "new"), torch.float32, torch.device("cpu"))
 
 
 def test_a_damaged_record_is_cleaned_without_a_fault():
