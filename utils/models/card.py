@@ -41,7 +41,7 @@ LOCAL_ARGUMENTS = ["config", "instance_data_dir", "class_data_dir", "concepts_li
 LOCAL_ARGUMENTS += ["export_single_file", "resume_from_checkpoint"]
 # A path that is a text of its own: absolute, of a home, relative by dots or of several folders, or with a scheme.
 PATH = re.compile(r"~|[/\\]|\.\.?[/\\]|[A-Za-z]:[/\\]|(?!https?:)\w+://|\w[\w.-]*\\\w|[\w.-]+/[\w.-]+/[^\s]+$")
-FOLDERS_IN_A_SENTENCE = re.compile(r"(file://|(?<![\w:/.\\<]))(~|[A-Za-z]:)?[/\\]([^\s/\\\"']+[/\\])+")
+FOLDERS_IN_A_SENTENCE = re.compile(r"(file://|(?<![\w:/.\\<]))(~|\.\.?|[A-Za-z]:)?[/\\]([^\s/\\\"']+[/\\])+")
 V1_PARAMETERS = 859_520_964  # of its UNet
 CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of an export
 
