@@ -8,7 +8,6 @@ from utils.runtime.libraries import quiet_libraries
 
 import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection, ViTModel
 
@@ -16,6 +15,8 @@ from utils.errors import UserError
 from utils.evaluation.metrics import unit_rows
 from utils.files.hashing import sha256_of
 from utils.files.json_files import read_json
+from utils.models.folder import find_weights
+from utils.models.loading import load_safety_checker as load_checker
 from utils.runtime.process import progress_bar
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -127,7 +128,7 @@ def load_clip(folder: Path, device: torch.device) -> Encoder:
 def load_safety_checker(pipeline_folder: Path, device: torch.device) -> Encoder:
     """The image tower in a pipeline's safety_checker/: CLIP ViT-L/14's in Stable Diffusion v1.4. It knows no text."""
     folder = pipeline_folder / "safety_checker"
-    checker = _load(StableDiffusionSafetyChecker, folder, device)
+    checker: Any = load_checker(pipeline_folder, device)
     size = checker.config.vision_config.image_size
     processor = pipeline_folder / "feature_extractor" / "preprocessor_config.json"
     resize = _processor_size(read_json(processor)) if processor.is_file() else None
@@ -138,7 +139,7 @@ def load_safety_checker(pipeline_folder: Path, device: torch.device) -> Encoder:
     return Encoder(
         name=f"CLIP image tower of {pipeline_folder.resolve().name}/safety_checker",
         folder=folder,
-        sha256=_weight_hashes(folder),
+        sha256={path.name: sha256_of(path) for path in find_weights(pipeline_folder, "safety_checker").files},
         transform=Transform(max(resize or size, size), size, CLIP_MEAN, CLIP_STD),
         image_features=image_features,
     )

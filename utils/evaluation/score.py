@@ -27,6 +27,7 @@ from utils.evaluation.samples import (
 from utils.evaluation.sentences import Counts, say
 from utils.files.atomic import replace_path
 from utils.files.json_files import write_json
+from utils.models.folder import read_base
 from utils.runtime.gpu import pick_device
 
 ONE_IMAGE = "needs two images or more of a prompt: --num_images"
@@ -108,7 +109,7 @@ def load_encoders(plan: EvaluationPlan, samples: dict, device: torch.device) -> 
     clip_folder, clip = plan.clip_model or embedded_clip(baseline), None
     if clip_folder is not None:
         clip = encoders.load_clip(clip_folder, device)
-    elif (baseline / "safety_checker" / "config.json").is_file():
+    elif "safety_checker" in read_base(baseline).weights:
         clip = encoders.load_safety_checker(baseline, device)
     return dict(clip=clip, dino=encoders.load_dino(plan.dino_model, device) if plan.dino_model else None)
 

@@ -25,7 +25,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import UserError
-from utils.models.folder import BaseModel, is_index, loaded_files
+from utils.models.folder import BaseModel, find_weights, is_index, loaded_files
 from utils.models.weight_files import SAFETENSORS
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
@@ -151,6 +151,12 @@ def load_text_encoder(base: BaseModel, weight_dtype: torch.dtype, device: torch.
 def load_vae(base: BaseModel, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
     """The frozen AutoencoderKL in `weight_dtype` on `device`."""
     return _load_frozen(AutoencoderKL, base, "vae", weight_dtype, device)
+
+
+def load_safety_checker(folder: Path, device: torch.device | str) -> torch.nn.Module:
+    """A pipeline folder's safety checker in float32 on `device`. Raises UserError if it cannot be loaded."""
+    base = BaseModel(folder, {}, {}, {"safety_checker": find_weights(folder, "safety_checker")})
+    return _load_frozen(StableDiffusionSafetyChecker, base, "safety_checker", torch.float32, device)
 
 
 def load_unet(base: BaseModel) -> torch.nn.Module:
