@@ -146,6 +146,7 @@ def encode_inputs(
     prompts = list(dict.fromkeys(each.prompt(photo) for each in datasets for photo in range(len(each))))
     rows = {prompt: row for row, prompt in enumerate(prompts)}
     vae: Any = loading.load_vae(base, weight_dtype, device)
+    loading.load_sampling_scheduler(base)  # settings with which it cannot be made end the run here
     noise_scheduler = loading.load_noise_scheduler(base)
     class_latents = None
     if class_dataset is not None:
