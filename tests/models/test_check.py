@@ -245,7 +245,7 @@ WITHOUT = {
     "FlowMatchEulerDiscreteScheduler": "does not draw with Stable Diffusion v1",
     "FlowMatchHeunDiscreteScheduler": "does not draw",
     "ScoreSdeVeScheduler": "does not draw",
-    "FancyScheduler": "this diffusers does not have",
+    "FancyScheduler": "does not draw",
     "UNet2DConditionModel": "does not draw",
 }
 

@@ -12,7 +12,6 @@ from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, METRICS_FILE, RUN_FILE
 from utils.models.folder import CONFIG_FILES, MODEL_INDEX, BaseModel, find_weights, read_base
 from utils.models.weight_files import check_file
-from utils.runtime.private import STAND_INS
 from utils.runtime.process import typed_module
 
 PART_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
@@ -46,18 +45,15 @@ NUMBERS = {  # that have to be positive
     "vae": ("in_channels", "out_channels", "latent_channels", "layers_per_block"),
     "text_encoder": ("hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
 }
-# Of diffusers' schedulers those that draw from a Stable Diffusion v1, without "Scheduler".
-DRAWING = set(
-    "PNDM DDIM DDIMParallel DDPM DDPMParallel LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete "
-    "KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE DEISMultistep "
-    "UniPCMultistep SASolver IPNDM EDMEuler EDMDPMSolverMultistep LCM TCD".split()
-)
+# Diffusers' schedulers that draw from a Stable Diffusion v1, less the word "Scheduler": the package that one needs.
+DRAWING: dict[str, str | None] = dict.fromkeys(
+    "PNDM DDIM DDIMParallel DDPM DDPMParallel EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete "
+    "KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep SASolver IPNDM "
+    "EDMEuler EDMDPMSolverMultistep LCM TCD".split()
+) | dict(LMSDiscrete="scipy", DPMSolverSDE="torchsde")
 MOST_BLOCKS, MOST_LAYERS = 8, 100
 # What is read of a model on the Hub, and no other copy of its weights: of v1-4 5.5 GB of 23.3.
 FETCH = 'hf download {} --local-dir model/{} --exclude "*.bin" --exclude "*.fp16.*" --exclude "*.non_ema.*"'
-_TAKE = "take the model's main branch, for example with '{}'".format(
-    FETCH.format("CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-4")
-)
 ONLY_V1 = "this program trains Stable Diffusion v1 (1.1 to 1.5 and what was made from them)"
 
 
@@ -86,33 +82,17 @@ def check_scheduler(base: BaseModel) -> None:
     """The base's scheduler can draw, here and now; no library is imported. Raises UserError if it cannot."""
     config = base.configs["scheduler"]
     name = str(config.get("_class_name"))
-    packages = _packages_of(name)
-    if packages is not None and config.get("use_beta_sigmas"):
-        packages.append("scipy")
-    missing = [package for package in packages or [] if importlib.util.find_spec(package) is None]
-    if packages is None:
-        what = "which this diffusers does not have"
-    elif name.removesuffix("Scheduler") not in DRAWING or config.get("use_flow_sigmas"):
-        what = "which does not draw with Stable Diffusion v1"
-    elif missing:
-        what = f"which needs {missing[0]}: install it ('pip install {missing[0]}')"
+    package = "scipy" if config.get("use_beta_sigmas") else DRAWING.get(name.removesuffix("Scheduler"), "")
+    if package == "" or config.get("use_flow_sigmas"):
+        what = "which does not draw with Stable Diffusion v1: name"
+    elif package and importlib.util.find_spec(package) is None:
+        what = f"which needs {package}: install it ('pip install {package}'), or name"
     else:
         return
     raise UserError(
-        f"{base.folder / CONFIG_FILES['scheduler']}: the scheduler is {name}, {what}, or name v1's own, "
-        f"PNDMScheduler, there and in {MODEL_INDEX}"
+        f"{base.folder / CONFIG_FILES['scheduler']}: the scheduler is {name}, {what} v1's own, PNDMScheduler, there "
+        f"and in {MODEL_INDEX}"
     )
-
-
-def _packages_of(name: str) -> list[str] | None:
-    """What a class of diffusers needs, by its stand-ins for where that is missing; None if it has no such class."""
-    spec = importlib.util.find_spec("diffusers")
-    places = (spec and spec.submodule_search_locations) or []
-    texts = [path.read_text(encoding="utf-8") for place in places for path in Path(place).glob(STAND_INS)]
-    for text in texts:
-        if found := re.search(rf"^class {re.escape(name)}\(.*\n +_backends = \[(.*)\]", text, re.M):
-            return re.findall(r'"(\w+)"', found[1])
-    return None if texts else []
 
 
 def check_pipeline(folder: Path, flag: str, *, safety_checker: bool = False) -> BaseModel:
@@ -158,7 +138,7 @@ def _check_index(folder: Path, flag: str) -> None:
         raise UserError(f"{path}: scheduler is {scheduler!r}, not a class of diffusers; copy or download it again")
     class_name = index.get("_class_name") or PIPELINE_CLASSES[0]
     if re.search("flax|onnx", str([class_name, index.get("unet")]), re.IGNORECASE):
-        raise UserError(f"{path}: its weights are Flax's or ONNX's ({class_name}), which torch does not read: {_TAKE}")
+        raise UserError(f"{path}: its weights are Flax's or ONNX's ({class_name}); take the model's main branch")
     if class_name not in PIPELINE_CLASSES:
         raise UserError(
             f"{path}: this is a {class_name}, but this program is for Stable Diffusion v1 pipelines: "

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 FIRST_SAFE_TORCH = (2, 6)  # before, torch.load(weights_only=True) could be made to run code (CVE-2025-32434)
 LFS_POINTER = b"version https://git-lfs"
 SAFETENSORS, PICKLE = "safetensors", "bin"  # the endings by which the libraries know what is in a file
-WEB_PAGE = "a web page (of a login, or an error)"
 OTHER_STARTS = (  # in lower case
-    (rb"<", WEB_PAGE),
+    (rb"<", "a web page (of a login, or an error)"),
     (rb"\{", "JSON, not weights"),
     (rb"gguf", "a GGUF file, of quantised weights"),
     (rb"\x89hdf", "TensorFlow's (.h5)"),
@@ -42,13 +41,17 @@ class TensorEntry(NamedTuple):
     shape: tuple[int, ...]
 
 
-def check_file(path: Path) -> None:
-    """Raises UserError unless `path` can be read and is the file itself, not git-lfs's pointer to it."""
+def check_file(path: Path) -> bytes:
+    """The file's first bytes. Raises UserError unless it can be read and is the file itself, not git-lfs's pointer."""
     if not os.path.lexists(path):
         raise UserError(f"{path} is missing; copy or download the whole pipeline again")
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file; copy or download the whole pipeline again")
-    start = first_bytes(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise _unfit(path, f"cannot be read ({error.strerror})") from None
     if start.startswith(LFS_POINTER):
         which = re.sub(r"^.*model(?=\.)", "*model", path.name)  # the same of every part
         raise UserError(
@@ -56,30 +59,24 @@ def check_file(path: Path) -> None:
             f"in {path.parent}"
         )
     if not start:
-        raise UserError(f"{path} is empty; copy or download it again")
-
-
-def first_bytes(path: Path) -> bytes:
-    """The first of a file. Raises UserError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); copy or download it again") from None
+        raise _unfit(path, "is empty")
+    return start
 
 
 def is_there(path: Path) -> bool:
     """Whether it is a file with something in it, not a pointer to it."""
     with contextlib.suppress(UserError):
-        check_file(path)
-        return True
+        return bool(check_file(path))
     return False
+
+
+def _unfit(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}; copy or download it again")
 
 
 def kind_of(path: Path) -> str:
     """SAFETENSORS or PICKLE. Raises UserError that says what else the file is."""
-    check_file(path)
-    start = first_bytes(path)
+    start = check_file(path)
     if start[8:9] == b"{" and b"\0" in start[:8]:  # a length in 8 bytes, which no text is, and JSON
         return SAFETENSORS
     if re.match(rb"PK\x03\x04|\x80[\x02-\x05]", start):  # torch's format since 1.6, and before
@@ -87,7 +84,7 @@ def kind_of(path: Path) -> str:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for pattern, what in OTHER_STARTS:
         if re.match(pattern, text):
-            raise UserError(f"{path} is not a file of weights (it is {what}); copy or download it again")
+            raise _unfit(path, f"is not a file of weights (it is {what})")
     return SAFETENSORS if path.suffix.lower() == ".safetensors" else PICKLE  # whoever reads it says what is wrong
 
 
@@ -102,7 +99,7 @@ def tensor_entries(path: Path) -> dict[str, TensorEntry]:
         found = _read_pickle(path, "meta")
         entries = {name: TensorEntry(names.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in found.items()}
     if not entries:
-        raise UserError(f"{path} is not a file of weights (there is none in it); copy or download it again")
+        raise _unfit(path, "is not a file of weights (there is none in it)")
     return entries
 
 
@@ -116,8 +113,7 @@ def safetensors_header(path: Path) -> dict[str, TensorEntry]:
             entries = {name: file.get_slice(name) for name in file.keys()}
             return {name: TensorEntry(each.get_dtype(), tuple(each.get_shape())) for name, each in entries.items()}
     except (OSError, SafetensorError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
+        raise _unfit(path, f"is not a whole safetensors file ({first_line(error)})") from None
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -131,21 +127,17 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
 
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        said = header.pop("__metadata__", None) or {}
-    except (ValueError, OverflowError, MemoryError, AttributeError):
-        header, said = {}, {}  # load_file says what is wrong
-    texts = {name: value for name, value in said.items() if isinstance(value, str)} if isinstance(said, dict) else {}
-    try:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        said = header.pop("__metadata__", {})
+        texts = {name: value for name, value in said.items() if isinstance(value, str)}
         if texts == said:
             return load_file(path), texts
         content = path.read_bytes()  # the library refuses such a header: without it the tensors stay where they are
-        length = int.from_bytes(content[:8], "little")
         plain = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
         return load(content[:8] + plain + content[8 + length :]), texts
-    except (OSError, SafetensorError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path} is not a whole safetensors file ({reason}); copy or download it again") from None
+    except Exception as error:  # as below
+        raise _unfit(path, f"is not a whole safetensors file ({first_line(error)})") from None
 
 
 def _read_pickle(path: Path, device: str) -> Tensors:
@@ -158,10 +150,9 @@ def _read_pickle(path: Path, device: str) -> Tensors:
 
     unknown = [f"{FRAMEWORK}callbacks.model_checkpoint.ModelCheckpoint"]
     try:
-        if first_bytes(path).startswith(b"PK"):
+        if check_file(path).startswith(b"PK"):
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        foreign = [name for name in unknown if not name.startswith(FRAMEWORK)]
-        if foreign:
+        if foreign := [name for name in unknown if not name.startswith(FRAMEWORK)]:
             raise UserError(
                 f"{path} holds more than weights: reading it would run {foreign[0]}, which is not done; convert it to "
                 f"safetensors if you trust it, or take a copy in that format"
@@ -174,18 +165,16 @@ def _read_pickle(path: Path, device: str) -> Tensors:
     except UserError:
         raise
     except Exception as error:  # damaged pickles fail in many ways, and every one is about the file
-        raise UserError(f"{path} is not a file of weights ({first_line(error)}); copy or download it again") from None
-    return _tensors_in(loaded, DEEPEST)
+        raise _unfit(path, f"is not a file of weights ({first_line(error)})") from None
 
+    def tensors_in(value: Any, depth: int) -> Tensors:
+        """Those of the dictionary that holds most, of `value` and those in it."""
+        if not isinstance(value, dict) or depth < 0:
+            return {}
+        own = {name: each.detach() for name, each in value.items() if isinstance(name, str) and torch.is_tensor(each)}
+        return max(own, *(tensors_in(each, depth - 1) for each in value.values()), {}, key=len)
 
-def _tensors_in(value: Any, depth: int) -> Tensors:
-    """The tensors of the dictionary that holds most, of `value` and those in it."""
-    import torch
-
-    if not isinstance(value, dict) or depth < 0:
-        return {}
-    own = {name: each.detach() for name, each in value.items() if isinstance(name, str) and torch.is_tensor(each)}
-    return max(own, *(_tensors_in(each, depth - 1) for each in value.values()), {}, key=len)
+    return tensors_in(loaded, DEEPEST)
 
 
 def torch_version() -> tuple[int, int]:

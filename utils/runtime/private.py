@@ -19,9 +19,6 @@ PROCESSOR, FEED_FORWARD = "AttnProcessor2_0", "GEGLU"
 FIRST_BLOCK = "CrossAttnDownBlock2D"
 UNET_BLOCKS = (FIRST_BLOCK, "DownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D")
 
-# diffusers 0.42. Stand-ins of its classes, which name the packages that each needs.
-STAND_INS = "utils/dummy_*_objects.py"
-
 # Triton 3.6 to 3.9. Its compilation in threads, whose `submit`, and a kernel's `run`, are used there too.
 ASYNC_COMPILE, ASYNC_MODE, ACTIVE_MODE = "triton.runtime._async_compile", "AsyncCompileMode", "active_mode"
 # Triton 3.9. A hash of all its own files, which it keeps.
