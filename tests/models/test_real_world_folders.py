@@ -6,17 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import PARTS, rename_vae_attention, write_index, write_shards
 from train_dreambooth_colossalai import main
 from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
-
-# .bin and .safetensors names of the parts differ for the text encoder.
-BIN_NAMES = dict(
-    unet="diffusion_pytorch_model.bin", vae="diffusion_pytorch_model.bin", text_encoder="pytorch_model.bin"
-)
 
 
 def edit_json(path: Path, **changes) -> None:
@@ -27,33 +21,6 @@ def edit_json(path: Path, **changes) -> None:
 
 def weight_file(base: Path, part: str) -> Path:
     return next((base / part).glob("*.safetensors"))
-
-
-def bin_files(base: Path) -> None:
-    for part in PARTS:
-        file = weight_file(base, part)
-        torch.save(load_file(file), base / part / BIN_NAMES[part])
-        file.unlink()
-
-
-def both_kinds_of_files(base: Path) -> None:
-    for part in PARTS:
-        zeros = {name: torch.zeros_like(value) for name, value in load_file(weight_file(base, part)).items()}
-        torch.save(zeros, base / part / BIN_NAMES[part])  # not the file that is to be loaded
-
-
-def beside(base: Path, part: str, variant: str, dtype: torch.dtype) -> None:
-    """Another variant of a part's weights, which is not to be loaded."""
-    file = weight_file(base, part)
-    zeros = {name: torch.zeros_like(value, dtype=dtype) for name, value in load_file(file).items()}
-    save_file(zeros, file.with_name(f"{file.stem}.{variant}.safetensors"), {"format": "pt"})
-
-
-def feature_extractor_of_old(base: Path) -> None:
-    edit_json(base / "model_index.json", feature_extractor=["transformers", "CLIPFeatureExtractor"])
-    (base / "feature_extractor").mkdir()
-    config = dict(feature_extractor_type="CLIPFeatureExtractor", size=224, crop_size=224, do_resize=True)
-    (base / "feature_extractor/preprocessor_config.json").write_text(json.dumps(config))
 
 
 def old_versions(base: Path) -> None:
@@ -87,11 +54,6 @@ KINDS = {
     "no length": lambda b: edit_json(b / "tokenizer/tokenizer_config.json", model_max_length=None),
     "no scaling factor": lambda b: edit_json(b / "vae/config.json", scaling_factor=None, force_upcast=None),
     "old names of the VAE": rename_vae_attention,
-    "bin files": bin_files,
-    "both kinds of files": both_kinds_of_files,
-    "fp16 variants beside": lambda b: [beside(b, part, "fp16", torch.float16) for part in PARTS],
-    "non_ema beside": lambda b: beside(b, "unet", "non_ema", torch.float32),
-    "feature extractor of old": feature_extractor_of_old,
     "index without safety checker": lambda b: edit_json(b / "model_index.json", **NO_CHECKER),
     "old versions": old_versions,
 }
@@ -123,14 +85,3 @@ def test_it_trains_as_the_plain_folder_does(base, tmp_path, photos_dir, expected
     loss, unet = loss_and_result(base, photos_dir, tmp_path / "output")
     assert loss == expected[0]
     assert all(torch.equal(unet[name], value) for name, value in expected[1].items())
-
-
-def test_fp16_variants_alone(base, tmp_path, photos_dir, expected):
-    for part in PARTS:
-        file = weight_file(base, part)
-        halves = {name: value.half() for name, value in load_file(file).items()}
-        save_file(halves, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
-        file.unlink()
-    loss, unet = loss_and_result(base, photos_dir, tmp_path / "output")
-    assert loss == pytest.approx(expected[0], rel=1e-3) and loss != expected[0]
-    assert unet.keys() == expected[1].keys()
