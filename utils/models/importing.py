@@ -207,7 +207,7 @@ def _write_part(path: Path, part: str, tensors: Tensors, config: dict[str, Any],
 
 def _notes(path: Path, tensors: Collection[str], scheduler: Mapping[str, Any]) -> list[str]:
     notes, used = [], (*PREFIXES.values(), PREDICTS_VELOCITY, ZERO_TERMINAL_SNR)
-    if scheduler["prediction_type"] != "epsilon":
+    if scheduler.get("prediction_type", "epsilon") != "epsilon":
         notes.append("it predicts velocity (v_prediction)")
     elif path.with_suffix(".yaml").exists():
         notes.append(f"{path.stem}.yaml beside it is not read: the model is taken to predict noise (epsilon)")
