@@ -15,6 +15,7 @@ from utils.files.ownership import RUN_FILE, check_writable, is_own_output, overl
 from utils.models.card import CARD_FILE, PICTURE_FILE, clean_record, without_paths, write_card
 from utils.models.check import check_base_model
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, BaseModel
+from utils.models.saving import copy_part
 
 VOCABULARIES = ("vocab.json", "tokenizer.json", "added_tokens.json")  # of words, some of which look like paths
 
@@ -50,14 +51,14 @@ def copy_for_sharing(model: BaseModel, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if not (folder / CARD_FILE).is_file():
         write_card(model)
-    files = {f"{part}/{name}": path for part in (*FROZEN_PARTS, "unet") for name, path in model.files(part).items()}
-    files |= {name: path for name in (CARD_FILE, PICTURE_FILE, MODEL_INDEX) if (path := folder / name).is_file()}
-    for name, path in files.items():
-        if path.suffix == ".json" and path.name not in VOCABULARIES:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            write_json(target / name, without_paths(read_json(path)))
-        else:
-            copy_into(path, target / name)
+    for part in (*FROZEN_PARTS, "unet"):
+        copy_part(model, part, target)
+    for name in (CARD_FILE, PICTURE_FILE, MODEL_INDEX):
+        if (folder / name).is_file():
+            copy_into(folder / name, target / name)
+    for path in target.rglob("*.json"):
+        if path.name not in VOCABULARIES:
+            write_json(path, without_paths(read_json(path)))
     write_json(target / RUN_FILE, clean_record(read_json(folder / RUN_FILE)))
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import metadata_load
 from safetensors import safe_open
 
 import evaluate
-from tests.helpers.pipelines import edit_json
+from tests.helpers.pipelines import edit_json, write_shards
 from tests.helpers.script import SHORT, run, run_json
 from utils.command_line import run_main
 from utils.models.card import MARK, clean_record, file_metadata, settings_of, write_card
@@ -160,6 +160,7 @@ def test_a_folder_to_upload(output, trained, tmp_path, capsys, flags):
 def test_no_json_file_of_the_base_names_a_place(flags, base, tmp_path, path):
     words = {"_name_or_path": f"{path}/unet", "from": [f"made by {path}/x.py"], "url": "https://a.org/b/c"}
     edit_json(base / "model_index.json", _name_or_path=f"{path}/sd")
+    write_shards(base, "text_encoder")
     for name in ("unet/config.json", "scheduler/scheduler_config.json"):
         edit_json(base / name, **words)
     edit_json(base / "tokenizer/tokenizer_config.json", special_tokens_map_file=f"{path}/map.json")

@@ -265,7 +265,12 @@ def hiding(find, *packages: str):
 
 @pytest.mark.parametrize(
     ("said", "refused"),
-    [(dict(use_flow_sigmas=True), True), (dict(use_beta_sigmas=True), True), (dict(use_karras_sigmas=True), False)],
+    [
+        (dict(use_flow_sigmas=True), True),
+        (dict(shift=3.0), True),
+        (dict(use_beta_sigmas=True), True),
+        (dict(use_karras_sigmas=True), False),
+    ],
 )
 def test_what_the_schedulers_settings_need(base, monkeypatch, said, refused):
     monkeypatch.setattr("importlib.util.find_spec", hiding(importlib.util.find_spec, "scipy"))

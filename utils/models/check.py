@@ -83,7 +83,7 @@ def check_scheduler(base: BaseModel) -> None:
     config = base.configs["scheduler"]
     name = str(config.get("_class_name"))
     package = "scipy" if config.get("use_beta_sigmas") else DRAWING.get(name.removesuffix("Scheduler"), "")
-    if package == "" or config.get("use_flow_sigmas"):
+    if package == "" or config.get("use_flow_sigmas") or "shift" in config:  # of flow matching
         what = "which does not draw with Stable Diffusion v1: name"
     elif package and importlib.util.find_spec(package) is None:
         what = f"which needs {package}: install it ('pip install {package}'), or name"
@@ -186,7 +186,7 @@ def _what_it_looks_like(folder: Path) -> str:
     if "snapshots" in names:
         snapshots = folder / "snapshots"
         return f"it is a model in the Hub's cache: name it as on the Hub, or one of the folders in {snapshots}"
-    singles = sorted(name for name in names if name.endswith((".safetensors", ".ckpt")))
+    singles = sorted(name for name in names if name.lower().endswith((".safetensors", ".ckpt")))
     if singles and "config.json" not in names:
         return f"it holds a single file: name that one, {folder / singles[0]}"
     if "config.json" in names:

@@ -36,17 +36,21 @@ def assemble(staging: Path, base: BaseModel) -> None:
     """
     index = base.index | dict(_class_name=PIPELINE_CLASS)
     for part in FROZEN_PARTS:
-        files = base.files(part)
-        if not files and part in index:
+        if not base.files(part) and part in index:
             index[part] = [None, None]
-        for name, source in files.items():
-            copy_into(source, staging / part / name)
-        for name, content in (base.weights[part].index if part in base.weights else {}).items():
-            write_json(staging / part / name, content)
+        copy_part(base, part, staging)
     copy_into(base.folder / "unet" / "config.json", staging / "unet" / "config.json")
     if read_json(base.folder / CONFIG_FILES["scheduler"]) != base.configs["scheduler"]:
         write_json(staging / CONFIG_FILES["scheduler"], base.configs["scheduler"])
     write_json(staging / MODEL_INDEX, index)
+
+
+def copy_part(base: BaseModel, part: str, target: Path) -> None:
+    """Copies all that is read of a part into `target`/part."""
+    for name, source in base.files(part).items():
+        copy_into(source, target / part / name)
+    for name, content in (base.weights[part].index if part in base.weights else {}).items():
+        write_json(target / part / name, content)
 
 
 def save_unet(named: Iterable[tuple[str, torch.Tensor]], folder: Path, save_dtype: str, save_format: str) -> None:
