@@ -154,13 +154,15 @@ def test_an_unfit_base_is_refused_by_name_and_left_as_it_was(tmp_path, base, cas
     assert listing(tmp_path) == before
 
 
-def test_a_name_on_the_hub_is_not_downloaded(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["CompVis/stable-diffusion-v1-4", "model/stable-diffusion-v1-4"])
+def test_a_name_on_the_hub_is_not_downloaded(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
     with pytest.raises(
         UserError,
         match="nothing is downloaded .* 'hf download CompVis/stable-diffusion-v1-4 --local-dir model/stable-",
     ):
-        check_base_model(Path("CompVis/stable-diffusion-v1-4"))
+        check_base_model(Path(name))
 
 
 @pytest.mark.parametrize("name", ["missing", "/no/where", "./model/sd", "../a/b", "a/b/c"])

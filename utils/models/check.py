@@ -54,6 +54,7 @@ DRAWING: dict[str, str | None] = dict.fromkeys(
 MOST_BLOCKS, MOST_LAYERS = 8, 100
 # What is read of a model on the Hub, and no other copy of its weights: of v1-4 5.5 GB of 23.3.
 FETCH = 'hf download {} --local-dir model/{} --exclude "*.bin" --exclude "*.fp16.*" --exclude "*.non_ema.*"'
+RECIPES = Path("CompVis/stable-diffusion-v1-4")
 ONLY_V1 = "this program trains Stable Diffusion v1 (1.1 to 1.5 and what was made from them)"
 
 
@@ -160,13 +161,13 @@ def check_is_folder(folder: Path, flag: str, advice: str) -> None:
         return
     if folder.exists():
         raise UserError(f"{flag} {folder} is a file, not a folder: {advice}")
-    name = str(folder)
+    name, is_recipes = str(folder), folder.name == RECIPES.name
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir()
-    if is_hub_name and flag != "--instance_data_dir":
+    if (is_hub_name or is_recipes) and flag != "--instance_data_dir":
         raise UserError(
             f"{flag}: there is no folder {name}, and nothing is downloaded at run time; "
             f"if you mean the model of that name on the Hugging Face Hub, fetch it first, for example with "
-            f"'{FETCH.format(name, folder.name)}'"
+            f"'{FETCH.format(RECIPES if is_recipes else name, folder.name)}'"
         )
     raise UserError(f"{flag} {folder} does not exist: {advice}")
 
