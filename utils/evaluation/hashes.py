@@ -5,7 +5,7 @@ from pathlib import Path
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.samples import BASELINE, Model, settings_sha256
 from utils.files.hashing import sha256_of_all
-from utils.models.folder import loaded_files
+from utils.models.folder import part_files
 
 
 def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
@@ -23,12 +23,11 @@ def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
     files = {}
     for model, (folder, unet) in model_folders(plan).items():
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-            directory = (unet if part == "unet" else folder) / part
-            files[model.name, part] = [directory / file for file in loaded_files(directory)]
-    digests = sha256_of_all(path for paths in files.values() for path in paths)
+            files[model.name, part] = part_files(unet if part == "unet" else folder, part)
+    digests = sha256_of_all(path for paths in files.values() for path in paths.values())
     hashes: dict = {}
     for (name, part), paths in files.items():
-        hashes.setdefault(name, {})[part] = settings_sha256({path.name: digests[path] for path in paths})
+        hashes.setdefault(name, {})[part] = settings_sha256({file: digests[path] for file, path in paths.items()})
     for model in plan.all_models:
         if model.strength != 1:
             ends = dict(base=hashes[BASELINE]["unet"], tuned=hashes[model.name]["unet"])

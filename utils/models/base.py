@@ -67,10 +67,8 @@ def _converted(path: Path, flag: str, kind: str) -> Path:
         folder = cache / f"{path.stem[:60]}-{kind}-{digest[:16]}"
         is_there = _is_whole(folder)  # made of a copy of the file elsewhere
         if is_main():
-            print(
-                f"{path} is one file: {'its conversion is in' if is_there else 'converting it into'} {folder}",
-                flush=True,
-            )
+            how = "its conversion is in" if is_there else "converting it into"
+            print(f"{path} is one file: {how} {folder}", flush=True)
         if not is_there:
             _convert(path, folder, kind)
         made = {str(each.relative_to(folder)): _state(each) for each in folder.glob("*/*") if each.is_file()}

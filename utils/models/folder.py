@@ -232,11 +232,6 @@ def part_files(folder: Path, part: str, weights: Weights | None = None) -> dict[
     return found | ((weights or find_weights(folder, part)).plain_names if part in WEIGHT_STEMS else {})
 
 
-def loaded_files(folder: Path) -> list[str]:
-    """Names of a component's files, less those that loading passes over: variants, .bin beside .safetensors."""
-    return sorted(path.name for path in part_files(folder.parent, folder.name).values())
-
-
 def is_index(path: Path) -> bool:
     """Whether the file says which shards hold which tensors."""
     return ".index." in path.name and path.suffix == ".json"

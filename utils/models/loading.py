@@ -25,7 +25,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import UserError
-from utils.models.folder import BaseModel, find_weights, is_index, loaded_files
+from utils.models.folder import BaseModel, find_weights, is_index, part_files
 from utils.models.weight_files import SAFETENSORS
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
@@ -229,10 +229,10 @@ def shared_components(pipeline: StableDiffusionPipeline, other: StableDiffusionP
 
 def same_component(folder: Path, other_folder: Path, name: str) -> bool:
     """Whether the files of component `name` that are loaded are the same, byte for byte, in both folders."""
-    names = loaded_files(folder / name)
-    if names != loaded_files(other_folder / name):
+    files, others = part_files(folder, name), part_files(other_folder, name)
+    if files.keys() != others.keys():
         return False
-    pairs = [(folder / name / file, other_folder / name / file) for file in names]
+    pairs = [(path, others[file]) for file, path in files.items()]
     if any(ours.stat().st_size != theirs.stat().st_size for ours, theirs in pairs):
         return False
     # Bytes rather than digests: it stops at the first difference, which two UNets have early.
