@@ -1,5 +1,6 @@
 """What goes wrong around a run: each fault ends with a clear line, the right exit code, and nothing half-written."""
 
+import json
 import os
 import resource
 import shutil
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, RANK_PROGRAM, TRAIN, UNET_FILE, as_argv, bits, rows, run, run_json, start
+from train_dreambooth_colossalai import main
 from utils.diffusion import Loss
-from utils.run.lineage import list_checkpoints
+from utils.errors import RunFailed, UserError
+from utils.run.lineage import HASHES, list_checkpoints
 from utils.run.loop import TrainingRun
 from utils.runtime.ranks import EXIT_LOST_RANK
 
@@ -164,15 +167,45 @@ def nan_after_step_5() -> None:
 @pytest.mark.parametrize("max_train_steps", [500, 9])
 def test_steps_that_are_not_finite_end_the_run(flags, output, tmp_path, max_train_steps):
     run(flags, max_train_steps=5, output_dir=tmp_path / "good")
-    argv = as_argv(flags | dict(max_train_steps=max_train_steps, max_nonfinite_steps=4))
+    limits = dict(max_train_steps=max_train_steps, max_nonfinite_steps=4)
+    argv = as_argv(flags | limits | dict(checkpointing_steps=2))
     process = Process(argv, tmp_path / "text", nan_after_step_5)
     assert process.wait() == 1
     text = process.text()
     assert "error: 4 steps in a row had no finite gradient, up to step 9" in text and "--learning_rate" in text
+    assert f"{output}/checkpoint-9 (the last one that a finite loss came after: {output}/checkpoint-4)" in text
     assert [row["skipped"] for row in rows(output)] == [False] * 5 + [True] * 4
     kept, good = load_file(output / "checkpoint-9" / UNET_FILE), load_file(tmp_path / "good" / UNET_FILE)
     assert all(torch.equal(kept[name], good[name]) for name in good)
     assert not (output / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("changes", [dict(checkpointing_steps=3), {}, dict(max_train_steps=3)])
+def test_weights_that_are_lost_are_not_kept(flags, output, changes):
+    """Nor resumed from; the last good checkpoint is named."""
+    run(flags, max_train_steps=2, checkpointing_steps=2)
+    good = bits(output / "checkpoint-2")
+    flags |= LATEST | dict(allow_changes=True, learning_rate=5e6, max_train_steps=4) | changes
+    with pytest.raises(RunFailed, match=r"are not kept: --learning_rate is too large.*step 2 is in .*checkpoint-2"):
+        main(as_argv(flags))
+    assert [found.step for found in list_checkpoints(output)] == [2] and bits(output / "checkpoint-2") == good
+    file, state = output / "checkpoint-2" / UNET_FILE, output / "checkpoint-2/state.json"
+    save_file({name: 3 * value for name, value in load_file(file).items()}, file)
+    state.write_text(
+        json.dumps({name: value for name, value in json.loads(state.read_text()).items() if name != HASHES})
+    )
+    with pytest.raises(
+        UserError, match="checkpoint-2: its weights are 3 times as large as the base's; resume from an"
+    ):
+        main(as_argv(flags))
+
+
+def test_a_run_whose_last_half_has_no_finite_loss_has_no_result(flags, output, tmp_path):
+    for steps, code in ((9, 0), (10, 1)):
+        argv = as_argv(flags | dict(max_train_steps=steps, output_dir=tmp_path / str(steps)))
+        process = Process(argv, tmp_path / f"{steps}.txt", nan_after_step_5)
+        assert process.wait() == code, process.text()
+    assert "error: 5 steps in a row had no finite gradient" in process.text()
 
 
 @pytest.mark.slow

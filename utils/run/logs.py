@@ -39,6 +39,7 @@ class TrainingLog:
         self.smoothed_loss: float | None = None
         self.num_skipped = 0
         self.nonfinite_streak = 0  # steps in a row that were not applied, as far as results have arrived
+        self.last_finite = first_step  # the last step whose loss was finite, likewise
         self._pending: collections.deque = collections.deque()
         self._last_time = time.perf_counter()
         self._tensorboard: Any = None
@@ -97,6 +98,7 @@ class TrainingLog:
         row["step_time"], self._last_time = now - self._last_time, now
         row["skipped"] = bool(row["skipped"])
         self._count(row["loss"], row["skipped"])
+        self.last_finite = global_step if math.isfinite(row["loss"]) else self.last_finite
         plain = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
         with self._gaps_in(self._file.name):
             self._file.write(json.dumps({"step": global_step, **plain}) + "\n")

@@ -1,6 +1,7 @@
 """A run from its first model to its last file: what surrounds it, what is done between its steps, how it ends."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from utils.dataset import ClassDataset
-from utils.errors import RunFailed
+from utils.errors import RunFailed, UserError
 from utils.files.lock import hold_output
 from utils.models.card import write_card
 from utils.models.folder import read_base
@@ -33,6 +34,7 @@ from utils.training.memory import is_out_of_memory, out_of_memory_in_one_line
 from utils.training.optimizer import MasterWeightsOptimizer
 from utils.training.train_step import training_stream
 
+MOST_GROWTH = 2.0  # of the weights' norm: beyond it they have moved further than they were large
 NONFINITE = 1  # why a run ends, as its exit code; the other reasons are signals, 128 + their number
 
 
@@ -83,11 +85,14 @@ class TrainingRun:
             self.record.begin()
             print(self.record.summary(optimizer.learning_rates.max().item()), flush=True)
         self.log = TrainingLog(plan, self.first_step, device, is_main=self.is_main)
+        self._base_norm = optimizer.flat.norm()
 
     def __enter__(self) -> "TrainingRun":
         checkpoint = self.sources.checkpoint
         if checkpoint is not None:
             restore(checkpoint, self.optimizer)
+            if why := self._why_lost():
+                raise UserError(f"{checkpoint.path}: its weights are {why}; resume from an earlier checkpoint")
             self.log.say(f"resuming from {checkpoint.path}")
         self.stop = StopRequest(self.is_main)
         self.checkpointer = None
@@ -113,32 +118,57 @@ class TrainingRun:
             self._checkpoint_if_due(step + 1)
 
     def _checkpoint_if_due(self, num_steps: int) -> None:
+        is_due = num_steps % self.plan.checkpointing_steps == 0
+        if is_due and self._why_lost():  # on every rank alike
+            self._end_early(num_steps, NONFINITE)
         if self.checkpointer is None:
             return
         self.checkpointer.report()
         self.stop.checkpoint_seconds = self.checkpointer.seconds
-        if num_steps % self.plan.checkpointing_steps == 0:
+        if is_due:
             self.log.flush()
             self.checkpointer.save(num_steps)
 
     def _failure(self) -> int:
         return NONFINITE if self.log.nonfinite_streak >= self.plan.max_nonfinite_steps else 0
 
+    def _failure_at_the_end(self) -> int:
+        """As _failure, also if the weights are lost, or if half of the steps or more had no finite loss at the end."""
+        num_lost, num_steps = self.plan.num_steps - self.log.last_finite, self.plan.num_steps - self.first_step
+        return NONFINITE if (0 < num_steps <= 2 * num_lost) or self._why_lost() else self._failure()
+
+    def _why_lost(self) -> str:
+        """What is wrong with the weights, if nothing can be drawn with them."""
+        growth = self.optimizer.flat.norm() / self._base_norm
+        if growth <= MOST_GROWTH:
+            return ""
+        return f"{growth:.3g} times as large as the base's" if math.isfinite(growth) else "not finite"
+
     def _end_early(self, num_steps: int, code: int) -> None:
-        """Keeps the state after `num_steps` steps, then raises RunFailed."""
+        """Keeps the state after `num_steps` steps, unless the weights are lost, then raises RunFailed."""
+        why = self._why_lost()
         if self.checkpointer is not None:
             self.log.flush()
-            self.checkpointer.save_and_wait(num_steps)
+            self.checkpointer.wait() if why else self.checkpointer.save_and_wait(num_steps)
             self.log.close()
             self.record.write_status("stopped")
         self.stop.wait_for_all()
+        if why:
+            raise RunFailed(
+                f"the weights after step {num_steps} are {why}, and are not kept: --learning_rate is too large. "
+                f"Give a smaller one, with --allow_changes if you resume. {self._how_to_resume()}"
+            )
         if code != NONFINITE:
             how = f"stopped after step {num_steps} of {self.plan.num_steps} ({signal.Signals(code - 128).name})"
             raise RunFailed(f"{how}. {self._how_to_resume()}", code)
+        found = list_checkpoints(self.plan.output_dir, self.record.lineage)
+        earlier = [each.path for each in found if each.step < self.log.last_finite]  # a finite loss came after it
+        last_good = f" (the last one that a finite loss came after: {earlier[-1]})" if earlier else ""
         raise RunFailed(
-            f"{self.plan.max_nonfinite_steps} steps in a row had no finite gradient, up to step {num_steps}; none of "
-            f"them changed the weights, which are in {self.plan.output_dir}/checkpoint-{num_steps}. Try a smaller "
-            f"--learning_rate, or --mixed_precision bf16 or no, with --resume_from_checkpoint and --allow_changes"
+            f"{self.log.nonfinite_streak} steps in a row had no finite gradient, up to step {num_steps}; none of them "
+            f"changed the weights, which are in {self.plan.output_dir}/checkpoint-{num_steps}{last_good}. Try a "
+            f"smaller --learning_rate, or --mixed_precision bf16 or no, with --resume_from_checkpoint and "
+            f"--allow_changes"
         )
 
     def _how_to_resume(self) -> str:
@@ -151,7 +181,7 @@ class TrainingRun:
         """On rank 0 puts the pipeline in its place; RunFailed, with the state kept, if that cannot be done."""
         self.log.flush()
         mark("trained")
-        if self.stop.poll_at_the_end(self._failure()) == NONFINITE:
+        if self.stop.poll_at_the_end(self._failure_at_the_end()) == NONFINITE:
             self._end_early(self.plan.num_steps, NONFINITE)
         if self.checkpointer is None:
             return

@@ -73,6 +73,10 @@ class FlatParameters:
         for (_, parameter), grad in zip(self.parameters, self.views(self.grad), strict=True):
             parameter.grad = grad
 
+    def norm(self) -> float:
+        """The weights' Euclidean norm, to be compared with an earlier one: on a CPU its fp32 sum is too small."""
+        return torch.linalg.vector_norm(self.weight, dtype=torch.float32).item()
+
     def clear_grads(self) -> None:
         """No gradient: zeros in the buffer, or none at all where autograd makes them anew."""
         if self.grad is not None:
