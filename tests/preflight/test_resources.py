@@ -13,7 +13,14 @@ from utils.models.check import check_base_model
 from utils.models.folder import FROZEN_PARTS, part_files, read_base
 from utils.models.single_file import export_single_file
 from utils.preflight import resources
-from utils.preflight.resources import check_device, check_disk, check_schedule, describe_launcher, describe_rounding
+from utils.preflight.resources import (
+    check_device,
+    check_disk,
+    check_schedule,
+    describe_flags,
+    describe_launcher,
+    describe_rounding,
+)
 from utils.run.plan import make_plan
 from utils.training.build import learning_rate_table
 from utils.training.memory import MemoryNeeds
@@ -142,9 +149,11 @@ def test_a_checkpoint_needs_the_hosts_memory_too(monkeypatch):
         assert found == verdict and ("a checkpoint's copy takes 10.3 GB" in finding) == (verdict == "note")
 
 
+COUNTS = dict(num_parameters=1000, num_photos=4, num_ranks=1, on_gpu=False, save_dtype="fp16")
+
+
 def plan_of(tmp_path, **values):
-    counts = dict(num_parameters=1000, num_photos=4, num_ranks=1, on_gpu=False, save_dtype="fp16")
-    return make_plan(make_args(tmp_path, **values), **counts)
+    return make_plan(make_args(tmp_path, **values), **COUNTS)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +190,51 @@ def test_a_result_in_fp16_that_hardly_changes(tmp_path):
     weights = torch.tensor([0.0082, 0.1, 1.0]).half().float()  # above 2e-6 x 2**12
     assert ((weights + 2e-6).half() == weights).all() and ((weights - 1.9e-6).half() == weights).all()
     assert (torch.tensor([0.004]).half().float() + 2e-6).half() != torch.tensor([0.004]).half()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            dict(lr_warmup_steps=10),
+            ["--lr_warmup_steps: no effect with --lr_scheduler constant (constant_with_warmup"],
+        ),
+        (dict(lr_warmup_steps=10, lr_scheduler="linear", max_train_steps=100), []),
+        (dict(lr_warmup_steps=0), []),
+        (
+            dict(lr_num_cycles=3, lr_power=2.0),
+            ["--lr_num_cycles: no effect but with", "--lr_power: no effect but with"],
+        ),
+        (dict(num_class_images=50, prior_loss_weight=0.5), ["--prior_loss_weight, --num_class_images: no effect wit"]),
+        (dict(validation_guidance_scale=3.0), ["--validation_guidance_scale: no effect without --validation_prompt"]),
+        (dict(validation_prompt="x", validation_steps=100), ["--validation_steps: no effect beyond the last step"]),
+        (dict(checkpoints_total_limit=2), ["--checkpoints_total_limit: no effect in a run without a checkpoint"]),
+        (dict(num_train_epochs=5, max_train_steps=5), ["--num_train_epochs: no effect beside --max_train_steps"]),
+        (dict(logging_dir="here"), ["--logging_dir: no effect without --report_to tensorboard"]),
+        (dict(learning_rate=5e6), ["--learning_rate: 5e+06 is not in 1e-08 to 0.001; is it meant?"]),
+        (dict(learning_rate=5e-16), ["--learning_rate: 5e-16 is not in"]),
+        (dict(learning_rate=1e-3), []),
+        (dict(noise_offset=5.0, snr_gamma=0.05), ["--snr_gamma: 0.05 is not in 1 to 20", "--noise_offset: 5 is not"]),
+        (dict(adam_beta1=0.999, adam_beta2=0.9), ["--adam_beta1: 0.999 is not in 0.5 to 0.99; is it meant?"]),
+        (dict(max_grad_norm=0), []),
+        (dict(max_train_steps=80_000, train_batch_size=1), ["the times that a photo is shown: 20000 is not in"]),
+        (dict(gradient_accumulation_steps=400), ["batch size x accumulation x ranks: 1600 is not in 1 to 256"]),
+    ],
+)
+def test_flags_without_effect_and_numbers_that_can_hardly_be_meant(tmp_path, given, said):
+    found = list(describe_flags(plan_of(tmp_path, **given), 4))
+    assert len(found) == len(said) and all(map(str.startswith, found, said)), found
+
+
+def test_a_rate_is_judged_as_it_is_scaled(tmp_path):
+    args = make_args(tmp_path, learning_rate=5e-4)
+    for args.scale_lr, batch, said in (
+        (True, 4, "--learning_rate: 0.002 is"),
+        (True, 1, "--scale_lr: no effect on steps"),
+    ):
+        args.train_batch_size = batch
+        (found,) = describe_flags(make_plan(args, **COUNTS), 4)
+        assert found.startswith(said)
 
 
 def test_accelerates_precision_is_not_read(tmp_path, monkeypatch):

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 from utils.files.ownership import nearest_existing
@@ -21,6 +24,69 @@ from utils.training.memory import (
 )
 
 POLYNOMIAL_END = 1e-7  # of diffusers' polynomial schedule, which must start above it
+# Flags that change nothing, when that is so, and how it is said.
+WITHOUT_EFFECT: tuple[tuple[str, Callable[[Namespace], Any], str], ...] = (
+    (
+        "lr_warmup_steps",
+        lambda a: a.lr_scheduler == "constant",
+        "with --lr_scheduler constant (constant_with_warmup has one)",
+    ),
+    (
+        "lr_num_cycles",
+        lambda a: a.lr_scheduler != "cosine_with_restarts",
+        "but with --lr_scheduler cosine_with_restarts",
+    ),
+    ("lr_power", lambda a: a.lr_scheduler != "polynomial", "but with --lr_scheduler polynomial"),
+    ("scale_lr", lambda a: a.samples_per_step == 1, "on steps of one sample"),
+    ("num_train_epochs", lambda a: "max_train_steps" in a.changed, "beside --max_train_steps"),
+    (
+        "prior_loss_weight num_class_images sample_batch_size prior_generation_precision",
+        lambda a: not a.with_prior_preservation,
+        "without --with_prior_preservation",
+    ),
+    (
+        "validation_negative_prompt validation_inference_steps validation_guidance_scale num_validation_images",
+        lambda a: not a.validation_prompt,
+        "without --validation_prompt",
+    ),
+    (
+        "validation_negative_prompt",
+        lambda a: a.validation_guidance_scale <= 1,
+        "where --validation_guidance_scale is not above 1",
+    ),
+    (
+        "validation_steps",
+        lambda a: a.validation_steps > a.max_train_steps,
+        "beyond the last step, but for the one before the first",
+    ),
+    (
+        "checkpoints_total_limit",
+        lambda a: a.checkpointing_steps > a.max_train_steps,
+        "in a run without a checkpoint (--checkpointing_steps is beyond it)",
+    ),
+    ("logging_dir", lambda a: a.report_to == "none", "without --report_to tensorboard"),
+    ("allow_changes", lambda a: not a.resume_from_checkpoint, "without --resume_from_checkpoint"),
+)
+# Between which values a number is taken without a word; beyond, a digit or a sign may be wrong (docs/flags.md).
+USUAL = {
+    "learning_rate": (1e-8, 1e-3),
+    "adam_beta1": (0.5, 0.99),
+    "adam_beta2": (0.9, 0.9999),
+    "adam_weight_decay": (0, 0.1),
+    "adam_epsilon": (1e-12, 1e-3),
+    "max_grad_norm": (0.01, 100),
+    "lr_power": (0.1, 10),
+    "snr_gamma": (1, 20),
+    "noise_offset": (0, 0.1),
+    "prior_loss_weight": (0, 10),
+    "num_class_images": (1, 5000),
+    "validation_guidance_scale": (0, 30),
+    "validation_inference_steps": (1, 250),
+    "num_validation_images": (1, 64),
+    "samples_per_step": (1, 256),
+    "passes": (0, 5000),
+}
+MEANT = dict(samples_per_step="batch size x accumulation x ranks", passes="the times that a photo is shown")
 FP16_REACH = 2**12  # a number that changes by less than this part of it is the same in fp16
 
 
@@ -121,6 +187,20 @@ def _compare_memory(needs: MemoryNeeds, low_memory: bool, gpu: str, free: float)
         said += f"; a checkpoint's copy takes {copy / GB:.1f} GB of the host's memory, {left / GB:.1f} GB free"
         return f"{said}: training will wait while parts of it are written without one", "note"
     return said, "ok"
+
+
+def describe_flags(plan: Plan, num_photos: int) -> Iterator[str]:
+    """A phrase for each flag that has no effect, and for each number that can hardly be meant."""
+    rate, passes = plan.learning_rates["lr"], plan.num_steps * plan.samples_per_step / num_photos
+    found = dict(plan.arguments, changed=plan.changed, samples_per_step=plan.samples_per_step, passes=passes)
+    for flags, is_so, when in WITHOUT_EFFECT:
+        given = [f"--{name}" for name in flags.split() if name in plan.changed and plan.arguments[name]]
+        if given and is_so(Namespace(**found)):
+            yield f"{', '.join(given)}: no effect {when}"
+    for name, (least, most) in USUAL.items():
+        value = rate if name == "learning_rate" else found[name]
+        if value and not least <= value <= most:
+            yield f"{MEANT.get(name, f'--{name}')}: {value:g} is not in {least:g} to {most:g}; is it meant?"
 
 
 def check_schedule(plan: Plan) -> str | None:

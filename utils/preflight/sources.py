@@ -7,7 +7,14 @@ from utils.data.class_images import check_class_images
 from utils.errors import UserError
 from utils.models.folder import BaseModel
 from utils.preflight.photos import describe_names, describe_photos, describe_prompt, load_quick_tokenizer
-from utils.preflight.resources import check_device, check_disk, check_schedule, describe_launcher, describe_rounding
+from utils.preflight.resources import (
+    check_device,
+    check_disk,
+    check_schedule,
+    describe_flags,
+    describe_launcher,
+    describe_rounding,
+)
 from utils.preflight.table import NOTE, OK, Check, Found, Row
 from utils.run.plan import make_plan
 from utils.run.resume import find_sources
@@ -111,8 +118,9 @@ def find_start(found: Found) -> Iterator[Row]:
 
 
 def check_numbers(found: Found) -> Iterator[Row]:
-    """Numbers that can hardly be meant."""
+    """Flags without effect, and numbers that can hardly be meant."""
     if found.plan is not None and found.sources is not None:
+        yield from (("flag", finding, NOTE) for finding in describe_flags(found.plan, len(found.sources.dataset)))
         named = dict(schedule=check_schedule, save_dtype=describe_rounding, precision=describe_launcher)
         findings = [(name, describe(found.plan)) for name, describe in named.items()]
         yield from ((name, finding, NOTE) for name, finding in findings if finding)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.arguments import LOSS, as_plain
+from utils.arguments import LOSS, as_plain, training_parser
 from utils.training.memory import MemoryNeeds
 
 Keywords = Mapping[str, Any]
@@ -20,10 +20,12 @@ DEFAULT_VALIDATION_STEPS = 100  # with --validation_prompt
 class Plan(NamedTuple):
     """What follows from the arguments, the photos, the base, the ranks and the device.
 
-    `arguments` are the command line's as JSON values, with the defaults filled in: what run.json records.
+    `arguments` are the command line's as JSON values, with the defaults filled in: what run.json records. `changed`
+    are those that are not what they are without their flags.
     """
 
     arguments: Keywords
+    changed: frozenset[str]
     num_steps: int
     num_ranks: int
     samples_per_step: int
@@ -64,6 +66,8 @@ def make_plan(
     place of bf16.
     """
     samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * num_ranks
+    defaults = training_parser().get_default
+    changed = frozenset(name for name, value in vars(args).items() if value != defaults(name))
     args = Namespace(**vars(args))
     args.mixed_precision = args.mixed_precision or ("fp16" if on_gpu else "no")
     for precision in () if has_bf16 else ("mixed_precision", "prior_generation_precision"):
@@ -74,6 +78,7 @@ def make_plan(
     prior_loss_weight = args.prior_loss_weight if args.with_prior_preservation else None
     return Plan(
         arguments=as_plain(args),
+        changed=changed,
         num_steps=args.max_train_steps,
         num_ranks=num_ranks,
         samples_per_step=samples_per_step,
