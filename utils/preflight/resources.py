@@ -74,7 +74,8 @@ USUAL = {
     "adam_beta2": (0.9, 0.9999),
     "adam_weight_decay": (0, 0.1),
     "adam_epsilon": (1e-12, 1e-3),
-    "max_grad_norm": (0.01, 100),
+    "max_grad_norm": (0, 100),
+    "lr_num_cycles": (1, 100),
     "lr_power": (0.1, 10),
     "snr_gamma": (1, 20),
     "noise_offset": (0, 0.1),
@@ -199,7 +200,7 @@ def describe_flags(plan: Plan, num_photos: int) -> Iterator[str]:
             yield f"{', '.join(given)}: no effect {when}"
     for name, (least, most) in USUAL.items():
         value = rate if name == "learning_rate" else found[name]
-        if value and not least <= value <= most:
+        if value is not None and not least <= value <= most:
             yield f"{MEANT.get(name, f'--{name}')}: {value:g} is not in {least:g} to {most:g}; is it meant?"
 
 
