@@ -7,6 +7,10 @@ import os
 import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded; the library reads it when it is imported
+if "OMP_WAIT_POLICY" not in os.environ:
+    # How often torch's threads look for each other before they sleep: by default for milliseconds, which are lost each
+    # time that another program keeps one of them from running. libgomp reads it when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 PROGRAM = "train_dreambooth_colossalai"
 OWN_HOME = "{}/{}-{}".format(os.environ.get("TMPDIR") or "/tmp", PROGRAM, getattr(os, "getuid", int)())
 

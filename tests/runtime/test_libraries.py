@@ -127,3 +127,18 @@ def test_a_missing_package_is_one_line(capsys):
     assert said.count("\n") == 1 and said.startswith("error: No module named 'no_such_module'; 'bash setup.sh'")
     with pytest.raises(ModuleNotFoundError):
         run_main(main, ["--debug"])
+
+
+def test_torchs_threads_sleep_soon_unless_the_user_says_otherwise():
+    """libgomp itself says what it has read."""
+    without = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for libraries_, given, expected in (
+        ("utils, torch", {}, "1000"),
+        ("utils", dict(GOMP_SPINCOUNT="7"), "7"),
+        ("utils", dict(OMP_WAIT_POLICY="ACTIVE"), "None"),
+    ):
+        code = f"import os, {libraries_}; print(os.environ.get('GOMP_SPINCOUNT'))"
+        environment = without | given | dict(OMP_DISPLAY_ENV="verbose")
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr
+        assert "torch" not in libraries_ or "GOMP_SPINCOUNT = '1000'" in done.stderr
