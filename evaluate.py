@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = {plan.output_dir.name: evaluate(plan) for plan in plans}
     if len(plans) > 1 and "score" in args.stages:
         scored = {name: metrics for name, metrics in measured.items() if metrics is not None}
-        print("\n".join(subjects.write_subjects(args.output_dir, scored)))
+        subjects.write_subjects(args.output_dir, scored)
     if "report" in args.stages:
         update_card(plans[0].output_dir, measured)
     for plan in plans:

@@ -131,12 +131,12 @@ the choice takes the farthest of those that are equal -> tests/evaluation/test_c
 +key=lambda each: -each.distance)
 === utils/evaluation/generate.py
 images that are there are drawn again -> tests/evaluation/test_score.py -k equal_settings
--if recorded_settings(plan.output_dir / s.file) != digests[s.file]]
+-if recorded_settings(folder / s.file) != digests[s.file]]
 +]
 === utils/evaluation/image_table.py
 the rare token counts in CLIP-T -> tests/evaluation/test_score.py
--return without_identifier(prompt, self.samples["identifier"])
-+return prompt
+-plain = {text: without_identifier(text, self.samples["identifier"]) for text in texts}
++plain = {text: text for text in texts}
 === utils/evaluation/metrics.py
 photos are compared with themselves -> tests/evaluation/test_metrics.py
 -return (cosines.sum(axis=1) - np.diag(cosines)) / (len(photos) - 1)

@@ -1,9 +1,12 @@
 """The rule of the choice: what is taken, what is named beside it, and when nothing is."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from utils.evaluation.choice import Candidate, choose
+from utils.evaluation.choice import Candidate, choose, describe
 from utils.evaluation.scorer import TWO_PHOTOS, Scorer
 
 KNOWS = Scorer("clip", "", "", "")
@@ -65,3 +68,28 @@ def test_where_nobody_looked_for_copies_one_has_to_look():
 def test_other_prompts_that_were_not_measured_are_said_to_be():
     choice = choose([candidate("finetuned", 1, 0.8, kept=None)], KNOWS)
     assert choice.answer == "take" and "other prompts were not measured" in choice.why and "kept" not in choice.why
+
+
+def test_the_chosen_ones_number_is_of_pictures_that_it_was_not_chosen_by():
+    models = dict(baseline="0", finetuned="1", **{"finetuned@0.5": "2", "checkpoint-9": "1"})  # the last is the result
+    entries = [dict(model=name, file=f"{name}-{seed}") for name in models for seed in range(10)]
+    likeness = dict(zip(models, ([0.2] * 10, [0.5] * 6 + [0.3] * 4, [0.2] * 10, [0.5] * 6 + [0.3] * 4), strict=True))
+    places = {name: np.arange(10)[None] + 10 * place for place, name in enumerate(models)}
+    table = SimpleNamespace(
+        samples=dict(
+            candidates=dict(models={n: dict(sha256=dict(unet=u)) for n, u in models.items()}, images=entries)
+        ),
+        entries=entries,
+        values=dict(clip_i=np.concatenate([*likeness.values()]) + 0.004 * np.random.default_rng(0).normal(size=40)),
+        photos=dict(clip=np.tile(np.eye(3)[0], (3, 1))),  # as alike as can be: 1
+        rows=lambda model, *roles: places[model.removeprefix("candidates/")],
+        others={f"candidates/{name}": [] for name in models},
+        copies={f"candidates/{name}": ([], 10) for name in models},
+    )
+    found = describe(table, KNOWS, Path("base"), Path("missing"))
+    assert [entry["name"] for entry in found["entries"]] == ["finetuned@0.5", "finetuned"]
+    assert (found["chosen"], found["command"]) == ("finetuned", None)
+    assert found["sentence"].startswith(("Take the result. 12%", "Take the result. 13%"))  # 0.1 of 0.8, not 0.3
+    assert (
+        found["entries"][0]["note"] == "not found nearer to your photos" and len(found["entries"][1]["images"]) == 10
+    )

@@ -9,13 +9,13 @@ from utils.evaluation.comparison import (
     BACKGROUND,
     BLANK,
     Row,
+    cut,
     displayable,
     fit,
     make_comparison,
     own_font,
     plan,
     square,
-    wrap,
 )
 from utils.evaluation.photos import load_photos
 
@@ -29,55 +29,55 @@ def plain(color, size=(64, 64)):
 
 def cell_color(sheet, layout, column, top):
     """The colour of a cell of one colour; fails where it has two."""
-    left = layout.column_left[column]
+    left = layout.lefts[column]
     cell = sheet.crop((left, top, left + layout.cell, top + layout.cell))
     extrema = cell.getextrema()
     assert all(low == high for low, high in extrema), extrema
     return tuple(low for low, _ in extrema)
 
 
-def test_photos_are_on_top_then_one_row_a_model_and_one_column_a_seed():
-    rows = [Row("baseline", "sd", [plain(RED), plain(GREEN)]), Row("fine-tuned", "output", [plain(BLUE), plain(GRAY)])]
-    sheet = make_comparison("a cat", "", [7, 8], rows, [("a.jpg", plain(PINK, (300, 300)))])
-    layout = plan(2, 2, 1, with_photos=True)
-    assert sheet.size == (layout.width, layout.height)
-    assert layout.photo_top < layout.row_top[0] < layout.row_top[1]
-    assert cell_color(sheet, layout, 0, layout.photo_top) == PINK
-    assert cell_color(sheet, layout, 1, layout.photo_top) == BLANK  # fewer photos than columns
-    cells = [cell_color(sheet, layout, column, top) for top in layout.row_top for column in (0, 1)]
-    assert cells == [RED, GREEN, BLUE, GRAY]
-    assert sheet.getpixel((layout.column_left[0] - 1, layout.row_top[0])) == BACKGROUND
-    assert sheet.getpixel((layout.column_left[0], layout.row_top[1] - 1)) == BACKGROUND
+def test_each_row_and_column_has_its_place():
+    rows = [
+        Row("your photos", "", [plain(PINK, (300, 300))], ["a.jpg"]),
+        Row("baseline", "sd", [plain(RED), plain(GREEN)], ["seed 7", "seed 8"]),
+        Row("fine-tuned", "output", [plain(BLUE), plain(GRAY)]),
+    ]
+    sheet, layout = make_comparison("a cat", "", rows), plan(rows)
+    assert sheet.size == layout.size and layout.tops == sorted(layout.tops)
+    cells = [cell_color(sheet, layout, column, top) for top in layout.tops for column in (0, 1)]
+    assert cells == [PINK, BLANK, RED, GREEN, BLUE, GRAY]  # fewer photos than columns
+    assert sheet.getpixel((layout.lefts[0] - 1, layout.tops[1])) == BACKGROUND
+    assert sheet.getpixel((layout.lefts[0], layout.tops[2] - 1)) == BACKGROUND
 
 
 def has_ink(sheet, box):
     return any(low < 200 for low, _ in sheet.crop(box).getextrema())
 
 
-def test_labels_seeds_title_and_subtitle_are_written_beside_the_cells():
-    layout = plan(1, 1, 1, with_photos=True)
-    sheet = make_comparison("a cat", "steps", [0], [Row("baseline", "sd", [plain(RED)])], [("a.jpg", plain(RED))])
-    left = layout.column_left[0]
-    for top in (layout.photo_top, layout.row_top[0]):
+def test_labels_captions_title_and_subtitle_are_written_beside_the_cells():
+    rows = [Row("your photos", "", [plain(RED)], ["a.jpg"]), Row("baseline", "sd", [plain(RED)], ["seed 0"])]
+    sheet, layout = make_comparison("a cat", "steps", rows), plan(rows)
+    left = layout.lefts[0]
+    for top in layout.tops:
         assert has_ink(sheet, (0, top, left, top + layout.cell))
         assert has_ink(sheet, (left, top - 34, left + layout.cell, top))
-    assert has_ink(sheet, (0, 0, layout.width, layout.photo_top - 34))
+    assert has_ink(sheet, (0, 0, layout.size[0], layout.tops[0] - 34))
 
 
 def test_an_image_that_is_not_square_is_centred():
-    layout = plan(1, 1, 1, with_photos=False)
-    sheet = make_comparison("a cat", "", [0], [Row("baseline", "", [plain(RED, (64, 32))])])
-    left, top, cell = layout.column_left[0], layout.row_top[0], layout.cell
+    rows = [Row("baseline", "", [plain(RED, (64, 32))])]
+    sheet, layout = make_comparison("a cat", "", rows), plan(rows)
+    left, top, cell = layout.lefts[0], layout.tops[0], layout.cell
     assert sheet.getpixel((left + cell // 2, top + cell // 2)) == RED
     assert sheet.getpixel((left + cell // 2, top + 5)) == BLANK
 
 
 @pytest.mark.parametrize("num_columns", [1, 4, 8, 9, 40])
 def test_the_sheet_holds_its_columns_side_by_side(num_columns):
-    layout = plan(num_columns, 2, 1, with_photos=True)
-    steps = {b - a for a, b in zip(layout.column_left, layout.column_left[1:], strict=False)}
+    layout = plan([Row("", "", [plain(RED)] * num_columns)])
+    steps = {b - a for a, b in zip(layout.lefts, layout.lefts[1:], strict=False)}
     assert all(step > layout.cell for step in steps)
-    assert layout.column_left[-1] + layout.cell < layout.width
+    assert layout.lefts[-1] + layout.cell < layout.size[0]
     assert layout.cell >= 128
 
 
@@ -119,8 +119,8 @@ def test_a_small_image_is_enlarged_and_a_large_one_reduced():
     ["", " ", "фото кота", "猫の写真", "قطة", "🐈‍⬛", "a\nb\tc\0d\u202e", "e\u0301" * 200, "x" * 5000, "word " * 900],
 )
 def test_no_prompt_breaks_the_sheet(prompt):
-    sheet = make_comparison(prompt, prompt, [0], [Row(prompt, prompt, [plain(RED)])], [(prompt, plain(RED))])
-    assert sheet.width == plan(1, 1, 1, True).width
+    rows = [Row(prompt, prompt, [plain(RED)], [prompt])]
+    assert make_comparison(prompt, prompt, rows).width == plan(rows).size[0]
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,8 @@ def test_what_pillows_font_lacks_is_spelled_out(text, spelled):
     assert displayable(text, OWN) == spelled
 
 
-def test_long_text_is_wrapped_at_spaces_then_cut_with_an_ellipsis():
-    text = "one two three four five six seven eight nine ten"
-    lines = wrap(text, OWN, 150, 10)
-    assert " ".join(lines) == text
-    assert all(OWN.getlength(line) <= 150 for line in lines)
-    short = wrap(text, OWN, 150, 2)
-    assert len(short) == 2 and short[-1].endswith("...")
-    assert all(OWN.getlength(line) <= 150 for line in wrap("x" * 400, OWN, 150, 3))
-    assert wrap("short", OWN, 150) == ["short"]
-    assert OWN.getlength(wrap("y" * 100, OWN, 150)[0]) <= 150
+@pytest.mark.parametrize("text", ["x" * 400, "word " * 900, "one two three four five six seven eight"])
+def test_long_text_is_cut_with_an_ellipsis(text):
+    line = cut(text, OWN, 150)
+    assert line.endswith("...") and text.startswith(line[:-3]) and 130 < OWN.getlength(line) <= 150
+    assert cut("short", OWN, 150) == "short"

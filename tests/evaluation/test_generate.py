@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import evaluate
 from tests.helpers.script import UNET_FILE
 from utils.command_line import run_main
-from utils.evaluation.comparison import fit, plan
+from utils.evaluation.comparison import Row, fit, plan
 from utils.evaluation.prompts import PLACES, other_prompts
 from utils.files import png
 from utils.models import drawing, loading
@@ -151,15 +151,13 @@ def test_each_image_carries_its_settings(first_result, tiny_pipeline_dir):
 
 
 def test_the_sheet_holds_photos_baseline_and_finetuned(first_result, photos_dir):
-    layout = plan(2, 2, 1, with_photos=True)
+    layout = plan([Row("", "", [None, None], ["x"])] * 2 + [Row("", "", [None, None])])
     sheet = Image.open(first_result / "comparison.png")
-    assert sheet.size == (layout.width, layout.height)
-
-    for column in (0, 1):
+    assert sheet.size == layout.size
+    for column, left in enumerate(layout.lefts):
         names = [f"baseline-{column + 1}.png", f"output-{column + 1}.png"]
         paths = [photos_dir / f"photo-{column}.jpg", *(first_result / name for name in names)]
-        for top, path in zip((layout.photo_top, *layout.row_top), paths, strict=True):
-            left = layout.column_left[column]
+        for top, path in zip(layout.tops, paths, strict=True):
             cell = sheet.crop((left, top, left + layout.cell, top + layout.cell))
             with Image.open(path) as image:
                 assert np.array_equal(np.asarray(cell), np.asarray(fit(image, layout.cell))), (path.name, column)
@@ -188,7 +186,10 @@ def test_a_folder_without_run_json_needs_the_flags_and_no_photos(finetuned_dir, 
     (finetuned_dir / "run.json").unlink()
     more = ["--prompt", PROMPT, "--pretrained_model_name_or_path", str(tiny_pipeline_dir)]
     assert run(finetuned_dir, result, *more) == 0
-    assert Image.open(result / "comparison.png").height == plan(2, 2, 1, with_photos=False).height
+    assert (
+        Image.open(result / "comparison.png").height
+        == plan([Row("", "", [None, None], ["x"]), Row("", "", [None, None])]).size[1]
+    )
 
 
 # Running it again

@@ -21,7 +21,6 @@ from utils.evaluation import encoders, intervals, metrics
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints, make_plan
 from utils.evaluation.prompts import other_prompts
-from utils.evaluation.samples import plan_samples
 from utils.models import drawing, loading
 from utils.models.folder import read_base
 from utils.run.lineage import FORMAT, STATE_FILE
@@ -106,7 +105,7 @@ def test_several_prompts_have_a_folder_each_for_every_model(whole, trained_dir):
     samples = read(whole, "samples.json")
     assert list(samples["models"]) == ["baseline", "finetuned", "checkpoint-5", "checkpoint-10"]
     assert len(samples["images"]) == 4 * IMAGES
-    assert (whole / "images/checkpoint-5/a-sks-cat-on-the-beach/seed-1.png").is_file()
+    assert (whole / "images/checkpoint-5/a-sks-cat-on-the-beach/seed-1001.png").is_file()
     assert (whole / "output-1.png").is_file() and (whole / "comparison.png").is_file()
     assert samples["models"]["checkpoint-5"]["path"] == str(trained_dir / "checkpoint-5" / "unet")
 
@@ -222,7 +221,7 @@ def test_another_prompt_costs_its_own_images_alone(trained_dir, result, monkeypa
     first = contents(result)
     images = drawn(monkeypatch)
     assert run(trained_dir, result, *two) == 0
-    assert images == 2 * [(other[1], 0), (other[1], 1)]
+    assert images == 2 * [(other[1], 1000), (other[1], 1001)]
     second = contents(result)
     assert first.items() < second.items() and len(second) == len(first) + 4
     assert run(trained_dir, result, *one) == 0
@@ -258,8 +257,8 @@ def test_the_papers_prompts_and_a_file_of_prompts(trained_dir, tmp_path):
     more = ["--dreambench", "live", "--identifier", "sks", "--class_name", "dog", "--num_images", "1"]
     more += ["--prompts_file", str(tmp_path / "prompts.txt"), "--num_drift_images", "0"]
     plan = make_plan(parse_args(["--finetuned_model_name_or_path", str(trained_dir), *more]))
-    files = [sample.file for sample in plan_samples(plan.prompts, plan.models, *plan.counts)]
-    assert len(files) == 2 * 27 and files[-1] == "images/finetuned/a-cube-shaped-sks-dog/seed-0.png"
+    files = [sample.file for sample in plan.samples()]
+    assert len(files) == 2 * 27 and files[-1] == "images/finetuned/a-cube-shaped-sks-dog/seed-26000.png"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +317,7 @@ def test_metrics_are_what_the_functions_give_for_the_images(whole, models, photo
     clip, dino = encoders.load_clip(Path(models[1]), cpu), encoders.load_dino(Path(models[3]), cpu)
     photos = [decode(path) for path in sorted(photos_dir.iterdir())]
     files = [["output-1.png", "output-2.png"]]
-    files += [[f"images/finetuned/a-sks-cat-on-the-beach/seed-{seed}.png" for seed in (0, 1)]]
+    files += [[f"images/finetuned/a-sks-cat-on-the-beach/seed-{seed}.png" for seed in (1000, 1001)]]
     images = [[decode(whole / file) for file in row] for row in files]
     found = record["models"]["finetuned"]
     for encoder, fidelity, suffix in ((clip, "clip_i", "clip"), (dino, "dino", "dino")):
@@ -464,7 +463,7 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
 
 def test_images_of_one_colour_and_photos_drawn_again_are_found(whole, photos_dir, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "result")
-    black, copied = "images/finetuned/a-sks-cat-on-the-beach/seed-1.png", "output-2.png"
+    black, copied = "images/finetuned/a-sks-cat-on-the-beach/seed-1001.png", "output-2.png"
     Image.new("RGB", (32, 32)).save(folder / black)
     photo = decode(photos_dir / "photo-2.jpg")
     ImageOps.mirror(ImageOps.fit(photo, (64, 64))).save(folder / copied)

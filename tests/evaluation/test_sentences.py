@@ -9,16 +9,15 @@ import pytest
 from utils.evaluation import sentences
 from utils.evaluation.intervals import Way
 from utils.evaluation.scorer import NO_TEXT, TWO_PHOTOS, Scorer
-from utils.evaluation.sentences import Counts, count_kept, say
+from utils.evaluation.sentences import count_kept, say
 
 KNOWS = Scorer("clip", "", "", "")
 PROMPTS = [f"a photo of a {thing}" for thing in ("dog", "house", "car", "tree", "flower", "boat", "chair", "apple")]
 
 
-def counts(*lost: int, copies: int = 0, compared: int = 8, reads: bool = True) -> Counts:
+def others(*lost: int) -> list[dict]:
     """Of eight other prompts with one picture each."""
-    others = [dict(prompt=prompt, kept=place not in lost) for place, prompt in enumerate(PROMPTS)]
-    return Counts(others if reads else [], [dict(file=str(n)) for n in range(copies)], compared)
+    return [dict(prompt=prompt, kept=place not in lost) for place, prompt in enumerate(PROMPTS)]
 
 
 def table(
@@ -32,35 +31,33 @@ def table(
     return SimpleNamespace(
         values=dict(clip_i=values),
         photos=dict(clip=turned / np.linalg.norm(turned, axis=1, keepdims=True)),
-        rows=lambda model, role: indices[0 if model == "finetuned" else 1],
+        rows=lambda model, *roles: indices[0 if model == "finetuned" else 1],
     )
 
 
-def said_of(table, scorer=KNOWS, ours=None, theirs=None):
-    return say(table, scorer, "finetuned", ours or counts(), theirs or counts())
+def said_of(table, scorer=KNOWS, *, lost=(), copies=0, compared=8, reads=True):
+    table.others = dict(finetuned=others(*lost), baseline=others()) if reads else dict(finetuned=[], baseline=[])
+    table.copies = dict(finetuned=([dict(file=str(number)) for number in range(copies)], compared))
+    return say(table, scorer, "finetuned")
 
 
 def test_three_sentences_each_with_its_interval():
-    said = said_of(table(0.56, 0.2, 0.8), ours=counts(3, copies=2), theirs=counts())
+    said = said_of(table(0.56, 0.2, 0.8), lost=[3], copies=2)
     assert [kind for kind, _ in said.sentences] == ["way", "others", "copies"] and said.unmeasured == []
-    way, others, copies = (text for _, text in said.sentences)
+    way, kept, copies = (text for _, text in said.sentences)
     share, low, high = map(int, re.findall(r"(\d+)%(?!:)", way.replace("95%:", "")))
     assert low < share < high and share == pytest.approx(60, abs=3)
     assert "of the way from the base's pictures to your photos" in way and way.endswith("by CLIP-I.")
-    assert others.startswith("7 of 8 pictures of other things fit their own prompt best (95%: ")
-    assert others.endswith("of the base's 8 of 8.")
+    assert kept.startswith("7 of 8 pictures of other things fit their own prompt best (95%: ")
+    assert kept.endswith("of the base's 8 of 8.")
     assert copies.startswith("2 of 8 pictures of your subject are one of your photos again (95%: ")
 
 
 def test_zero_is_the_base_and_100_are_the_photos():
-    assert said_of(table(0.2, 0.2, 0.8, num_prompts=25)).sentences[0][1].startswith(("0%", "1%", "\u22121%"))
-    assert re.match("(99|100|101)%", said_of(table(0.8, 0.2, 0.8)).sentences[0][1])
-
-
-def test_few_pictures_that_have_not_all_come_nearer_cannot_tell_how_far():
-    said = said_of(table(0.2, 0.2, 0.8))
-    assert [kind for kind, _ in said.sentences] == ["others", "copies"]
-    assert said.unmeasured[0].startswith("How far it has come was not measured: this cannot be told from so few")
+    none, whole = (said_of(table(ours, 0.2, 0.8, num_prompts=25)).sentences[0][1] for ours in (0.2, 0.8))
+    assert re.match("(0|\u22121|1)%", none) and re.match("(99|100|101)%", whole)
+    few = said_of(table(0.2, 0.2, 0.8))  # of 20 images that have not all come nearer no interval holds
+    assert "way" not in dict(few.sentences) and re.search(r"\d+ of 20 have come nearer", few.unmeasured[0])
 
 
 def test_an_interval_of_few_prompts_says_so():
@@ -77,19 +74,28 @@ def test_a_scorer_that_does_not_know_the_photos_says_that_alone():
 
 
 def test_what_was_not_measured_is_said_with_what_would_measure_it():
-    said = said_of(table(0.56, 0.2, 0.8), Scorer("clip", "", TWO_PHOTOS, NO_TEXT), counts(compared=0))
+    said = said_of(table(0.56, 0.2, 0.8), Scorer("clip", "", TWO_PHOTOS, NO_TEXT), compared=0)
     assert said.sentences == [] and len(said.unmeasured) == 3
     assert TWO_PHOTOS in said.unmeasured[0] and "--clip_model" in said.unmeasured[1]
     assert "--instance_data_dir" in said.unmeasured[2]
-    none = said_of(table(0.56, 0.2, 0.8), ours=counts(reads=False), theirs=counts(reads=False))
+    none = said_of(table(0.56, 0.2, 0.8), reads=False)
     assert "--drift_prompt" in none.unmeasured[0] and "others" not in dict(none.sentences)
 
 
 def test_nothing_good_or_bad_is_said():
     """No line above which it draws your cat, no memorised photos, no price."""
     for ours in (0.2, 0.3, 0.5, 0.79):
-        texts = " ".join(text for _, text in said_of(table(ours, 0.2, 0.8), ours=counts(0, 1, copies=3)).sentences)
+        texts = " ".join(text for _, text in said_of(table(ours, 0.2, 0.8), lost=[0, 1], copies=3).sentences)
         assert not re.search("draws|Good|price|memoris|found|visibl", texts)
+
+
+def test_every_copy_counts():
+    assert (
+        sentences.copies(9, 100) == "9 of 100 pictures of your subject are one of your photos again (95%: 4% to 16%)."
+    )
+    assert sentences.copies(0, 4).startswith(
+        "None of 4 pictures of your subject is one of your photos again (95%: 0% to"
+    )
 
 
 def test_a_prompt_is_kept_if_most_of_its_pictures_are():

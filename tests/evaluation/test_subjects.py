@@ -55,7 +55,6 @@ def test_each_subject_is_scored_with_its_own_photos(tiny_pipeline_dir, trained, 
     values = [metrics["models"]["finetuned"]["clip_i"]["value"] for metrics in measured.values()]
     assert [subject["clip_i"] for subject in both["subjects"].values()] == values
     assert both["mean"]["clip_i"]["value"] == pytest.approx(sum(values) / 2)
-    assert f"mean of 2 subjects, finetuned: CLIP-I {sum(values) / 2:.3f}".replace("-0", "\u22120") in said
     assert "README.md has" not in said  # training did not write that folder
 
 

@@ -42,7 +42,9 @@ def take_turns(folders: tuple[Path, Path], dtype: torch.dtype, device: str = "cp
     pipelines[FINETUNED] = load_pipeline(
         read_base(tuned), dtype, torch.device(device), shared=common_components(pipelines[BASELINE], tuned)
     )
-    plan = SimpleNamespace(baseline_folder=base, finetuned_model_name_or_path=tuned, all_models=list(MODELS.values()))
+    plan = SimpleNamespace(
+        pretrained_model_name_or_path=base, finetuned_model_name_or_path=tuned, all_models=list(MODELS.values())
+    )
     return WeightsInTurn(plan, pipelines)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 import evaluate
 from utils.command_line import run_main
 from utils.evaluation.metrics import METRICS
-from utils.evaluation.samples import METRICS_CSV, METRICS_FORMAT, SETTINGS_KEY, SamplingSettings, samples_id
+from utils.evaluation.samples import METRICS_CSV, METRICS_FORMAT, PIXELS, SETTINGS_KEY, samples_id
 
 
 def write_result(
@@ -38,7 +38,7 @@ def write_result(
                 entries.append(sample | {SETTINGS_KEY: str(seed)})
     models = dict(baseline=dict(path="model/sd", sha256=dict(unet="0")), finetuned=dict(path=str(output)))
     models["checkpoint-250"] = dict(path=str(output / "checkpoint-250"))
-    names = ("num_images", "num_drift_images", "seed", *SamplingSettings._fields, "identifier", "class_name")
+    names = ("num_images", "num_drift_images", "seed", "batch_size", *PIXELS, "identifier", "class_name")
     samples = dict(written_by="evaluate.py", complete=True, files=[], samples_id=samples_id(entries), images=entries)
     samples |= dict(prompts=[dict(text=text, role=role) for text, role in prompts], models=models, device="cpu")
     samples |= dict(command=f"python evaluate.py --prompt '{prompt}'", versions=dict(torch="2"))

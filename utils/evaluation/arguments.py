@@ -35,12 +35,7 @@ def build_parser() -> Parser:
     _add_model_flags(parser.add_argument)
     _add_sampling_flags(parser.add_argument)
     add = parser.add_argument
-    add(
-        "--only",
-        action="append",
-        choices=STAGES,
-        help="this stage alone, from what the one before it left (repeatable)",
-    )
+    add("--only", action="append", choices=STAGES, help="this stage alone, from what lies there (repeatable)")
     add("--clip_model", type=Path, metavar="FOLDER", help="CLIP model for CLIP-I and CLIP-T (what the baseline has)")
     add("--dino_model", type=Path, metavar="FOLDER", help="DINO model, such as facebook/dino-vits16 (none)")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -53,42 +48,22 @@ def _add_subject_flags(add: Callable[..., object]) -> None:
     add(VAE_FLAG, type=Path, metavar="PATH", help="another VAE for the baseline (default: what run.json names)")
     add(FINETUNED_FLAG, type=Path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
     add("--output_dir", type=Path, metavar="FOLDER", default=Path("result"), help="where the images go (./result)")
-    add(
-        "--instance_data_dir",
-        type=Path,
-        metavar="FOLDER",
-        help="your photos, shown and compared with (what the fine-tuned run.json names)",
-    )
+    add("--instance_data_dir", type=Path, metavar="FOLDER", help="your photos (those that run.json names)")
     add("--concepts_list", type=Path, metavar="FILE", help="several subjects, each with its own photos")
-    add(
-        "--prompt",
-        action="append",
-        type=as_prompt,
-        help="what to draw; repeatable (the instance prompt of the fine-tuned run.json)",
-    )
+    add("--prompt", action="append", type=as_prompt, help="what to draw; repeatable (the prompt in run.json)")
     add("--prompts_file", type=Path, metavar="FILE", help="prompts, one a line")
     add("--dreambench", choices=list(DREAMBENCH), help="the DreamBooth paper's 25 prompts for animals or for objects")
     add("--identifier", help="the subject's name in prompts, such as sks (read from the prompts it was trained with)")
     add("--class_name", help="what the subject is one of, such as dog (read from the prompts it was trained with)")
-    add(
-        "--drift_prompt",
-        action="append",
-        type=as_prompt,
-        help="a prompt without the subject; repeatable (eight other things)",
-    )
+    more = "a prompt without the subject; repeatable (eight other things)"
+    add("--drift_prompt", action="append", type=as_prompt, help=more)
 
 
 def _add_model_flags(add: Callable[..., object]) -> None:
     """What is drawn beside the baseline and the fine-tuned model."""
     add("--checkpoint", action="append", metavar="NAME", help="also a checkpoint-N of the fine-tuned folder, or all")
-    add(
-        "--strength",
-        action="extend",
-        nargs="+",
-        type=non_negative_float,
-        metavar="S",
-        help="also the weights baseline + S x (fine-tuned - baseline), of the checkpoints too (1: as they are)",
-    )
+    blend = "also the weights baseline + S x (fine-tuned - baseline), of the checkpoints too (1: as they are)"
+    add("--strength", action="extend", nargs="+", type=non_negative_float, metavar="S", help=blend)
     add("--choose", action="store_true", help="say which to use: the checkpoints, or the result at lower strengths")
 
 
@@ -96,20 +71,16 @@ def _add_sampling_flags(add: Callable[..., object]) -> None:
     """How each image is drawn."""
     add("--negative_prompt", help="what to steer away from")
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
+    other = "the same for prompts without the subject; 0: no other places either (1)"
+    add("--num_drift_images", type=non_negative_int, default=1, help=other)
     add(
-        "--num_drift_images",
-        type=non_negative_int,
-        default=1,
-        help="the same for prompts without the subject; 0: no other places either (1)",
+        "--seed",
+        type=seed_int,
+        default=0,
+        help="seed of image 1; image k has seed + k - 1, the next prompt's 1000 more (0)",
     )
-    add("--seed", type=seed_int, default=0, help="seed of image 1; image k has seed + k - 1 (0)")
     add("--num_inference_steps", type=positive_int, default=50, help="denoising steps (50)")
-    add(
-        "--guidance_scale",
-        type=non_negative_float,
-        default=7.5,
-        help="strength of the prompt; 1 switches guidance off (7.5)",
-    )
+    add("--guidance_scale", type=non_negative_float, default=7.5, help="of the prompt; 1 switches it off (7.5)")
     add("--batch_size", type=positive_int, help="images sampled at once; smaller takes less memory (all of them)")
     add("--height", type=positive_int, help="pixels (the model's own)")
     add("--width", type=positive_int, help="pixels (the model's own)")

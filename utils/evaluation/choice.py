@@ -11,16 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.evaluation import intervals
-from utils.evaluation.candidates import NUM_TELLING, distance, export_command, label
+from utils.evaluation.candidates import FOLDER, NUM_TELLING, distance, export_command, label
 from utils.evaluation.image_table import ImageTable
 from utils.evaluation.prompts import SUBJECT
 from utils.evaluation.samples import BASELINE
-from utils.evaluation.scorer import LIKENESS, Scorer
+from utils.evaluation.scorer import FEW_PICTURES, LIKENESS, Scorer
 from utils.evaluation.sentences import count_kept, way_in_words, way_of
 from utils.evaluation.wording import listed
 from utils.files.ownership import run_of
 
 TAKE, NONE, LOOK = "take", "none", "look"  # the answers
+LEAST_IMAGES = 3  # that choose: of two, hardly any gain is found
 LOOK_AT = "These pictures cannot tell which to use: look at them."
 LOSES, COPIES = "loses other prompts", "has pictures that are your photos again"
 
@@ -43,9 +44,9 @@ class Candidate(NamedTuple):
     kept: tuple[int, int, int] | None
     num_copies: int | None
 
-    def gain(self, num_looks: int) -> bool | None:
-        """Whether likeness has risen, one of so many that are looked at together; None of too few images."""
-        return intervals.has_risen((self.likeness - self.before)[None], num_looks)
+    def gains(self, num_looks: int) -> bool:
+        """Whether it has come nearer to the photos, being one of so many that are looked at together."""
+        return bool(intervals.has_risen((self.likeness - self.before)[None], num_looks))
 
     @property
     def keeps_others(self) -> bool:
@@ -66,10 +67,9 @@ def choose(candidates: list[Candidate], scorer: Scorer) -> Choice:
     """The choice by the rule above."""
     if not scorer.knows or scorer.no_way:
         return Choice(LOOK, LOOK_AT, scorer.line or f"A choice {scorer.no_way}.")
-    gains = [each.gain(len(candidates)) for each in candidates]
-    gaining = [each for each, gain in zip(candidates, gains, strict=True) if gain]
-    if not gaining and None in gains:
-        return Choice(LOOK, LOOK_AT, "A choice needs more pictures: --num_images.")
+    gaining = [each for each in candidates if each.gains(len(candidates))]
+    if any(each.likeness.size < LEAST_IMAGES for each in candidates):
+        return Choice(LOOK, LOOK_AT, f"A choice {FEW_PICTURES}.")
     if not gaining:
         return Choice(NONE, "None yet: train on.", "No pictures were found nearer to your photos than the base's.")
     if any(each.num_copies is None for each in gaining):
@@ -77,13 +77,9 @@ def choose(candidates: list[Candidate], scorer: Scorer) -> Choice:
     sound = [each for each in gaining if not each.num_copies]
     fit = [each for each in sound if each.keeps_others]
     if not fit:
-        why = (
-            "Train for fewer steps, or with prior preservation."
-            if sound
-            else "Train for fewer steps, or on more photos."
-        )
-        lacking = LOSES if sound else COPIES
-        return Choice(NONE, f"None of these: each that comes nearer to your photos {lacking}.", why)
+        lacking, advice = (LOSES, "with prior preservation") if sound else (COPIES, "on more photos")
+        sentence = f"None of these: each that comes nearer to your photos {lacking}."
+        return Choice(NONE, sentence, f"Train for fewer steps, or {advice}.")
     return _nearest_to_baseline(fit)
 
 
@@ -91,11 +87,8 @@ def _nearest_to_baseline(fit: list[Candidate]) -> Choice:
     best = intervals.not_worse_than_best(np.stack([each.likeness for each in fit]))
     equal = [each for each, is_best in zip(fit, best, strict=True) if is_best]
     taken, *others = sorted(equal, key=lambda each: each.distance)
-    why = "None of its pictures is one of your photos again; other prompts were not measured."
-    if taken.kept is not None:
-        why = "None of its pictures is one of your photos again, and {} of {} other prompts are kept.".format(
-            *taken.kept
-        )
+    kept = "{} of {} other prompts are kept".format(*taken.kept) if taken.kept else "other prompts were not measured"
+    why = f"None of its pictures is one of your photos again; {kept}."
     if others:
         why += f" These pictures do not tell it from {listed([label(each.name) for each in others])}."
     return Choice(TAKE, f"Take {label(taken.name)}.", why, taken.name, tuple(each.name for each in others))
@@ -110,57 +103,54 @@ def describe(table: ImageTable, scorer: Scorer, baseline: Path, finetuned: Path)
     models = table.samples["candidates"]["models"]
     last_step = (run_of(finetuned).get("result") or {}).get("num_steps")
     names = sorted((name for name in models if name != BASELINE), key=lambda name: distance(name, last_step))
-    names = list(
-        {models[name]["sha256"]["unet"]: name for name in names}.values()
-    )  # the last checkpoint is the result
-    copies = {name: table.copies(name, of_candidates=True) for name in names}
-    candidates = []
-    for name in names:
-        found, num_compared = copies[name]
-        candidates.append(_candidate(table, scorer, name, last_step, len(found) if num_compared else None))
+    by_weights = {models[name]["sha256"]["unet"]: name for name in names}  # the last checkpoint may be the result
+    candidates = [_candidate(table, scorer, name, last_step) for name in by_weights.values()]
     choice = choose(candidates, scorer)
-    said = choice._asdict() | dict(command=choice.chosen and export_command(finetuned, baseline, choice.chosen))
-    if choice.chosen and (way := _told_way(table, scorer, choice.chosen)):
-        said["sentence"] += f" {way_in_words(way, LIKENESS[scorer.encoder][1])}"
-    said["entries"] = [
-        _entry(table, scorer, each, copies[each.name][0], len(candidates))
-        | dict(command=export_command(finetuned, baseline, each.name))
+    commands = {each.name: export_command(finetuned, baseline, each.name) for each in candidates}
+    sentence = choice.sentence
+    if choice.chosen:
+        ours, theirs = (_rows(table, model)[1][None] for model in (choice.chosen, BASELINE))
+        way = way_of(table, scorer, ours, theirs)
+        sentence += f" {way_in_words(way, LIKENESS[scorer.encoder][1])}" if way else ""
+    entries = [
+        dict(
+            name=each.name,
+            label=label(each.name),
+            command=commands[each.name],
+            note=_note(each, scorer, len(candidates)),
+            others=dict(zip(("kept", "of", "of_base"), each.kept, strict=True))
+            if each.kept and scorer.knows
+            else None,
+            copies=table.copies[f"{FOLDER}/{each.name}"][0],
+            images=[e["file"] for e in table.samples["candidates"]["images"] if e["model"] == each.name],
+        )
         for each in candidates
     ]
-    return said
+    return choice._asdict() | dict(sentence=sentence, command=commands.get(choice.chosen or ""), entries=entries)
 
 
 def _rows(table: ImageTable, model: str) -> tuple[np.ndarray, np.ndarray]:
     """([N], [K]): the images of the subject that choose, and those that tell how far the chosen one has come."""
-    rows = table.rows(model, SUBJECT, of_candidates=True)[0]
+    rows = table.rows(f"{FOLDER}/{model}", SUBJECT)[0]
     num_choosing = max(len(rows) - NUM_TELLING, len(rows) // 2)
     return rows[:num_choosing], rows[num_choosing:]
 
 
-def _told_way(table: ImageTable, scorer: Scorer, name: str) -> intervals.Way | None:
-    ours, theirs = (_rows(table, model)[1][None] for model in (name, BASELINE))
-    return way_of(table, scorer, ours, theirs)
+def _candidate(table: ImageTable, scorer: Scorer, name: str, last_step: int | None) -> Candidate:
+    values = table.values.get(LIKENESS[scorer.encoder][0] if scorer.encoder else "", np.zeros(len(table.entries)))
+    (kept, num), (before, _) = (count_kept(table.others[f"{FOLDER}/{model}"]) for model in (name, BASELINE))
+    found, num_compared = table.copies[f"{FOLDER}/{name}"]
+    ours, theirs = (values[_rows(table, model)[0]] for model in (name, BASELINE))
+    counted, num_copies = (kept, num, before) if num else None, len(found) if num_compared else None
+    return Candidate(name, distance(name, last_step), ours, theirs, counted, num_copies)
 
 
-def _candidate(
-    table: ImageTable, scorer: Scorer, name: str, last_step: int | None, num_copies: int | None
-) -> Candidate:
-    values = table.values.get(LIKENESS[scorer.encoder][0]) if scorer.encoder else None
-    (kept, num), (before, _) = (count_kept(table.others(model, of_candidates=True)) for model in (name, BASELINE))
-    ours, theirs = (
-        values[_rows(table, model)[0]] if values is not None else np.zeros(0) for model in (name, BASELINE)
-    )
-    return Candidate(name, distance(name, last_step), ours, theirs, (kept, num, before) if num else None, num_copies)
-
-
-def _entry(table: ImageTable, scorer: Scorer, candidate: Candidate, copies: list[dict], num_looks: int) -> dict:
-    """What the page shows of a candidate; nothing by a scorer that does not know such photos."""
-    files = [entry["file"] for entry in table.samples["candidates"]["images"] if entry["model"] == candidate.name]
-    note, kept = (COPIES if copies else ""), None
-    if scorer.knows and not scorer.no_way:
-        gain = candidate.gain(num_looks)
-        note = note or ("" if gain else "not found nearer to your photos")
-        note = note or ("" if candidate.keeps_others else LOSES)
-        kept = candidate.kept and dict(zip(("kept", "of", "of_base"), candidate.kept, strict=True))
-    said = dict(name=candidate.name, label=label(candidate.name), note=note)
-    return said | dict(others=kept, copies=copies, images=files)
+def _note(candidate: Candidate, scorer: Scorer, num_looks: int) -> str:
+    """Why a candidate is out; nothing by a scorer that does not know such photos."""
+    if candidate.num_copies:
+        return COPIES
+    if not scorer.knows or scorer.no_way:
+        return ""
+    if not candidate.gains(num_looks):
+        return "not found nearer to your photos"
+    return "" if candidate.keeps_others else LOSES

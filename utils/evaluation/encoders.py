@@ -1,5 +1,6 @@
 """Feature extractors for the metrics: images and texts to unit vectors, by transforms that are fixed here."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,35 +27,25 @@ BATCH_SIZE = 16
 
 
 class Transform(NamedTuple):
-    """Shorter side to `resize` pixels (bicubic, antialiased, 8 bits), centre `crop`, then (x / 255 - mean) / std."""
+    """Shorter side to `resize` pixels (Pillow, bicubic, antialiased, 8 bits), centre crop,
+    then (x / 255 - mean) / std."""
 
     resize: int
-    crop: int
+    centre_crop: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """[3,crop,crop] float32 of an RGB image."""
         width, height = image.size
-        shorter = min(width, height)
+        shorter, crop = min(width, height), self.centre_crop
         size = (width * self.resize // shorter, height * self.resize // shorter)
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
-        left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
-        image = image.crop((left, top, left + self.crop, top + self.crop))
-        values = np.asarray(image, np.float32) / np.float32(255)
+        left, top = (size[0] - crop) // 2, (size[1] - crop) // 2
+        values = np.asarray(image.crop((left, top, left + crop, top + crop)), np.float32) / np.float32(255)
         normalised = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))
-
-    def description(self) -> dict:
-        """What metrics.json records."""
-        return dict(
-            resize_shorter_side=self.resize,
-            interpolation="bicubic, antialiased (Pillow)",
-            centre_crop=self.crop,
-            mean=list(self.mean),
-            std=list(self.std),
-        )
 
 
 class Encoder(NamedTuple):
@@ -62,7 +53,7 @@ class Encoder(NamedTuple):
 
     name: str
     folder: Path
-    sha256: dict[str, str]  # of the weight files
+    weights: tuple[Path, ...]
     transform: Transform
     image_features: Callable[[torch.Tensor], torch.Tensor]
     text_features: Callable[[list[str]], torch.Tensor] | None = None
@@ -98,16 +89,29 @@ class Encoder(NamedTuple):
     def description(self) -> dict:
         """What metrics.json records."""
         return dict(
-            name=self.name, folder=str(self.folder), sha256=self.sha256, transform=self.transform.description()
+            name=self.name,
+            folder=str(self.folder),
+            sha256=_hashes(self.weights),
+            transform=self.transform._asdict(),
         )
+
+
+@functools.cache
+def _hashes(files: tuple[Path, ...]) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in files}
+
+
+def _weights(folder: Path) -> tuple[Path, ...]:
+    """The weight files: .safetensors if there are any, else .bin."""
+    return tuple(sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")))
 
 
 def load_clip(folder: Path, device: torch.device) -> Encoder:
     """A CLIPModel folder (openai/clip-vit-base-patch32, say): both towers with their projections."""
     _check_kind(folder, "--clip_model", "clip", "a CLIP model such as openai/clip-vit-base-patch32")
-    vision = _load(CLIPVisionModelWithProjection, folder, device)
-    text = _load(CLIPTextModelWithProjection, folder, device)
-    tokenizer = _load_tokenizer(CLIPTokenizer, folder)
+    vision = _load_model(CLIPVisionModelWithProjection, folder, device)
+    text = _load_model(CLIPTextModelWithProjection, folder, device)
+    tokenizer = _load(CLIPTokenizer, folder)
     size = vision.config.image_size
 
     def text_features(texts: list[str]) -> torch.Tensor:
@@ -116,12 +120,12 @@ def load_clip(folder: Path, device: torch.device) -> Encoder:
         return text(input_ids=tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device)).text_embeds
 
     return Encoder(
-        name=f"CLIP ({folder.resolve().name})",
-        folder=folder,
-        sha256=_weight_hashes(folder),
-        transform=Transform(size, size, CLIP_MEAN, CLIP_STD),
-        image_features=lambda pixels: vision(pixel_values=pixels.to(device)).image_embeds,
-        text_features=text_features,
+        f"CLIP ({folder.resolve().name})",
+        folder,
+        _weights(folder),
+        Transform(size, size, CLIP_MEAN, CLIP_STD),
+        lambda pixels: vision(pixel_values=pixels.to(device)).image_embeds,
+        text_features,
     )
 
 
@@ -130,55 +134,45 @@ def load_safety_checker(pipeline_folder: Path, device: torch.device) -> Encoder:
     folder = pipeline_folder / "safety_checker"
     checker: Any = load_checker(pipeline_folder, device)
     size = checker.config.vision_config.image_size
-    processor = pipeline_folder / "feature_extractor" / "preprocessor_config.json"
-    resize = _processor_size(read_json(processor)) if processor.is_file() else None
-
-    def image_features(pixels: torch.Tensor) -> torch.Tensor:
-        return checker.visual_projection(checker.vision_model(pixels.to(device))[1])
-
     return Encoder(
-        name=f"CLIP image tower of {pipeline_folder.resolve().name}/safety_checker",
-        folder=folder,
-        sha256={path.name: sha256_of(path) for path in find_weights(pipeline_folder, "safety_checker").files},
-        transform=Transform(max(resize or size, size), size, CLIP_MEAN, CLIP_STD),
-        image_features=image_features,
+        f"CLIP image tower of {pipeline_folder.resolve().name}/safety_checker",
+        folder,
+        tuple(find_weights(pipeline_folder, "safety_checker").files),
+        Transform(size, size, CLIP_MEAN, CLIP_STD),
+        lambda pixels: checker.visual_projection(checker.vision_model(pixels.to(device))[1]),
     )
 
 
 def load_dino(folder: Path, device: torch.device) -> Encoder:
     """A ViTModel folder (facebook/dino-vits16): the class token after the last layer norm."""
     _check_kind(folder, "--dino_model", "vit", "a DINO model such as facebook/dino-vits16")
-    model = _load(ViTModel, folder, device, add_pooling_layer=False)
+    model = _load_model(ViTModel, folder, device, add_pooling_layer=False)
     crop = model.config.image_size
     return Encoder(
-        name=f"DINO ({folder.resolve().name})",
-        folder=folder,
-        sha256=_weight_hashes(folder),
-        transform=Transform(round(crop * DINO_RESIZE_OVER_CROP), crop, IMAGENET_MEAN, IMAGENET_STD),
-        image_features=lambda pixels: model(pixel_values=pixels.to(device)).last_hidden_state[:, 0],
+        f"DINO ({folder.resolve().name})",
+        folder,
+        _weights(folder),
+        Transform(round(crop * DINO_RESIZE_OVER_CROP), crop, IMAGENET_MEAN, IMAGENET_STD),
+        lambda pixels: model(pixel_values=pixels.to(device)).last_hidden_state[:, 0],
     )
 
 
-def _load(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
+def _load_model(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
     """The model in fp32, frozen. UserError if weights are lacking: the library would fill them in at random."""
-    try:
-        with quiet_libraries():
-            model, loading = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
-    except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} cannot be loaded as a {cls.__name__} ({reason}): copy the folder again") from error
+    model, loading = _load(cls, folder, output_loading_info=True, **options)
     missing = sorted(name for name in loading["missing_keys"] if "position_ids" not in name)
     if missing:
         raise UserError(f"{folder}: the weights lack {len(missing)} tensors of a {cls.__name__}, {missing[0]} first")
     return model.requires_grad_(False).eval().to(device, torch.float32)
 
 
-def _load_tokenizer(cls: Any, folder: Path) -> Any:
+def _load(cls: Any, folder: Path, **options: Any) -> Any:
     try:
         with quiet_libraries():
-            return cls.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise UserError(f"{folder} holds no {cls.__name__}: copy vocab.json and merges.txt into it") from error
+            return cls.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder} cannot be loaded as a {cls.__name__} ({reason}): copy the folder again") from error
 
 
 def _check_kind(folder: Path, flag: str, model_type: str, wanted: str) -> None:
@@ -188,18 +182,3 @@ def _check_kind(folder: Path, flag: str, model_type: str, wanted: str) -> None:
     found = read_json(config).get("model_type")
     if found != model_type:
         raise UserError(f"{flag} {folder} is a {found} model: name the folder of {wanted}")
-
-
-def _processor_size(config: dict) -> int | None:
-    size = config.get("size")
-    if isinstance(size, dict):
-        size = size.get("shortest_edge") or size.get("height")
-    return size if isinstance(size, int) else None
-
-
-def _weight_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the weight files: .safetensors if there are any, else .bin."""
-    for pattern in ("*.safetensors", "*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return {path.name: sha256_of(path) for path in files}
-    return {}

@@ -10,7 +10,7 @@ from utils.models.folder import part_files
 
 def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
     """(pipeline's folder, folder with the UNet's unet/) of every model."""
-    baseline, finetuned = plan.baseline_folder, plan.finetuned_model_name_or_path
+    baseline, finetuned = plan.pretrained_model_name_or_path, plan.finetuned_model_name_or_path
     folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.all_models}
     return {model: (baseline, baseline) if model.name == BASELINE else pair for model, pair in folders.items()}
 

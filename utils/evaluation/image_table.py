@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import functools
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -13,14 +12,15 @@ from PIL import Image
 
 from utils.dataset import decode
 from utils.evaluation import metrics, near_duplicates
+from utils.evaluation.candidates import FOLDER as CANDIDATES
 from utils.evaluation.encoders import Encoder
 from utils.evaluation.prompts import OTHER, PLACE, SUBJECT, class_prompt, dozen_words, without_identifier
-from utils.evaluation.samples import BASELINE, EMBEDDINGS_FILE, all_images, settings_sha256
+from utils.evaluation.samples import BASELINE, EMBEDDINGS_FILE, settings_sha256
 from utils.files.atomic import replace_path
 from utils.files.hashing import sha256_of_all
 from utils.models.drawing import is_blank
 
-COLUMNS = ("clip_i", "clip_t", "dino")  # each image's own values
+COLUMNS = {"clip_i": "clip", "clip_t": "text", "dino": "dino"}  # each image's own values, and by what
 
 
 class KeptRows:
@@ -51,106 +51,105 @@ class KeptRows:
 
 
 class ImageTable:
-    """All images of samples.json, the candidates' among them.
+    """All images of samples.json; the candidates' are of models called candidates/NAME.
 
     Attributes:
         images, photos: unit vectors [N,D] by "clip" and "dino", of the encoders that there are.
         values: of the columns that can be computed, [N].
+        text: text to unit vector [D], the subject's own name left out; None without a text tower.
         blank: files of images of one colour.
-        text: text to unit vector [D]; None without a text tower.
+        others: by model, of each image of other things, which of the drawn prompts it is nearest to; none unless CLIP
+            reads.
+        copies: by model, (pictures of the subject that are a photo again, of how many that were compared).
     """
 
     def __init__(
         self, samples: dict, folder: Path, photos: Mapping[Path, Image.Image], encoders: Mapping[str, Encoder | None]
     ):
-        self.samples, self.entries = samples, all_images(samples)
-        self.num_own = len(samples["images"])
-        self.photo_pictures = photos
-        self.names = {name: encoder.name for name, encoder in encoders.items() if encoder is not None}
+        self.samples, self.num_own = samples, len(samples["images"])
+        self.entries = list(samples["images"])
+        for entry in (samples.get("candidates") or {}).get("images", []):
+            self.entries.append(entry | dict(model=f"{CANDIDATES}/{entry['model']}"))
         paths = [folder / entry["file"] for entry in self.entries]
-        self.pictures = [decode(path) for path in paths]
-        self.blank = [e["file"] for e, picture in zip(self.entries, self.pictures, strict=True) if is_blank(picture)]
+        pictures = [decode(path) for path in paths]
+        self.blank = [
+            str(path.relative_to(folder)) for path, each in zip(paths, pictures, strict=True) if is_blank(each)
+        ]
         digests = sha256_of_all([*paths, *photos])
         self.photo_digests = {path.name: digests[path] for path in photos}
-        kept = KeptRows(folder)
-        self.images: dict[str, np.ndarray] = {}
-        self.photos: dict[str, np.ndarray] = {}
+        self.names = {name: encoder.name for name, encoder in encoders.items() if encoder is not None}
+        self.images, self.photos, kept = {}, {}, KeptRows(folder)
         once = {digests[path]: photo for path, photo in photos.items()}  # a photo that is there twice is one
         for name, encoder in encoders.items():
             if encoder is not None:
-                self.images[name] = kept.rows(encoder, [digests[path] for path in paths], self.pictures)
+                self.images[name] = kept.rows(encoder, [digests[path] for path in paths], pictures)
             if encoder is not None and photos:
                 self.photos[name] = kept.rows(encoder, list(once), list(once.values()))
         kept.save()
-        clip = encoders["clip"]
-        self.text: Callable[[str], np.ndarray] | None = _reader(clip, self._texts()) if clip and clip.reads else None
-        self.values = {
-            column: metrics.photo_similarity(self.images[name], self.photos[name])
-            for column, name in (("clip_i", "clip"), ("dino", "dino"))
-            if name in self.photos
-        }
+        self.text = self._reader(encoders["clip"])
+        self.values = self._values()
+        models = dict.fromkeys(entry["model"] for entry in self.entries)
+        self.others = {model: self._others(model) for model in models}
+        self.copies = self._copies(models, pictures, photos)
+
+    def _reader(self, clip: Encoder | None) -> Callable[[str], np.ndarray] | None:
+        """For the texts that are asked for: the prompts, and the words that the scorer is tested with."""
+        if clip is None or not clip.reads:
+            return None
+        words = dozen_words(self.samples["class_name"]) if self.samples["class_name"] else []
+        texts = [*map(class_prompt, words), *(entry["prompt"] for entry in self.entries)]
+        plain = {text: without_identifier(text, self.samples["identifier"]) for text in texts}
+        distinct = list(dict.fromkeys(plain.values()))
+        known = dict(zip(distinct, clip.texts(distinct), strict=True))
+        return lambda text: known[plain[text]]
+
+    def _values(self) -> dict[str, np.ndarray]:
+        likeness = {name: metrics.photo_similarity(self.images[name], rows) for name, rows in self.photos.items()}
+        values = {column: likeness[name] for column, name in COLUMNS.items() if name in likeness}
         if self.text is not None:
-            texts = np.stack([self.text(self.plain(entry["prompt"])) for entry in self.entries])
-            self.values["clip_t"] = metrics.text_similarity(self.images["clip"], texts)
+            texts = np.stack([self.text(entry["prompt"]) for entry in self.entries])
+            values["clip_t"] = metrics.text_similarity(self.images["clip"], texts)
+        return values
 
-    def _texts(self) -> Iterable[str]:
-        class_name = self.samples["class_name"]
-        words = [class_prompt(word) for word in dozen_words(class_name)] if class_name else []
-        return [*words, *(self.plain(entry["prompt"]) for entry in self.entries)]
-
-    def plain(self, prompt: str) -> str:
-        """A prompt as CLIP knows it: without the subject's own name."""
-        return without_identifier(prompt, self.samples["identifier"])
-
-    def rows(self, model: str, role: str, *, of_candidates: bool = False) -> np.ndarray:
+    def rows(self, model: str, *roles: str) -> np.ndarray:
         """Indices [P,K] of the images of a model, a row a prompt, a column a seed."""
         groups: dict[str, list[int]] = {}
         for index, entry in enumerate(self.entries):
-            if (entry["model"], entry["role"], index >= self.num_own) == (model, role, of_candidates):
+            if entry["model"] == model and entry["role"] in roles:
                 groups.setdefault(entry["prompt"], []).append(index)
         return np.array(list(groups.values()), int) if groups else np.empty((0, 0), int)
 
-    def others(self, model: str, *, of_candidates: bool = False) -> list[dict]:
-        """Of each image of other things, which of the drawn prompts it is nearest to; none without a text tower."""
-        rows = self.rows(model, OTHER, of_candidates=of_candidates)
+    def _others(self, model: str) -> list[dict]:
+        rows, class_name = self.rows(model, OTHER), self.samples["class_name"]
         if self.text is None or not rows.size:
             return []
         prompts = [self.entries[row[0]]["prompt"] for row in rows]
-        class_name = self.samples["class_name"]
         texts = list(dict.fromkeys([*prompts, *([class_prompt(class_name)] if class_name else [])]))
-        vectors = np.stack([self.text(self.plain(text)) for text in texts])
-        found = []
-        for row in rows.ravel():
-            nearest = texts[int((vectors @ self.images["clip"][row]).argmax())]
-            entry = self.entries[row]
-            kept = nearest == entry["prompt"]
-            found.append(dict(file=entry["file"], prompt=entry["prompt"], nearest=nearest, kept=kept))
-        return found
-
-    def copies(self, model: str, *, of_candidates: bool = False) -> tuple[list[dict], int]:
-        """(pictures of the subject that are a photo again, of how many that were compared)."""
-        rows = [self.rows(model, role, of_candidates=of_candidates).ravel() for role in (SUBJECT, PLACE)]
-        looked_at = np.concatenate(rows)
-        if not self.photo_pictures or not looked_at.size or model == BASELINE:
-            return [], 0
-        names = [path.name for path in self.photo_pictures]
-        pictures = near_duplicates.prepare([self.pictures[row] for row in looked_at])
-        found = zip(looked_at, *near_duplicates.nearest(pictures, self.photo_greys), strict=True)
+        nearest = (self.images["clip"][rows.ravel()] @ np.stack([*map(self.text, texts)]).T).argmax(axis=1)
         return [
-            dict(file=self.entries[row]["file"], photo=names[photo], sameness=float(sameness))
-            for row, photo, sameness in found
-            if sameness >= near_duplicates.COPY
-        ], len(looked_at)
+            dict(file=e["file"], prompt=e["prompt"], nearest=texts[place], kept=texts[place] == e["prompt"])
+            for e, place in zip((self.entries[row] for row in rows.ravel()), nearest, strict=True)
+        ]
 
-    @functools.cached_property
-    def photo_greys(self) -> near_duplicates.Greys:
-        return near_duplicates.prepare(list(self.photo_pictures.values()))
-
-
-def _reader(clip: Encoder, texts: Iterable[str]) -> Callable[[str], np.ndarray]:
-    distinct = list(dict.fromkeys(texts))
-    known = dict(zip(distinct, clip.texts(distinct), strict=True))
-    return known.__getitem__
+    def _copies(
+        self, models: Iterable[str], pictures: list[Image.Image], photos: Mapping[Path, Image.Image]
+    ) -> dict[str, tuple[list[dict], int]]:
+        found: dict[str, tuple[list[dict], int]] = {model: ([], 0) for model in models}
+        names, prepared = [path.name for path in photos], None
+        for model in found:
+            looked_at = [row for role in (SUBJECT, PLACE) for row in self.rows(model, role).ravel()]
+            if not photos or not looked_at or model.endswith(BASELINE):
+                continue
+            prepared = prepared or near_duplicates.prepare(list(photos.values()))
+            greys = near_duplicates.prepare([pictures[row] for row in looked_at])
+            pairs = zip(looked_at, *near_duplicates.nearest(greys, prepared), strict=True)
+            copied = [
+                dict(file=self.entries[row]["file"], photo=names[photo], sameness=float(sameness))
+                for row, photo, sameness in pairs
+                if sameness >= near_duplicates.COPY
+            ]
+            found[model] = copied, len(looked_at)
+        return found
 
 
 def as_csv(table: ImageTable) -> str:

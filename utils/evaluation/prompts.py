@@ -12,6 +12,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.files.json_files import read_json
+
 SUBJECT, PLACE, CLASS, OTHER = "subject", "place", "class", "other"
 # What other prompts show, and what photos are told from; the embedded model knows all of them, its CLIP these two too.
 OTHER_THINGS = ("dog", "house", "car", "tree", "flower", "boat", "chair", "apple", "clock", "cup", "bird", "cat")
@@ -28,32 +30,7 @@ PREPOSITIONS = (
 )
 PHOTO_OF = re.compile(r"\bphoto of\s+", re.IGNORECASE)
 
-# The prompt list of the DreamBooth data set (Google, github.com/google/dreambooth, CC BY 4.0); only the placeholders
-# are written differently.
-DREAMBENCH_SHARED = (
-    *("a {} {} in the jungle", "a {} {} in the snow", "a {} {} on the beach", "a {} {} on a cobblestone street"),
-    *("a {} {} on top of pink fabric", "a {} {} on top of a wooden floor", "a {} {} with a city in the background"),
-    *("a {} {} with a mountain in the background", "a {} {} with a blue house in the background"),
-    "a {} {} on top of a purple rug in a forest",
-)
-DREAMBENCH_OBJECT = (
-    *("a {} {} with a wheat field in the background", "a {} {} with a tree and autumn leaves in the background"),
-    *("a {} {} with the Eiffel Tower in the background", "a {} {} floating on top of water"),
-    *("a {} {} floating in an ocean of milk", "a {} {} on top of green grass with sunflowers around it"),
-    *("a {} {} on top of a mirror", "a {} {} on top of the sidewalk in a crowded street"),
-    *("a {} {} on top of a dirt road", "a {} {} on top of a white rug"),
-)
-DREAMBENCH_LIVE = (
-    *("a {} {} wearing a red hat", "a {} {} wearing a santa hat", "a {} {} wearing a rainbow scarf"),
-    *("a {} {} wearing a black top hat and a monocle", "a {} {} in a chef outfit", "a {} {} in a firefighter outfit"),
-    *("a {} {} in a police outfit", "a {} {} wearing pink glasses", "a {} {} wearing a yellow shirt"),
-    "a {} {} in a purple wizard outfit",
-)
-DREAMBENCH_LOOKS = ("a red {} {}", "a purple {} {}", "a shiny {} {}", "a wet {} {}", "a cube shaped {} {}")
-DREAMBENCH = {
-    "object": DREAMBENCH_SHARED + DREAMBENCH_OBJECT + DREAMBENCH_LOOKS,
-    "live": DREAMBENCH_SHARED + DREAMBENCH_LIVE + DREAMBENCH_LOOKS,
-}
+DREAMBENCH = {kind: read_json(Path(__file__).with_name("dreambench.json"))[kind] for kind in ("object", "live")}
 
 
 class Prompt(NamedTuple):

@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError
 from utils.evaluation.prompts import CLASS, OTHER, PLACE, SUBJECT, Prompt
+from utils.files.json_files import read_json_or_none
 
 SAMPLES_FILE = "samples.json"
 COMPARISON_FILE = "comparison.png"
@@ -31,44 +33,11 @@ OWN_MARKS = {  # what the first kilobyte of our other files holds
     EMBEDDINGS_FILE: b"written_by_evaluate",
 }
 SETTINGS_KEY = "settings_sha256"
-
-
-class SamplingSettings(NamedTuple):
-    """How every image of an evaluation is drawn, in the order of samples.json."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    negative_prompt: str | None
-    batch_size: int | None
-    height: int  # pixels
-    width: int
-    mixed_precision: str
-    safety_checker: bool
-
-    @classmethod
-    def read(cls, values: dict) -> "SamplingSettings":
-        """From samples.json or the flags: `values` may hold more."""
-        return cls(**{name: values[name] for name in cls._fields})
-
-    def of_pixels(self) -> dict:
-        """Those that decide an image's pixels: how many are drawn at once does not."""
-        return {name: value for name, value in self._asdict().items() if name != "batch_size"}
-
-    def of_sampling(self) -> dict:
-        """The keywords of drawing.sample: the others are the pipeline's."""
-        return {k: v for k, v in self._asdict().items() if k not in ("mixed_precision", "safety_checker")}
-
-    def png_text(self, prompt: str, **image: object) -> dict:
-        """What a PNG says about itself; `image` is what only one image has, such as its seed."""
-        text = dict(prompt=prompt, negative_prompt=self.negative_prompt, **image)
-        return text | dict(num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale)
-
-    def in_words(self) -> str:
-        """The comparison sheet's subtitle."""
-        text = (
-            f"{self.num_inference_steps} steps, guidance {self.guidance_scale:g}, {self.width} x {self.height} pixels"
-        )
-        return text + (f", steered away from: {self.negative_prompt}" if self.negative_prompt else "")
+PIXELS = (  # how an image is drawn, beside its model, prompt and seed
+    *("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width"),
+    *("mixed_precision", "safety_checker"),
+)
+SEEDS_APART = 1000  # of two prompts of a role
 
 
 class Model(NamedTuple):
@@ -121,16 +90,20 @@ def plan_samples(
 
     The first prompt's images are the recipe's baseline-1.png, output-1.png and so on; all others are
     images/<model>/<prompt>/seed-<seed>.png. With another root than images, all are there. Other places have one image
-    each, and the class as many as the subject; neither is drawn if there are to be none of other things.
+    each, and the class as many as the subject; neither is drawn if there are to be none of other things. Prompts of a
+    role have seeds of their own: what a seed adds to all of them would be in no interval.
     """
     flat = prompts[0] if root == "images" else None
     some = min(1, num_drift_images)
     counts = {SUBJECT: num_images, PLACE: some, CLASS: some * num_images, OTHER: num_drift_images}
     samples = []
     for model in (model.name for model in models):
+        places: Counter[str] = Counter()
         for prompt in prompts:
+            start = first_seed + SEEDS_APART * places[prompt.role]
+            places[prompt.role] += 1
             for number in range(counts[prompt.role]):
-                seed = first_seed + number
+                seed = start + number
                 file = f"{root}/{model}/{prompt.folder}/seed-{seed}.png"
                 if prompt == flat and model in FLAT_STEMS:
                     file = f"{FLAT_STEMS[model]}-{number + 1}.png"
@@ -153,11 +126,8 @@ def own_files(output_dir: Path) -> set[str]:
     path = output_dir / SAMPLES_FILE
     if not os.path.lexists(path):
         return set()
-    try:
-        samples = json.loads(path.read_text(encoding="utf-8"))
-        files = samples["files"] if samples["written_by"] == WRITTEN_BY else None
-    except (OSError, ValueError, KeyError, TypeError):
-        files = None
+    samples = read_json_or_none(path) or {}
+    files = samples.get("files") if samples.get("written_by") == WRITTEN_BY else None
     if not isinstance(files, list):
         raise UserError(f"{path} exists and evaluate.py did not write it: move it, or give another --output_dir")
     return {name for name in files if isinstance(name, str) and OWN_FILE_NAME.fullmatch(name)}
@@ -211,14 +181,9 @@ def all_images(samples: dict) -> list[dict]:
 
 def read_metrics(output_dir: Path, samples: dict) -> dict | None:
     """metrics.json, or None if there is none for these images, or one of an earlier version."""
-    path = output_dir / METRICS_JSON
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    metrics = read_json_or_none(output_dir / METRICS_JSON) or {}
     wanted = (METRICS_FORMAT, samples["samples_id"])
-    found = (metrics.get("format"), metrics.get("samples_id")) if isinstance(metrics, dict) else None
-    return metrics if found == wanted else None
+    return metrics if (metrics.get("format"), metrics.get("samples_id")) == wanted else None
 
 
 def _bears_mark(path: Path) -> bool:

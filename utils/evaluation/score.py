@@ -24,7 +24,7 @@ from utils.evaluation.samples import (
     model_folder,
     photos_named,
 )
-from utils.evaluation.sentences import Counts, say
+from utils.evaluation.sentences import say
 from utils.files.atomic import replace_path
 from utils.files.json_files import write_json
 from utils.models.folder import read_base
@@ -33,6 +33,7 @@ from utils.runtime.gpu import pick_device
 ONE_IMAGE = "needs two images or more of a prompt: --num_images"
 NO_IMAGES = "needs images of such prompts: --class_name, --drift_prompt, and --num_drift_images above 0"
 EMBEDDED_CLIP = "tiny-clip"
+LACKING = dict(clip=scorer.NO_CLIP, dino=scorer.NO_DINO)
 # DreamBooth, arXiv 2208.12242, table 1, by its encoders and its 25 prompts; other numbers say nothing beside these.
 PAPER = {
     "real images": dict(dino=0.774, clip_i=0.885),
@@ -71,20 +72,19 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
 def measure(table: ImageTable) -> dict:
     """metrics.json's part on the models: their numbers, and what is said of them."""
     samples, tested = table.samples, scorer.test(table)
-    counts = {model: Counts(table.others(model), *table.copies(model)) for model in samples["models"]}
     models, tuned = list(samples["models"]), [model for model in samples["models"] if model != BASELINE]
-    blank = {
-        model: [e["file"] for e in samples["images"] if e["model"] == model and e["file"] in table.blank]
-        for model in models
-    }
+    blank = [entry for entry in samples["images"] if entry["file"] in table.blank]
+    found = {model: model_metrics(table, model) for model in models}
+    for model in models:
+        found[model]["blank_images"] = [entry["file"] for entry in blank if entry["model"] == model]
     folders = [model_folder(samples, model) for model in (BASELINE, FINETUNED)]
     return dict(
         scorer=dict(knows=tested.knows, encoder=tested.encoder or None, line=tested.line),
-        says={model: say(table, tested, model, counts[model], counts[BASELINE]).as_json() for model in tuned},
-        models={model: model_metrics(table, model) | dict(blank_images=blank[model]) for model in models},
+        says={model: say(table, tested, model).as_json() for model in tuned},
+        models=found,
         changes={model: changes(table, model) for model in tuned},
-        others={model: counts[model].others for model in models},
-        copies={model: counts[model].copies for model in tuned},
+        others={model: table.others[model] for model in models},
+        copies={model: table.copies[model][0] for model in tuned},
         choice=choice.describe(table, tested, *folders) if samples.get("candidates") else None,
     )
 
@@ -143,7 +143,7 @@ def _values(table: ImageTable, model: str, key: str) -> np.ndarray | str:
     """A metric's values [P,K] of a model's images, DIV's [P,1]; or why there are none."""
     metric, encoder = METRICS[key], "dino" if "dino" in key else "clip"
     if encoder not in table.images:
-        return scorer.NO_DINO if encoder == "dino" else scorer.NO_CLIP
+        return LACKING[encoder]
     rows = table.rows(model, metric.role)
     if not rows.size:
         return NO_IMAGES
@@ -160,7 +160,8 @@ def photo_metrics(table: ImageTable) -> dict:
     """The photos' files, REAL by each encoder, and CLIP-T of the photos on the prompt that names their class."""
     found: dict = dict(files=[dict(file=name, sha256=digest) for name, digest in table.photo_digests.items()])
     for encoder in ("clip", "dino"):
-        found[f"real_{encoder}"] = _null(scorer.TWO_PHOTOS if encoder in table.photos else scorer.NO_PHOTOS)
+        lacking = scorer.NO_PHOTOS if encoder in table.images else LACKING[encoder]
+        found[f"real_{encoder}"] = _null(scorer.TWO_PHOTOS if encoder in table.photos else lacking)
         if len(table.photos.get(encoder, "")) > 1:
             found[f"real_{encoder}"] = dict(value=float(metrics.real_similarity(table.photos[encoder]).mean()))
     class_name = table.samples["class_name"]

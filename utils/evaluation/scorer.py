@@ -57,8 +57,8 @@ def test(table: ImageTable) -> Scorer:
         reason = NO_PHOTOS if encoder else NO_CLIP
         return Scorer(encoder, "", reason, reason)
     photos = table.photos[encoder]
-    rows = [table.rows(BASELINE, role).ravel() for role in (SUBJECT, PLACE, CLASS)]
-    is_apart = are_told_apart(photos, table.images[encoder][np.concatenate(rows)])
+    drawn = np.concatenate([table.rows(BASELINE, role).ravel() for role in (SUBJECT, PLACE, CLASS)])
+    is_apart = are_told_apart(photos, table.images[encoder][drawn])
     is_first = None
     if table.text is not None and class_name:
         words = np.stack([table.text(class_prompt(word)) for word in dozen_words(class_name)])

@@ -12,11 +12,10 @@ from utils.evaluation.image_table import ImageTable
 from utils.evaluation.metrics import real_similarity
 from utils.evaluation.prompts import SUBJECT
 from utils.evaluation.samples import BASELINE
-from utils.evaluation.scorer import LIKENESS, NO_PHOTOS, Scorer
+from utils.evaluation.scorer import FEW_PICTURES, LIKENESS, NO_PHOTOS, Scorer
 from utils.evaluation.wording import percent
 
 NO_OTHERS = "needs two pictures of other things or more: --class_name, --drift_prompt, and --num_drift_images above 0"
-TOO_FEW = "cannot be told from so few pictures, not all of which have come nearer to your photos: --num_images"
 LEAST_TEXTS = 2
 
 
@@ -33,25 +32,19 @@ class Said(NamedTuple):
         )
 
 
-class Counts(NamedTuple):
-    """Of one model: its pictures of other things, and those of the subject that are photos again, of how many."""
-
-    others: list[dict]
-    copies: list[dict]
-    num_compared: int
-
-
-def say(table: ImageTable, scorer: Scorer, model: str, ours: Counts, theirs: Counts) -> Said:
+def say(table: ImageTable, scorer: Scorer, model: str) -> Said:
     """What is said of a model beside the baseline."""
     said = Said([], [])
     if scorer.knows:
-        _add(said, "way", _way(table, scorer, model), "How far it has come was not measured", scorer.no_way or TOO_FEW)
-        counted = count_kept(ours.others), count_kept(theirs.others)
+        way, reason = _way(table, scorer, model)
+        _add(said, "way", way, "How far it has come was not measured", reason)
+        counted = count_kept(table.others[model]), count_kept(table.others[BASELINE])
         text = others(*counted) if counted[0][1] >= LEAST_TEXTS and not scorer.no_others else ""
         _add(said, "others", text, "Other prompts were not measured", scorer.no_others or NO_OTHERS)
     else:
         said.sentences.append(("scorer", scorer.line))
-    text = copies(len(ours.copies), ours.num_compared) if ours.num_compared else ""
+    found, num_compared = table.copies[model]
+    text = copies(len(found), num_compared) if num_compared else ""
     _add(said, "copies", text, "Copies of your photos were not looked for", NO_PHOTOS)
     return said
 
@@ -63,18 +56,22 @@ def _add(said: Said, kind: str, text: str, otherwise: str, reason: str) -> None:
         said.unmeasured.append(f"{otherwise}: this {reason}.")
 
 
-def _way(table: ImageTable, scorer: Scorer, model: str) -> str:
+def _way(table: ImageTable, scorer: Scorer, model: str) -> tuple[str, str]:
+    """(the sentence, why there is none)."""
+    ours, theirs = table.rows(model, SUBJECT), table.rows(BASELINE, SUBJECT)
     if scorer.no_way:
-        return ""
-    way = way_of(table, scorer, table.rows(model, SUBJECT), table.rows(BASELINE, SUBJECT))
-    return way_in_words(way, LIKENESS[scorer.encoder][1]) if way else ""
+        return "", scorer.no_way
+    if way := way_of(table, scorer, ours, theirs):
+        return way_in_words(way, LIKENESS[scorer.encoder][1]), ""
+    values = table.values[LIKENESS[scorer.encoder][0]]
+    nearer = int((values[ours] > values[theirs]).sum())
+    return "", f"{FEW_PICTURES}; of these, {nearer} of {ours.size} have come nearer to your photos"
 
 
 def way_of(table: ImageTable, scorer: Scorer, ours: np.ndarray, theirs: np.ndarray) -> intervals.Way | None:
     """How far the images of the rows `ours` [P,K] have come from those of `theirs` to the photos."""
-    column, _ = LIKENESS[scorer.encoder]
-    values, photos = table.values[column], table.photos[scorer.encoder]
-    return intervals.share_of_way(values[ours], values[theirs], real_similarity(photos)) if ours.size else None
+    values, photos = table.values[LIKENESS[scorer.encoder][0]], table.photos[scorer.encoder]
+    return intervals.share_of_way(values[ours], values[theirs], real_similarity(photos))
 
 
 def way_in_words(way: intervals.Way, by: str) -> str:

@@ -10,10 +10,8 @@ import numpy as np
 from utils.concepts import read_list
 from utils.errors import UserError
 from utils.evaluation import intervals
-from utils.evaluation.metrics import METRICS
 from utils.evaluation.prompts import slug
 from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE
-from utils.evaluation.wording import number
 from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import run_of
 
@@ -71,34 +69,25 @@ def drawn_last(output_dir: Path) -> list[Path]:
     return [path.parent for path in paths if command[path] == command[last]]
 
 
-def mean_over_subjects(values: list[float]) -> Mean:
-    """The mean of subjects' means, and its 95% interval for other subjects like these; None for fewer than 25."""
-    found = intervals.mean_change(np.array(values)[:, None], are_means=True)
-    return Mean(float(np.mean(values)), [found.low, found.high] if found else None, len(values))
-
-
 def means(measured: Mapping[str, dict], model: str) -> dict[str, Mean]:
-    """By metric: the mean of {subject: metrics.json} for a model; a metric that a subject lacks is left out."""
+    """By metric: the mean of {subject: metrics.json} for a model, with its 95% interval for other subjects like these
+    if they are enough for one; a metric that a subject lacks is left out."""
     result = {}
     for metric in MEANS:
-        values = [metrics["models"][model].get(metric, {}).get("value") for metrics in measured.values()]
+        entries = [metrics["models"][model].get(metric, {}) for metrics in measured.values()]
+        values = [entry.get("value") for entry in entries]
         if values and None not in values:
-            result[metric] = mean_over_subjects(values)
+            found = intervals.mean_change(np.array(values)[:, None], are_means=True)
+            result[metric] = Mean(float(np.mean(values)), [found.low, found.high] if found else None, len(values))
     return result
 
 
-def write_subjects(output_dir: Path, measured: Mapping[str, dict]) -> list[str]:
-    """Writes subjects.json: every subject's means and those over subjects; returns lines for the terminal."""
-    lines, models = [], {}
+def write_subjects(output_dir: Path, measured: Mapping[str, dict]) -> None:
+    """Writes subjects.json: every subject's means and those over subjects."""
+    models = {}
     for model in (BASELINE, FINETUNED):
-        per_subject = {name: means({name: metrics}, model) for name, metrics in measured.items()}
-        overall = means(measured, model)
-        for name, found in [*per_subject.items(), (f"mean of {len(measured)} subjects", overall)]:
-            cells = [f"{METRICS[metric].label} {number(mean.value)}" for metric, mean in found.items()]
-            lines.append(f"{name}, {model}: {', '.join(cells) or 'nothing was measured'}")
-        models[model] = dict(
-            subjects={name: {key: mean.value for key, mean in found.items()} for name, found in per_subject.items()},
-            mean={key: mean._asdict() for key, mean in overall.items()},
-        )
+        found = {name: means({name: metrics}, model) for name, metrics in measured.items()}
+        subjects = {name: {key: mean.value for key, mean in own.items()} for name, own in found.items()}
+        overall = {key: mean._asdict() for key, mean in means(measured, model).items()}
+        models[model] = dict(subjects=subjects, mean=overall)
     write_json(output_dir / SUBJECTS_FILE, dict(written_by="evaluate.py", models=models))
-    return lines

@@ -10,7 +10,7 @@ from utils.evaluation.hashes import model_folders
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.samples import BASELINE, FINETUNED
 from utils.files.hashing import in_background
-from utils.models import exporting
+from utils.models import exporting, loading
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -31,9 +31,25 @@ class WeightsInTurn:
         self.looks_ahead = pipelines[BASELINE].device.type == "cuda"
         self.coming: dict[str, Future] = {}
 
+    def of(self, name: str) -> "StableDiffusionPipeline":
+        """The pipeline that draws for the model `name`, whatever weights it holds now."""
+        return self.pipelines[BASELINE if name == BASELINE else FINETUNED]
+
+    def describe(self, hashes: dict) -> dict[str, dict]:
+        """Path, scheduler and SHA-256 of the files of every model."""
+        found = {}
+        for model, (folder, unet) in self.folders.items():
+            path = str(unet / "unet" if model.checkpoint else folder)
+            scheduler = type(self.of(model.name).scheduler).__name__
+            strength = dict(strength=model.strength) if model.strength != 1 else {}
+            found[model.name] = dict(path=path, scheduler=scheduler, sha256=hashes[model.name], **strength)
+        shared = loading.shared_components(self.pipelines[FINETUNED], self.pipelines[BASELINE])
+        found[FINETUNED]["shared_with_baseline"] = shared
+        return found
+
     def pipeline(self, name: str, later: Sequence[str] = ()) -> "StableDiffusionPipeline":
         """Of the model `name`, until the next call; the next calls will be for the models `later`."""
-        pipeline = self.pipelines[BASELINE if name == BASELINE else FINETUNED]
+        pipeline = self.of(name)
         if self.held[id(pipeline.unet)] != name:
             coming = self.coming.pop(name, None)
             exporting.load_weights(pipeline.unet, self.weights(name) if coming is None else coming.result())

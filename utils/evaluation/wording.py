@@ -18,11 +18,6 @@ def percent(value: float) -> str:
     return f"{round(100 * value):d}%".replace("-", MINUS)
 
 
-def signed(value: float) -> str:
-    """+0.123 or \u22120.123, with a real minus sign; zero is never negative."""
-    return f"{round(value, 3) + 0.0:+.3f}".replace("-", MINUS)
-
-
 def listed(parts: list[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

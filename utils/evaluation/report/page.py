@@ -19,8 +19,8 @@ from utils.evaluation.report.numbers import metric_table
 from utils.evaluation.samples import (
     BASELINE,
     FINETUNED,
+    PIXELS,
     REPORT_FILE,
-    SamplingSettings,
     model_folder,
     photos_named,
     step_of,
@@ -144,7 +144,7 @@ def read_points(path: Path, key: str) -> list[tuple[float, float]]:
 def settings(samples: dict, metrics: dict | None, run: dict) -> list[tuple[str, dict]]:
     """Everything that decides the images and the numbers, in groups."""
     sampling = {name: samples[name] for name in ("num_images", "num_drift_images", "seed")}
-    sampling |= SamplingSettings.read(samples).of_pixels()
+    sampling |= {name: samples[name] for name in PIXELS}
     sampling |= {name: samples[name] for name in ("identifier", "class_name", "batch_size", "device")}
     sampling |= {f"{name} version": version for name, version in samples["versions"].items()}
     groups = [("Sampling", sampling)]
