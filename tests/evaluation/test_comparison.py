@@ -1,4 +1,4 @@
-"""The comparison sheet: every image is where the layout says, and text of any script is spelled out."""
+"""The comparison sheet: every image is where the layout says, and text of any script breaks nothing."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from utils.evaluation.comparison import (
     BLANK,
     Row,
     cut,
-    displayable,
     fit,
     make_comparison,
     own_font,
@@ -123,24 +122,8 @@ def test_no_prompt_breaks_the_sheet(prompt):
     assert make_comparison(prompt, prompt, rows).width == plan(rows).size[0]
 
 
-@pytest.mark.parametrize(
-    ("text", "spelled"),
-    [
-        ("a photo of my cat, 50 steps (7.5)", "a photo of my cat, 50 steps (7.5)"),
-        ("кот", r"\u043a\u043e\u0442"),
-        ("a 猫!", r"a \u732b!"),
-        ("🐈", r"\U0001f408"),
-        ("\u0642", r"\u0642"),
-        ("\u0e09\u0e31\u0e19", r"\u0e09\u0e31\u0e19"),
-        ("a\nb\tc\0d\u202e", "a b c d"),
-    ],
-)
-def test_what_pillows_font_lacks_is_spelled_out(text, spelled):
-    assert displayable(text, OWN) == spelled
-
-
 @pytest.mark.parametrize("text", ["x" * 400, "word " * 900, "one two three four five six seven eight"])
 def test_long_text_is_cut_with_an_ellipsis(text):
     line = cut(text, OWN, 150)
     assert line.endswith("...") and text.startswith(line[:-3]) and 130 < OWN.getlength(line) <= 150
-    assert cut("short", OWN, 150) == "short"
+    assert cut("short", OWN, 150) == "short" and cut("a\nb\tc\0d\u202e", OWN, 150) == "a b c d"

@@ -38,7 +38,9 @@ def table(
 def said_of(table, scorer=KNOWS, *, lost=(), copies=0, compared=8, reads=True):
     table.others = dict(finetuned=others(*lost), baseline=others()) if reads else dict(finetuned=[], baseline=[])
     table.copies = dict(finetuned=([dict(file=str(number)) for number in range(copies)], compared))
-    return say(table, scorer, "finetuned")
+    said = say(table, scorer, "finetuned")
+    sentences = [(sentence["kind"], sentence["text"]) for sentence in said["sentences"]]
+    return SimpleNamespace(sentences=sentences, unmeasured=said["unmeasured"])
 
 
 def test_three_sentences_each_with_its_interval():

@@ -79,23 +79,9 @@ def own_font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def displayable(text: str, font: Font) -> str:
-    """One line of letters that the font has: what it lacks loses its accent, or is its number, as \\u732b."""
-    text = unicodedata.normalize("NFC", text)
-    line = " ".join("".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text).split())
-    box = bytes(font.getmask("\uffff"))  # of what it lacks
-
-    def drawn(letter: str) -> str:
-        forms = (letter, unicodedata.normalize("NFD", letter)[0])
-        spelled = letter.encode("ascii", "backslashreplace").decode()
-        return next((form for form in forms if bytes(font.getmask(form)) != box), spelled)
-
-    return "".join(map(drawn, line))
-
-
 def cut(text: str, font: Font, width: float) -> str:
     """One line of at most `width` pixels; what does not fit ends in an ellipsis."""
-    line = displayable(text, font)
+    line = " ".join("".join(" " if unicodedata.category(char)[0] == "C" else char for char in text).split())
     if font.getlength(line) <= width:
         return line
     fits = (line[:end].rstrip() + "..." for end in range(min(len(line), round(width)), 0, -1))

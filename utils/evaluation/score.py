@@ -80,7 +80,7 @@ def measure(table: ImageTable) -> dict:
     folders = [model_folder(samples, model) for model in (BASELINE, FINETUNED)]
     return dict(
         scorer=dict(knows=tested.knows, encoder=tested.encoder or None, line=tested.line),
-        says={model: say(table, tested, model).as_json() for model in tuned},
+        says={model: say(table, tested, model) for model in tuned},
         models=found,
         changes={model: changes(table, model) for model in tuned},
         others={model: table.others[model] for model in models},

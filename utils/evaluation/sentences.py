@@ -3,8 +3,6 @@
 And what was not measured, with what would measure it.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from utils.evaluation import intervals
@@ -19,41 +17,29 @@ NO_OTHERS = "needs two pictures of other things or more: --class_name, --drift_p
 LEAST_TEXTS = 2
 
 
-class Said(NamedTuple):
-    """Sentences as (kind, text), kind being scorer, way, others or copies; and whole sentences on what is missing."""
+def say(table: ImageTable, scorer: Scorer, model: str) -> dict:
+    """What is said of a model beside the baseline: sentences of the kinds scorer, way, others and copies, and whole
+    sentences on what is missing."""
+    said: dict[str, list] = dict(sentences=[], unmeasured=[])
 
-    sentences: list[tuple[str, str]]
-    unmeasured: list[str]
+    def add(kind: str, text: str, otherwise: str = "", reason: str = "") -> None:
+        if text:
+            said["sentences"].append(dict(kind=kind, text=text))
+        else:
+            said["unmeasured"].append(f"{otherwise}: this {reason}.")
 
-    def as_json(self) -> dict:
-        """For metrics.json."""
-        return dict(
-            sentences=[dict(kind=kind, text=text) for kind, text in self.sentences], unmeasured=self.unmeasured
-        )
-
-
-def say(table: ImageTable, scorer: Scorer, model: str) -> Said:
-    """What is said of a model beside the baseline."""
-    said = Said([], [])
     if scorer.knows:
         way, reason = _way(table, scorer, model)
-        _add(said, "way", way, "How far it has come was not measured", reason)
+        add("way", way, "How far it has come was not measured", reason)
         counted = count_kept(table.others[model]), count_kept(table.others[BASELINE])
         text = others(*counted) if counted[0][1] >= LEAST_TEXTS and not scorer.no_others else ""
-        _add(said, "others", text, "Other prompts were not measured", scorer.no_others or NO_OTHERS)
+        add("others", text, "Other prompts were not measured", scorer.no_others or NO_OTHERS)
     else:
-        said.sentences.append(("scorer", scorer.line))
+        add("scorer", scorer.line)
     found, num_compared = table.copies[model]
     text = copies(len(found), num_compared) if num_compared else ""
-    _add(said, "copies", text, "Copies of your photos were not looked for", NO_PHOTOS)
+    add("copies", text, "Copies of your photos were not looked for", NO_PHOTOS)
     return said
-
-
-def _add(said: Said, kind: str, text: str, otherwise: str, reason: str) -> None:
-    if text:
-        said.sentences.append((kind, text))
-    else:
-        said.unmeasured.append(f"{otherwise}: this {reason}.")
 
 
 def _way(table: ImageTable, scorer: Scorer, model: str) -> tuple[str, str]:
