@@ -21,6 +21,7 @@ from utils.evaluation import encoders, intervals, metrics
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints, make_plan
 from utils.evaluation.prompts import other_prompts
+from utils.evaluation.samples import plan_samples
 from utils.models import drawing, loading
 from utils.models.folder import read_base
 from utils.run.lineage import FORMAT, STATE_FILE
@@ -257,7 +258,7 @@ def test_the_papers_prompts_and_a_file_of_prompts(trained_dir, tmp_path):
     more = ["--dreambench", "live", "--identifier", "sks", "--class_name", "dog", "--num_images", "1"]
     more += ["--prompts_file", str(tmp_path / "prompts.txt"), "--num_drift_images", "0"]
     plan = make_plan(parse_args(["--finetuned_model_name_or_path", str(trained_dir), *more]))
-    files = [sample.file for sample in plan.samples()]
+    files = [sample.file for sample in plan_samples(plan)]
     assert len(files) == 2 * 27 and files[-1] == "images/finetuned/a-cube-shaped-sks-dog/seed-26000.png"
 
 

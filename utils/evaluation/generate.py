@@ -30,6 +30,7 @@ from utils.evaluation.samples import (
     WRITTEN_BY,
     Sample,
     own_files,
+    plan_samples,
     samples_id,
     settings_sha256,
 )
@@ -77,8 +78,8 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
             warn(f'the prompt is too long for the text encoder, which does not see its end: "{unseen}"')
     session = Session(plan, turns, turns.describe(hashing.result()), device)
     mark("models hashed")
-    samples, quick = plan.samples(), plan.candidates
-    quick_samples = quick.samples(CANDIDATES) if quick else []
+    samples, quick = plan_samples(plan), plan.candidates
+    quick_samples = plan_samples(quick, CANDIDATES) if quick else []
     try:
         claim(plan.output_dir, [sample.file for sample in samples + quick_samples])
         record = describe(session, draw_all(session, samples))

@@ -16,7 +16,6 @@ from utils.evaluation.samples import (
     METRICS_JSON,
     REPORT_FILE,
     Model,
-    Sample,
     check_writable,
     plan_models,
     plan_samples,
@@ -43,10 +42,6 @@ class EvaluationPlan(argparse.Namespace):
     def all_models(self) -> list[Model]:
         """All that draw, the candidates among them."""
         return list(dict.fromkeys(self.models + (self.candidates.models if self.candidates else [])))
-
-    def samples(self, root: str = "images") -> list[Sample]:
-        """The images that are to be there, below the folder `root`."""
-        return plan_samples(self.prompts, self.models, self.num_images, self.num_drift_images, self.seed, root)
 
 
 def make_plan(args: argparse.Namespace) -> EvaluationPlan:
@@ -175,5 +170,5 @@ def check_output_dir(args: EvaluationPlan) -> None:
     names = [METRICS_JSON, METRICS_CSV, EMBEDDINGS_FILE] if "score" in args.stages else []
     names += [REPORT_FILE] if "report" in args.stages else []
     if "generate" in args.stages:
-        names += [COMPARISON_FILE, *(sample.file for sample in args.samples())]
+        names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args))]
     check_writable(output_dir, names)

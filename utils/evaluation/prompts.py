@@ -15,9 +15,9 @@ from typing import NamedTuple
 from utils.files.json_files import read_json
 
 SUBJECT, PLACE, CLASS, OTHER = "subject", "place", "class", "other"
-# What other prompts show, and what photos are told from; the embedded model knows all of them, its CLIP these two too.
+# What other prompts show; the embedded model knows all of them.
 OTHER_THINGS = ("dog", "house", "car", "tree", "flower", "boat", "chair", "apple", "clock", "cup", "bird", "cat")
-CLIPS_OWN = ("astronaut", "street")
+WORDS = ("astronaut", "street", "cat", "dog", "bird", *OTHER_THINGS)  # what the class is told from
 NUM_OTHERS, NUM_WORDS = 8, 12
 PLACES = ("in the jungle", "in the snow", "on the beach", "with a city in the background")  # of the paper's
 EMBEDDED_MODEL = "tiny-stable-diffusion"
@@ -154,7 +154,7 @@ def other_prompts(class_name: str) -> list[str]:
 
 def dozen_words(class_name: str) -> list[str]:
     """The class, and eleven other things."""
-    return [class_name, *_things(class_name, CLIPS_OWN + OTHER_THINGS)][:NUM_WORDS]
+    return [class_name, *_things(class_name, tuple(dict.fromkeys(WORDS)))][:NUM_WORDS]
 
 
 def _things(class_name: str, things: Sequence[str]) -> list[str]:

@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from utils.errors import UserError
-from utils.evaluation.prompts import CLASS, OTHER, PLACE, SUBJECT, Prompt
+from utils.evaluation.prompts import CLASS, OTHER, PLACE, SUBJECT
 from utils.files.json_files import read_json_or_none
 
 SAMPLES_FILE = "samples.json"
@@ -78,36 +77,27 @@ class Sample(NamedTuple):
     seed: int
 
 
-def plan_samples(
-    prompts: list[Prompt],
-    models: list[Model],
-    num_images: int,
-    num_drift_images: int,
-    first_seed: int,
-    root: str = "images",
-) -> list[Sample]:
-    """All images, in the order in which they are made: model by model, prompt by prompt, seed by seed.
+def plan_samples(plan: Any, root: str = "images") -> list[Sample]:
+    """All images of a plan, in the order in which they are made: model by model, prompt by prompt, seed by seed.
 
     The first prompt's images are the recipe's baseline-1.png, output-1.png and so on; all others are
     images/<model>/<prompt>/seed-<seed>.png. With another root than images, all are there. Other places have one image
     each, and the class as many as the subject; neither is drawn if there are to be none of other things. Prompts of a
     role have seeds of their own: what a seed adds to all of them would be in no interval.
     """
-    flat = prompts[0] if root == "images" else None
-    some = min(1, num_drift_images)
-    counts = {SUBJECT: num_images, PLACE: some, CLASS: some * num_images, OTHER: num_drift_images}
+    flat, some = plan.prompts[0] if root == "images" else None, min(1, plan.num_drift_images)
+    counts = {SUBJECT: plan.num_images, PLACE: some, CLASS: some * plan.num_images, OTHER: plan.num_drift_images}
     samples = []
-    for model in (model.name for model in models):
-        places: Counter[str] = Counter()
-        for prompt in prompts:
-            start = first_seed + SEEDS_APART * places[prompt.role]
-            places[prompt.role] += 1
+    for model in (model.name for model in plan.models):
+        seeds = dict.fromkeys(counts, plan.seed)
+        for prompt in plan.prompts:
             for number in range(counts[prompt.role]):
-                seed = start + number
+                seed = seeds[prompt.role] + number
                 file = f"{root}/{model}/{prompt.folder}/seed-{seed}.png"
                 if prompt == flat and model in FLAT_STEMS:
                     file = f"{FLAT_STEMS[model]}-{number + 1}.png"
                 samples.append(Sample(file, model, prompt.role, prompt.text, seed))
+            seeds[prompt.role] += SEEDS_APART
     return samples
 
 
