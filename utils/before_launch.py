@@ -11,11 +11,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils.arguments import parse_args, training_parser
-from utils.command_line import positive_int, run_main
+from utils.command_line import run_main as run_main
 from utils.errors import UserError
 from utils.evaluation.arguments import parse_args as parse_evaluation
 from utils.files.ownership import check_writable
@@ -25,9 +25,8 @@ from utils.run.plan import Plan
 from utils.values import meant
 
 RUN_SH = Path(__file__).parent.parent / "run.sh"
-OF_OTHERS = ("CONFIG", "DEBUG", "HELP")  # flags' names that other programs' variables have too
+OF_OTHERS = ("", "CONFIG", "DEBUG", "HELP")  # flags' names that other programs' variables have too
 ALIKE = 0.89  # INSTANCE_ID, which clouds set, is less like INSTANCE_DIR
-NPROC_WORDS = ("auto", "cpu", "gpu")  # that torchrun knows
 
 
 def check(argv: list[str] | None = None) -> None:
@@ -58,46 +57,23 @@ def check_checkpoints(names: list[str], plan: Plan) -> None:
             raise UserError(f"CHECKPOINT={name}: of checkpoints there will be {shown} (CHECKPOINTING_STEPS={every})")
 
 
-def own_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Those that run.sh reads, as they are meant. Raises UserError."""
+def say_variables() -> None:
+    """Prints what run.sh's shell reads to have its variables as they are meant; on stderr, those that are only alike."""
     names = re.findall(r"\$\{([A-Z_]+):[-+]", RUN_SH.read_text(encoding="utf-8"))
-    own = {name: meant(environment.get(name, "")) for name in names}
-    if (nproc := own["NPROC"]) and nproc not in NPROC_WORDS:
-        try:
-            positive_int(nproc)
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"NPROC: {error}") from None
-    return own
+    for name in set(names) & os.environ.keys():
+        line = f"export {name}={shlex.quote(meant(os.environ[name]))}\n"
+        sys.stdout.buffer.write(os.fsencode(line))  # as it came, whatever Python prints in
+    for line in strays(os.environ.keys() - set(names), names):
+        print(f"note: run.sh does not read {line}", file=sys.stderr)
 
 
-def strays(environment: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
-    """A line for each variable that looks like one of run.sh's, or like a flag, and is read by nobody."""
+def strays(others: Iterable[str], own: Iterable[str]) -> Iterator[str]:
+    """A phrase for each variable that looks like one of run.sh's `own`, or like a flag."""
     flags = [name for name, flag in training_parser().flags.items() if flag.help != argparse.SUPPRESS]
-    how = {flag[2:].upper(): f"a flag says that: bash run.sh {flag}" for flag in flags if flag.startswith("--")}
+    how = {name[2:].upper(): f"a flag says that: bash run.sh {name}" for name in flags}
     how = {name: advice for name, advice in how.items() if name not in OF_OTHERS}
     how |= {name: f"is {name} meant?" for name in own}
-    lines = []
-    for name in sorted(environment.keys() - own.keys()):
-        upper = name.upper()
-        same = [each for each in how if sorted(each) == sorted(upper)] or difflib.get_close_matches(
-            upper, how, 1, ALIKE
-        )
-        lines += [f"note: run.sh does not read {name}: {how[same[0]]}"] if same else []
-    return lines
-
-
-def say_variables(argv: list[str] | None = None) -> None:
-    """Prints what run.sh's shell has to read to have its variables as they are meant, and strays on stderr."""
-    own = own_variables(os.environ)
-    print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in own.items() if name in os.environ))
-    print("".join(f"{line}\n" for line in strays(os.environ, own)), end="", file=sys.stderr)
-
-
-def variables() -> int:
-    """The exit code: 0, or 2 with a line on stderr."""
-    return run_main(say_variables)
-
-
-def main() -> int:
-    """The exit code: 0, or 2 with a line on stderr."""
-    return run_main(check)
+    for name in sorted(others):
+        same = [each for each in how if sorted(each) == sorted(name.upper())]
+        like = same or difflib.get_close_matches(name.upper(), how, n=1, cutoff=ALIKE)
+        yield from (f"{name}: {how[each]}" for each in like[:1])

@@ -14,7 +14,7 @@ AROUND = r"[\s\ufeff\u200b\u200e\u200f\u2060]"  # blanks of every kind, line end
 INVISIBLE = re.compile("[\u00ad\ufeff\u200b\u200e\u200f\u2060]")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
-VARIABLE = r"\$(?:(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})"
+VARIABLE = r"\$(?P<brace>\{)?(?P<name>[A-Za-z_]\w*)(?(brace)\})"
 LIST_MARK = re.compile(r"(?:[-*•]|\d+[.)])\s+")
 # What other programs read in a prompt, and would here be words like any others.
 OF_OTHERS = (
@@ -49,8 +49,11 @@ def as_path(text: str | Path, where: str = "") -> Path:
     _check_control(text, where)
     if "$(" in text or "`" in text:
         raise Unclear(f"{where}{text!r} has a command in it, which no shell has run: write the path out")
-    if not os.path.lexists(text) or all(os.environ.get(name) for name in _variables(VARIABLE, text)):
+    try:
         text = _replaced(VARIABLE, text, where)
+    except Unclear:
+        if not os.path.lexists(text):
+            raise
     text = os.path.expanduser(text)
     try:
         os.fsencode(text)
@@ -91,10 +94,8 @@ def read_text(path: Path, named: str) -> str:
     try:
         content = path.read_bytes()
         return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{named} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{named} cannot be read as UTF-8 text: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{named} cannot be read as UTF-8 text: {getattr(error, 'strerror', '') or error}") from None
 
 
 def read_prompts(path: Path, named: str) -> list[str]:
@@ -112,12 +113,10 @@ def _check_control(text: str, where: str) -> None:
         raise Unclear(f"{where}{text!r} holds {found[0]!r}, which is no letter: type it again")
 
 
-def _variables(pattern: str, text: str) -> list[str]:
-    return [found["plain"] or found["braced"] for found in re.finditer(pattern, text)]
-
-
 def _replaced(pattern: str, text: str, where: str) -> str:
-    for name in _variables(pattern, text):
-        if not os.environ.get(name):
-            raise Unclear(f"{where}{text!r}: the variable {name} is not set: write out what is meant")
-    return re.sub(pattern, lambda found: meant(os.environ[found["plain"] or found["braced"]]), text)
+    def value(found: re.Match) -> str:
+        if not os.environ.get(found["name"]):
+            raise Unclear(f"{where}{text!r}: the variable {found['name']} is not set: write out what is meant")
+        return meant(os.environ[found["name"]])
+
+    return re.sub(pattern, value, text)
