@@ -58,7 +58,7 @@ def check_checkpoints(names: list[str], plan: Plan) -> None:
 
 
 def say_variables() -> None:
-    """Prints what run.sh's shell reads to have its variables as they are meant; on stderr, those that are only alike."""
+    """Prints what run.sh's shell reads to have its variables as they are meant; on stderr, those that look alike."""
     names = re.findall(r"\$\{([A-Z_]+):[-+]", RUN_SH.read_text(encoding="utf-8"))
     for name in set(names) & os.environ.keys():
         line = f"export {name}={shlex.quote(meant(os.environ[name]))}\n"
