@@ -246,6 +246,14 @@ def test_a_python_that_is_too_old_says_so(script):
     assert "3.10 or newer is needed: PYTHON=python3.11 bash setup.sh makes .venv" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["train_dreambooth_colossalai.py", "evaluate.py", "-m utils.export"])
+def test_a_python_without_the_packages_says_so(command):
+    """Not that of .venv, say: -S leaves out where packages are."""
+    result = subprocess.run([sys.executable, "-S", *command.split()], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode and result.stderr.startswith("error: No module named ") and result.stderr.count("\n") == 1
+    assert "'bash setup.sh' installs what is needed into .venv" in result.stderr
+
+
 @pytest.mark.parametrize("home", [None, ""])
 def test_neither_a_home_nor_an_account(home, monkeypatch, tmp_path):
     monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)

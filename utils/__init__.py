@@ -5,6 +5,7 @@ Whatever is called imports this first: in words that any Python 3 understands.
 
 import os
 import sys
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded; the library reads it when it is imported
 if "OMP_WAIT_POLICY" not in os.environ:
@@ -13,6 +14,15 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 PROGRAM = "train_dreambooth_colossalai"
 OWN_HOME = "{}/{}-{}".format(os.environ.get("TMPDIR") or "/tmp", PROGRAM, getattr(os, "getuid", int)())
+HOW_TO_INSTALL = "'bash setup.sh' installs what is needed into .venv, 'python -m utils.doctor' says what is wrong"
+
+
+def _say(kind: type, error: BaseException, trace: Any) -> None:
+    """What Python says of an error that nobody caught: of a package that is missing, one line."""
+    if kind is not ModuleNotFoundError or "--debug" in sys.argv:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        sys.stderr.write(f"error: {error}; {HOW_TO_INSTALL}\n")
 
 
 def _find_a_home() -> None:
@@ -33,3 +43,4 @@ if sys.hexversion < 0x030A0000:
     sys.stderr.write("PYTHON=python3.11 bash setup.sh makes .venv with one\n")
     sys.exit(2)
 _find_a_home()
+sys.excepthook = _say

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from utils import HOW_TO_INSTALL
 from utils.errors import EXIT_USER_ERROR, RunFailed, UserError
 from utils.runtime.environment import is_main
 from utils.values import as_path, as_text, meant, read_text
@@ -205,7 +206,7 @@ def run_main(
             raise
         line, exit_code = str(error), getattr(error, "exit_code", 1)
         if isinstance(error, ModuleNotFoundError):
-            line += "; 'bash setup.sh' installs what is needed, 'python -m utils.doctor' says what is wrong"
+            line += f"; {HOW_TO_INSTALL}"
         _say(line if exit_code > 128 else f"error: {line}")
         return EXIT_USER_ERROR if isinstance(error, UserError | ModuleNotFoundError) else exit_code
     except KeyboardInterrupt:
