@@ -37,7 +37,7 @@ python="${VENV:-$project/.venv}/bin/python"
 }
 # What an environment file leaves around a value (quotes, its line's end) is taken away; a variable that only looks like
 # one of those below is named.
-own='import sys; sys.path[0] = sys.argv.pop(1); from utils.before_launch import say_variables; say_variables()'
+own='import sys; sys.path[0] = sys.argv.pop(1); from utils.before_launch import variables; sys.exit(variables())'
 own="$("$python" -c "$own" "$project")"
 eval "$own"
 case "${NPROC:-1}" in auto | cpu | gpu) ;; 0* | *[!0-9]*) echo "run.sh: NPROC=$NPROC is no number of processes" >&2; exit 2 ;; esac
@@ -94,7 +94,7 @@ case " $* " in *" --dry_run"[[:space:]]*) run "$python" "${root}train_dreambooth
 
 # Mistakes are said before torchrun starts. Python is told where the project is, and that Ctrl-C needs no traceback.
 from_here='import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path[0] = sys.argv.pop(1); '
-check="${from_here}from utils.before_launch import check, run_main; sys.exit(run_main(check))"
+check="${from_here}from utils.before_launch import main; sys.exit(main())"
 run "$python" -c "$check" "$project" "${training[@]}" -- "${evaluation[@]}"
 
 # torchrun, with the training's own exit code; on a machine whose name may not resolve.

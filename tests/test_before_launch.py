@@ -41,7 +41,7 @@ def test_what_is_trained_is_what_is_evaluated(flags, capsys, tmp_path):
 
 
 def test_torch_is_not_imported(flags):
-    code = "import sys; from utils.before_launch import check, run_main; code = run_main(check)"
+    code = "import sys; from utils.before_launch import main; code = main()"
     code += "; assert code == 0 and 'torch' not in sys.modules"
     result = run_python(code, *as_argv(flags))
     assert result.returncode == 0, result.stderr
@@ -69,7 +69,7 @@ def said(capsys, monkeypatch, **variables) -> tuple[str, str]:
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    before_launch.say_variables()
+    before_launch.variables()
     return capsys.readouterr()
 
 

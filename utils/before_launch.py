@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils.arguments import parse_args, training_parser
-from utils.command_line import run_main as run_main
+from utils.command_line import run_main
 from utils.errors import UserError
 from utils.evaluation.arguments import parse_args as parse_evaluation
 from utils.files.ownership import check_writable
@@ -57,7 +57,7 @@ def check_checkpoints(names: list[str], plan: Plan) -> None:
             raise UserError(f"CHECKPOINT={name}: of checkpoints there will be {shown} (CHECKPOINTING_STEPS={every})")
 
 
-def say_variables() -> None:
+def variables() -> None:
     """Prints what run.sh's shell reads to have its variables as they are meant; on stderr, those that look alike."""
     names = re.findall(r"\$\{([A-Z_]+):[-+]", RUN_SH.read_text(encoding="utf-8"))
     for name in set(names) & os.environ.keys():
@@ -77,3 +77,8 @@ def strays(others: Iterable[str], own: Iterable[str]) -> Iterator[str]:
         same = [each for each in how if sorted(each) == sorted(name.upper())]
         like = same or difflib.get_close_matches(name.upper(), how, n=1, cutoff=ALIKE)
         yield from (f"{name}: {how[each]}" for each in like[:1])
+
+
+def main() -> int:
+    """The exit code: 0, or 2 with a line on stderr."""
+    return run_main(check)
