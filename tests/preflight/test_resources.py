@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.script import UNET_FILE, dry_run, make_args, run
 from utils.errors import UserError
 from utils.models.check import check_base_model
-from utils.models.folder import FROZEN_PARTS, part_files, read_base
+from utils.models.folder import FROZEN_PARTS, read_base
 from utils.models.single_file import export_single_file
 from utils.preflight import resources
 from utils.preflight.resources import (
@@ -60,7 +60,7 @@ def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
     export_single_file(read_base(tiny_pipeline_dir), path)
     tensors = sum(value.nbytes for value in load_file(path).values())
     plan = plan_of(tmp_path, max_train_steps=1, save_dtype="fp32", export_single_file=path)
-    copied = [path for part in FROZEN_PARTS for path in part_files(base, part).values()]
+    copied = [path for part in FROZEN_PARTS for path in base.files(part).values()]
     without = base.num_parameters * 4 + sum(path.stat().st_size for path in copied)
     free = {"bytes": without + tensors}
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
