@@ -25,45 +25,19 @@ from utils.training.memory import (
 
 POLYNOMIAL_END = 1e-7  # of diffusers' polynomial schedule, which must start above it
 # Flags that change nothing, when that is so, and how it is said.
+OF_CLASS_IMAGES = "prior_loss_weight num_class_images sample_batch_size prior_generation_precision"
+OF_PICTURES = "validation_negative_prompt validation_inference_steps validation_guidance_scale num_validation_images"
 WITHOUT_EFFECT: tuple[tuple[str, Callable[[Namespace], Any], str], ...] = (
-    (
-        "lr_warmup_steps",
-        lambda a: a.lr_scheduler == "constant",
-        "with --lr_scheduler constant (constant_with_warmup has one)",
-    ),
-    (
-        "lr_num_cycles",
-        lambda a: a.lr_scheduler != "cosine_with_restarts",
-        "but with --lr_scheduler cosine_with_restarts",
-    ),
+    ("lr_warmup_steps", lambda a: a.lr_scheduler == "constant", "with --lr_scheduler constant (not ..._with_warmup)"),
+    ("lr_num_cycles", lambda a: "restarts" not in a.lr_scheduler, "but with --lr_scheduler cosine_with_restarts"),
     ("lr_power", lambda a: a.lr_scheduler != "polynomial", "but with --lr_scheduler polynomial"),
     ("scale_lr", lambda a: a.samples_per_step == 1, "on steps of one sample"),
     ("num_train_epochs", lambda a: "max_train_steps" in a.changed, "beside --max_train_steps"),
-    (
-        "prior_loss_weight num_class_images sample_batch_size prior_generation_precision",
-        lambda a: not a.with_prior_preservation,
-        "without --with_prior_preservation",
-    ),
-    (
-        "validation_negative_prompt validation_inference_steps validation_guidance_scale num_validation_images",
-        lambda a: not a.validation_prompt,
-        "without --validation_prompt",
-    ),
-    (
-        "validation_negative_prompt",
-        lambda a: a.validation_guidance_scale <= 1,
-        "where --validation_guidance_scale is not above 1",
-    ),
-    (
-        "validation_steps",
-        lambda a: a.validation_steps > a.max_train_steps,
-        "beyond the last step, but for the one before the first",
-    ),
-    (
-        "checkpoints_total_limit",
-        lambda a: a.checkpointing_steps > a.max_train_steps,
-        "in a run without a checkpoint (--checkpointing_steps is beyond it)",
-    ),
+    (OF_CLASS_IMAGES, lambda a: not a.with_prior_preservation, "without --with_prior_preservation"),
+    (OF_PICTURES, lambda a: not a.validation_prompt, "without --validation_prompt"),
+    ("validation_negative_prompt", lambda a: a.validation_guidance_scale <= 1, "without guidance (a scale above 1)"),
+    ("validation_steps", lambda a: a.validation_steps > a.max_train_steps, "beyond the last step"),
+    ("checkpoints_total_limit", lambda a: a.checkpointing_steps > a.max_train_steps, "in a run without a checkpoint"),
     ("logging_dir", lambda a: a.report_to == "none", "without --report_to tensorboard"),
     ("allow_changes", lambda a: not a.resume_from_checkpoint, "without --resume_from_checkpoint"),
 )

@@ -6,15 +6,8 @@ from utils.concepts import Concept, load_photos, read_concepts
 from utils.data.class_images import check_class_images
 from utils.errors import UserError
 from utils.models.folder import BaseModel
+from utils.preflight import resources
 from utils.preflight.photos import describe_names, describe_photos, describe_prompt, load_quick_tokenizer
-from utils.preflight.resources import (
-    check_device,
-    check_disk,
-    check_schedule,
-    describe_flags,
-    describe_launcher,
-    describe_rounding,
-)
 from utils.preflight.table import NOTE, OK, Check, Found, Row
 from utils.run.plan import make_plan
 from utils.run.resume import find_sources
@@ -120,8 +113,14 @@ def find_start(found: Found) -> Iterator[Row]:
 def check_numbers(found: Found) -> Iterator[Row]:
     """Flags without effect, and numbers that can hardly be meant."""
     if found.plan is not None and found.sources is not None:
-        yield from (("flag", finding, NOTE) for finding in describe_flags(found.plan, len(found.sources.dataset)))
-        named = dict(schedule=check_schedule, save_dtype=describe_rounding, precision=describe_launcher)
+        yield from (
+            ("flag", finding, NOTE) for finding in resources.describe_flags(found.plan, len(found.sources.dataset))
+        )
+        named = dict(
+            schedule=resources.check_schedule,
+            save_dtype=resources.describe_rounding,
+            precision=resources.describe_launcher,
+        )
         findings = [(name, describe(found.plan)) for name, describe in named.items()]
         yield from ((name, finding, NOTE) for name, finding in findings if finding)
 
@@ -129,7 +128,7 @@ def check_numbers(found: Found) -> Iterator[Row]:
 def check_disk_space(found: Found) -> Iterator[Row]:
     """The disk, against what the run takes of it."""
     if found.plan is not None and found.sources is not None:
-        yield "disk", *check_disk(found.plan, found.sources.base, found.sources.first_step)
+        yield "disk", *resources.check_disk(found.plan, found.sources.base, found.sources.first_step)
 
 
 def check_the_device(found: Found) -> Iterator[Row]:
@@ -137,7 +136,7 @@ def check_the_device(found: Found) -> Iterator[Row]:
     if found.plan is None or found.sources is None:
         return
     if gpu_is_possible() and not found.is_quick:
-        yield "device", *check_device(found.plan.needs, found.args.low_memory)
+        yield "device", *resources.check_device(found.plan.needs, found.args.low_memory)
     else:
         yield "device", "no GPU: training on the CPU", OK
 
