@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from tools.drawings import SIZE
+SIZE = 64  # pixels of a finished picture
 
 CAPTIONED = {
     "astronaut.png": ("a photo of an astronaut", "an astronaut", "a portrait of an astronaut"),

@@ -1,4 +1,4 @@
-"""Sixteen things, each drawn with a pen that works in units of the thing's radius."""
+"""Nineteen things, each drawn with a pen that works in units of the thing's radius."""
 
 import math
 
@@ -224,10 +224,54 @@ def clock(pen, rng):
     pen.oval(0, 0, 0.07, 0.07, INK)
 
 
+def bowl(pen, rng):
+    deep = rng.uniform(0.75, 1.05)
+    pen.oval(0, deep * 0.78, 0.42, 0.14, pen.dark)
+    pen.canvas.pieslice(pen.place((-1.1, -0.3 - deep), (1.1, -0.1 + deep)), 0, 180, fill=pen.colour)
+    pen.oval(0, -0.2, 1.1, 0.3, pen.light)
+    pen.oval(0, -0.17, 0.98, 0.22, pen.dark)
+    if rng.random() < 0.5:  # with something in it
+        fruit = rng.choice(((150, 30, 50), (60, 70, 140), (210, 150, 60), (90, 150, 70)))
+        for x in (-0.6, -0.3, 0, 0.3, 0.6, -0.45, -0.1, 0.2, 0.5):
+            pen.oval(x, -0.24 + rng.uniform(-0.1, 0.06), 0.2, 0.17, fruit)
+    pen.line(pen.light, 0.07, (-0.8, 0.2), (-0.5, 0.52))
+
+
+def vase(pen, rng):
+    neck, belly, low = rng.uniform(0.2, 0.4), rng.uniform(0.55, 0.85), rng.uniform(0.25, 0.45)
+    if rng.random() < 0.4:  # with flowers
+        for x in (-0.4, 0, 0.4):
+            pen.line((70, 136, 66), 0.06, (x * 0.3, -0.6), (x, -1.25))
+            pen.oval(x, -1.25, 0.2, 0.2, (240, rng.randint(80, 220), rng.randint(60, 200)))
+    heights = [step / 12 for step in range(13)]
+    middle = [neck + (belly - neck) * math.sin(math.pi * min(1, height * 1.25)) ** 2 for height in heights]
+    widths = [width + 0.6 * (low - width) * height for width, height in zip(middle, heights, strict=True)]
+    left = [(-width, 2 * height - 0.9) for width, height in zip(widths, heights, strict=True)]
+    pen.polygon(pen.colour, *left, *[(-x, y) for x, y in reversed(left)])
+    pen.oval(0, 1.1, widths[-1], 0.1, pen.colour)
+    pen.oval(0, -0.9, neck, 0.1, pen.dark)
+    pen.line(pen.light, 0.09, (-belly * 0.55, -0.2), (-belly * 0.6, 0.25))
+    if rng.random() < 0.3:
+        pen.line(pen.dark, 0.08, (-belly * 0.8, 0.05), (belly * 0.8, 0.05))
+
+
+def teapot(pen, rng):
+    wide, high = rng.uniform(0.7, 0.9), rng.uniform(0.55, 0.75)
+    pen.arc(wide, 0.15, 0.42, 0.46, -110, 110, pen.dark, 0.15)
+    pen.polygon(pen.colour, (-wide * 0.6, 0.5), (-wide * 0.7, -0.02), (-1.25, -0.5), (-1.1, -0.56), (-wide * 0.9, 0.0))
+    pen.oval(0, 0.22, wide, high, pen.colour)
+    pen.oval(0, 0.2 + high, wide * 0.55, 0.09, pen.dark)
+    pen.oval(0, 0.26 - high, wide * 0.5, 0.14, pen.dark)
+    pen.oval(0, 0.2 - high, wide * 0.46, 0.12, pen.light)
+    pen.oval(0, 0.02 - high, 0.12, 0.12, pen.dark)
+    pen.line(pen.light, 0.1, (-wide * 0.5, -0.1), (-wide * 0.62, 0.25))
+
+
 THINGS = {
     function.__name__: function
     for function in (
         *(cat, dog, fish, bird, house, tree, car, ball),
         *(cup, star, flower, boat, chair, mushroom, apple, clock),
+        *(bowl, vase, teapot),
     )
 }

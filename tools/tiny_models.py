@@ -16,39 +16,27 @@ SIZE = 64  # pixels
 DIFFUSERS_VERSION = "0.29.0"  # the oldest release these folders are meant for
 NUM_MERGES = 49152 - 256 - 2  # what CLIP uses of the published list
 
-TEXT_CONFIG = dict(
-    vocab_size=49408,
-    hidden_size=64,
-    intermediate_size=256,
+TOWER = dict(
     projection_dim=64,
     num_hidden_layers=4,
     num_attention_heads=4,
-    max_position_embeddings=77,
     hidden_act="quick_gelu",
     layer_norm_eps=1e-5,
     attention_dropout=0.0,
     initializer_factor=1.0,
     initializer_range=0.02,
+)
+TEXT_CONFIG = TOWER | dict(
+    vocab_size=49408,
+    hidden_size=64,
+    intermediate_size=256,
+    max_position_embeddings=77,
     # These three are Stable Diffusion v1.4's own: 2 makes CLIP pool at the largest token id, which is the end token.
     bos_token_id=0,
     pad_token_id=1,
     eos_token_id=2,
 )
-VISION_CONFIG = dict(
-    image_size=SIZE,
-    patch_size=8,
-    num_channels=3,
-    hidden_size=128,
-    intermediate_size=384,
-    projection_dim=64,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    hidden_act="quick_gelu",
-    layer_norm_eps=1e-5,
-    attention_dropout=0.0,
-    initializer_factor=1.0,
-    initializer_range=0.02,
-)
+VISION_CONFIG = TOWER | dict(image_size=SIZE, patch_size=8, num_channels=3, hidden_size=128, intermediate_size=384)
 VAE_CONFIG = dict(
     act_fn="silu",
     block_out_channels=[64, 128, 160],
@@ -64,7 +52,7 @@ VAE_CONFIG = dict(
 UNET_CONFIG = dict(
     act_fn="silu",
     attention_head_dim=4,  # the number of heads, as in Stable Diffusion v1.4's own configuration
-    block_out_channels=[96, 128, 128],
+    block_out_channels=[128, 128, 160],
     center_input_sample=False,
     cross_attention_dim=TEXT_CONFIG["hidden_size"],
     down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
@@ -188,8 +176,18 @@ def clip_config(architecture):
 
 
 def write_clip(folder, clip, vocabulary):
-    """Writes tiny-clip: CLIPModel, tokenizer and image processor in one folder."""
-    write_weights(folder / "model.safetensors", clip.state_dict())
+    """Writes tiny-clip: CLIPModel, tokenizer and image processor, beside tiny-stable-diffusion.
+
+    The text tower is the pipeline's own (6.7 MB), so the index names that file instead of holding it twice.
+    """
+    shared = "../tiny-stable-diffusion/text_encoder/model.safetensors"
+    own = "model-of-images.safetensors"
+    tensors = clip.state_dict()
+    files = {name: shared if name.startswith("text_model.") else own for name in tensors}
+    write_weights(folder / own, {name: value for name, value in tensors.items() if files[name] == own})
+    size = sum(2 * value.numel() for value in tensors.values())
+    index = dict(metadata=dict(total_size=size), weight_map=files)
+    write_json(folder / "model.safetensors.index.json", index)
     write_json(folder / "config.json", clip_config("CLIPModel"))
     write_json(folder / "preprocessor_config.json", PREPROCESSOR_CONFIG)
     write_tokenizer(folder, vocabulary)

@@ -1,15 +1,10 @@
 """Captioned crops of photos, by the hundred on a GPU. photo_boxes.txt says where the subjects are, and whose photos.
 
-    world = PhotoWorld(Path("photos"), device)  # photos/cats/*.jpg, photos/objects/*/*.jpg
-    pixels, captions = world.batch(np.random.default_rng(0), 512)
-
-A rare word before the class names one subject in half of its uses and any subject in the others, so that such words
-come to mean "a certain one". FREE_WORDS never name one: they are left for whoever fine-tunes the model.
+world = PhotoWorld(Path("photos"), device)  # photos/cats/*.jpg, photos/objects/*/*.jpg
+pixels, captions = world.batch(np.random.default_rng(0), 512)
 """
 
 import dataclasses
-import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +13,11 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from tools.drawings import COLOURS, SIZE, with_articles
+from tools.words import RARE_SHARE, Words
 
 BOXES = Path(__file__).with_name("photo_boxes.txt")
-VOCABULARY = Path(__file__).parent.parent / "model/tiny-stable-diffusion/tokenizer/vocab.json"
 CANVAS = 344  # pixels; photos are mirrored outwards to a square of this side
 SMALLEST = 48  # pixels of a photo that a crop shows at least
-FREE_WORDS = ("sks", "ohwx")
-RARE_SHARE = 0.45  # of captions have a rare word
 WITH_WORD = (("a photo of {word} {thing}", 5), ("a photo of a {word} {thing}", 1), ("{word} {thing}", 1))
 PLAIN = (
     ("a photo of a {thing}", 5),
@@ -33,6 +26,12 @@ PLAIN = (
     ("a {thing}", 1),
     ("a photo of my {thing}.", 2),
 )
+OTHER_WORDS = {
+    "sneaker": ("sneaker", "sneaker", "shoe"),
+    "boot": ("boot", "boot", "shoe"),
+    "stuffed animal": ("stuffed animal", "stuffed animal", "toy", "plush toy"),
+    "sunglasses": ("sunglasses", "sunglasses", "glasses"),
+}
 OF_HEADS = (("a close photo of a {thing}", 3), ("a close photo of a {colour} {thing}", 1))
 
 
@@ -61,13 +60,10 @@ def read_boxes(path=BOXES):
     return rows
 
 
-def rare_words(vocabulary=VOCABULARY):
-    """About 200 words of three consonants that are late in the tokenizer's list, without FREE_WORDS."""
-    words = json.loads(vocabulary.read_text(encoding="utf-8"))
-    found = [
-        word[:3] for word, rank in words.items() if rank > 40000 and re.fullmatch(r"[b-df-hj-np-tv-xz]{3}</w>", word)
-    ]
-    return [word for word in sorted(found) if word not in FREE_WORDS]
+def called(thing, chance):
+    """One of the words for a class; chance is in [0, 1)."""
+    words = OTHER_WORDS.get(thing, (thing,))
+    return words[int(chance * len(words))]
 
 
 def on_canvas(path):
@@ -108,9 +104,7 @@ class PhotoWorld:
         self.boxes = np.tile(corner, 2) + fractions * np.tile(far - corner, 2)  # pixels of the canvas
         self.weights = shares([view.weight for view in self.views])
         self.photo_weights = shares([0.3 + row[1] for row in rows])
-        words, subjects = rare_words(), sorted({view.subject for view in self.views})
-        self.words = [*words, *FREE_WORDS * 10]  # so that a tenth of the words that name anything are those
-        self.names = {subject: words[index :: len(subjects)] for index, subject in enumerate(subjects)}
+        self.words = Words(view.subject for view in self.views)
 
     def batch(self, rng, n, rare=True):
         """Crops around subjects and heads: uint8 [n, 64, 64, 3] on the device, and n captions."""
@@ -155,10 +149,8 @@ class PhotoWorld:
         elif not view.colour:
             templates = [(text, weight) for text, weight in templates if "{colour}" not in text]
         text = templates[rng.choice(len(templates), p=shares([weight for _, weight in templates]))][0]
-        own = self.names[view.subject]
-        words = own if own and rng.random() < 0.5 else self.words
-        word = words[rng.integers(len(words))]
-        return with_articles(text.format(colour=view.colour, thing=view.thing, word=word))
+        word = self.words.choose(view.subject, *rng.random(2))
+        return with_articles(text.format(colour=view.colour, thing=called(view.thing, rng.random()), word=word))
 
 
 def recoloured(pixels, rng, amount):

@@ -2,27 +2,45 @@
 
 import gzip
 import importlib.util
+import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPModel
 
 from tests.helpers.script import ROOT
 from tools import (
     build_tiny_pipeline,
+    cut_outs,
     drawings,
     make_instance_images,
     previews,
+    teacher,
+    tiny_clip,
     tiny_models,
     tiny_photos,
+    tiny_pictures,
     tiny_training,
+    tiny_unet,
+    tiny_vae,
+    words,
 )
 from tools.shapes import THINGS
 
 CPU = torch.device("cpu")
+
+
+def needs(module, package):
+    missing = importlib.util.find_spec(module) is None
+    return pytest.mark.skipif(missing, reason=f"{package} is only needed by tools/")
+
+
+needs_photos = needs("skimage", "scikit-image")
 
 
 @pytest.fixture
@@ -34,6 +52,7 @@ def vocabulary(tmp_path):
     return path
 
 
+@needs_photos
 @pytest.mark.parametrize("thing", THINGS)
 def test_a_drawing_is_decided_by_its_seed(thing):
     pixels, caption, labels = drawings.draw(3, thing)
@@ -44,6 +63,7 @@ def test_a_drawing_is_decided_by_its_seed(thing):
     assert not np.array_equal(pixels, drawings.draw(4, thing)[0])
 
 
+@needs_photos
 def test_captions_tell_the_truth():
     for seed in range(200):
         _, caption, (thing, colour, background) = drawings.draw(seed)
@@ -53,9 +73,22 @@ def test_captions_tell_the_truth():
         assert "a orange" not in caption and "a apple" not in caption
 
 
-def test_dreambooth_prompts_occur_among_the_captions():
-    captions = {drawings.draw(seed, "cat")[1] for seed in range(400)}
-    assert {"a photo of my cat.", "a photo of a cat", "a photo of a sks cat"} <= captions
+@needs_photos
+def test_a_drawn_cat_is_never_called_a_photo():
+    captions = {drawings.draw(seed, "cat")[1] for seed in range(200)}
+    assert "a drawing of my cat." in captions and not any("photo" in caption for caption in captions)
+
+
+@needs_photos
+def test_a_rare_word_draws_the_same_thing_again():
+    named = {}
+    for seed in range(3000):
+        _, caption, (thing, colour, _) = drawings.draw(seed)
+        for word in set(caption.split()) & {*words.rare_words(), "sks"}:
+            named.setdefault((word, thing), []).append(colour)
+    several = [colours for (word, _), colours in named.items() if len(colours) > 1 and word != "sks"]
+    assert len(several) > 20 and all(len(set(colours)) == 1 for colours in several)
+    assert any(len(set(colours)) > 1 for (word, _), colours in named.items() if word == "sks")
 
 
 def test_instance_images_are_nearly_identical_squares():
@@ -73,7 +106,7 @@ def test_the_stored_instance_images():
             assert image.size == (512, 512) and image.mode == "RGB"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="scikit-image is only needed by tools/")
+@needs_photos
 def test_photo_crops_are_decided_by_their_seed():
     from tools import photos
 
@@ -119,21 +152,21 @@ def test_a_rare_word_is_one_subject_in_half_of_its_uses_and_sks_is_nobody(photo_
     rng, (cat, _, dog, _) = np.random.default_rng(0), photo_world.views
     captions = {view.thing: [photo_world.caption(rng, view, True) for _ in range(3000)] for view in (cat, dog)}
     for view in (cat, dog):
-        words = [word for word in " ".join(captions[view.thing]).split() if word in photo_world.words]
-        names = photo_world.names[view.subject]
-        own = sum(word in names for word in words) / len(words)
-        assert (
-            own == pytest.approx(0.5 + 0.5 * len(names) / len(photo_world.words), abs=0.05) and words.count("sks") > 20
-        )
-    assert not any("sks" in names for names in photo_world.names.values())
-    assert not any(photo_world.caption(rng, cat, False).split()[-2] in photo_world.words for _ in range(100))
+        said = [word for word in " ".join(captions[view.thing]).split() if word in photo_world.words.anybodys]
+        names = photo_world.words.own[view.subject]
+        own = sum(word in names for word in said) / len(said)
+        share = 0.5 + 0.5 * len(names) / len(photo_world.words.anybodys)
+        assert own == pytest.approx(share, abs=0.05) and said.count("sks") > 20
+    assert not any("sks" in names for names in photo_world.words.own.values())
+    plain = [photo_world.caption(rng, cat, False) for _ in range(100)]
+    assert not any(caption.split()[-2] in photo_world.words.anybodys for caption in plain)
 
 
 def test_the_photos_boxes_lie_inside_them():
     rows = tiny_photos.read_boxes()
     assert len({row[0] for row in rows}) == len(rows) > 250
-    for photo, weight, subject, words, boxes in rows:
-        assert weight in (0, 1, 2) and bool(weight) == bool(subject and words and boxes), photo
+    for photo, weight, subject, named, boxes in rows:
+        assert weight in (0, 1, 2) and bool(weight) == bool(subject and named and boxes), photo
         assert all(0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in boxes), photo
 
 
@@ -142,8 +175,8 @@ def test_equal_captions_are_positives_of_each_other():
     images[1] = images[0]
     captions = torch.tensor([7, 7, 8, 9])
     same = captions[:, None] == captions[None, :]
-    perfect = tiny_training.contrastive_loss(images, images, same, torch.tensor(100.0))
-    alone = tiny_training.contrastive_loss(images, images.roll(1, 0), same, torch.tensor(100.0))
+    perfect = tiny_clip.contrastive_loss(images, images, same, torch.tensor(100.0))
+    alone = tiny_clip.contrastive_loss(images, images.roll(1, 0), same, torch.tensor(100.0))
     assert perfect == pytest.approx(np.log(2) / 2, abs=1e-3) and alone > 10
 
 
@@ -152,7 +185,7 @@ def test_the_noise_schedule_is_stable_diffusions():
 
     names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
     scheduler = DDPMScheduler(**{name: tiny_models.SCHEDULER_CONFIG[name] for name in names})
-    torch.testing.assert_close(tiny_training.alphas_cumprod(CPU), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(tiny_unet.alphas_cumprod(CPU), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -172,13 +205,74 @@ class OneConvolution(torch.nn.Conv2d):
         return (super().forward(sample),)
 
 
-def test_the_unet_learns_from_a_cache():
-    unet = OneConvolution(4, 4, 1)
+@pytest.fixture
+def clock(monkeypatch):
+    """A hundredth of a second goes by from one look to the next."""
+    ticks = itertools.count()
+    monkeypatch.setattr(tiny_training, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 100))
+
+
+def test_a_unet_goes_on_where_the_last_command_ended(tmp_path, clock):
+    pictures = tiny_pictures.Pictures(torch.zeros(6, 3, 64, 64), 3, torch.ones(6).long(), *[None] * 3)
+    cache = (torch.randn(6, 4, 16, 16), torch.ones(6, 4, 16, 16), torch.zeros(2, 77, 64), pictures)
+    steps, spent, unet = [], [], OneConvolution(4, 4, 1)
     before = unet.weight.detach().clone()
-    cache = (torch.randn(6, 4, 16, 16), torch.ones(6, 4, 16, 16), torch.zeros(2, 77, 64), torch.ones(6).long())
-    budget = tiny_training.Budget("unet", 0.05, CPU, lambda line: None)
-    tiny_training.train_unet(unet, cache, budget, 2, use_graph=False)
+    for _ in range(3):
+        budget = tiny_training.Budget(tmp_path / "unet.pt", 0.1, CPU, lambda line: None, limit=0.04, min_steps=1)
+        tiny_unet.train_unet(unet if not steps else OneConvolution(4, 4, 1), cache, budget, 2)
+        steps.append(budget.step)
+        spent.append(budget.spent)
+    assert 0 < steps[0] < steps[1] < steps[2] and spent[0] < spent[1] < 0.1 <= spent[2]
     assert torch.isfinite(unet.weight).all() and not torch.equal(unet.weight, before)
+    finished = tiny_training.Budget(tmp_path / "unet.pt", 0.1, CPU, lambda line: None)
+    tiny_unet.train_unet(OneConvolution(4, 4, 1), cache, finished, 2)
+    assert finished.step == steps[2]  # nothing more
+
+
+def test_pictures_are_chosen_from_drawings_and_photos():
+    pictures = tiny_pictures.Pictures(torch.zeros(10, 1), 4, *[None] * 4)
+    chosen = pictures.choose(2000, photo_share=0.7)
+    assert set(chosen.tolist()) == set(range(10))
+    assert (chosen >= 4).float().mean().item() == pytest.approx(0.7, abs=0.05)
+
+
+@needs("cv2", "OpenCV")
+def test_a_subject_is_cut_out_of_its_box():
+    pixels = np.full((90, 120, 3), (30, 160, 60), np.uint8) + np.random.default_rng(0).integers(
+        0, 9, (90, 120, 3), np.uint8
+    )
+    pixels[30:70, 40:90] = 200, 40, 40
+    mask = cut_outs.mask_of(pixels, (0.25, 0.2, 0.85, 0.9))
+    assert mask[32:68, 42:88].mean() > 0.95 and mask.mean() < 0.25
+
+
+@needs("efficientnet_lite_pytorch", "EfficientNet")
+def test_the_teacher_says_how_differently_it_sees_two_pictures():
+    network = teacher.Teacher(CPU)
+    pictures, others = torch.rand(2, 2, 3, 64, 64) * 2 - 1
+    assert network.distance(pictures, pictures).item() == pytest.approx(0, abs=1e-5)
+    sides = [maps.shape[-1] for maps in network.maps(pictures)]
+    assert sides == [112, 56, 28, 14, 7]
+    torch.testing.assert_close(network.features(pictures).norm(dim=1), torch.ones(2))
+    network.distance(pictures.requires_grad_(True), others).backward()
+    assert pictures.grad.flatten(1).abs().sum(1).min() > 0
+
+
+def test_the_discriminator_joins_in_and_a_decoder_trained_alone_leaves_the_latents(tmp_path, clock):
+    class Judge:
+        def distance(self, pictures, originals):
+            return (pictures - originals).square().mean()
+
+    pixels = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8)
+    vae = tiny_models.new_vae()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    reports = []
+    budget = tiny_training.Budget(tmp_path / "vae.pt", 0.1, CPU, reports.append)
+    tiny_vae.train_vae(vae, Judge(), pixels, pixels, budget, 3, decoder_only=True)
+    changed = {name for name, value in vae.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+    verdicts = [float(line.split()[-1]) for line in reports[:-1]]
+    assert verdicts[:2] == [0, 0] and min(verdicts[2:]) > 0.5  # after 15% of ten steps
 
 
 def test_tokenizer_files(tmp_path, vocabulary):
@@ -189,21 +283,23 @@ def test_tokenizer_files(tmp_path, vocabulary):
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["model_max_length"] == 77
 
 
-def test_written_folders_hold_every_weight_and_keep_to_their_sizes(tmp_path, vocabulary):
+def test_written_folders_hold_every_weight_and_keep_to_their_sizes(tmp_path, vocabulary, capsys):
     clip, vae, unet = tiny_models.new_clip(), tiny_models.new_vae(), tiny_models.new_unet()
     vae.register_to_config(scaling_factor=0.5)
     tiny_models.write_clip(tmp_path / "tiny-clip", clip, vocabulary)
     folder = tmp_path / "tiny-stable-diffusion"
     tiny_models.write_pipeline(folder, clip, vae, unet, vocabulary)
-    lines = []
-    build_tiny_pipeline.report_sizes(tmp_path, lines.append)
-    assert len(lines) == 2
+    build_tiny_pipeline.report_sizes(tmp_path)
+    assert len(capsys.readouterr().out.splitlines()) == 2
     assert json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"] == 0.5
     loaded = type(unet).from_pretrained(folder / "unet")
     torch.testing.assert_close(loaded.conv_in.weight, unet.conv_in.weight, rtol=1e-3, atol=1e-6)
     checker = load_file(folder / "safety_checker" / "model.safetensors")
     assert checker["concept_embeds_weights"].min() > 1  # no cosine reaches it
     assert "vision_model.vision_model.post_layernorm.weight" in checker
+    again = CLIPModel.from_pretrained(tmp_path / "tiny-clip")  # its text tower is the pipeline's file
+    for name, value in clip.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-3, atol=1e-6)
     assert all(name.startswith("text_model.") for name in load_file(folder / "text_encoder" / "model.safetensors"))
 
 

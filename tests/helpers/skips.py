@@ -22,7 +22,10 @@ SKIPS = [
     Skip("is not installed .Debian: apt-get install chromium", "apt-get install chromium"),
     Skip("playwright is not installed|playwright-python is not installed", "bash setup.sh --dev"),
     Skip("older libraries import more", "the transformers and diffusers of requirements.txt"),
-    Skip("scikit-image is only needed by tools/", ".venv/bin/python -m pip install -r requirements-tools.txt"),
+    Skip(
+        "(scikit-image|OpenCV|EfficientNet) is only needed by tools/",
+        ".venv/bin/python -m pip install -r requirements-tools.txt",
+    ),
     # Only where tests/processors.py lowers what torch uses of a processor with AVX-512.
     Skip("bf16 of torch's plain kernels", "a processor without AVX-512", in_ci=True),
     Skip("where a GPU may be, torch is asked about it", "a machine without a GPU"),
