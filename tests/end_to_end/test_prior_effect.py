@@ -48,4 +48,4 @@ def test_a_rare_word_is_farther_from_the_class_than_my():
     """The ground on which docs/prior_preservation.md chooses the subject's word."""
     prompts = [CLASS, "a photo of my cat.", SUBJECT, "a photo of a dog"]
     own, my, rare, dog = (distance for _, _, distance in distances(EMBEDDED, prompts))
-    assert own == 0 and 0.1 < my < 0.2 < 0.4 < rare < dog < 0.6
+    assert own == 0 and 0.1 < my < 0.2 < rare < 0.35 < dog < 0.6
