@@ -157,6 +157,21 @@ def test_path_hash_and_transform_are_recorded(folders):
     json.dumps(described)
 
 
+def test_files_that_an_index_names_are_hashed_wherever_they_lie(tmp_path):
+    """tiny-clip's text tower is the file of the pipeline beside it."""
+    text_tower, found = "../tiny-stable-diffusion/text_encoder/model.safetensors", []
+    for flipped in (0, 1):
+        folder = tmp_path / str(flipped) / "tiny-clip"
+        for name in ("tiny-clip", "tiny-stable-diffusion"):
+            shutil.copytree(ROOT / "model" / name, folder.parent / name)
+        data = bytearray((folder / text_tower).read_bytes())
+        data[-1] ^= flipped
+        (folder / text_tower).write_bytes(data)
+        found.append(encoders.load_clip(folder, CPU).description()["sha256"])
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 2
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == [text_tower]
+
+
 def test_an_unfit_folder_is_named(folders, tmp_path):
     with pytest.raises(UserError, match="has no config.json"):
         encoders.load_clip(tmp_path, CPU)

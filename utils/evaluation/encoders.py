@@ -91,19 +91,22 @@ class Encoder(NamedTuple):
         return dict(
             name=self.name,
             folder=str(self.folder),
-            sha256=_hashes(self.weights),
+            sha256={str(path.relative_to(self.folder)): _hash(path) for path in self.weights},
             transform=self.transform._asdict(),
         )
 
 
-@functools.cache
-def _hashes(files: tuple[Path, ...]) -> dict[str, str]:
-    return {path.name: sha256_of(path) for path in files}
+_hash = functools.cache(sha256_of)
 
 
 def _weights(folder: Path) -> tuple[Path, ...]:
-    """The weight files: .safetensors if there are any, else .bin."""
-    return tuple(sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")))
+    """The weight files, also those that an index names: .safetensors if there are any, else .bin."""
+    for ending in ("safetensors", "bin"):
+        maps = [read_json(path).get("weight_map", {}) for path in folder.glob(f"*.{ending}.index.json")]
+        named = {folder / name for weight_map in maps for name in weight_map.values()}
+        if files := [path for path in sorted({*folder.glob(f"*.{ending}"), *named}) if path.is_file()]:
+            return tuple(files)
+    return ()
 
 
 def load_clip(folder: Path, device: torch.device) -> Encoder:
