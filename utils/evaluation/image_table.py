@@ -54,6 +54,7 @@ class ImageTable:
     """All images of samples.json; the candidates' are of models called candidates/NAME.
 
     Attributes:
+        kept: the embeddings, to be saved.
         images, photos: unit vectors [N,D] by "clip" and "dino", of the encoders that there are.
         values: of the columns that can be computed, [N].
         text: text to unit vector [D], the subject's own name left out; None without a text tower.
@@ -78,14 +79,13 @@ class ImageTable:
         digests = sha256_of_all([*paths, *photos])
         self.photo_digests = {path.name: digests[path] for path in photos}
         self.names = {name: encoder.name for name, encoder in encoders.items() if encoder is not None}
-        self.images, self.photos, kept = {}, {}, KeptRows(folder)
+        self.images, self.photos, self.kept = {}, {}, KeptRows(folder)
         once = {digests[path]: photo for path, photo in photos.items()}  # a photo that is there twice is one
         for name, encoder in encoders.items():
             if encoder is not None:
-                self.images[name] = kept.rows(encoder, [digests[path] for path in paths], pictures)
+                self.images[name] = self.kept.rows(encoder, [digests[path] for path in paths], pictures)
             if encoder is not None and photos:
-                self.photos[name] = kept.rows(encoder, list(once), list(once.values()))
-        kept.save()
+                self.photos[name] = self.kept.rows(encoder, list(once), list(once.values()))
         self.text = self._reader(encoders["clip"])
         self.values = self._values()
         models = dict.fromkeys(entry["model"] for entry in self.entries)

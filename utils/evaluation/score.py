@@ -46,22 +46,22 @@ PAPER_ENCODERS["clip_t"] = PAPER_ENCODERS["clip_i"]
 
 def score(plan: EvaluationPlan, samples: dict) -> dict:
     """Computes every metric that there is a model for; writes metrics.json and metrics.csv, and returns the former."""
-    loaded = load_encoders(plan, samples, pick_device())
-    folder = photos_folder(plan, samples)
+    loaded, folder = load_encoders(plan, samples, pick_device()), photos_folder(plan, samples)
+    table = ImageTable(samples, plan.output_dir, load_photos(folder), loaded)
+    record = dict(
+        written_by=WRITTEN_BY,
+        format=METRICS_FORMAT,
+        samples_id=samples["samples_id"],
+        command=plan.command,
+        subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
+        encoders={name: encoder and encoder.description() for name, encoder in loaded.items()},
+        photos=dict(folder=str(folder.absolute()) if folder is not None else None, **photo_metrics(table)),
+        **measure(table),
+    )
+    record["paper"] = paper_columns(record, samples)
+    csv = as_csv(table).encode()
     try:
-        table = ImageTable(samples, plan.output_dir, load_photos(folder), loaded)
-        record = dict(
-            written_by=WRITTEN_BY,
-            format=METRICS_FORMAT,
-            samples_id=samples["samples_id"],
-            command=plan.command,
-            subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
-            encoders={name: encoder and encoder.description() for name, encoder in loaded.items()},
-            photos=dict(folder=str(folder.absolute()) if folder is not None else None, **photo_metrics(table)),
-        )
-        record |= measure(table)
-        record["paper"] = paper_columns(record, samples)
-        csv = as_csv(table).encode()
+        table.kept.save()
         replace_path(plan.output_dir / METRICS_CSV, lambda part: part.write_bytes(csv), is_shared=True)
         write_json(plan.output_dir / METRICS_JSON, record)
     except OSError as error:
