@@ -9,7 +9,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from utils.arguments import parse_command_line
-from utils.command_line import leave, run_main
+from utils.command_line import leave, mistakes_for_all_ranks, run_main
 from utils.preflight.checks import run_preflight
 from utils.runtime import process
 from utils.runtime.environment import rank
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Checks everything that can be checked without loading a model, then trains; returns the exit code."""
     process.start_clock()
-    args, argv, notes = parse_command_line(argv)
-    plan, sources, exit_code = run_preflight(args, notes)  # prints the table; the plan has every default filled in
+    with mistakes_for_all_ranks(argv):
+        args, argv, notes = parse_command_line(argv)
+        plan, sources, exit_code = run_preflight(args, notes)  # prints the table; the plan has every default filled in
     if plan is None or sources is None or args.dry_run:
         return exit_code
 
     from utils.run.loop import session  # only now: torch and ColossalAI take seconds, complaints none
 
-    with session(plan) as device:
+    with session(plan, sources) as device:
         train(plan, sources, argv, device)
     return 0
 

@@ -13,13 +13,13 @@ import select
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from utils import HOW_TO_INSTALL
 from utils.errors import EXIT_USER_ERROR, RunFailed, UserError
-from utils.runtime.environment import is_main
+from utils.runtime.environment import is_main, num_ranks
 from utils.values import as_path, as_text, meant, read_text
 
 EXIT_INTERRUPTED = 130
@@ -212,6 +212,23 @@ def run_main(
     except KeyboardInterrupt:
         _say(interrupted)
         return EXIT_INTERRUPTED
+
+
+@contextlib.contextmanager
+def mistakes_for_all_ranks(argv: list[str] | None) -> Iterator[None]:
+    """A context in which a UserError of one rank, before the ranks have met, becomes one of all: none waits for it."""
+    try:
+        yield
+    except UserError as error:
+        mistake = error
+        if num_ranks() > 1 and "--dry_run" not in (sys.argv[1:] if argv is None else argv):
+            from utils.runtime.ranks import meet
+
+            def ready() -> NoReturn:
+                raise mistake
+
+            meet(ready, lambda one, other: [])
+        raise
 
 
 def leave(exit_code: int) -> NoReturn:

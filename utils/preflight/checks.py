@@ -5,7 +5,7 @@ What needs neither a photo nor a plan comes first, and imports nothing that take
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from utils.errors import EXIT_USER_ERROR, UserError
@@ -22,7 +22,7 @@ from utils.files.ownership import (
 from utils.models.base import base_folder
 from utils.models.check import check_base_model, check_scheduler
 from utils.models.folder import is_reserved
-from utils.preflight.table import NOTE, Check, Found, as_text, num_problems, rows_of
+from utils.preflight.table import NOTE, Check, Found, Row, as_text, num_problems, rows_of
 from utils.runtime import environment
 from utils.runtime.process import columns
 
@@ -51,6 +51,13 @@ def run_preflight(
     if environment.is_main():
         print(as_text(rows, columns()), flush=True)  # a log gets whole lines
     return found.plan, found.sources, EXIT_USER_ERROR if num_problems(rows) else 0
+
+
+def find_launcher(found: Found) -> Iterator[Row]:
+    """What started this process. run.sh, which makes the quick checks, is itself the launcher of one machine."""
+    yield from (("launcher", note, NOTE) for note in environment.check_launcher())
+    if found.is_quick and environment.num_ranks() > 1:
+        raise UserError(f"run.sh trains on one machine; WORLD_SIZE is {environment.num_ranks()}: docs/scaling.md")
 
 
 def find_base(found: Found) -> None:
@@ -105,6 +112,7 @@ def check_output(found: Found) -> None:
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (
+    ("launcher", find_launcher),
     ("base model", find_base),
     ("resolution", check_resolution),
     ("output", check_output),

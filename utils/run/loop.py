@@ -24,12 +24,19 @@ from utils.run.lineage import list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.record import RunRecord
-from utils.run.resume import Sources, base_files, resume_command
+from utils.run.resume import Sources, base_files, differences, rank_inputs, resume_command
 from utils.runtime.colossal import barrier, get_accelerator, launch, leave
 from utils.runtime.determinism import deterministic_kernels
 from utils.runtime.environment import is_main
 from utils.runtime.process import mark
-from utils.runtime.ranks import EXIT_LOST_RANK, StopRequest, is_lost_rank, lost_rank_in_one_line, lost_rank_line
+from utils.runtime.ranks import (
+    EXIT_LOST_RANK,
+    StopRequest,
+    is_lost_rank,
+    lost_rank_in_one_line,
+    lost_rank_line,
+    meet,
+)
 from utils.training.memory import is_out_of_memory, out_of_memory_in_one_line
 from utils.training.optimizer import MasterWeightsOptimizer
 from utils.training.train_step import training_stream
@@ -39,13 +46,19 @@ NONFINITE = 1  # why a run ends, as its exit code; the other reasons are signals
 
 
 @contextlib.contextmanager
-def session(plan: Plan) -> Iterator[torch.device]:
+def session(plan: Plan, sources: Sources) -> Iterator[torch.device]:
     """Holds the output folder, joins the ranks, yields this rank's device, and waits for the ranks at the end.
 
-    Whatever ends it early ends it in one line.
+    Whatever ends it early ends it in one line. Ranks that are not made from the same raise UserError.
     """
-    with hold_output(plan.output_dir, is_main()), contextlib.ExitStack() as surroundings:
-        launch(plan.seed)
+    with contextlib.ExitStack() as surroundings:
+
+        def ready() -> dict:
+            surroundings.enter_context(hold_output(plan.output_dir, is_main()))
+            return rank_inputs(plan, sources) if plan.num_ranks > 1 else {}
+
+        with lost_rank_in_one_line():
+            launch(plan.seed, meet(ready, differences))
         surroundings.callback(leave)
         device = get_accelerator().get_current_device()
         surroundings.enter_context(deterministic_kernels(plan.deterministic))

@@ -1,6 +1,8 @@
 """From which checkpoint a run resumes, and whether it would still be the same run: what it is made from, as hashes."""
 
+import hashlib
 import importlib
+import json
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -31,12 +33,17 @@ from utils.runtime import environment
 from utils.runtime.process import typed
 from utils.values import as_path
 
+INPUT_PLACES = (
+    *("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "tokenizer_name"),
+    *("instance_data_dir", "concepts_list", "class_data_dir"),
+)
+# Rank 0 alone reads or writes there.
+OUTPUT_PLACES = ("output_dir", "logging_dir", "export_single_file", "config")
 # Every other argument changes what is trained: a new flag is compared unless it is named here.
 NOT_COMPARED = set(
     (
         # Their files are compared by their hashes.
-        "pretrained_model_name_or_path pretrained_vae_name_or_path tokenizer_name "
-        "instance_data_dir concepts_list class_data_dir "
+        f"{' '.join(INPUT_PLACES)} "
         # How class images are made; how long the run is, which is compared if the learning rate depends on it.
         "sample_batch_size prior_generation_precision num_train_epochs max_train_steps "
         # The same bits, or the same to rounding.
@@ -89,7 +96,7 @@ def find_sources(
             f"an earlier checkpoint"
         )
     files, hashes = base_files(base), None
-    if environment.is_main() and (checkpoint is not None or not dry_run):
+    if not dry_run and environment.num_ranks() > 1 or environment.is_main() and (checkpoint or not dry_run):
         hashes = in_background(hash_files, base)
     sources = Sources(base, concepts, dataset, checkpoint, files, hashes)
     if not environment.is_main():
@@ -100,14 +107,28 @@ def find_sources(
         return sources
     if not dry_run:
         importlib.import_module("utils.runtime.colossal")  # training needs it: it takes as long as the hashing does
-    assert hashes is not None
-    classes = plan_classes(concepts, plan.arguments["num_class_images"], lambda prompt: {})
-    class_images = [path for each in classes for path in each.used]  # that it would train on: some may be missing yet
-    found = determinants(plan, class_images, dataset, hashes.result())
-    for change in check_same_run(checkpoint, found, plan.arguments):
+    for change in check_same_run(checkpoint, _found(plan, sources), plan.arguments):
         print(f"changed since the checkpoint: {change}", flush=True)
     _say_what_is_left(output_dir, checkpoint)
     return sources
+
+
+def _found(plan: Plan, sources: Sources) -> dict:
+    """The determinants of a run that has not begun: some of the class images may be missing yet."""
+    assert sources.base_hashes is not None
+    classes = plan_classes(sources.concepts, plan.arguments["num_class_images"], lambda prompt: {})
+    class_images = [path for each in classes for path in each.used]
+    return determinants(plan, class_images, sources.dataset, sources.base_hashes.result())
+
+
+def rank_inputs(plan: Plan, sources: Sources) -> dict:
+    """What every rank of a run reads from its own command line, environment and disk, as determinants are."""
+    places, checkpoint = (*INPUT_PLACES, *OUTPUT_PLACES), sources.checkpoint
+    state = hashlib.sha256(json.dumps(checkpoint.state, sort_keys=True).encode()).hexdigest() if checkpoint else ""
+    return _found(plan, sources) | dict(
+        arguments={name: value for name, value in plan.arguments.items() if name not in places},
+        start=f"step {sources.first_step} {state[:8]}".strip(),
+    )
 
 
 def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:

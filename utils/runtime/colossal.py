@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import utils.runtime.libraries as libraries
@@ -27,12 +26,12 @@ BUCKET_MB = 100  # fewer collectives than with DDP's 25; the last one, of the fi
 __all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch", "leave", "sum_vectors"]
 
 
-def launch(seed: int) -> None:
-    """colossalai.launch_from_torch; started without torchrun, it is one process of its own."""
+def launch(seed: int, store: dist.Store | None) -> None:
+    """colossalai.launch_from_torch, over a store of ranks.meet's; without one, this process is the only rank."""
     mark("imported")
     if environment.is_main():
         say_problems_of_gpu()
-    with _own_store(), environment.as_single_process(), libraries.quiet_imports():
+    with _own_store(store or dist.HashStore()), environment.as_torchrun_says_it(), libraries.quiet_imports():
         colossalai.launch_from_torch(seed=seed, verbose=False)
     _begin_to_connect()
     mark("launched")
@@ -68,25 +67,14 @@ def _wait_until_connected() -> None:
         _connecting.pop().join()
 
 
-@contextlib.contextmanager
-def _own_store() -> Iterator[None]:
-    """Where the ranks tell each other their addresses, if it is not what torch would take.
-
-    A process of its own needs no port, which another could take just then. After a restart torchrun's store still
-    holds the addresses of the ranks that died: keys of this attempt.
-    """
-    attempt, alone, initialize = environment.num_restarts(), not environment.has_launcher(), dist.init_process_group
+def _own_store(store: dist.Store) -> contextlib.AbstractContextManager[None]:
+    """A context in which the ranks tell each other their addresses in `store`, not in one that torch opens."""
+    initialize = dist.init_process_group
 
     def with_store(*, rank: int, world_size: int, backend: str, init_method: str) -> None:
-        store: dist.Store = dist.HashStore()
-        if not alone:
-            store, *_ = next(dist.rendezvous(init_method, rank, world_size))
-            store = dist.PrefixStore(f"attempt-{attempt}", store)
         initialize(rank=rank, world_size=world_size, backend=backend, store=store)
 
-    replaced = libraries.replaced(dist, "init_process_group", with_store)
-    with replaced if alone or attempt else contextlib.nullcontext():
-        yield
+    return libraries.replaced(dist, "init_process_group", with_store)
 
 
 def boost(model: torch.nn.Module, optimizer: OptimizerWrapper) -> tuple:

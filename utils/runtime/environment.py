@@ -1,6 +1,6 @@
-"""What torchrun tells a process about itself; without torchrun a run is one process.
+"""What a launcher's variables say about a process: torchrun's, or a job operator's that sets the same names.
 
-No other module reads torchrun's variables.
+No other module reads them. Without RANK and WORLD_SIZE a process is a run of its own, whatever else is set.
 """
 
 import contextlib
@@ -9,7 +9,20 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+from utils.errors import UserError
+
+# Launchers that start processes which have to find each other: how many there are, which it is, and on its machine.
+OTHERS = {
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "mpiexec": ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+}
+HOW_TO_START = "start one torchrun a machine, which starts the others: torchrun --nproc_per_node N train_..."
+
+
+def has_launcher() -> bool:
+    """Whether torchrun, or another launcher that sets its variables, started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def rank() -> int:
@@ -23,8 +36,9 @@ def num_ranks() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its machine, which is its GPU's."""
-    return _number("LOCAL_RANK", 0)
+    """This process's number on its machine, which is its GPU's; a launcher that says none starts one a machine."""
+    names = ("LOCAL_RANK", *(local for _, _, local in OTHERS.values()))
+    return next((_number(name, 0) for name in names if name in os.environ), 0)
 
 
 def local_world_size() -> int | None:
@@ -32,9 +46,30 @@ def local_world_size() -> int | None:
     return _number("LOCAL_WORLD_SIZE", 0) or None
 
 
+def check_launcher() -> Iterator[str]:
+    """Notes on variables that mean nothing; UserError if this process cannot be part of the run that they mean."""
+    for launcher, (size, own_rank, _) in OTHERS.items():
+        number, count = os.environ.get(own_rank), os.environ.get(size, "1")
+        if not has_launcher() and number and (number, count) != ("0", "1"):
+            raise UserError(
+                f"{launcher} starts several tasks ({own_rank}={number}, {size}={count}), each of which would be a run "
+                f"of its own; {HOW_TO_START}"
+            )
+    if not has_launcher():
+        alone = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+        yield from (f"{each} alone means nothing: this process is a run of its own; {HOW_TO_START}" for each in alone)
+        return
+    said = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    shown = ", ".join(f"{name}={value}" for name, value in said.items() if value is not None)
+    if not all(value is None or value.isdecimal() for value in said.values()) or rank() >= num_ranks():
+        raise UserError(f"{shown} are no ranks: torchrun sets these variables; unset them, or {HOW_TO_START}")
+    if num_ranks() > 1 and not os.environ.get("MASTER_ADDR"):
+        raise UserError(f"{shown}, but no MASTER_ADDR where the ranks could meet; {HOW_TO_START}")
+
+
 def torchrun_flags() -> list[str]:
     """Those that start as many processes again: on each machine, and on how many machines if there are several."""
-    here = local_world_size() or num_ranks()
+    here = local_world_size() or (num_ranks() if "LOCAL_RANK" in os.environ else 1)
     machines = num_ranks() // here
     return ["--nproc_per_node", str(here), *(["--nnodes", str(machines)] if machines > 1 else [])]
 
@@ -63,29 +98,27 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def has_launcher() -> bool:
-    """Whether torchrun, or another launcher that sets its variables, started this process."""
-    return "RANK" in os.environ
-
-
 def under_torchrun() -> bool:
     """Whether torchrun started this process, and passes signals on to it."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextlib.contextmanager
-def as_single_process() -> Iterator[None]:
-    """A context in which a process that was started without torchrun looks like torchrun's only one."""
-    if has_launcher():
-        yield
-        return
-    os.environ.update(SINGLE_PROCESS)
+def as_torchrun_says_it() -> Iterator[None]:
+    """A context in which the variables that ColossalAI reads are there, whoever started this process."""
+    port = os.environ.get("MASTER_PORT", "29500") if has_launcher() else "0"  # 29500: torchrun's
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1") if has_launcher() else "127.0.0.1"
+    numbers = dict(RANK=rank(), LOCAL_RANK=local_rank(), WORLD_SIZE=num_ranks())
+    values = {name: str(value) for name, value in numbers.items()} | dict(MASTER_ADDR=address, MASTER_PORT=port)
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in SINGLE_PROCESS:
-            del os.environ[name]
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _number(name: str, default: int) -> int:
-    return int(os.environ.get(name, default))
+    value = os.environ.get(name, "") if has_launcher() else ""
+    return int(value) if value.isdecimal() else default

@@ -1,6 +1,7 @@
 """What ranks have to agree on: a mistake that one of them finds is everyone's, and so is a signal to one of them."""
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -9,8 +10,10 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import psutil
@@ -18,12 +21,81 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
-from utils.runtime.environment import rank, under_torchrun
+from utils.runtime.environment import as_torchrun_says_it, num_ranks, rank, under_torchrun
 
 T = TypeVar("T")
 EXIT_LOST_RANK = 3
 # How gloo and NCCL report that the other end of a connection is gone.
 LOST_RANK_SIGN = re.compile(r"gloo|nccl|connection (closed|reset|refused)|remote process exited|broken pipe", re.I)
+
+
+SECONDS_TO_MEET = 1800  # torch's own; a rank may hash gigabytes on a slow disk first
+
+
+def meet(ready: Callable[[], dict], differences: Callable[[dict, dict], list[str]]) -> dist.Store | None:
+    """Waits for all ranks and compares what each says of its inputs: `ready()`, JSON values, alike on all.
+
+    Raises UserError on all of them if one differs from rank 0, or if `ready` is a mistake somewhere. Returns a store
+    that nobody else writes to; None, and nothing is compared, if there is one rank.
+    """
+    if num_ranks() == 1:
+        ready()
+        return None
+    complaint, inputs = None, {}
+    try:
+        inputs = ready()
+    except (UserError, OSError) as error:
+        complaint = str(error)
+    with as_torchrun_says_it():
+        store, *_ = next(dist.rendezvous("env://", rank(), num_ranks()))
+    room = _room(store, json.dumps([complaint, inputs]))
+    if rank() == 0:
+        said = [json.loads(room.get(f"inputs-{number}")) for number in range(num_ranks())]
+        room.set("verdict", _verdict(said, differences))
+    verdict = room.get("verdict").decode()
+    if verdict:
+        room.set(f"heard-{rank()}", "")
+        if rank() == 0:  # the store may end with it
+            with contextlib.suppress(RuntimeError):
+                room.wait([f"heard-{number}" for number in range(num_ranks())], timedelta(seconds=10))
+        raise UserError(verdict)
+    return room
+
+
+def _room(store: dist.Store, inputs: str) -> dist.Store:
+    """The part of a store that these ranks alone write to, with their inputs: after a restart torchrun's still holds
+    what the ranks wrote that died. Rank 0 names it to those that have just knocked.
+    """
+    end, others, name = time.monotonic() + SECONDS_TO_MEET, range(1, num_ranks()), uuid.uuid4().hex
+    if rank() == 0:
+        room = dist.PrefixStore(name, store)
+        room.set("inputs-0", inputs)
+        while missing := [number for number in others if not room.check([f"inputs-{number}"])]:
+            knocked = [f"knock-{number}" for number in missing if store.check([f"knock-{number}"])]
+            store.set("room", json.dumps([name, *(store.get(knock).decode() for knock in knocked)]))
+            if time.monotonic() > end:
+                raise UserError(f"ranks {missing} have not come within {SECONDS_TO_MEET / 60:.0f} minutes")
+            time.sleep(0.05)
+        return room
+    store.set(f"knock-{rank()}", name)
+    while name not in (found := json.loads(store.get("room"))):
+        time.sleep(0.05)
+    room = dist.PrefixStore(found[0], store)
+    room.set(f"inputs-{rank()}", inputs)
+    return room
+
+
+def _verdict(said: list, differences: Callable[[dict, dict], list[str]]) -> str:
+    """What is wrong with what the ranks said, [complaint, inputs] each, in one line; empty if nothing is."""
+    first = said[0]
+    for number, (complaint, _) in enumerate(said):
+        if complaint is not None:
+            return complaint if complaint == first[0] else f"rank {number}: {complaint}"
+    for number, (_, inputs) in enumerate(said):
+        if found := differences(first[1], inputs):
+            more = f"; and {len(found) - 3} more" if found[3:] else ""
+            return f"rank {number} has not what rank 0 has ({'; '.join(found[:3])}{more}): give all ranks the same"
+    return ""
 
 
 def on_all_ranks(function: Callable[[], T], *, main_only: bool = False) -> T:
@@ -55,7 +127,7 @@ def on_all_ranks(function: Callable[[], T], *, main_only: bool = False) -> T:
 
 def is_lost_rank(error: BaseException | None) -> bool:
     """Whether an error says that another rank is gone."""
-    return isinstance(error, RuntimeError) and dist.get_world_size() > 1 and bool(LOST_RANK_SIGN.search(str(error)))
+    return isinstance(error, RuntimeError) and num_ranks() > 1 and bool(LOST_RANK_SIGN.search(str(error)))
 
 
 def lost_rank_line() -> str:
