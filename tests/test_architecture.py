@@ -42,6 +42,7 @@ TORCH = "torch takes longer than the whole preflight, which has this module"
 MAY_BE_MISSING = "may be missing, and the photo that needs it says so"
 KNOWS_HOW = "this module decides in which order the libraries are imported, and what they find"
 LATE_IMPORTS = {
+    "command_line": {"utils.runtime.ranks": "torch: only where one of several ranks has a mistake to tell"},
     "dataset": {"torch": TORCH},
     "models.base": {
         "huggingface_hub": "only for a name of the Hub; 300 ms",

@@ -137,7 +137,8 @@ def test_a_user_error_is_one_line_from_rank_0(capsys, monkeypatch):
     assert run_main(parse_args, ["--resolution", "x"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: argument --res")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="head").items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("utils.command_line.SECONDS_FOR_RANK_0", 0)
     assert run_main(parse_args, ["--resolution", "x"]) == 2
     assert capsys.readouterr() == ("", "")

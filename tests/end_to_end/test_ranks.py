@@ -4,21 +4,28 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import write_photos
 from tests.helpers.processes import finish, start_ranks
 from tests.helpers.script import (
     RANK_PROGRAM,
+    ROOT,
     SPREAD,
     TRAIN,
+    UNET_FILE,
     as_argv,
     launch,
     losses,
@@ -188,6 +195,90 @@ def test_a_rank_that_dies_ends_all(flags, tmp_path):
     assert "Connection closed by peer" not in result.stderr
     assert not (tmp_path / "output/model_index.json").exists()
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+
+
+def another_base(flags: dict, tmp_path: Path) -> dict:
+    base = shutil.copytree(flags["pretrained_model_name_or_path"], tmp_path / "node-1/base")
+    weights = load_file(base / UNET_FILE)
+    save_file({name: value * 1.3 for name, value in weights.items()}, base / UNET_FILE, {"format": "pt"})
+    return dict(pretrained_model_name_or_path=base)
+
+
+def another_caption(flags: dict, tmp_path: Path) -> dict:
+    photos = shutil.copytree(flags["instance_data_dir"], tmp_path / "node-1/photos")
+    for photo in list(photos.glob("*.jpg"))[:1]:
+        photo.with_suffix(".txt").write_text("asleep")
+    return dict(instance_data_dir=photos)
+
+
+def another_class_image(flags: dict, tmp_path: Path) -> dict:
+    folder = shutil.copytree(flags["class_data_dir"], tmp_path / "node-1/class")
+    shutil.copyfile(folder / "photo-0.jpg", folder / "photo-2.jpg")
+    return dict(class_data_dir=folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (another_base, f"rank 1 has not what rank 0 has (base_model: '{UNET_FILE}' has changed)"),
+        (another_caption, "rank 1 has not what rank 0 has (photos: 'photo-0.jpg' has changed)"),
+        (another_class_image, "rank 1 has not what rank 0 has (class_images: 'photo-2.jpg' has changed)"),
+        (dict(seed=3, max_train_steps=9), "(--max_train_steps: 3 -> 9; --seed: 0 -> 3)"),
+        (dict(resume_from_checkpoint="checkpoint-2"), "rank 1: --resume_from_checkpoint checkpoint-2: "),
+        (dict(instance_data_dir="no-photos"), "rank 1: --instance_data_dir: there is no folder no-photos"),
+        (dict(sede=3), "rank 1: unrecognized arguments: --sede=3; did you mean --seed?"),
+    ],
+)
+def test_ranks_that_are_not_made_from_the_same_end_in_one_line(flags, output, tmp_path, changes, said):
+    (tmp_path / "node-1").mkdir()
+    if changes is another_class_image:
+        flags |= class_flags(flags, write_photos(tmp_path / "class", 3, size=(40, 40)).parent, 3)
+    other = flags | (changes(flags, tmp_path) if callable(changes) else changes)
+    ranks = start_ranks(2, [as_argv(flags), as_argv(other)], tmp_path / "said")
+    assert finish(ranks) == [2, 2], ranks[0].text()
+    text = ranks[0].text()
+    assert text.count("error: ") == 1 and said in text and "Traceback" not in text, text
+    assert not (output / "run.json").exists()
+
+
+def test_a_store_that_outlives_its_ranks_does_not_mix_them():
+    """torchrun's does, when it starts the ranks again: the inputs of those that died are not the new ones'."""
+    code = """if True:
+        import sys, torch.distributed as dist
+        from utils.runtime import ranks
+        store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
+        ranks.dist.rendezvous = lambda *_: iter([(store, 0, 0)])
+        try:
+            ranks.meet(lambda: dict(start=sys.argv[2]), lambda one, other: [] if one == other else ["start"])
+            print("met")
+        except ranks.UserError as error:
+            print(error)
+    """
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def said(*starts: str) -> list[str]:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(server.port), start],
+                env=os.environ | dict(RANK=str(rank), WORLD_SIZE="3", MASTER_ADDR="127.0.0.1"),
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank, start in enumerate(starts)
+        ]
+        return [each.communicate(timeout=60)[0].strip() for each in ranks]
+
+    assert said("0", "0", "0") == ["met"] * 3
+    assert said("5", "5", "5") == ["met"] * 3
+    assert said("5", "5", "0") == ["rank 2 has not what rank 0 has (start): give all ranks the same"] * 3
+
+
+def test_a_job_operators_ranks(flags, output, tmp_path):
+    """They have no LOCAL_RANK; one process a machine."""
+    ranks = start_ranks(2, as_argv(flags), tmp_path / "said", functools.partial(os.environ.pop, "LOCAL_RANK"))
+    assert finish(ranks) == [0, 0], ranks[0].text()
+    assert run_json(output)["num_ranks"] == 2
 
 
 def class_flags(flags: dict, tmp_path: Path, count: int) -> dict:

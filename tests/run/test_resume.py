@@ -23,6 +23,7 @@ from utils.models.check import check_base_model
 from utils.run.lineage import list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.resume import base_files, compared_arguments, find_checkpoint, photo_hashes, resume_command
+from utils.runtime import environment
 from utils.training.build import learning_rate_table
 from utils.training.optimizer import MasterWeightsOptimizer
 
@@ -241,8 +242,8 @@ def test_flags_that_are_newer_than_the_checkpoint_or_have_gone(flags, tmp_path):
 
 
 def test_the_resume_command(monkeypatch):
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "2")
+    for name, value in dict(RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="head").items():
+        monkeypatch.setenv(name, value)
     argv = ["--seed=1", "--resume_from_checkpoint", "checkpoint-1", "--instance_prompt", "my cat", "--allow_changes"]
     command = resume_command([*argv, "--overwrite_output_dir"])
     expected = "--seed=1 --instance_prompt 'my cat' --resume_from_checkpoint latest"
@@ -323,29 +324,35 @@ def test_torchrun_restarts_resume_by_themselves(flags, output, tmp_path, monkeyp
 
         TrainingLog.step = dying
 
-    assert finish(start_ranks(1, argv, tmp_path / "a", die_at_step_5)) == [-signal.SIGKILL]
-    restarted = start_ranks(1, argv, tmp_path / "b", TORCHELASTIC_RESTART_COUNT="1")
+    torchrun = dict(RANK="0", WORLD_SIZE="1", TORCHELASTIC_RUN_ID="none")
+    assert finish(start_ranks(1, argv, tmp_path / "a", die_at_step_5, **torchrun)) == [-signal.SIGKILL]
+    restarted = start_ranks(1, argv, tmp_path / "b", TORCHELASTIC_RESTART_COUNT="1", **torchrun)
     assert finish(restarted) == [0] and "resuming from" in restarted[0].text()
     assert bits(output) == expected and len(rows(output)) == 8
 
 
 @pytest.mark.parametrize(
-    ("launch", "num_restarts", "status", "goes_on"),
+    ("run_id", "agent", "num_restarts", "status", "goes_on"),
     [
-        ("job-1", "1", "running", True),
-        ("job-1", "0", "stopped", True),  # a node has joined: that is no restart
-        ("job-1", "0", "complete", False),
-        ("job-0", "1", "running", False),  # died before its run.json: what lies there is an earlier run's
-        (None, "1", "running", False),
+        ("none", "this", "1", "running", True),
+        ("none", "another", "1", "running", False),  # died before its run.json: what lies there is an earlier run's
+        ("job-0", "this", "1", "running", False),
+        ("job-1", "this", "0", "stopped", True),  # a node has joined: that is no restart
+        ("job-1", "another", "0", "stopped", False),  # the same name, given to a new run that may start over
+        ("job-1", "another", "1", "stopped", True),  # rank 0 was on a machine that has left
+        ("job-1", "this", "0", "complete", False),
     ],
 )
 def test_a_restarted_run_goes_on_with_what_this_start_of_torchrun_began(
-    flags, output, monkeypatch, launch, num_restarts, status, goes_on
+    flags, output, monkeypatch, run_id, agent, num_restarts, status, goes_on
 ):
     run(flags, checkpointing_steps=2)
+    variables = dict(RANK="0", WORLD_SIZE="1", TORCHELASTIC_RESTART_COUNT=num_restarts)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none" if run_id == "none" else "job-1")
+    launch = [run_id, environment.launch()[1] if agent == "this" else agent]
     (output / "run.json").write_text(json.dumps(run_json(output) | dict(launch=launch, status=status)))
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-1")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", num_restarts)
     found = find_checkpoint(output, None, may_start_over=True)
     assert (found is not None) == goes_on
 

@@ -162,7 +162,8 @@ def test_other_errors_stay_what_they_are(flags, monkeypatch):
 
 
 def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="head").items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(RunFailed), out_of_memory_in_one_line(make_needs()):
         full()
     assert capsys.readouterr().err.startswith("error: rank 1: the GPU's memory is full")

@@ -53,7 +53,7 @@ class RunRecord:
             **self.lineage._asdict(),
             resumed_from=str(checkpoint.path) if checkpoint else None,
             command=shlex.join(command),
-            launch=environment.launch_id(),
+            launch=environment.launch(),
             arguments=plan.arguments,
             defaults=training_defaults(plan.arguments),
             seed=plan.seed,

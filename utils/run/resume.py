@@ -17,7 +17,7 @@ from utils.dataset import InstanceDataset, Photo
 from utils.errors import UserError
 from utils.files.hashing import in_background, sha256_of
 from utils.files.json_files import read_json
-from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE
+from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, run_of
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
 from utils.run.lineage import (
     Checkpoint,
@@ -107,7 +107,8 @@ def find_sources(
         return sources
     if not dry_run:
         importlib.import_module("utils.runtime.colossal")  # training needs it: it takes as long as the hashing does
-    for change in check_same_run(checkpoint, _found(plan, sources), plan.arguments):
+    may_spread = environment.is_restarted(run_of(output_dir).get("launch"), may_start_over=False)
+    for change in check_same_run(checkpoint, _found(plan, sources), plan.arguments, may_spread):
         print(f"changed since the checkpoint: {change}", flush=True)
     _say_what_is_left(output_dir, checkpoint)
     return sources
@@ -149,8 +150,8 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     """
     run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
     own = list_checkpoints(output_dir, lineage_of(run)) if run.get("run_id") else []
-    is_restarted = run.get("launch") == environment.launch_id() and (
-        environment.num_restarts() or (environment.under_torchrun() and run.get("status") != "complete")
+    is_restarted = environment.is_restarted(run.get("launch"), may_start_over) and (
+        environment.num_restarts() > 0 or run.get("status") != "complete"
     )
     if wanted == "latest" or (is_restarted and own):
         checkpoint = _latest(output_dir, own)
@@ -210,8 +211,12 @@ def differences(old: dict, new: dict) -> list[str]:
     return found
 
 
-def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[str, Any]) -> list[str]:
+def check_same_run(
+    checkpoint: Checkpoint, determines: dict, arguments: Mapping[str, Any], may_spread: bool = False
+) -> list[str]:
     """Differences from the run that the checkpoint is of, a few; UserError if there are some and no --allow_changes.
+
+    `may_spread`: it may have another number of ranks, as one that a node has joined or left.
 
     A flag that is newer than the checkpoint counts as left out then: its default is what was done before it. A flag
     that has gone since is not compared.
@@ -222,7 +227,8 @@ def check_same_run(checkpoint: Checkpoint, determines: dict, arguments: Mapping[
     found = differences(kept, determines)
     if more := found[SHOWN_CHANGES:]:
         found = [*found[:SHOWN_CHANGES], f"and {len(more)} more"]
-    if found and not arguments["allow_changes"]:
+    is_spread_only = may_spread and all(each.startswith("num_ranks:") for each in found)
+    if found and not is_spread_only and not arguments["allow_changes"]:
         raise UserError(
             f"{checkpoint.path} is of a run with other inputs: {'; '.join(found)}. Give it the same inputs, or "
             f"--allow_changes to continue with the new ones"

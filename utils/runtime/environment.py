@@ -21,8 +21,10 @@ HOW_TO_START = "start one torchrun a machine, which starts the others: torchrun 
 
 
 def has_launcher() -> bool:
-    """Whether torchrun, or another launcher that sets its variables, started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether torchrun, or another launcher that sets its variables, started this process as a rank of a run."""
+    own, count = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    is_rank = own.isdecimal() and count.isdecimal() and int(own) < int(count)
+    return is_rank and (count == "1" or bool(os.environ.get("MASTER_ADDR")))
 
 
 def rank() -> int:
@@ -47,24 +49,19 @@ def local_world_size() -> int | None:
 
 
 def check_launcher() -> Iterator[str]:
-    """Notes on variables that mean nothing; UserError if this process cannot be part of the run that they mean."""
+    """Notes on variables that mean nothing; UserError if this process cannot be the rank that they mean."""
+    if has_launcher():
+        return
     for launcher, (size, own_rank, _) in OTHERS.items():
         number, count = os.environ.get(own_rank), os.environ.get(size, "1")
-        if not has_launcher() and number and (number, count) != ("0", "1"):
-            raise UserError(
-                f"{launcher} starts several tasks ({own_rank}={number}, {size}={count}), each of which would be a run "
-                f"of its own; {HOW_TO_START}"
-            )
-    if not has_launcher():
-        alone = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE") if name in os.environ]
-        yield from (f"{each} alone means nothing: this process is a run of its own; {HOW_TO_START}" for each in alone)
-        return
-    said = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    shown = ", ".join(f"{name}={value}" for name, value in said.items() if value is not None)
-    if not all(value is None or value.isdecimal() for value in said.values()) or rank() >= num_ranks():
-        raise UserError(f"{shown} are no ranks: torchrun sets these variables; unset them, or {HOW_TO_START}")
-    if num_ranks() > 1 and not os.environ.get("MASTER_ADDR"):
-        raise UserError(f"{shown}, but no MASTER_ADDR where the ranks could meet; {HOW_TO_START}")
+        if number and (number, count) != ("0", "1"):
+            several = f"{launcher} starts several tasks ({own_rank}={number}, {size}={count})"
+            raise UserError(f"{several}, each of which would be a run of its own; {HOW_TO_START}")
+    said = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name in os.environ]
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        raise UserError(f"{', '.join(said)}: no rank of a run, which has all three; unset them, or {HOW_TO_START}")
+    if said:
+        yield f"{', '.join(said)} means nothing here: this process is a run of its own; {HOW_TO_START}"
 
 
 def torchrun_flags() -> list[str]:
@@ -79,18 +76,29 @@ def num_restarts() -> int:
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
-def launch_id() -> str | None:
-    """Which start of torchrun this process belongs to, the same if its agent starts it again; None without torchrun.
-
-    Its run id if somebody gave one, else the torchrun process, which is the parent of this one.
-    """
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
-    if run_id != "none":
-        return run_id
+def launch() -> list[str] | None:
+    """Which start of torchrun this process belongs to: its run id ("none" by default) and its agent, our parent."""
+    if not under_torchrun():
+        return None
     started = ""
     with contextlib.suppress(OSError):
         started = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{socket.gethostname()} {os.getppid()} {started}".strip()
+    return [os.environ["TORCHELASTIC_RUN_ID"], f"{socket.gethostname()} {os.getppid()} {started}".strip()]
+
+
+def is_restarted(before: list[str] | None, may_start_over: bool) -> bool:
+    """Whether torchrun starts this process in the place of one of the run that began as `before`, its launch().
+
+    Its agent did that, or has left, so that rank 0 is on another machine: then somebody gave a run id. One that was
+    used before begins a new run if it may start over.
+    """
+    own = launch()
+    if own is None or before is None or own[0] != before[0]:
+        return False
+    elsewhere = not is_main() and local_world_size() != num_ranks()
+    if own[0] == "none" and elsewhere:
+        return num_restarts() > 0
+    return own == before or own[0] != "none" and (elsewhere or num_restarts() > 0 or not may_start_over)
 
 
 def is_main() -> bool:
