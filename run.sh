@@ -35,9 +35,12 @@ python="${VENV:-$project/.venv}/bin/python"
   printf 'run.sh: there is no %q: VENV=DIR names a virtual environment, or leave it out for .venv\n' "$python" >&2
   exit 2
 }
+# For python -c: where the project is, and that Ctrl-C needs no traceback.
+from_here='import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path[0] = sys.argv.pop(1); '
+
 # What an environment file leaves around a value (quotes, its line's end) is taken away; a variable that only looks like
 # one of those below is named.
-own='import sys; sys.path[0] = sys.argv.pop(1); from utils.before_launch import variables; sys.exit(variables())'
+own="${from_here}from utils.before_launch import variables; sys.exit(variables())"
 own="$("$python" -c "$own" "$project")"
 eval "$own"
 case "${NPROC:-1}" in auto | cpu | gpu) ;; 0* | *[!0-9]*) echo "run.sh: NPROC=$NPROC is no number of processes" >&2; exit 2 ;; esac
@@ -92,8 +95,7 @@ evaluation=(
 )
 case " $* " in *" --dry_run"[[:space:]]*) run "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}"; exit ;; esac
 
-# Mistakes are said before torchrun starts. Python is told where the project is, and that Ctrl-C needs no traceback.
-from_here='import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path[0] = sys.argv.pop(1); '
+# Mistakes are said before torchrun starts.
 check="${from_here}from utils.before_launch import main; sys.exit(main())"
 run "$python" -c "$check" "$project" "${training[@]}" -- "${evaluation[@]}"
 
