@@ -26,7 +26,9 @@ from utils.runtime.environment import as_torchrun_says_it, num_ranks, rank, unde
 T = TypeVar("T")
 EXIT_LOST_RANK = 3
 # How gloo and NCCL report that the other end of a connection is gone.
-LOST_RANK_SIGN = re.compile(r"gloo|nccl|connection (closed|reset|refused)|remote process exited|broken pipe", re.I)
+LOST_RANK_SIGN = re.compile(
+    r"gloo|nccl|connection (was likely )?(closed|reset|refused)|remote process exited|broken pipe|wait timeout", re.I
+)
 
 
 SECONDS_TO_MEET = 1800  # torch's own; a rank may hash gigabytes on a slow disk first
@@ -46,9 +48,9 @@ def meet(ready: Callable[[], dict], differences: Callable[[dict, dict], list[str
         inputs = ready()
     except (UserError, OSError) as error:
         complaint = str(error)
-    with as_torchrun_says_it():
+    with as_torchrun_says_it(), _ctrl_c_ends_at_once():
         store, *_ = next(dist.rendezvous("env://", rank(), num_ranks()))
-    room = _room(store, json.dumps([complaint, inputs]))
+        room = _room(store, json.dumps([complaint, inputs]))
     if rank() == 0:
         said = [json.loads(room.get(f"inputs-{number}")) for number in range(num_ranks())]
         room.set("verdict", _verdict(said, differences))
@@ -60,6 +62,19 @@ def meet(ready: Callable[[], dict], differences: Callable[[dict, dict], list[str
                 room.wait([f"heard-{number}" for number in range(num_ranks())], timedelta(seconds=10))
         raise UserError(verdict)
     return room
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_at_once() -> Iterator[None]:
+    """A context for waits within torch, which let no handler of Python's run: there is nothing to keep yet."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _room(store: dist.Store, inputs: str) -> dist.Store:
