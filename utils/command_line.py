@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -220,14 +221,12 @@ def mistakes_for_all_ranks(argv: list[str] | None) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        mistake = error
         if num_ranks() > 1 and "--dry_run" not in (sys.argv[1:] if argv is None else argv):
             from utils.runtime.ranks import meet
 
-            def ready() -> NoReturn:
-                raise mistake
-
-            meet(ready, lambda one, other: [])
+            mistake: Future = Future()
+            mistake.set_exception(error)
+            meet(mistake.result, lambda one, other: [])
         raise
 
 

@@ -29,14 +29,7 @@ from utils.runtime.colossal import barrier, get_accelerator, launch, leave
 from utils.runtime.determinism import deterministic_kernels
 from utils.runtime.environment import is_main
 from utils.runtime.process import mark
-from utils.runtime.ranks import (
-    EXIT_LOST_RANK,
-    StopRequest,
-    is_lost_rank,
-    lost_rank_in_one_line,
-    lost_rank_line,
-    meet,
-)
+from utils.runtime.ranks import EXIT_LOST_RANK, StopRequest, is_lost_rank, lost_rank_in_one_line, lost_rank_line
 from utils.training.memory import is_out_of_memory, out_of_memory_in_one_line
 from utils.training.optimizer import MasterWeightsOptimizer
 from utils.training.train_step import training_stream
@@ -58,7 +51,7 @@ def session(plan: Plan, sources: Sources) -> Iterator[torch.device]:
             return rank_inputs(plan, sources) if plan.num_ranks > 1 else {}
 
         with lost_rank_in_one_line():
-            launch(plan.seed, meet(ready, differences))
+            launch(plan.seed, ready, differences)
         surroundings.callback(leave)
         device = get_accelerator().get_current_device()
         surroundings.enter_context(deterministic_kernels(plan.deterministic))

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import utils.runtime.libraries as libraries
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.runtime import environment, private
 from utils.runtime.gpu import say_problems_of_gpu
 from utils.runtime.process import mark
+from utils.runtime.ranks import meet
 
 with libraries.quiet_imports(), libraries.lean_imports(), libraries.stand_ins():
     import colossalai
@@ -26,12 +28,12 @@ BUCKET_MB = 100  # fewer collectives than with DDP's 25; the last one, of the fi
 __all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch", "leave", "sum_vectors"]
 
 
-def launch(seed: int, store: dist.Store | None) -> None:
-    """colossalai.launch_from_torch, over a store of ranks.meet's; without one, this process is the only rank."""
+def launch(seed: int, *meeting: Callable) -> None:
+    """ranks.meet, and colossalai.launch_from_torch over its store; one rank has none."""
     mark("imported")
     if environment.is_main():
         say_problems_of_gpu()
-    with _own_store(store or dist.HashStore()), environment.as_torchrun_says_it(), libraries.quiet_imports():
+    with _own_store(meet(*meeting) or dist.HashStore()), environment.as_torchrun_says_it(), libraries.quiet_imports():
         colossalai.launch_from_torch(seed=seed, verbose=False)
     _begin_to_connect()
     mark("launched")

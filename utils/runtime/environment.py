@@ -118,13 +118,13 @@ def as_torchrun_says_it() -> Iterator[None]:
     address = os.environ.get("MASTER_ADDR", "127.0.0.1") if has_launcher() else "127.0.0.1"
     numbers = dict(RANK=rank(), LOCAL_RANK=local_rank(), WORLD_SIZE=num_ranks())
     values = {name: str(value) for name, value in numbers.items()} | dict(MASTER_ADDR=address, MASTER_PORT=port)
-    before = {name: os.environ.get(name) for name in values}
+    before = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _number(name: str, default: int) -> int:

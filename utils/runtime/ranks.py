@@ -29,8 +29,6 @@ EXIT_LOST_RANK = 3
 LOST_RANK_SIGN = re.compile(
     r"gloo|nccl|connection (was likely )?(closed|reset|refused)|remote process exited|broken pipe|wait timeout", re.I
 )
-
-
 SECONDS_TO_MEET = 1800  # torch's own; a rank may hash gigabytes on a slow disk first
 
 
@@ -48,9 +46,11 @@ def meet(ready: Callable[[], dict], differences: Callable[[dict, dict], list[str
         inputs = ready()
     except (UserError, OSError) as error:
         complaint = str(error)
-    with as_torchrun_says_it(), _ctrl_c_ends_at_once():
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch waits without Python's handlers
+    with as_torchrun_says_it():
         store, *_ = next(dist.rendezvous("env://", rank(), num_ranks()))
-        room = _room(store, json.dumps([complaint, inputs]))
+    room = _room(store, json.dumps([complaint, inputs]))
+    signal.signal(signal.SIGINT, handler)
     if rank() == 0:
         said = [json.loads(room.get(f"inputs-{number}")) for number in range(num_ranks())]
         room.set("verdict", _verdict(said, differences))
@@ -62,19 +62,6 @@ def meet(ready: Callable[[], dict], differences: Callable[[dict, dict], list[str
                 room.wait([f"heard-{number}" for number in range(num_ranks())], timedelta(seconds=10))
         raise UserError(verdict)
     return room
-
-
-@contextlib.contextmanager
-def _ctrl_c_ends_at_once() -> Iterator[None]:
-    """A context for waits within torch, which let no handler of Python's run: there is nothing to keep yet."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _room(store: dist.Store, inputs: str) -> dist.Store:
@@ -102,12 +89,12 @@ def _room(store: dist.Store, inputs: str) -> dist.Store:
 
 def _verdict(said: list, differences: Callable[[dict, dict], list[str]]) -> str:
     """What is wrong with what the ranks said, [complaint, inputs] each, in one line; empty if nothing is."""
-    first = said[0]
-    for number, (complaint, _) in enumerate(said):
+    complaints, inputs = zip(*said, strict=True)
+    for number, complaint in enumerate(complaints):
         if complaint is not None:
-            return complaint if complaint == first[0] else f"rank {number}: {complaint}"
-    for number, (_, inputs) in enumerate(said):
-        if found := differences(first[1], inputs):
+            return complaint if complaint == complaints[0] else f"rank {number}: {complaint}"
+    for number, other in enumerate(inputs):
+        if found := differences(inputs[0], other):
             more = f"; and {len(found) - 3} more" if found[3:] else ""
             return f"rank {number} has not what rank 0 has ({'; '.join(found[:3])}{more}): give all ranks the same"
     return ""
