@@ -140,7 +140,8 @@ class TrainingRun:
 
     def _failure_at_the_end(self) -> int:
         """As _failure, also if the weights are lost, or if half of the steps or more had no finite loss at the end."""
-        num_lost, num_steps = self.plan.num_steps - self.log.last_finite, self.plan.num_steps - self.first_step
+        num_lost = self.plan.num_steps - self.log.last_finite if self.is_main else 0  # the others keep no log
+        num_steps = self.plan.num_steps - self.first_step
         return NONFINITE if (0 < num_steps <= 2 * num_lost) or self._why_lost() else self._failure()
 
     def _why_lost(self) -> str:
