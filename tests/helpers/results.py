@@ -9,6 +9,7 @@ from PIL import Image
 
 import evaluate
 from utils.command_line import run_main
+from utils.dataset import find_photos
 from utils.evaluation.metrics import METRICS
 from utils.evaluation.samples import METRICS_CSV, METRICS_FORMAT, PIXELS, SETTINGS_KEY, samples_id
 
@@ -16,7 +17,7 @@ from utils.evaluation.samples import METRICS_CSV, METRICS_FORMAT, PIXELS, SETTIN
 def write_result(
     folder: Path, photos: Path, *, prompt: str, num_prompts: int = 1, side: int = 64, grain: int = 8
 ) -> Path:
-    """What generate and score leave, with three models; the images are noise of `grain` pixels."""
+    """What generate and score leave, with three models and a choice; the images are noise of `grain` pixels."""
     draws = np.random.default_rng(0)
     output = folder / "output"
     output.mkdir(parents=True)
@@ -24,25 +25,31 @@ def write_result(
     (output / "metrics.jsonl").write_text("\n".join(losses))
     (output / "run.json").write_text(json.dumps(dict(command=f"torchrun '{prompt}'", result=dict(num_steps=500))))
     result = folder / "result"
-    entries = []
+
+    def draw(root: str, model: str, text: str, role: str, seed: int) -> dict:
+        file = f"{root}/{model}/{texts.index(text):03d}-x/seed-{seed}.png"
+        (result / file).parent.mkdir(parents=True, exist_ok=True)
+        noise = draws.integers(0, 256, (side // grain, side // grain, 3), np.uint8)
+        Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(result / file)
+        return dict(file=file, model=model, role=role, prompt=text, seed=seed) | {SETTINGS_KEY: str(seed)}
+
     prompts = [(f"{prompt} {number}" if number else prompt, "subject") for number in range(num_prompts)]
+    prompts += [(f"{prompt} in place {number}", "place") for number in range(4 if num_prompts < 5 else 0)]
     prompts.append(("a photo of a dog", "other"))
-    for model in ("baseline", "finetuned", "checkpoint-250"):
-        for number, (text, role) in enumerate(prompts):
-            for seed in range(4):
-                file = f"images/{model}/{number:03d}-x/seed-{seed}.png"
-                (result / file).parent.mkdir(parents=True, exist_ok=True)
-                noise = draws.integers(0, 256, (side // grain, side // grain, 3), np.uint8)
-                Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(result / file)
-                sample = dict(file=file, model=model, role=role, prompt=text, seed=seed)
-                entries.append(sample | {SETTINGS_KEY: str(seed)})
+    texts = [text for text, _ in prompts]
     models = dict(baseline=dict(path="model/sd", sha256=dict(unet="0")), finetuned=dict(path=str(output)))
     models["checkpoint-250"] = dict(path=str(output / "checkpoint-250"))
+    counts = dict(subject=4, place=1, other=4)
+    entries = [draw("images", m, *each, seed) for m in models for each in prompts for seed in range(counts[each[1]])]
+    quick = [
+        draw("candidates", m, *each, seed) for m in models for each in (prompts[0], prompts[-1]) for seed in range(2)
+    ]
     names = ("num_images", "num_drift_images", "seed", "batch_size", *PIXELS, "identifier", "class_name")
     samples = dict(written_by="evaluate.py", complete=True, files=[], samples_id=samples_id(entries), images=entries)
     samples |= dict(prompts=[dict(text=text, role=role) for text, role in prompts], models=models, device="cpu")
     samples |= dict(command=f"python evaluate.py --prompt '{prompt}'", versions=dict(torch="2"))
     samples |= dict.fromkeys(names, prompt) | dict(instance_data_dir=str(photos))
+    samples |= dict(candidates=dict(models=models, images=quick))
     (result / "samples.json").write_text(json.dumps(samples))
     (result / "metrics.json").write_text(json.dumps(measured(samples)))
     columns = ("file", "model", "role", "prompt", "seed")
@@ -72,13 +79,27 @@ def measured(samples: dict) -> dict:
         if e["role"] == "other"
     ]
     copied = next(e["file"] for e in samples["images"] if e["model"] == "finetuned")
-    photo = min(path.name for path in Path(samples["instance_data_dir"]).iterdir())
+    photo = find_photos(Path(samples["instance_data_dir"]))[0][0].name
+    copies = [dict(file=copied, photo=photo, sameness=0.9)]
+    quick = samples["candidates"]["images"]
+    entries = [
+        dict(name=name, label=f"the {name}", command=f"export {name}", note=note, others=told, copies=[])
+        | dict(images=[entry["file"] for entry in quick if entry["model"] == name])
+        for name, note, told in (
+            ("checkpoint-250", "loses <b>", dict(kept=1, of=4, of_base=4)),
+            ("finetuned", "", None),
+        )
+    ]
+    entries[0]["copies"] = [dict(file=entries[0]["images"][0], photo=photo, sameness=0.9)]
     texts = dict(way="62% of the way from the base's pictures to your photos (95%: 51% to 73%), by DINO.")
     texts |= dict(
         others="3 of 4 pictures of other things fit their own prompt best (95%: 19% to 99%); of the base's 4 of 4."
     )
     texts |= dict(copies="1 of 8 pictures of your subject is one of your photos again (95%: 0% to 53%).")
-    says = dict(sentences=[dict(kind=kind, text=text) for kind, text in texts.items()], unmeasured=[])
+    says = dict(
+        sentences=[dict(kind=kind, text=text) for kind, text in texts.items()], unmeasured=["Not <b>: --dino_model"]
+    )
+    choice = dict(answer="take", chosen="finetuned", sentence="Take the finetuned.", why="It <i>.", command=None)
     return dict(
         written_by="evaluate.py",
         format=METRICS_FORMAT,
@@ -98,10 +119,8 @@ def measured(samples: dict) -> dict:
             clip_t=dict(value=0.3),
         ),
         others={model: [other for other in others if f"/{model}/" in other["file"]] for model in models},
-        copies={
-            model: [dict(file=copied, photo=photo, sameness=0.9)] if model == "finetuned" else [] for model in tuned
-        },
-        choice=None,
+        copies={model: copies if model == "finetuned" else [] for model in tuned},
+        choice=choice | dict(equal=[], entries=entries),
         paper={},
     )
 

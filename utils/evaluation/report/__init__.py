@@ -1,7 +1,4 @@
-"""The third stage of an evaluation: report.html, one file that needs no network, for everything there is to see.
-
-page.py decides what is shown; report.html.jinja, chart.svg.jinja and style.css decide how.
-"""
+"""The third stage of an evaluation: report.html, one file that needs no network: page.py says what, the rest how."""
 
 from utils.evaluation.report.page import write_report
 

@@ -1,8 +1,7 @@
-"""The photos and the images of every prompt: where each is on the page, what stands below it, and its neighbours."""
+"""The pictures of the page, numbered as they first come on it: cells, in sets that stand together."""
 
-import csv
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -10,96 +9,180 @@ from urllib.parse import quote
 from PIL import Image
 
 from utils.evaluation.comparison import square
+from utils.evaluation.prompts import CLASS, OTHER, PLACE, SUBJECT
 from utils.evaluation.report.images import Picture, picture
-from utils.evaluation.samples import BASELINE, FINETUNED, METRICS_CSV
-from utils.evaluation.wording import MINUS
+from utils.evaluation.samples import BASELINE, FINETUNED, all_images
 
-ROLES = {
-    "subject": ("The subject", "The same seed in every row: what differs is the fine-tuning."),
-    "place": ("The subject in other places", "One seed each."),
-    "class": ("The class alone", "Without the subject's own name. Ideally as varied as the baseline's."),
-    "other": ("Other things", "Nothing of the subject should be seen here: what is, has drifted."),
-}
+ROLES = {SUBJECT: "The subject", PLACE: "The subject in other places", CLASS: "The class alone", OTHER: "Other things"}
 # Bytes within the page, to which base64 adds a third.
-IMAGE_BYTES = 2_000_000  # all images
+IMAGE_BYTES = 1_500_000  # all images
 PHOTO_BYTES = 400_000  # all photos
-LARGE_BYTES = 100_000  # each picture of the first screen
-MAX_OPEN = 80  # images that are shown unfolded, and more only of the first prompt
-NAMES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
-INDEX_FROM = 5  # prompts: fewer are found without an index
+LARGE_BYTES = 50_000  # each image of the first two rows
+NUM_PHOTOS, NUM_PLACES = 4, 4  # of the first two rows
+PAIR = (BASELINE, FINETUNED)
 
 
 class Cell(NamedTuple):
-    """An image on the page; `number` is its place among all of them, from 1."""
+    """A picture on the page.
+
+    Attributes:
+        number: its place among all of them, from 1.
+        picture: made in a thread.
+        title, prompt: what it is, for who sees it alone.
+        url: of the file beside the page; "" for photos, which lie elsewhere.
+        caption, note: what stands below it.
+        is_again: it has a number from further up, and is a link to there.
+    """
 
     number: int
-    picture: Picture
-    title: str  # what it is, for who sees it alone
-    caption: str  # what stands below it
-    score: str
-    url: str  # of the file beside the page, as a URL; "" for photos, which lie elsewhere
-    file: str
-    above: tuple[int, str] | None = None  # number and model of the same seed in the row above
-    below: tuple[int, str] | None = None
-
-
-class Row(NamedTuple):
-    model: str
-    cells: list[Cell]
-
-
-class Score(NamedTuple):
-    """A metric's mean over a prompt's images, of the baseline and of the fine-tuned model."""
-
-    name: str
-    baseline: str
-    finetuned: str
-
-
-class Group(NamedTuple):
-    """The images of one prompt: a row a model, a column a seed."""
-
-    number: int
-    role: tuple[str, str]  # title and explanation
+    picture: "Future[Picture]"
+    title: str
     prompt: str
-    rows: list[Row]
-    scores: list[Score]
-    is_open: bool
+    file: str
+    url: str
+    caption: str = ""
+    note: str = ""
+    is_again: bool = False
+    is_chosen: bool = False
 
 
-class Gallery(NamedTuple):
-    """All images of a page."""
+class Set(NamedTuple):
+    """Cells that stand together, what they are, and the command that makes their model."""
 
-    photos: list[Cell]
-    groups: list[Group]
-    has_index: bool
-    has_scores: bool
-    last: int  # the largest number
-    first: list[tuple[str, Picture, int]]  # the first screen's: what it is, the picture, its number on the page
-
-    def places(self) -> dict[str, int]:
-        """Each image's number by its file."""
-        return {cell.file: cell.number for group in self.groups for row in group.rows for cell in row.cells}
+    title: str
+    cells: list[Cell]
+    command: str | None = None
 
 
-def make_gallery(output_dir: Path, samples: dict, photos: dict[Path, Image.Image], is_scored: bool) -> Gallery:
-    """All images in the order of the page. `photos` are those of the subject, by path."""
-    share = IMAGE_BYTES // max(1, len(samples["images"]))
-    table = per_image_values(output_dir) if is_scored else {}
-    cells = photo_cells(photos)
-    groups: list[Group] = []
-    next_number = len(cells) + 1
-    for prompt in samples["prompts"]:
-        entries = [entry for entry in samples["images"] if entry["prompt"] == prompt["text"]]
-        if prompt["role"] not in ROLES or not entries:
-            continue
-        is_open = not groups or len(samples["images"]) <= MAX_OPEN
-        rows = make_rows(output_dir, entries, next_number, share, table)
-        scores = group_scores(entries, table)
-        groups.append(Group(len(groups) + 1, ROLES[prompt["role"]], prompt["text"], rows, scores, is_open))
-        next_number += sum(len(row.cells) for row in rows)
-    first = first_screen(output_dir, photos, cells, groups)
-    return Gallery(cells, groups, len(groups) >= INDEX_FROM, bool(table), next_number - 1, first)
+class Album:
+    """Hands out the pictures of an evaluation."""
+
+    def __init__(self, output_dir: Path, samples: dict, metrics: dict | None, photos: dict[Path, Image.Image]):
+        self.output_dir = output_dir
+        self.candidates = (samples.get("candidates") or {}).get("images", [])
+        self.images = samples["images"]
+        self.entries = {entry["file"]: entry for entry in all_images(samples)}
+        self.photos = {path.name: photo for path, photo in photos.items()}
+        self.notes = notes(metrics) if metrics is not None else {}
+        self.shown: dict[tuple[str, str], Cell] = {}  # ("photo" or "image", its file)
+        self.threads = ThreadPoolExecutor()  # making WebP of an image takes long
+
+    def image(self, file: str, caption: str, is_large: bool = False) -> Cell:
+        """An image of samples.json."""
+        entry = self.entries[file]
+        title = f"{label(entry['model'])}, seed {entry['seed']}"
+        told = (title, entry["prompt"], file, quote(file))
+        path, most_bytes = self.output_dir / file, LARGE_BYTES if is_large else IMAGE_BYTES // len(self.entries)
+        cell = self._cell("image", told, lambda: picture(path, f"{title}: {entry['prompt']}", most_bytes))
+        return cell._replace(caption=caption, note=self.notes.get(file, ""))
+
+    def photo(self, name: str, caption: str = "") -> Cell:
+        """A photo, cut to its centre as it is scored."""
+        photo, most_bytes = self.photos[name], PHOTO_BYTES // len(self.photos)
+        told = ("Your photo", "", name, "")
+        cell = self._cell("photo", told, lambda: picture(square(photo), f"Your photo {name}", most_bytes))
+        return cell._replace(caption=caption)
+
+    def _cell(self, kind: str, told: tuple[str, str, str, str], make: Callable[[], Picture]) -> Cell:
+        key = (kind, told[2])
+        if key in self.shown:
+            return self.shown[key]._replace(is_again=True)
+        self.shown[key] = Cell(len(self.shown) + 1, self.threads.submit(make), *told)
+        return self.shown[key]
+
+    def columns(self, role: str, *, of_candidates: bool = False) -> Iterator[tuple[str, int, dict[str, str]]]:
+        """(prompt, seed, the images' files by model: the fine-tuned one last) in the order of samples.json."""
+        found: dict[tuple[str, int], dict[str, str]] = {}
+        entries = self.candidates if of_candidates else self.images
+        for entry in sorted(entries, key=lambda entry: entry["model"] == FINETUNED):
+            if entry["role"] == role:
+                found.setdefault((entry["prompt"], entry["seed"]), {})[entry["model"]] = entry["file"]
+        return ((*key, files) for key, files in found.items())
+
+    def side_by_side(
+        self, title: str, files: dict[str, str], models: Collection[str] = (), is_large: bool = False
+    ) -> Set:
+        """The models' images of one prompt and seed."""
+        cells = [self.image(files[name], label(name), is_large) for name in models or files if name in files]
+        return Set(title, cells)
+
+
+def first_row(album: Album) -> list[Set]:
+    """A few photos, and the first seed of the first prompt by the baseline and by the fine-tuned model."""
+    shown = list(album.photos)[: NUM_PHOTOS if len(album.photos) >= NUM_PHOTOS else 1]
+    photos = (
+        [Set("your photos" if shown[1:] else "your photo", [album.photo(name) for name in shown])] if shown else []
+    )
+    _, _, files = next(album.columns(SUBJECT), ("", 0, {}))
+    return photos + [Set(label(name), [album.image(files[name], "", is_large=True)]) for name in PAIR if name in files]
+
+
+def second_row(album: Album) -> list[Set]:
+    """The first seed of the subject in other places, or of more prompts of it, by the baseline and fine-tuned."""
+    first: dict[str, dict[str, str]] = {}
+    for prompt, _, files in [*album.columns(PLACE)] or album.columns(SUBJECT):
+        first.setdefault(prompt, files)
+    shown = [each for each in first.items() if ("image", each[1].get(FINETUNED, "")) not in album.shown]
+    return [album.side_by_side(prompt, files, PAIR, is_large=True) for prompt, files in shown[:NUM_PLACES]]
+
+
+def strip(album: Album, choice: dict | None) -> Set:
+    """One seed over steps and strengths: of the choice's candidates, else of all models if there are several."""
+    _, _, files = next(album.columns(SUBJECT, of_candidates=bool(album.candidates)), ("", 0, {}))
+    if len(files) < 3:
+        return Set("", [])
+    if choice is None:
+        return album.side_by_side("", files)
+    cells = album.side_by_side("", files, [BASELINE]).cells
+    for entry in (entry for entry in choice["entries"] if entry["name"] in files):
+        kept = "{kept} of {of} other prompts kept".format(**entry["others"]) if entry["others"] else ""
+        note, is_chosen = "; ".join(filter(None, (entry["note"], kept))), entry["name"] == choice["chosen"]
+        cells.append(album.image(files[entry["name"]], entry["label"])._replace(note=note, is_chosen=is_chosen))
+    return Set("", cells)
+
+
+def choice_images(album: Album, choice: dict | None) -> list[Set]:
+    """Every image of every candidate, and those that are photos again beside their photos."""
+    by_model: dict[str, list[Cell]] = {}
+    for entry in album.candidates:
+        caption = entry["prompt"] if entry["role"] == OTHER else f"seed {entry['seed']}"
+        by_model.setdefault(entry["model"], []).append(album.image(entry["file"], caption))
+    entries = {entry["name"]: entry for entry in choice["entries"]} if choice else {}
+    sets = []
+    for name in sorted(by_model, key=[BASELINE, *entries, *by_model].index):
+        entry = entries.get(name, dict(label=label(name), command=None, copies=[]))
+        sets += [Set(entry["label"], by_model[name], entry["command"]), *pairs(album, entry["copies"])]
+    return sets
+
+
+def pairs(album: Album, copies: list[dict]) -> list[Set]:
+    """Each photo beside the image that is it again."""
+    return [
+        Set(
+            "",
+            [
+                album.photo(copy["photo"], "your photo"),
+                album.image(copy["file"], label(album.entries[copy["file"]]["model"])),
+            ],
+        )
+        for copy in copies
+        if copy["photo"] in album.photos and copy["file"] in album.entries
+    ]
+
+
+def rest(album: Album) -> dict[str, list[Set]]:
+    """By heading, what no other part of the page shows."""
+    photos = [Set("", [album.photo(name, name)]) for name in album.photos if ("photo", name) not in album.shown]
+    found = {"More of your photos": photos}
+    for role, title in ROLES.items():
+        columns = list(album.columns(role))
+        several = {prompt for prompt, seed, _ in columns if seed != columns[0][1]}
+        unseen = [each for each in columns if not album.shown.keys() >= {("image", file) for file in each[2].values()}]
+        found[title] = [
+            album.side_by_side(f"{prompt}, seed {seed}" if prompt in several else prompt, files)
+            for prompt, seed, files in unseen
+        ]
+    return {title: sets for title, sets in found.items() if sets}
 
 
 def label(model: str) -> str:
@@ -107,109 +190,8 @@ def label(model: str) -> str:
     return model.replace(FINETUNED, "fine-tuned").replace("@", " at strength ")
 
 
-def ordered(models: dict) -> list[str]:
-    """Baseline first, checkpoints by step, the fine-tuned model last."""
-    return [name for name in models if name != FINETUNED] + [FINETUNED]
-
-
-def photo_cells(photos: dict[Path, Image.Image]) -> list[Cell]:
-    """The photos, cut to their centre as they are scored."""
-    share = PHOTO_BYTES // max(1, len(photos))
-    shown = [(path.name, picture(square(photo), f"Your photo {path.name}", share)) for path, photo in photos.items()]
-    return [Cell(number, photo, "Your photo", name, "", "", name) for number, (name, photo) in enumerate(shown, 1)]
-
-
-def make_rows(
-    output_dir: Path, entries: list[dict], first_number: int, share: int, table: dict[str, dict[str, float]]
-) -> list[Row]:
-    """A row a model; each cell knows its neighbours of the same seed."""
-    by_model: dict[str, list[dict]] = {}
-    for entry in entries:
-        by_model.setdefault(entry["model"], []).append(entry)
-    models = [model for model in ordered(by_model) if model in by_model]
-    places = {place: number for number, place in enumerate(((m, e["seed"]) for m in models for e in by_model[m]), 1)}
-
-    def neighbour(row: int, seed: int) -> tuple[int, str] | None:
-        if not 0 <= row < len(models) or (models[row], seed) not in places:
-            return None
-        return first_number + places[models[row], seed] - 1, label(models[row])
-
-    def cell(row: int, entry: dict) -> Cell:
-        seed, file = entry["seed"], entry["file"]
-        title = f"{label(entry['model'])}, seed {seed}"
-        return Cell(
-            number=first_number + places[entry["model"], seed] - 1,
-            picture=picture(output_dir / file, f"{title}: {entry['prompt']}", share),
-            title=title,
-            caption=f"seed {seed}",
-            score=likeness(table.get(file, {})),
-            url=quote(file),
-            file=file,
-            above=neighbour(row - 1, seed),
-            below=neighbour(row + 1, seed),
-        )
-
-    with ThreadPoolExecutor() as threads:  # making WebP of an image takes long
-        return [
-            Row(label(name), list(threads.map(cell, repeat(row), by_model[name]))) for row, name in enumerate(models)
-        ]
-
-
-def first_screen(
-    output_dir: Path, photos: dict[Path, Image.Image], cells: list[Cell], groups: list[Group]
-) -> list[tuple[str, Picture, int]]:
-    """The first photo, and the first seed of the first prompt from the baseline and from the fine-tuned model."""
-    shown = []
-    if cells:
-        path, photo = next(iter(photos.items()))
-        shown.append(("your photo", picture(square(photo), f"Your photo {path.name}", LARGE_BYTES), cells[0].number))
-    rows = {row.model: row.cells[0] for row in groups[0].rows} if groups else {}
-    for model in (label(BASELINE), label(FINETUNED)):
-        if model in rows:
-            cell = rows[model]
-            shown.append((model, picture(output_dir / cell.file, cell.picture.alt, LARGE_BYTES), cell.number))
-    return shown
-
-
-def per_image_values(output_dir: Path) -> dict[str, dict[str, float]]:
-    """The numbers of metrics.csv by file; nothing if it cannot be read."""
-    try:
-        with (output_dir / METRICS_CSV).open(encoding="utf-8", newline="") as file:
-            return {row["file"]: numbers_of(row) for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError):
-        return {}
-
-
-def numbers_of(row: dict[str, str]) -> dict[str, float]:
-    """Those columns of a line of metrics.csv that the page shows and that have a value."""
-    return {key: float(row[key]) for key in ("dino", "clip_i", "clip_t") if row.get(key)}
-
-
-def likeness(values: dict[str, float]) -> str:
-    """What stands below an image: DINO if it was computed, else CLIP-I."""
-    key = next((key for key in ("dino", "clip_i") if key in values), None)
-    return f"{NAMES[key]}\u00a0{short(values[key])}" if key else ""
-
-
-def group_scores(entries: list[dict], table: dict[str, dict[str, float]]) -> list[Score]:
-    """Likeness to the photos and prompt fidelity of a prompt's images."""
-    columns = {key for values in table.values() for key in values}
-    fidelity = "dino" if "dino" in columns else "clip_i"
-    scores = []
-    for key in (fidelity, "clip_t"):
-        baseline, finetuned = (mean_of(entries, table, model, key) for model in (BASELINE, FINETUNED))
-        if baseline is not None and finetuned is not None:
-            scores.append(Score(NAMES[key], short(baseline), short(finetuned)))
-    return scores
-
-
-def mean_of(entries: list[dict], table: dict[str, dict[str, float]], model: str, key: str) -> float | None:
-    """Over the model's images among `entries`; None if one has no such value."""
-    values = [table.get(entry["file"], {}).get(key) for entry in entries if entry["model"] == model]
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there and len(there) == len(values) else None
-
-
-def short(value: float) -> str:
-    """0.12 or \u22120.12."""
-    return f"{value:.2f}".replace("-", MINUS)
+def notes(metrics: dict) -> dict[str, str]:
+    """What is said of single images, by their files."""
+    found = {file: "one colour: not scored" for model in metrics["models"].values() for file in model["blank_images"]}
+    others = [other for pictures in metrics["others"].values() for other in pictures]
+    return found | {each["file"]: f"nearer to “{each['nearest']}”" for each in others if not each["kept"]}

@@ -10,42 +10,29 @@ from utils.evaluation.wording import number
 OF_PHOTOS = {"dino": "real_dino", "clip_i": "real_clip", "clip_t": "clip_t"}
 
 
-class Cell(NamedTuple):
-    """A number, its interval, and the reason if there is no number."""
+class Table(NamedTuple):
+    """Columns; rows of (metric, what it means, a text a column); and the metrics without values by their reason."""
 
-    text: str
-    interval: str = ""
-    reason: str | None = None
-
-
-class MetricRow(NamedTuple):
-    name: str
-    meaning: str
-    cells: list[Cell]
+    columns: list[str]
+    rows: list[tuple[str, str, list[str]]]
+    absent: dict[str, list[str]]
 
 
-def metric_table(samples: dict, metrics: dict) -> dict:
-    """Every metric of every model beside the photos' own value and the paper's; and those that were not computed."""
-    models = [BASELINE, FINETUNED, *(name for name in samples["models"] if name not in (BASELINE, FINETUNED))]
-    paper = metrics["paper"]
-    rows = []
-    absent: dict[str, list[str]] = {}
+def metric_table(samples: dict, metrics: dict) -> Table:
+    """Every metric of every model beside the photos' own value and the paper's."""
+    others = [name for name in samples["models"] if name not in (BASELINE, FINETUNED)]
+    models, paper = metrics["models"], metrics["paper"]
+    columns = [label(BASELINE), label(FINETUNED), "change", "your photos"]
+    columns += [*map(label, others), *(f"paper: {name}" for name in paper)]
+    table = Table(columns, [], {})
     for key, metric in METRICS.items():
-        entries = [metrics["models"][model][key] for model in models]
-        if all(entry["value"] is None for entry in entries):
-            absent.setdefault(entries[-1]["reason"], []).append(metric.label)
+        values = {name: models[name][key]["value"] for name in samples["models"]}
+        if all(value is None for value in values.values()):
+            table.absent.setdefault(models[FINETUNED][key]["reason"], []).append(metric.label)
             continue
-        change = metrics["changes"][FINETUNED].get(key)
-        baseline, finetuned, *checkpoints = map(metric_cell, entries)
+        change = metrics["changes"][FINETUNED].get(key, {}).get("text", "")
         of_photos = metrics["photos"].get(OF_PHOTOS.get(key, ""), {}).get("value")
-        cells = [baseline, finetuned, Cell(change["text"] if change else ""), Cell(number(of_photos)), *checkpoints]
-        rows.append(
-            MetricRow(metric.label, metric.meaning, [*cells, *(Cell(number(p.get(key))) for p in paper.values())])
-        )
-    columns = [*map(label, models[:2]), "change", "your photos", *map(label, models[2:])]
-    columns += [f"paper: {name}" for name in paper]
-    return dict(metric_rows=rows, absent_metrics=absent, columns=columns, has_paper=bool(paper))
-
-
-def metric_cell(entry: dict) -> Cell:
-    return Cell("\u2013", reason=entry["reason"]) if entry["value"] is None else Cell(number(entry["value"]))
+        cells = [number(values[BASELINE]), number(values[FINETUNED]), change, number(of_photos)]
+        cells += [*(number(values[name]) for name in others), *(number(row.get(key)) for row in paper.values())]
+        table.rows.append((metric.label, metric.meaning, [cell or "–" for cell in cells]))
+    return table

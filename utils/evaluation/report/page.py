@@ -10,11 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from utils.errors import UserError, of_file
-from utils.evaluation.metrics import METRICS
 from utils.evaluation.photos import load_photos
-from utils.evaluation.prompts import subject_line
-from utils.evaluation.report.charts import Chart, Series, line_chart, smooth
-from utils.evaluation.report.gallery import label, make_gallery, ordered
+from utils.evaluation.prompts import SUBJECT, subject_line
+from utils.evaluation.report.charts import Chart, line_chart, smooth
+from utils.evaluation.report.gallery import Album, choice_images, first_row, label, pairs, rest, second_row, strip
 from utils.evaluation.report.numbers import metric_table
 from utils.evaluation.samples import (
     BASELINE,
@@ -23,7 +22,6 @@ from utils.evaluation.samples import (
     REPORT_FILE,
     model_folder,
     photos_named,
-    step_of,
 )
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_rows
@@ -51,30 +49,34 @@ SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decod
 POLICY = (
     f"default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_DIGEST}'"
 )
-CURVES = ("dino", "clip_i", "clip_t", "clip_t_other", "div_clip")
 
 
 def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     """Writes report.html from what the other stages and the training left on disk."""
     folder = model_folder(samples, FINETUNED)
     run = run_of(folder)
-    gallery = make_gallery(output_dir, samples, load_photos(photos_folder(samples, metrics)), metrics is not None)
+    album = Album(output_dir, samples, metrics, load_photos(photos_folder(samples, metrics)))
+    choice = metrics["choice"] if metrics is not None else None
     page = TEMPLATES.get_template("report.html.jinja").render(
-        prompts=samples["prompts"],
-        subject_line=subject_line(samples),
+        prompt=next((prompt["text"] for prompt in samples["prompts"] if prompt["role"] == SUBJECT), ""),
         baseline=Path(samples["models"][BASELINE]["path"]).name,
         finetuned=folder.name,
-        models=[label(name) for name in ordered(samples["models"])],
-        is_scored=metrics is not None,
         said=metrics["says"][FINETUNED] if metrics is not None else None,
-        choice=metrics["choice"] if metrics is not None else None,
-        gallery=gallery,
-        charts=[*loss_curves(folder), *metric_curves(samples, metrics, run)],
-        **(metric_table(samples, metrics) if metrics is not None else {}),
+        first_row=first_row(album),  # from here in the order of the page
+        second_row=second_row(album),
+        choice=choice,
+        strip=strip(album, choice),
+        choice_images=choice_images(album, choice),
+        copies=pairs(album, [copy for copies in (metrics or {}).get("copies", {}).values() for copy in copies]),
+        rest=rest(album),
+        last=len(album.shown),
+        table=metric_table(samples, metrics) if metrics is not None else None,
+        charts=loss_curves(folder),
+        subject_line=subject_line(samples),
         settings=settings(samples, metrics, run),
+        commands=commands(samples, metrics, run),
         script=Markup(SCRIPT),
         policy=POLICY,
-        commands=commands(samples, metrics, run),
     )
     content = page.encode("utf-8", "backslashreplace")  # a file's name may hold what UTF-8 cannot
     try:
@@ -100,31 +102,14 @@ def commands(samples: dict, metrics: dict | None, run: dict) -> dict[str, str | 
 
 def loss_curves(folder: Path) -> list[Chart]:
     """Training loss and validation loss."""
-    loss = read_points(folder / METRICS_FILE, "loss")
-    curves = [Series(loss, "raw"), Series(smooth(loss), "smooth")]
-    validation = read_points(folder / VALIDATION_FILE, "validation_loss")
+    loss, validation = (
+        read_points(folder / METRICS_FILE, "loss"),
+        read_points(folder / VALIDATION_FILE, "validation_loss"),
+    )
     charts = [
-        line_chart("Training loss", curves, "as measured, and its moving average"),
-        line_chart("Validation loss", [Series(validation, "smooth")], "your photos with fixed noise"),
+        line_chart("Training loss", dict(raw=loss, smooth=smooth(loss)), "as measured, and its moving average"),
+        line_chart("Validation loss", dict(smooth=validation), "your photos with fixed noise"),
     ]
-    return [chart for chart in charts if chart is not None]
-
-
-def metric_curves(samples: dict, metrics: dict | None, run: dict) -> list[Chart]:
-    """A chart a metric over the steps: 0 is the baseline, the last is the fine-tuned model."""
-    plain = [name for name in samples["models"] if "-" in name and "@" not in name]  # not at another strength
-    if metrics is None or not plain:
-        return []
-    last = (run.get("result") or {}).get("num_steps") or (run.get("arguments") or {}).get("max_train_steps")
-    steps = {BASELINE: 0} | {name: step_of(name) for name in plain}
-    if isinstance(last, int):
-        steps[FINETUNED] = last
-    charts = []
-    for key in CURVES:
-        found = [(step, metrics["models"][model][key]) for model, step in sorted(steps.items(), key=lambda i: i[1])]
-        found = [(step, entry) for step, entry in found if entry["value"] is not None]
-        points = [(step, entry["value"]) for step, entry in found]
-        charts.append(line_chart(METRICS[key].label, [Series(points, "smooth")], METRICS[key].meaning))
     return [chart for chart in charts if chart is not None]
 
 
