@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ from PIL import Image
 WEBP_QUALITY = 85
 SIDES = (640, 512, 384, 288, 216, 160, 120, 90, 64)  # an image's longer side in pixels
 LOSSLESS_SIDE = 128  # images this small are kept as they are
-PROBE_SIDE = 90  # tells about how many bytes a pixel takes
 
 
 class Picture(NamedTuple):
@@ -38,13 +38,8 @@ def data_uri(image: Image.Image, most_bytes: int) -> str:
     image = image.convert("RGB")
     own = max(image.size)
     sides = [side for side in (own, *SIDES) if side <= min(own, SIDES[0])]
-    bytes_a_pixel = len(webp(image, PROBE_SIDE)) / min(own, PROBE_SIDE) ** 2  # larger images take fewer
-    place = next((place for place, side in enumerate(sides) if bytes_a_pixel * side**2 <= most_bytes), len(sides) - 1)
     content = functools.cache(lambda place: webp(image, sides[place]))
-    while place > 0 and len(content(place - 1)) <= most_bytes:
-        place -= 1
-    while place < len(sides) - 1 and len(content(place)) > most_bytes:
-        place += 1
+    place = bisect_left(range(len(sides) - 1), True, key=lambda place: len(content(place)) <= most_bytes)
     return f"data:image/webp;base64,{base64.b64encode(content(place)).decode()}"
 
 
