@@ -106,6 +106,14 @@ def test_what_is_missing_is_said(tmp_path, photos_dir):
     assert "your photo" not in page and "Which one to use" in page  # the strip is there without its sentence
 
 
+def test_what_the_top_says_the_choice_does_not_say_again(tmp_path, photos_dir):
+    result = write_result(tmp_path, photos_dir, prompt="a cat")
+    metrics = json.loads((result / "metrics.json").read_text())
+    metrics["choice"]["why"] = metrics["says"]["finetuned"]["sentences"][0]["text"] = "This scorer does not know."
+    (result / "metrics.json").write_text(json.dumps(metrics))
+    assert report(result).count("This scorer does not know.") == 1
+
+
 def test_25_prompts_of_4_seeds_stay_below_4_megabytes(tmp_path, photos_dir):
     result = write_result(tmp_path, photos_dir, prompt="a cat", num_prompts=25, side=192, grain=2)
     page = report(result)
