@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.helpers.pipelines import write_pipeline
-from tests.helpers.script import ROOT, UNET_FILE
+from tests.helpers.script import ROOT, UNET_FILE, run
 from utils import PROGRAM
 from utils.command_line import run_main
 from utils.export import main
@@ -137,3 +137,17 @@ def test_what_is_the_users_is_refused_in_one_line(tuned, tmp_path, capsys):
         stderr = capsys.readouterr().err
         assert message in stderr and stderr.count("\n") == 1, stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "plain"]
+
+
+def test_a_base_that_was_replaced_since_is_refused(flags, base, output, tmp_path, capsys):
+    """A LoRA, or a place on the way, of two unrelated models is noise; one that is given by its flag may be meant."""
+    run(flags, pretrained_model_name_or_path=base)
+    weaker = (output, tmp_path / "weaker", "--strength", 0.5)
+    assert export(*weaker) == 0
+    write_pipeline(base, seed=3)
+    for argv in (weaker, (output, tmp_path / "l.safetensors", "--lora_rank", 2)):
+        assert export(*argv) == 2
+        said = capsys.readouterr().err
+        assert f"error: {base / UNET_FILE} is not what was trained from, by {output / 'run.json'}" in said
+    assert export(*weaker, "--pretrained_model_name_or_path", base) == 0
+    assert "warning: " in capsys.readouterr().err

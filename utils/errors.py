@@ -25,6 +25,11 @@ def of_file(error: OSError, place: Path, advice: str) -> str:
     return f"{file}: {error.strerror or error}{f'; {advice}' if is_there else ''}"
 
 
+def reason_of(error: BaseException) -> str:
+    """What the system says of a failure, without its number and the file, or the first line of any other error."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from utils.command_line import Parser, non_negative_float, positive_int, run_main
 from utils.errors import UserError
+from utils.files.hashing import sha256_of_all
 from utils.files.ownership import RUN_FILE, check_export_file, run_of
 from utils.models.base import base_folder
-from utils.models.check import check_base_model, check_same_unet
+from utils.models.check import check_base_model, check_same_unet, replaced_file
 from utils.models.exporting import check_export_folder, export_file, export_folder, export_lora
+from utils.models.folder import find_weights
 from utils.models.saving import SAVE_DTYPES
 from utils.run.lineage import read_checkpoint
 
@@ -70,15 +72,20 @@ def main(argv: list[str] | None = None) -> None:
 
 def find_base(args: argparse.Namespace, tuned: Path) -> Path:
     """The folder that training began from, by flag or by run.json. Raises UserError."""
-    recorded = run_of(args.folder).get("arguments", {})
-    named = args.pretrained_model_name_or_path or recorded.get("pretrained_model_name_or_path")
+    run, given = run_of(args.folder), args.pretrained_model_name_or_path
+    named = given or run.get("arguments", {}).get("pretrained_model_name_or_path")
     if not named:
         raise UserError(f"{BASE_FLAG} is missing, and {args.folder / RUN_FILE} names no base: give it")
     base = base_folder(Path(named), BASE_FLAG)
-    if not base.is_dir() and not args.pretrained_model_name_or_path:
+    if not base.is_dir() and not given:
         raise UserError(f"{args.folder / RUN_FILE} names {base} as the base, which is not there: give {BASE_FLAG}")
     check_base_model(base, BASE_FLAG)
     check_same_unet(base, tuned)
+    if replaced := replaced_file(base, sha256_of_all(find_weights(base, "unet").files), run):
+        line = f"{replaced} is not what was trained from, by {args.folder / RUN_FILE}"
+        if not given:
+            raise UserError(f"{line}: it has changed since; give the base as it was by {BASE_FLAG}")
+        print(f"warning: {line}", file=sys.stderr)
     return base
 
 

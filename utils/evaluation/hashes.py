@@ -1,10 +1,13 @@
 """What each model of an evaluation is made from, as SHA-256; without torch, so that it begins before its import."""
 
+import sys
 from pathlib import Path
 
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.samples import BASELINE, Model, settings_sha256
 from utils.files.hashing import sha256_of_all
+from utils.files.ownership import run_of
+from utils.models.check import replaced_file
 from utils.models.folder import part_files
 
 
@@ -25,6 +28,10 @@ def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
             files[model.name, part] = part_files(unet if part == "unet" else folder, part)
     digests = sha256_of_all(path for paths in files.values() for path in paths.values())
+    own = {path: digest for path, digest in digests.items() if plan.baseline_folder in path.parents}
+    if replaced := replaced_file(plan.baseline_folder, own, run_of(plan.finetuned_model_name_or_path)):
+        line = f"{replaced} is not what {plan.finetuned_model_name_or_path} was trained from: compare with that base"
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     hashes: dict = {}
     for (name, part), paths in files.items():
         hashes.setdefault(name, {})[part] = settings_sha256({file: digests[path] for file, path in paths.items()})

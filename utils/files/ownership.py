@@ -26,6 +26,8 @@ CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]{1,12})")
 LOGS = (METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER)  # what a run leaves of its way to the result
 PREVIOUS_SUFFIX = ".previous"
 PREVIOUS_NAMES = tuple(f"{name}{PREVIOUS_SUFFIX}" for name in (RUN_FILE, *LOGS))  # a finished run's, set aside
+RUN_TYPES: dict[str, Any] = dict.fromkeys(("arguments", "defaults", "used", "versions", "result", "base_model"), dict)
+RUN_TYPES |= dict(photos=list, changes=list, strength=int | float, checkpoint_step=int)
 CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, in small letters
 RUN_NAMES = (RUN_FILE, *LOGS, *PREVIOUS_NAMES, *CARD_NAMES)
 HALF_WRITTEN = (f"{STAGING_PREFIX}*", *(f".{name}.*part" for name in (HOLDER_FILE, *RUN_NAMES)))  # atomic.py's names
@@ -86,8 +88,14 @@ def check_writable(folder: Path, named: object) -> None:
 
 
 def run_of(folder: Path) -> dict:
-    """The run.json of an output folder; empty if there is none that can be read, as beside a base."""
-    return read_json_or_none(folder / RUN_FILE) or {}
+    """The run.json of an output folder, less what is of another type than we write (RUN_TYPES); empty without one that
+    can be read, as beside a base.
+    """
+    found = read_json_or_none(folder / RUN_FILE) or {}
+    run = {name: value for name, value in found.items() if isinstance(value, RUN_TYPES.get(name, object))}
+    if "photos" in run:
+        run["photos"] = [photo for photo in run["photos"] if isinstance(photo, dict)]
+    return run
 
 
 def prompts_of(run: Mapping[str, Any]) -> dict[str, int]:

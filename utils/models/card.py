@@ -54,10 +54,25 @@ def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]
 
 
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """{flag: value} of a run: its steps, and what changes the trained weights and was not left at its default."""
-    arguments, defaults = _dict(run.get("arguments")), _dict(run.get("defaults"))
-    given = {name: arguments.get(name) for name, default in defaults.items() if arguments.get(name) != default}
-    return dict(max_train_steps=arguments.get("max_train_steps")) | given
+    """{name: value} of what was done: steps, ranks, optimizer, and of the flags that change the trained weights those
+    whose value, as it was used, is not the default.
+    """
+    arguments, defaults, used = (_dict(run.get(name)) for name in ("arguments", "defaults", "used"))
+    effective = {**arguments, **{name: value for name, value in used.items() if name in defaults}}
+    given = {name: effective.get(name) for name, default in defaults.items() if effective.get(name) != default}
+    spread = {name: run[name] for name in ("num_ranks", "samples_per_step", "optimizer") if name in run}
+    return dict(max_train_steps=arguments.get("max_train_steps")) | spread | given
+
+
+def changes_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A run.json's "changes", what --allow_changes let change after which step, without names of photos and files."""
+    found = [each for each in run.get("changes") or [] if isinstance(each, Mapping)]
+    phrases = [[str(phrase) for phrase in each.get("changed") or []] for each in found]
+    kept = [[words if words.startswith("--") else words.split(":")[0] for words in each] for each in phrases]
+    return [
+        dict(step=each.get("step"), changed=list(dict.fromkeys(words)))
+        for each, words in zip(found, kept, strict=True)
+    ]
 
 
 def _dict(value: Any) -> Mapping[str, Any]:
@@ -90,6 +105,8 @@ def file_metadata(model: BaseModel, run: Mapping[str, Any], *, title: str, is_lo
     }
     modelspec = {f"modelspec.{key}": str(value) for key, value in found.items() if value}
     settings = dict(settings=json.dumps(settings_of(run), ensure_ascii=False)) if run else {}
+    if changes := changes_of(run):
+        settings["changes"] = json.dumps(changes, ensure_ascii=False)
     return {**EXPORT_METADATA, **modelspec, **settings}
 
 
@@ -216,7 +233,9 @@ def _settings(model: BaseModel, run: Mapping[str, Any]) -> str:
     lines = [f"| {name} | {_escaped(str(value))} |" for name, value in settings.items() if value not in (None, "")]
     others = ", ".join(f"{name} {value}" for name, value in defaults.items())
     head = "## Training\nWith ColossalAI's TorchDDP plugin and fp32 master weights.\n\n| | |\n|---|---|\n"
-    return head + "\n".join(lines) + (f"\n\nAt their defaults: `{others}`" if others else "")
+    changed = ((each["step"], _escaped("; ".join(each["changed"]))) for each in changes_of(run))
+    changes = "".join(f"\n\nChanged after step {step}: {words}." for step, words in changed)
+    return head + "\n".join(lines) + changes + (f"\n\nAt their defaults: `{others}`" if others else "")
 
 
 def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,6 +251,8 @@ def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
         found["arguments"] = without_paths(kept) | named
         if base := _base_of(run):
             found["arguments"]["pretrained_model_name_or_path"] = base
+    if changes := changes_of(run):
+        found["changes"] = changes
     if isinstance(run.get("photos"), list):
         photos = (photo for photo in run["photos"] if isinstance(photo, Mapping))
         private = ("file", "folder", "sha256")

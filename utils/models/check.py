@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,19 @@ def check_same_unet(base: Path, tuned: Path) -> None:
             f"--pretrained_model_name_or_path {base}: its UNet and that in {tuned} are not of one architecture: "
             f"name the base that {tuned} was trained from"
         )
+
+
+def replaced_file(base: Path, digests: Mapping[Path, str], run: Mapping[str, Any]) -> Path | None:
+    """The first of a base's files that is not what a run.json says was trained from; None if it says nothing of it.
+
+    Args:
+        digests: SHA-256 of the files in `base` that are about to be used.
+    """
+    recorded = run.get("base_model", {}).get("sha256")
+    if not isinstance(recorded, Mapping):
+        return None
+    paths = digests if recorded else ()
+    return next((path for path in paths if recorded.get(path.relative_to(base).as_posix()) != digests[path]), None)
 
 
 def _check_index(folder: Path, flag: str) -> None:

@@ -17,8 +17,7 @@ import torch
 
 from utils.errors import UserError
 from utils.files.atomic import replace_path
-from utils.files.json_files import write_json
-from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, check_writable, overlap, prompts_of, run_of
+from utils.files.ownership import CHECKPOINT_NAME, check_writable, kept_names, overlap, prompts_of, run_of
 from utils.models.card import CHECKPOINT_STEP, STRENGTH, file_metadata, write_card
 from utils.models.folder import UNET_STEM, BaseModel, find_weights, read_base
 from utils.models.saving import SAVE_DTYPES, commit_pipeline, save_with_hash, write_safetensors
@@ -34,7 +33,7 @@ def check_export_folder(target: Path, source: Path) -> None:
         raise UserError(f"{target} overlaps {source}: give the new pipeline a folder of its own")
     if os.path.lexists(target) and not target.is_dir():
         raise UserError(f"{target} is a file: name a new folder, or a file that ends in .safetensors")
-    if target.is_dir() and any(target.iterdir()) and EXPORTED_FROM not in run_of(target):
+    if kept_names(target) and EXPORTED_FROM not in run_of(target):
         raise UserError(f"{target} holds files that no export wrote: name an empty or a new folder")
     check_writable(target, target)
 
@@ -63,11 +62,11 @@ def export_folder(model: BaseModel, tuned: Path, base: Path, target: Path, stren
         dtype: fp32 or fp16, of the UNet; None: as in `tuned`.
     """
     target.mkdir(parents=True, exist_ok=True)
-    write_json(target / RUN_FILE, exported_record(model.folder, tuned, strength) | {EXPORTED_FROM: str(tuned)})
     save_dtype = SAVE_DTYPES[dtype or find_weights(tuned, "unet").save_dtype]
     named = list(blended_weights(base, tuned, strength))
+    record = exported_record(model.folder, tuned, strength) | {EXPORTED_FROM: str(tuned)}
     commit_pipeline(
-        target, model, lambda unet: write_safetensors(unet / f"{UNET_STEM}.safetensors", named, save_dtype)
+        target, model, lambda unet: write_safetensors(unet / f"{UNET_STEM}.safetensors", named, save_dtype), record
     )
     write_card(read_base(target))
 

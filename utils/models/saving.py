@@ -18,6 +18,7 @@ from utils.errors import first_line
 from utils.files.atomic import copy_into, move, staging_folder, sync, sync_tree
 from utils.files.hashing import sha256_of_rest
 from utils.files.json_files import read_json, write_json
+from utils.files.ownership import RUN_FILE
 from utils.models.folder import CONFIG_FILES, FROZEN_PARTS, MODEL_INDEX, UNET_STEM, BaseModel
 
 PIPELINE_CLASS = "StableDiffusionPipeline"  # whatever the base is drawn with: what is trained is text to image
@@ -67,12 +68,14 @@ def save_unet(named: Iterable[tuple[str, torch.Tensor]], folder: Path, save_dtyp
         raise OSError(f"{path.name}: {first_line(error)}") from error
 
 
-def commit_pipeline(output_dir: Path, base: BaseModel, write_unet: Callable[[Path], object]) -> None:
+def commit_pipeline(
+    output_dir: Path, base: BaseModel, write_unet: Callable[[Path], object], record: dict | None = None
+) -> None:
     """Assembles the pipeline in a hidden folder inside output_dir, then moves its parts into place.
 
-    `write_unet(folder)` writes the UNet's weights. model_index.json, without which nothing loads the folder, is taken
-    away first and put back last: a half-moved pipeline is never taken for a whole one. Where a move fails, those
-    before it are undone, so that an earlier pipeline in output_dir is whole again.
+    `write_unet(folder)` writes the UNet's weights; `record`, if given, becomes run.json. model_index.json, without
+    which nothing loads the folder, is taken away first and put back last: a half-moved pipeline is never taken for a
+    whole one. If a move fails, those before it are undone, so that an earlier pipeline in output_dir is whole again.
     """
     with staging_folder(output_dir) as staging:
         (staging / "unet").mkdir()
@@ -80,6 +83,8 @@ def commit_pipeline(output_dir: Path, base: BaseModel, write_unet: Callable[[Pat
             assembled = beside.submit(assemble, staging, base)
             write_unet(staging / "unet")
         assembled.result()
+        if record is not None:
+            write_json(staging / RUN_FILE, record)
         sync_tree(staging)
         _swap(staging, output_dir)
         sync(output_dir)
@@ -88,7 +93,7 @@ def commit_pipeline(output_dir: Path, base: BaseModel, write_unet: Callable[[Pat
 def _swap(staging: Path, output_dir: Path) -> None:
     replaced = staging / "replaced"
     replaced.mkdir()
-    parts = (*FROZEN_PARTS, "unet")
+    parts = (*FROZEN_PARTS, "unet", *([RUN_FILE] if (staging / RUN_FILE).is_file() else []))
     moves = [(output_dir / name, replaced / name) for name in (MODEL_INDEX, *parts)]
     moves += [(staging / name, output_dir / name) for name in (*parts, MODEL_INDEX)]
     done = []

@@ -56,16 +56,16 @@ def lineage_of(record: dict) -> Lineage:
         return Lineage(run_id, [])
 
 
-def next_lineage(output_dir: Path, checkpoint: Checkpoint | None) -> Lineage:
+def next_lineage(output_dir: Path, checkpoint: Checkpoint | None, *, is_changed: bool = False) -> Lineage:
     """The lineage of a run that resumes from a checkpoint, or starts anew.
 
-    It is the checkpoint's own if nothing of that run is later than it; else the run branches off: what is later is
-    left behind, and never taken for the new run's.
+    It is the checkpoint's own if nothing of that run is later than it and its inputs are the same; else the run
+    branches off: what is later is left behind, and never taken for the new run's.
     """
     if checkpoint is None:
         return Lineage(uuid.uuid4().hex, [])
     lineage = lineage_of(checkpoint.state)
-    if not left_behind(output_dir, checkpoint):
+    if not is_changed and not left_behind(output_dir, checkpoint):
         return lineage
     return Lineage(uuid.uuid4().hex, [*lineage.ancestors, [lineage.run_id, checkpoint.step]])
 

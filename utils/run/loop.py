@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from utils.dataset import ClassDataset
-from utils.errors import RunFailed, UserError
+from utils.errors import RunFailed, UserError, reason_of
 from utils.files.lock import hold_output
-from utils.models.card import write_card
-from utils.models.folder import read_base
+from utils.files.ownership import RUN_FILE
+from utils.models.card import CARD_FILE, write_card
+from utils.models.folder import BaseModel, read_base
 from utils.models.saving import commit_pipeline, save_unet
 from utils.models.single_file import export_single_file
 from utils.run.checkpoint import Checkpointer, restore
@@ -28,7 +30,7 @@ from utils.run.resume import Sources, base_files, differences, rank_inputs, resu
 from utils.runtime.colossal import barrier, get_accelerator, launch, leave
 from utils.runtime.determinism import deterministic_kernels
 from utils.runtime.environment import is_main
-from utils.runtime.process import mark
+from utils.runtime.process import mark, typed_module
 from utils.runtime.ranks import EXIT_LOST_RANK, StopRequest, is_lost_rank, lost_rank_in_one_line, lost_rank_line
 from utils.training.memory import is_out_of_memory, out_of_memory_in_one_line
 from utils.training.optimizer import MasterWeightsOptimizer
@@ -96,9 +98,13 @@ class TrainingRun:
     def __enter__(self) -> "TrainingRun":
         checkpoint = self.sources.checkpoint
         if checkpoint is not None:
-            restore(checkpoint, self.optimizer)
-            if why := self._why_lost():
-                raise UserError(f"{checkpoint.path}: its weights are {why}; resume from an earlier checkpoint")
+            try:
+                restore(checkpoint, self.optimizer)
+                if why := self._why_lost():
+                    raise UserError(f"{checkpoint.path}: its weights are {why}; resume from an earlier checkpoint")
+            except UserError:
+                self.record.stop()
+                raise
             self.log.say(f"resuming from {checkpoint.path}")
         self.stop = StopRequest(self.is_main)
         self.checkpointer = None
@@ -158,7 +164,6 @@ class TrainingRun:
             self.log.flush()
             self.checkpointer.wait() if why else self.checkpointer.save_and_wait(num_steps)
             self.log.close()
-            self.record.write_status("stopped")
         self.stop.wait_for_all()
         if why:
             raise RunFailed(
@@ -200,14 +205,12 @@ class TrainingRun:
             self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
         try:
             self.plan.output_dir.mkdir(parents=True, exist_ok=True)
-            closing = self._write_pipeline()
+            result = self._write_pipeline()
         except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            self._fail(f"the pipeline could not be written to {self.plan.output_dir}: {reason}")
-        print(closing, flush=True)
+            self._fail(f"the pipeline could not be written to {self.plan.output_dir}: {reason_of(error)}")
+        self._finish(result)
 
-    def _write_pipeline(self) -> str:
-        """Returns the closing line."""
+    def _write_pipeline(self) -> BaseModel:
         plan, flat = self.plan, self.optimizer.flat
         flat.wait_for_device()
         commit_pipeline(
@@ -215,14 +218,27 @@ class TrainingRun:
             self.sources.base,
             lambda folder: save_unet(flat.named_masters(), folder, plan.save_dtype, plan.save_format),
         )
-        result = read_base(plan.output_dir)
-        if plan.export_single_file:
-            export_single_file(result, plan.export_single_file)
         mark("saved")
-        closing = self.record.finish(self.log)
-        with contextlib.suppress(OSError):  # the model is there; a full disk only costs its card
-            write_card(result)
-        return closing
+        return read_base(plan.output_dir)
+
+    def _finish(self, result: BaseModel) -> None:
+        """What tells of a pipeline that is in its place, then what is made from it; RunFailed names what failed."""
+        file, again = result.folder / RUN_FILE, ""
+        try:
+            closing = self.record.finish(self.log)
+            try:
+                write_card(result)
+            except Exception as error:  # with words of others in it, the base's card's: it only costs ours
+                print(f"note: {result.folder / CARD_FILE} could not be written: {reason_of(error)}", file=sys.stderr)
+            if self.plan.export_single_file:
+                file = self.plan.export_single_file
+                words = [*typed_module("utils.export"), str(result.folder), str(file)]
+                again = f"; to write it again:\n{shlex.join(words)}"
+                export_single_file(result, file)
+        except (OSError, SafetensorError) as error:
+            whole = f"The pipeline is whole, in {result.folder}"
+            raise RunFailed(f"{file} could not be written: {reason_of(error)}. {whole}{again}") from error
+        print(closing, flush=True)
 
     def _fail(self, reason: str) -> None:
         if self.checkpointer is not None:
@@ -232,6 +248,8 @@ class TrainingRun:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.stop.close()
+        if error is not None and self.is_main:
+            self.record.stop()
         if is_out_of_memory(error) and self.is_main:
             self.log.close()
         if is_lost_rank(error) and not isinstance(error, RunFailed):

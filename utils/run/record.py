@@ -43,7 +43,7 @@ class RunRecord:
         self, plan: Plan, sources: Sources, class_dataset: ClassDataset | None, argv: list[str], device: torch.device
     ):
         self.plan, self.sources, self.class_dataset, self.device = plan, sources, class_dataset, device
-        self.lineage = next_lineage(plan.output_dir, sources.checkpoint)
+        self.lineage = next_lineage(plan.output_dir, sources.checkpoint, is_changed=bool(sources.changes))
         self.started = time.perf_counter()
         dataset, checkpoint = sources.dataset, sources.checkpoint
         script = "train_dreambooth_colossalai.py"
@@ -56,8 +56,12 @@ class RunRecord:
             launch=environment.launch(),
             arguments=plan.arguments,
             defaults=training_defaults(plan.arguments),
+            used=used_arguments(plan),
+            changes=all_changes(sources),
             seed=plan.seed,
             num_ranks=plan.num_ranks,
+            samples_per_step=plan.samples_per_step,
+            optimizer="AdamW8bit" if plan.optimizer["use_8bit_adam"] else "AdamW",
             device=device_name(device),
             versions=versions(),
             photos=[photo_entry(photo, prompt) for photo in dataset.photos],
@@ -87,12 +91,18 @@ class RunRecord:
 
     def describe(self) -> dict:
         """What a checkpoint of this run says about it; waits for the hashes of what it is made from."""
-        run = {name: self.entries[name] for name in ("arguments", "device", "versions")}
+        run = {name: self.entries[name] for name in ("arguments", "changes", "device", "versions")}
         return dict(determines=self._determines.result(), **run, written_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
     def write_status(self, status: str) -> None:
         """Brings run.json up to date."""
         write_json(self.plan.output_dir / RUN_FILE, {"program": PROGRAM, "status": status, **self.entries})
+
+    def stop(self) -> None:
+        """Says in run.json that the run has ended early, unless its result is in place; a full disk is no matter."""
+        if "result" not in self.entries:
+            with contextlib.suppress(OSError):
+                self.write_status("stopped")
 
     def summary(self, learning_rate: float) -> str:
         """The run in a few lines, for its beginning; `learning_rate` is its largest."""
@@ -151,6 +161,22 @@ class RunRecord:
         for checkpoint in list_checkpoints(self.plan.output_dir):
             if not self.lineage.holds(checkpoint):
                 discard(checkpoint.path)
+
+
+def used_arguments(plan: Plan) -> dict[str, Any]:
+    """Flags whose values were not used as they were given, with those that make the same run."""
+    found: dict[str, Any] = dict(learning_rate=plan.learning_rates["lr"], scale_lr=False)
+    if plan.arguments["lr_scheduler"] == "constant":
+        found["lr_warmup_steps"] = 0
+    return {name: value for name, value in found.items() if plan.arguments[name] != value}
+
+
+def all_changes(sources: Sources) -> list[dict[str, Any]]:
+    """What --allow_changes let change in a run: the step after which, and `differences`; of all its starts."""
+    if sources.checkpoint is None:
+        return []
+    now = [dict(step=sources.checkpoint.step, changed=sources.changes)] if sources.changes else []
+    return [*sources.checkpoint.state.get("changes", []), *now]
 
 
 def photo_entry(photo: Photo, instance_prompt: str | None) -> dict:

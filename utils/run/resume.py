@@ -5,7 +5,7 @@ import importlib
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -74,6 +74,7 @@ class Sources(NamedTuple):
     checkpoint: Checkpoint | None
     base_files: dict[Path, tuple[int, int]]
     base_hashes: Future | None
+    changes: Sequence[str] = ()  # differences from the run that the checkpoint is of; on rank 0
 
     @property
     def first_step(self) -> int:
@@ -108,10 +109,11 @@ def find_sources(
     if not dry_run:
         importlib.import_module("utils.runtime.colossal")  # training needs it: it takes as long as the hashing does
     may_spread = environment.is_restarted(run_of(output_dir).get("launch"), may_start_over=False)
-    for change in check_same_run(checkpoint, _found(plan, sources), plan.arguments, may_spread):
+    changes = check_same_run(checkpoint, _found(plan, sources), plan.arguments, may_spread)
+    for change in shortened(changes):
         print(f"changed since the checkpoint: {change}", flush=True)
     _say_what_is_left(output_dir, checkpoint)
-    return sources
+    return sources._replace(changes=changes)
 
 
 def _found(plan: Plan, sources: Sources) -> dict:
@@ -211,10 +213,16 @@ def differences(old: dict, new: dict) -> list[str]:
     return found
 
 
+def shortened(found: list[str]) -> list[str]:
+    """The first few of some differences, and how many more there are."""
+    more = found[SHOWN_CHANGES:]
+    return [*found[:SHOWN_CHANGES], f"and {len(more)} more"] if more else found
+
+
 def check_same_run(
     checkpoint: Checkpoint, determines: dict, arguments: Mapping[str, Any], may_spread: bool = False
 ) -> list[str]:
-    """Differences from the run that the checkpoint is of, a few; UserError if there are some and no --allow_changes.
+    """Differences from the run that the checkpoint is of; UserError if there are some and no --allow_changes.
 
     `may_spread`: it may have another number of ranks, as one that a node has joined or left.
 
@@ -225,13 +233,11 @@ def check_same_run(
     defaults = training_defaults(determines["arguments"])
     kept["arguments"] = defaults | {k: v for k, v in kept.get("arguments", {}).items() if k in arguments}
     found = differences(kept, determines)
-    if more := found[SHOWN_CHANGES:]:
-        found = [*found[:SHOWN_CHANGES], f"and {len(more)} more"]
     is_spread_only = may_spread and all(each.startswith("num_ranks:") for each in found)
     if found and not is_spread_only and not arguments["allow_changes"]:
         raise UserError(
-            f"{checkpoint.path} is of a run with other inputs: {'; '.join(found)}. Give it the same inputs, or "
-            f"--allow_changes to continue with the new ones"
+            f"{checkpoint.path} is of a run with other inputs: {'; '.join(shortened(found))}. Give it the same "
+            f"inputs, or --allow_changes to continue with the new ones"
         )
     return found
 
