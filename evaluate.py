@@ -10,6 +10,7 @@ from utils.evaluation.hashes import hash_models
 from utils.evaluation.plan import EvaluationPlan, make_plan
 from utils.evaluation.samples import COMPARISON_FILE, FINETUNED, REPORT_FILE, read_metrics, read_samples
 from utils.files.hashing import in_background
+from utils.files.lock import hold_output
 from utils.runtime import process
 from utils.runtime.process import wrapped
 
@@ -18,7 +19,8 @@ def main(argv: list[str] | None = None) -> None:
     """generate -> score -> report, for each subject. Each stage reads from a folder what the one before left there."""
     args = parse_args(argv)
     plans = [make_plan(each) for each in subjects.split_by_subject(args)]
-    measured = {plan.output_dir.name: evaluate(plan) for plan in plans}
+    with hold_output(args.output_dir, is_main=True):
+        measured = {plan.output_dir.name: evaluate(plan) for plan in plans}
     if len(plans) > 1 and "score" in args.stages:
         scored = {name: metrics for name, metrics in measured.items() if metrics is not None}
         subjects.write_subjects(args.output_dir, scored)

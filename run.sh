@@ -46,8 +46,9 @@ eval "$own"
 case "${NPROC:-1}" in auto | cpu | gpu) ;; 0* | *[!0-9]*) echo "run.sh: NPROC=$NPROC is no number of processes" >&2; exit 2 ;; esac
 
 export INSTANCE_DIR="${INSTANCE_DIR:-${root}instance}"
+[ -n "${OUTPUT_DIR:-}" ] && result="${OUTPUT_DIR%/}-result" || result="${root}result"
 export OUTPUT_DIR="${OUTPUT_DIR:-${root}output}"
-export RESULT_DIR="${RESULT_DIR:-${root}result}"
+export RESULT_DIR="${RESULT_DIR:-$result}"
 recipe_model="${root}model/stable-diffusion-v1-4"
 embedded_model="${root}model/tiny-stable-diffusion"
 if [ -z "${MODEL_NAME:-}" ] && [ ! -d "$recipe_model" ]; then

@@ -118,6 +118,36 @@ def test_the_bases_name_on_the_hub(output, named, base):
     assert "/home/me" not in (output / "README.md").read_text(encoding="utf-8")
 
 
+OTHERS_WORDS = [
+    "a\n---\nb",
+    "---",
+    "a: b # c",
+    "!!python/object:x",
+    "x\x00",
+    "&a *a",
+    "```",
+    "a\u2028b\rc",
+    "caf\udce9",
+]
+
+
+@pytest.mark.parametrize("words", OTHERS_WORDS)
+def test_no_words_keep_the_card_from_being_written_and_none_are_markup(output, base, words):
+    """A prompt, a name, what a base's card says of itself: text of others."""
+    html = "<script>x</script>"
+    (base / "README.md").write_text(json.dumps(dict(license=html)).join(["---\n", "\n---\n"]))
+    arguments = dict(instance_prompt=words, pretrained_model_name_or_path=f"x/{html}{words}", seed=html)
+    others = dict(
+        arguments=arguments, defaults={"seed": 0, html: 1, "x": "`" + html}, base_model=dict(folder=str(base))
+    )
+    (output / "run.json").write_text(json.dumps(run_json(output) | others | dict(device=html, versions={html: html})))
+    assert write_card(read_base(output))
+    text = (output / "README.md").read_text(encoding="utf-8")
+    assert front_matter(output)["instance_prompt"] == words and "license" not in front_matter(output)
+    body = text.split(MARK)[1].replace("\\<script\\>", "")
+    assert "<script>" not in body.replace(f"x '{html}`", "") and "\n---\nb" not in body
+
+
 def test_words_of_the_user_are_no_markup(output):
     record = run_json(output)
     record["arguments"]["instance_prompt"] = "a <b>photo</b> of [sks](http://x) | cat: 'yes'\n# no"

@@ -1,5 +1,6 @@
 """Which folders may be written to."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from tests.helpers.pipelines import listing
 from tests.helpers.script import as_argv, make_args
 from train_dreambooth_colossalai import main
+from utils import PROGRAM
 from utils.errors import UserError
 from utils.files.ownership import is_own_output
 from utils.models.check import check_base_model
@@ -89,6 +91,14 @@ class TestOutputDir:
         (tmp_path / "elsewhere/run.json").write_text(run)
         assert not is_own_output(tmp_path / "elsewhere")
         self.refuse(tmp_path, tmp_path / "elsewhere", "holds files that this program did not write")
+
+    def test_a_checkpoint_beside_a_damaged_run_json_is_named(self, tmp_path):
+        (tmp_path / "elsewhere/checkpoint-2").mkdir()
+        (tmp_path / "elsewhere/run.json").write_text('{"program": "train_dr')
+        (tmp_path / "elsewhere/checkpoint-2/state.json").write_text(
+            json.dumps(dict(program=PROGRAM, format=1, step=2))
+        )
+        self.refuse(tmp_path, tmp_path / "elsewhere", "checkpoint-2 is ours: a new folder can go on --resume")
 
     def test_a_file_or_a_dead_link(self, tmp_path):
         (tmp_path / "elsewhere/file").write_text("mine")

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers.pipelines import write_photos
+from tests.helpers.pipelines import listing, write_photos, write_pipeline
 from tests.helpers.processes import Process, after_step, finish, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json, without_times
 from train_dreambooth_colossalai import main
 from utils.arguments import LR_SCHEDULERS
+from utils.command_line import run_main
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.run.lineage import list_checkpoints
@@ -275,15 +276,55 @@ def test_a_fresh_start_keeps_the_finished_run_until_its_own_result(flags, output
     assert json.loads((output / "run.json.previous").read_text())["status"] == "complete"
     assert (output / "checkpoint-2").is_dir() and (output / "model_index.json").is_file()
     assert logs(output).keys() == {"metrics.jsonl", "validation"} and logs(output)["validation"] == ["mine.txt"]
-    run(flags, seed=2)
+    run(flags, seed=2, overwrite_output_dir=True)
     assert not list(output.glob("*.previous")) and not list(output.glob("checkpoint-*"))
     assert run_json(output)["seed"] == 2 and len(rows(output)) == 3
     assert logs(output).keys() == {"metrics.jsonl", "validation"} and logs(output)["validation"] == ["mine.txt"]
 
 
+ANOTHER = [
+    (dict(instance_prompt="a dog"), "--instance_prompt: 'a photo of my cat.' -> 'a dog'"),
+    (dict(seed=1), "--seed: 0 -> 1"),
+    (dict(max_train_steps=2), "--max_train_steps: 3 -> 2"),
+    (dict(instance_data_dir="fewer"), "photos: 'photo-3.jpg' has gone"),
+    (dict(pretrained_model_name_or_path="base"), "base_model: 'text_encoder/model.safetensors' has changed"),
+]
+
+
+def test_a_result_is_replaced_by_the_same_run_alone(flags, output, tmp_path, monkeypatch, photos_dir):
+    """By another one only if --overwrite_output_dir says so: a second subject costs nobody the first."""
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "fewer", 3)
+    write_pipeline(tmp_path / "base", seed=3)
+    run(flags)
+    before = listing(output)
+    for changes, said in ANOTHER:
+        for start in ({}, LATEST, dict(dry_run=True)):
+            if start:
+                assert run_main(main, as_argv(flags | changes | start)) == 2
+                continue
+            with pytest.raises(UserError, match="holds the result of another run") as error:
+                main(as_argv(flags | changes))
+            assert f"({said}" in str(error.value)
+    assert listing(output) == before
+    run(flags), run(flags, max_train_steps=4)
+    kill_after_3_steps(flags, tmp_path)
+    with pytest.raises(UserError, match="another run .--seed: 0 -> 2"):  # the result is still the first one's
+        main(as_argv(flags | dict(seed=2)))
+    run(flags, seed=2, overwrite_output_dir=True)
+
+
+def test_a_checkpoint_of_elsewhere_does_not_replace_a_result_either(flags, tmp_path):
+    run(flags, checkpointing_steps=2)
+    run(flags, seed=1, output_dir=tmp_path / "other")
+    argv = flags | dict(resume_from_checkpoint=tmp_path / "output/checkpoint-2", output_dir=tmp_path / "other")
+    with pytest.raises(UserError, match="holds the result of another run .--seed: 1 -> 0"):
+        main(as_argv(argv))
+
+
 def kill_after_3_steps(flags: dict, tmp_path: Path, **changes) -> None:
     """Another run in the same folder, killed."""
-    argv = as_argv(flags | dict(max_train_steps=10_000, seed=1) | changes)
+    argv = as_argv(flags | dict(max_train_steps=10_000, seed=1, overwrite_output_dir=True) | changes)
     process = Process(argv, tmp_path / "text", after_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert process.wait() == -signal.SIGKILL
 

@@ -31,6 +31,7 @@ RUN_TYPES |= dict(photos=list, changes=list, strength=int | float, checkpoint_st
 CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, in small letters
 RUN_NAMES = (RUN_FILE, *LOGS, *PREVIOUS_NAMES, *CARD_NAMES)
 HALF_WRITTEN = (f"{STAGING_PREFIX}*", *(f".{name}.*part" for name in (HOLDER_FILE, *RUN_NAMES)))  # atomic.py's names
+EXPORTED_FROM = "exported_from"  # in the run.json of a folder that was exported
 EXPORT_METADATA = {"format": "pt", "written_by": PROGRAM}  # in the header of every single file that we write
 
 # What systems, file managers and notebooks leave in a folder by themselves, in lower case.
@@ -87,15 +88,23 @@ def check_writable(folder: Path, named: object) -> None:
         raise UserError(f"{named}: nothing can be written in {existing}")
 
 
-def run_of(folder: Path) -> dict:
+def run_of(folder: Path, name: str = RUN_FILE) -> dict:
     """The run.json of an output folder, less what is of another type than we write (RUN_TYPES); empty without one that
     can be read, as beside a base.
     """
-    found = read_json_or_none(folder / RUN_FILE) or {}
+    found = read_json_or_none(folder / name) or {}
     run = {name: value for name, value in found.items() if isinstance(value, RUN_TYPES.get(name, object))}
     if "photos" in run:
         run["photos"] = [photo for photo in run["photos"] if isinstance(photo, dict)]
     return run
+
+
+def result_of(folder: Path) -> dict:
+    """run_of the result that is in an output folder, which a run that has not ended keeps until its own is there."""
+    run = run_of(folder)
+    if run.get("status") == "complete":
+        return run
+    return run_of(folder, PREVIOUS_NAMES[0]) or (run if (folder / "model_index.json").is_file() else {})
 
 
 def prompts_of(run: Mapping[str, Any]) -> dict[str, int]:

@@ -42,6 +42,7 @@ LOCAL_ARGUMENTS += ["export_single_file", "resume_from_checkpoint"]
 # A path that is a text of its own: absolute, of a home, relative by dots or of several folders, or with a scheme.
 PATH = re.compile(r"~|[/\\]|\.\.?[/\\]|[A-Za-z]:[/\\]|(?!https?:)\w+://|\w[\w.-]*\\\w|[\w.-]+/[\w.-]+/[^\s]+$")
 FOLDERS_IN_A_SENTENCE = re.compile(r"(file://|(?<![\w:/.\\<]))(~|\.\.?|[A-Za-z]:)?[/\\]([^\s/\\\"']+[/\\])+")
+MOST_BYTES = 1 << 20  # of a base's card
 V1_PARAMETERS = 859_520_964  # of its UNet
 CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of an export
 
@@ -189,19 +190,19 @@ def _base_of(run: Mapping[str, Any]) -> str | None:
 
 
 def _license(model: BaseModel, run: Mapping[str, Any]) -> str | None:
-    """What the base's own card says, else Stable Diffusion v1's if the UNet has its size."""
-    where = _dict(run.get("base_model")).get("folder")
-    if isinstance(where, str):
-        with contextlib.suppress(Exception):  # somebody's own file, missing, or damaged in whatever way
-            found = (metadata_load(Path(where) / CARD_FILE) or {}).get("license")
-            if isinstance(found, str):
+    """What the base's own card says, a plain word, else Stable Diffusion v1's if the UNet has its size."""
+    card = Path(str(_dict(run.get("base_model")).get("folder")), CARD_FILE)
+    if card.is_file() and card.stat().st_size < MOST_BYTES:
+        with contextlib.suppress(Exception):  # somebody's own file, damaged in whatever way
+            found = (metadata_load(card) or {}).get("license")
+            if isinstance(found, str) and re.fullmatch(r"[\w.+-]{1,60}", found):
                 return found
     return V1_LICENSE if model.num_parameters == V1_PARAMETERS else None
 
 
 def _escaped(text: str) -> str:
     """A user's words in Markdown: none of them is markup, and all are in one line."""
-    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>#|&~$])", r"\\\1", " ".join(text.split()))
 
 
 def _scores(metrics: Mapping[str, Any]) -> str:
@@ -230,8 +231,11 @@ def _settings(model: BaseModel, run: Mapping[str, Any]) -> str:
         settings["strength"] = f"{strength:g} times the way from the base to the trained weights"
     versions = ", ".join(f"{name} {version}" for name, version in _dict(run.get("versions")).items())
     settings |= {"prediction type": model.prediction_type, "device": run.get("device"), "versions": versions}
-    lines = [f"| {name} | {_escaped(str(value))} |" for name, value in settings.items() if value not in (None, "")]
-    others = ", ".join(f"{name} {value}" for name, value in defaults.items())
+    said = {
+        name: value for name, value in settings.items() if re.fullmatch(r"[\w ]+", name) and value not in (None, "")
+    }
+    lines = [f"| {name} | {_escaped(str(value))} |" for name, value in said.items()]
+    others = ", ".join(f"{name} {value}" for name, value in defaults.items()).replace("`", "'")
     head = "## Training\nWith ColossalAI's TorchDDP plugin and fp32 master weights.\n\n| | |\n|---|---|\n"
     changed = ((each["step"], _escaped("; ".join(each["changed"]))) for each in changes_of(run))
     changes = "".join(f"\n\nChanged after step {step}: {words}." for step, words in changed)

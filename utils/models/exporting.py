@@ -17,13 +17,20 @@ import torch
 
 from utils.errors import UserError
 from utils.files.atomic import replace_path
-from utils.files.ownership import CHECKPOINT_NAME, check_writable, kept_names, overlap, prompts_of, run_of
+from utils.files.ownership import (
+    CHECKPOINT_NAME,
+    EXPORTED_FROM,
+    check_writable,
+    kept_names,
+    overlap,
+    prompts_of,
+    run_of,
+)
 from utils.models.card import CHECKPOINT_STEP, STRENGTH, file_metadata, write_card
 from utils.models.folder import UNET_STEM, BaseModel, find_weights, read_base
 from utils.models.saving import SAVE_DTYPES, commit_pipeline, save_with_hash, write_safetensors
 from utils.models.single_file import export_single_file, read_weights
 
-EXPORTED_FROM = "exported_from"  # in the run.json of a folder that was written by export_folder
 LORA_PREFIX = "lora_unet_"
 
 

@@ -23,6 +23,7 @@ from utils.models.base import base_folder
 from utils.models.check import check_base_model, check_scheduler
 from utils.models.folder import is_reserved
 from utils.preflight.table import NOTE, Check, Found, Row, as_text, num_problems, rows_of
+from utils.run.lineage import list_checkpoints
 from utils.runtime import environment
 from utils.runtime.process import columns
 
@@ -90,9 +91,11 @@ def check_output(found: Found) -> None:
         raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
     if foreign := kept_names(output) if not is_own_output(output) else []:
         shown = ", ".join(map(repr, foreign[:3])) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
+        ours = list_checkpoints(output)  # without a run.json that can be read
+        goes_on = f"; {ours[-1].path} is ours: a new folder can go on --resume_from_checkpoint that" if ours else ""
         raise UserError(
             f"--output_dir {output} holds files that this program did not write ({shown}); name an empty or a new "
-            f"folder, or move them away"
+            f"folder, or move them away{goes_on}"
         )
     existing = nearest_existing(output)
     if not existing.is_dir():

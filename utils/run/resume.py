@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path, PurePath
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from utils.arguments import training_parser
@@ -17,7 +18,7 @@ from utils.dataset import InstanceDataset, Photo
 from utils.errors import UserError
 from utils.files.hashing import in_background, sha256_of
 from utils.files.json_files import read_json
-from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE, run_of
+from utils.files.ownership import CHECKPOINT_NAME, EXPORTED_FROM, RUN_FILE, result_of, run_of
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
 from utils.run.lineage import (
     Checkpoint,
@@ -96,12 +97,16 @@ def find_sources(
             f"{checkpoint.path} is beyond --max_train_steps {plan.num_steps}; give more steps or resume from "
             f"an earlier checkpoint"
         )
-    files, hashes = base_files(base), None
-    if not dry_run and environment.num_ranks() > 1 or environment.is_main() and (checkpoint or not dry_run):
+    files, hashes, replaced = base_files(base), None, {}
+    if not plan.arguments["overwrite_output_dir"] and (checkpoint is None or checkpoint.path.parent != output_dir):
+        replaced = result_of(output_dir)
+    if not dry_run and environment.num_ranks() > 1 or environment.is_main() and (checkpoint or replaced or not dry_run):
         hashes = in_background(hash_files, base)
     sources = Sources(base, concepts, dataset, checkpoint, files, hashes)
     if not environment.is_main():
         return sources
+    if replaced and hashes is not None:
+        check_result(plan, dataset, hashes.result(), replaced)
     if checkpoint is None:
         if wanted:
             print(f"no checkpoint in {output_dir} yet: starting anew", flush=True)
@@ -114,6 +119,36 @@ def find_sources(
         print(f"changed since the checkpoint: {change}", flush=True)
     _say_what_is_left(output_dir, checkpoint)
     return sources._replace(changes=changes)
+
+
+def check_result(plan: Plan, dataset: InstanceDataset, base_hashes: dict[str, Any], replaced: dict) -> None:
+    """UserError unless the result that a run would replace, by its run.json, is of the same run, and no longer one."""
+    arguments, photos = replaced.get("arguments", {}), replaced.get("photos", [])
+    made = [
+        SimpleNamespace(
+            path=Path(photo.get("folder") or arguments.get("instance_data_dir") or "", str(photo.get("file"))),
+            prompt=photo.get("prompt", arguments.get("instance_prompt")),
+            sha256=str(photo.get("sha256")),
+        )
+        for photo in photos
+    ]
+    kept = dict(
+        arguments=compared_arguments(plan.arguments | arguments),
+        num_ranks=replaced.get("num_ranks"),
+        photos=photo_hashes(made, arguments.get("instance_prompt")),
+        base_model=replaced.get("base_model", {}).get("sha256", {}),
+    )
+    ours = determinants(plan, [], dataset, base_hashes)
+    found = changes_since(kept, {name: ours[name] for name in kept}, plan.arguments)
+    if (replaced.get("result", {}).get("num_steps") or 0) > plan.num_steps:
+        found.append(f"--max_train_steps: {replaced['result']['num_steps']} -> {plan.num_steps}")
+    if EXPORTED_FROM in replaced:
+        found.append(f"an export of {replaced[EXPORTED_FROM]}")
+    if found:
+        raise UserError(
+            f"--output_dir {plan.output_dir} holds the result of another run ({'; '.join(shortened(found))}): give "
+            f"this one a folder of its own (OUTPUT_DIR under run.sh), or replace that with --overwrite_output_dir"
+        )
 
 
 def _found(plan: Plan, sources: Sources) -> dict:
@@ -213,6 +248,17 @@ def differences(old: dict, new: dict) -> list[str]:
     return found
 
 
+def changes_since(kept: Mapping, determines: dict, arguments: Mapping[str, Any]) -> list[str]:
+    """`differences` of what determines a run from what determined an earlier one.
+
+    A flag that is newer than that counts as left out then: its default is what was done before it. A flag that has
+    gone since is not compared.
+    """
+    before = training_defaults(determines["arguments"])
+    before |= {name: value for name, value in kept.get("arguments", {}).items() if name in arguments}
+    return differences({**kept, "arguments": before}, determines)
+
+
 def shortened(found: list[str]) -> list[str]:
     """The first few of some differences, and how many more there are."""
     more = found[SHOWN_CHANGES:]
@@ -225,14 +271,8 @@ def check_same_run(
     """Differences from the run that the checkpoint is of; UserError if there are some and no --allow_changes.
 
     `may_spread`: it may have another number of ranks, as one that a node has joined or left.
-
-    A flag that is newer than the checkpoint counts as left out then: its default is what was done before it. A flag
-    that has gone since is not compared.
     """
-    kept = dict(checkpoint.state.get("determines", {}))
-    defaults = training_defaults(determines["arguments"])
-    kept["arguments"] = defaults | {k: v for k, v in kept.get("arguments", {}).items() if k in arguments}
-    found = differences(kept, determines)
+    found = changes_since(checkpoint.state.get("determines", {}), determines, arguments)
     is_spread_only = may_spread and all(each.startswith("num_ranks:") for each in found)
     if found and not is_spread_only and not arguments["allow_changes"]:
         raise UserError(
@@ -272,7 +312,7 @@ def training_defaults(arguments: Iterable[str]) -> dict:
     return {name: parser.get_default(name) for name in arguments if name not in NOT_COMPARED}
 
 
-def photo_hashes(photos: list[Photo], instance_prompt: str | None) -> dict[str, str]:
+def photo_hashes(photos: list[Photo] | list[SimpleNamespace], instance_prompt: str | None) -> dict[str, str]:
     """{file: SHA-256}, with the prompt if the flags do not say it; files are named as by in_numbered_folders."""
     hashes = {}
     for photo in photos:
