@@ -192,7 +192,7 @@ def _add_output(add: Add) -> None:
         metavar="NAME",
     )
     add("--allow_changes", "resume also with other photos, base model or arguments", bool)
-    add("--overwrite_output_dir", "start over where an unfinished run's checkpoints are", bool)
+    add("--overwrite_output_dir", "start over where an unfinished run's checkpoints, or another's result, are", bool)
 
 
 def _add_monitoring(add: Add) -> None:

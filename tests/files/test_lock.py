@@ -9,9 +9,11 @@ import threading
 
 import pytest
 
+import evaluate
 import train_dreambooth_colossalai as script
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, rows, run, run_json
+from utils.command_line import run_main
 from utils.errors import UserError
 from utils.files import lock
 from utils.files.lock import SECONDS_FOR_A_DYING_RUN, check_not_in_use, hold_output
@@ -36,6 +38,13 @@ def test_a_second_run_is_refused_and_the_first_goes_on(flags, output, tmp_path, 
     first[0].kill(signal.SIGTERM)
     assert finish(first) == [143] * num_ranks and run_json(output)["status"] == "stopped"
     assert not list(output.glob(".*"))
+
+
+def test_an_evaluation_in_a_folder_that_is_in_use_is_refused(tmp_path, capsys):
+    argv = [f"--output_dir={tmp_path / 'result'}", "--only=report"]
+    with hold_output(tmp_path / "result", is_main=True):
+        assert run_main(evaluate.main, argv) == 2
+    assert f"--output_dir {tmp_path / 'result'} is in use by another run" in capsys.readouterr().err
 
 
 def test_both_started_at_once(flags, tmp_path):
