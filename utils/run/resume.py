@@ -100,7 +100,8 @@ def find_sources(
     files, hashes, replaced = base_files(base), None, {}
     if not plan.arguments["overwrite_output_dir"] and (checkpoint is None or checkpoint.path.parent != output_dir):
         replaced = result_of(output_dir)
-    if not dry_run and environment.num_ranks() > 1 or environment.is_main() and (checkpoint or replaced or not dry_run):
+    is_compared = environment.is_main() and bool(checkpoint or replaced)
+    if is_compared or not dry_run:  # ranks agree on the base, too
         hashes = in_background(hash_files, base)
     sources = Sources(base, concepts, dataset, checkpoint, files, hashes)
     if not environment.is_main():
