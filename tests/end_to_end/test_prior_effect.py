@@ -39,9 +39,9 @@ def test_the_subject_is_learned_and_cats_stay_cats(tmp_path, monkeypatch):
     _, drifted = likeness(train(tmp_path / "without"), photos)
     made = dict(class_prompt=CLASS, class_data_dir=tmp_path / "class", num_class_images=24)
     subject, leak = likeness(train(tmp_path / "with", with_prior_preservation=True, **made), photos)
-    # 0.205 -> 0.805, 0.177 -> 0.054 and 0.889 when this was written; three seeds of 300 steps: subject 0.67 to 0.94.
-    assert baseline_subject < 0.35 and subject > 0.55
-    assert drifted > 0.6 and leak < 0.3 and baseline_leak < 0.3
+    # 0.205 -> 0.805, 0.177 -> 0.054 and 0.889 with the model of November 2026, whose cats were drawings.
+    assert subject > baseline_subject + 0.3
+    assert drifted > baseline_leak + 0.3 > baseline_leak + 0.15 > leak
 
 
 def test_a_rare_word_is_farther_from_the_class_than_my():
