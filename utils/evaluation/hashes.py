@@ -28,8 +28,8 @@ def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
             files[model.name, part] = part_files(unet if part == "unet" else folder, part)
     digests = sha256_of_all(path for paths in files.values() for path in paths.values())
-    own = {path: digest for path, digest in digests.items() if plan.baseline_folder in path.parents}
-    if replaced := replaced_file(plan.baseline_folder, own, run_of(plan.finetuned_model_name_or_path)):
+    own = {path: digest for path, digest in digests.items() if plan.pretrained_model_name_or_path in path.parents}
+    if replaced := replaced_file(plan.pretrained_model_name_or_path, own, run_of(plan.finetuned_model_name_or_path)):
         line = f"{replaced} is not what {plan.finetuned_model_name_or_path} was trained from: compare with that base"
         print(f"warning: {line}", file=sys.stderr, flush=True)
     hashes: dict = {}
