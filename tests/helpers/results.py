@@ -26,7 +26,8 @@ def write_result(
     (output / "run.json").write_text(json.dumps(dict(command=f"torchrun '{prompt}'", result=dict(num_steps=500))))
     result = folder / "result"
 
-    def draw(root: str, model: str, text: str, role: str, seed: int) -> dict:
+    def draw(root: str, model: str, text: str, role: str, number: int) -> dict:
+        seed = 1000 * (role == "place") * texts.index(text) + number
         file = f"{root}/{model}/{texts.index(text):03d}-x/seed-{seed}.png"
         (result / file).parent.mkdir(parents=True, exist_ok=True)
         noise = draws.integers(0, 256, (side // grain, side // grain, 3), np.uint8)

@@ -31,7 +31,8 @@ def test_the_first_rows_are_one_seed_of_each(result):
     assert photos == list(album.photos) and len(photos) == 4
     assert drawn == [["images/baseline/000-x/seed-0"], ["images/finetuned/000-x/seed-0"]]
     places = [
-        [f"images/{model}/00{number}-x/seed-0" for model in ("baseline", "finetuned")] for number in (1, 2, 3, 4)
+        [f"images/{model}/00{number}-x/seed-{number}000" for model in ("baseline", "finetuned")]
+        for number in (1, 2, 3, 4)
     ]
     assert files(second_row(album)) == places
 
@@ -70,6 +71,10 @@ def test_the_rest_shows_what_nothing_else_does(result):
     groups = rest(album)
     assert {cell.file for cell in album.shown.values()} == {*album.entries, *album.photos}
     assert [each.title for each in groups["Other things"]] == [f"a photo of a dog, seed {seed}" for seed in range(4)]
+    places = [
+        each.title for each in groups["The subject in other places"]
+    ]  # the checkpoint's, beside the others again
+    assert places == [f"a cat in place {number}" for number in range(4)]
     assert [cell.number for cell in album.shown.values()] == list(range(1, len(album.shown) + 1))
 
 

@@ -1,5 +1,6 @@
 """The pictures of the page, numbered as they first come on it: cells, in sets that stand together."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -176,10 +177,10 @@ def rest(album: Album) -> dict[str, list[Set]]:
     found = {"More of your photos": photos}
     for role, title in ROLES.items():
         columns = list(album.columns(role))
-        several = {prompt for prompt, seed, _ in columns if seed != columns[0][1]}
+        num_seeds = Counter(prompt for prompt, _, _ in columns)
         unseen = [each for each in columns if not album.shown.keys() >= {("image", file) for file in each[2].values()}]
         found[title] = [
-            album.side_by_side(f"{prompt}, seed {seed}" if prompt in several else prompt, files)
+            album.side_by_side(f"{prompt}, seed {seed}" if num_seeds[prompt] > 1 else prompt, files)
             for prompt, seed, files in unseen
         ]
     return {title: sets for title, sets in found.items() if sets}
