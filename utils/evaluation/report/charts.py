@@ -45,14 +45,9 @@ def line_chart(title: str, curves: dict[str, Points], note: str = "") -> Chart |
     for style, points in finite.items():
         every = points[:: -(-len(points) // MAX_POINTS)]
         drawn.append((style, [(x_scale(x), y_scale(y)) for x, y in every], len(every) <= MAX_DOTS))
-    return Chart(
-        title=title,
-        note=note,
-        label=f"{title}: from {short(first, 3)} at step {start:g} to {short(last, 3)} at {end:g}",
-        x_ticks=x_ticks(min(xs), max(xs)),
-        y_ticks=[(y_scale(y), short(y)) for y in y_ticks],
-        curves=drawn,
-    )
+    label = f"{title}: from {short(first, 3)} at step {start:g} to {short(last, 3)} at {end:g}"
+    marks = [(y_scale(y), short(y)) for y in y_ticks]
+    return Chart(title, note, label, x_ticks(min(xs), max(xs)), marks, drawn)
 
 
 def scale(low: float, high: float, first: int, last: int) -> Callable[[float], str]:

@@ -111,9 +111,8 @@ class Album:
 def first_row(album: Album) -> list[Set]:
     """A few photos, and the first seed of the first prompt by the baseline and by the fine-tuned model."""
     shown = list(album.photos)[: NUM_PHOTOS if len(album.photos) >= NUM_PHOTOS else 1]
-    photos = (
-        [Set("your photos" if shown[1:] else "your photo", [album.photo(name) for name in shown])] if shown else []
-    )
+    title = "your photos" if len(shown) > 1 else "your photo"
+    photos = [Set(title, [album.photo(name) for name in shown])] if shown else []
     _, _, files = next(album.columns(SUBJECT), ("", 0, {}))
     return photos + [Set(label(name), [album.image(files[name], "", is_large=True)]) for name in PAIR if name in files]
 
@@ -179,10 +178,8 @@ def rest(album: Album) -> dict[str, list[Set]]:
         columns = list(album.columns(role))
         num_seeds = Counter(prompt for prompt, _, _ in columns)
         unseen = [each for each in columns if not album.shown.keys() >= {("image", file) for file in each[2].values()}]
-        found[title] = [
-            album.side_by_side(f"{prompt}, seed {seed}" if num_seeds[prompt] > 1 else prompt, files)
-            for prompt, seed, files in unseen
-        ]
+        told = [f"{prompt}, seed {seed}" if num_seeds[prompt] > 1 else prompt for prompt, seed, _ in unseen]
+        found[title] = [album.side_by_side(*each) for each in zip(told, (files for *_, files in unseen), strict=True)]
     return {title: sets for title, sets in found.items() if sets}
 
 

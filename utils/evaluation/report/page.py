@@ -15,25 +15,14 @@ from utils.evaluation.prompts import SUBJECT, subject_line
 from utils.evaluation.report.charts import Chart, line_chart, smooth
 from utils.evaluation.report.gallery import Album, choice_images, first_row, label, pairs, rest, second_row, strip
 from utils.evaluation.report.numbers import metric_table
-from utils.evaluation.samples import (
-    BASELINE,
-    FINETUNED,
-    PIXELS,
-    REPORT_FILE,
-    model_folder,
-    photos_named,
-)
+from utils.evaluation.samples import BASELINE, FINETUNED, PIXELS, REPORT_FILE, model_folder, photos_named
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_rows
 from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, run_of
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).resolve().parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+FOLDER = Path(__file__).resolve().parent
+TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
+TEMPLATES.trim_blocks = TEMPLATES.lstrip_blocks = True
 FLAG = re.compile(r"--\w+")
 
 
@@ -43,7 +32,7 @@ def with_flags_whole(text: str) -> Markup:
 
 
 TEMPLATES.filters["with_flags_whole"] = with_flags_whole
-SCRIPT = (Path(__file__).resolve().parent / "page.js").read_text(encoding="utf-8")
+SCRIPT = (FOLDER / "page.js").read_text(encoding="utf-8")
 SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 # Nothing from elsewhere, no script but ours; images from the page itself and from the folder that it lies in.
 POLICY = (
