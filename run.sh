@@ -94,7 +94,7 @@ evaluation=(
   ${CHECKPOINT:+--checkpoint="$CHECKPOINT"}
   --num_inference_steps="${NUM_INFERENCE_STEPS:-$inference_steps}"
 )
-case " $* " in *" --dry_run"[[:space:]]*) run "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}"; exit ;; esac
+case " $* " in *" --dry_run"[[:space:]]* | *" --version"[[:space:]]*) run "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}"; exit ;; esac
 
 # Mistakes are said before torchrun starts.
 check="${from_here}from utils.before_launch import main; sys.exit(main())"

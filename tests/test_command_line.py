@@ -196,6 +196,16 @@ def test_a_flag_that_may_be_repeated_is_a_list_in_a_file(tmp_path):
     assert parse_args([*REQUIRED, config, "--validation_prompt=a fox"]).validation_prompt == ["a fox"]
 
 
+@pytest.mark.parametrize("parser", [training_parser, build_parser])
+def test_the_version_is_the_changelogs_newest(parser, capsys, tmp_path):
+    with pytest.raises(SystemExit, match="0"):
+        parser().parse_args(["--version"])
+    (newest, *_) = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert capsys.readouterr().out == f"{parser().prog} {newest}\n"
+    with pytest.raises(UserError, match="there is no flag 'version'"):
+        parse_args([f"--config={write(tmp_path, dict(version=True))}"])
+
+
 class TestPaths:
     """A home folder's sign is understood in every flag, be it written by the shell or not."""
 

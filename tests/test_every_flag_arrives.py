@@ -307,6 +307,7 @@ def validated(run: Seen) -> list[dict]:
 COMMAND_LINE, RESUMING = "tests/test_command_line.py", "tests/run/test_resume.py"
 TRAINING = {
     "help": COMMAND_LINE,
+    "version": COMMAND_LINE,
     "config": COMMAND_LINE,
     "pretrained_model_name_or_path": changes(losses, pretrained_model_name_or_path="{inputs}/other"),
     "pretrained_vae_name_or_path": changes(losses, pretrained_vae_name_or_path="{inputs}/other/vae"),
@@ -381,6 +382,7 @@ CLIP, DRIFT = dict(clip_model="{inputs}/clip"), dict(num_drift_images=1)
 GUARDED = dict.fromkeys(("pretrained_model_name_or_path", "finetuned_model_name_or_path"), "{inputs}/guarded")
 EVALUATION = {
     "help": COMMAND_LINE,
+    "version": COMMAND_LINE,
     "pretrained_model_name_or_path": changes(pictures, pretrained_model_name_or_path="{inputs}/other"),
     "pretrained_vae_name_or_path": changes(pictures, pretrained_vae_name_or_path="{inputs}/other/vae"),
     "finetuned_model_name_or_path": changes(pictures, finetuned_model_name_or_path="{inputs}/other"),

@@ -12,6 +12,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     # How often torch's threads look for each other before they sleep: by default for milliseconds, which are lost each
     # time that another program keeps one of them from running. libgomp reads it when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+__version__ = "0.1.0"  # CHANGELOG.md says what it has
 PROGRAM = "train_dreambooth_colossalai"
 OWN_HOME = "{}/{}-{}".format(os.environ.get("TMPDIR") or "/tmp", PROGRAM, getattr(os, "getuid", int)())
 HOW_TO_INSTALL = "'bash setup.sh' installs what is needed into .venv, 'python -m utils.doctor' says what is wrong"

@@ -25,7 +25,7 @@ from utils.run.plan import Plan
 from utils.values import meant
 
 RUN_SH = Path(__file__).parent.parent / "run.sh"
-OF_OTHERS = ("", "CONFIG", "DEBUG", "HELP")  # flags' names that other programs' variables have too
+OF_OTHERS = ("", "CONFIG", "DEBUG", "HELP", "VERSION")  # flags' names that other programs' variables have too
 ALIKE = 0.89  # INSTANCE_ID, which clouds set, is less like INSTANCE_DIR
 
 

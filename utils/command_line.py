@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from utils import HOW_TO_INSTALL
+from utils import HOW_TO_INSTALL, __version__
 from utils.errors import EXIT_USER_ERROR, RunFailed, UserError
 from utils.runtime.environment import is_main, num_ranks
 from utils.values import as_path, as_text, meant, read_text
@@ -89,6 +89,8 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, as_path)
         self.register("type", None, as_text)
         self.register("action", "append", Repeated)
+        if self.add_help:
+            self.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="say it and exit")
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         return self._kept(super().add_argument(*names, **options))
@@ -150,7 +152,7 @@ def with_config(argv: list[str], parser: Parser) -> list[str]:
     tokens, given = [], {word.partition("=")[0] for word in rest}
     for key, value in _read_config(found.config).items():
         flag = parser.flags.get(f"--{key}")
-        if flag is None or key in ("config", "help"):
+        if flag is None or key in ("config", "help", "version"):
             parser.refuse([f"--{key}"])
             near = parser.nearest(f"--{key}")
             advice = f"did you mean {near[2:]}?" if near else "keys are the flags that --help lists, without dashes"

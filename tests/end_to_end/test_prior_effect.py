@@ -15,7 +15,7 @@ SUBJECT = "a photo of whiskers cat"
 
 
 def train(folder: Path, **changes) -> Path:
-    """100 steps of run.sh's values at twice its learning rate: a third of docs/prior_preservation.md's runs."""
+    """100 steps of run.sh's values at twice its learning rate: a third of docs/more_than_one_wish.md's runs."""
     flags = dict(
         pretrained_model_name_or_path=EMBEDDED,
         instance_data_dir=ROOT / "instance",
@@ -45,7 +45,7 @@ def test_the_subject_is_learned_and_cats_stay_cats(tmp_path, monkeypatch):
 
 
 def test_a_rare_word_is_farther_from_the_class_than_my():
-    """The ground on which docs/prior_preservation.md chooses the subject's word."""
+    """The ground on which docs/more_than_one_wish.md chooses the subject's word."""
     prompts = [CLASS, "a photo of my cat.", SUBJECT, "a photo of a dog"]
     own, my, rare, dog = (distance for _, _, distance in distances(EMBEDDED, prompts))
     assert own == 0 and 0.1 < my < 0.2 < rare < 0.35 < dog < 0.6

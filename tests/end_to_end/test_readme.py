@@ -29,10 +29,10 @@ if [ "$1 $3" = "download --local-dir" ]; then cp -R "$PIPELINE" "$4"; fi
 
 
 def parser_flags() -> set[str]:
-    """The training script's flags that --help shows, but --help."""
+    """The training script's flags that --help shows, but --help and --version."""
     shown = [action for action in training_parser().flags.values() if action.help != argparse.SUPPRESS]
     strings = {string for action in shown for string in action.option_strings}
-    return {string for string in strings if string.startswith("--")} - {"--help"}
+    return {string for string in strings if string.startswith("--")} - {"--help", "--version"}
 
 
 def table_flags(page: str) -> dict[str, str]:

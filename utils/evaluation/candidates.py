@@ -8,7 +8,7 @@ from utils.evaluation.samples import FINETUNED, Model, plan_models, step_of
 from utils.files.ownership import run_of
 from utils.runtime.process import typed_module
 
-STRENGTHS = (0.5, 0.75, 1.0)  # of the result; a checkpoint as it is lies near one of them (docs/strength.md)
+STRENGTHS = (0.5, 0.75, 1.0)  # of the result; a checkpoint as it is lies near one of them (docs/more_than_one_wish.md)
 NUM_CHECKPOINTS = 3
 NUM_INFERENCE_STEPS = 8  # of DPM-Solver++; with 6, pictures of other things are others than in 50 steps
 NUM_CHOOSING, NUM_TELLING = 6, 4  # seeds of the subject's prompt: that choose, and that tell how far the chosen one is
