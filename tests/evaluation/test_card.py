@@ -28,7 +28,8 @@ def test_the_card_is_that_of_the_model_that_drew(tmp_path, photos_dir, tiny_pipe
     edit_json(default / "run.json", arguments=dict(concepts_list=str(tmp_path / "list.json")))
     monkeypatch.chdir(tmp_path)
     assert run_main(evaluate.main, ["--only", "report", "--output_dir", str(result)]) == 0
-    assert "| DINO |" in (evaluated / "README.md").read_text() and not (default / "README.md").exists()
+    card = (evaluated / "README.md").read_text()
+    assert "| DINO |" in card and "By CLIP and CLIP." in card and not (default / "README.md").exists()
     assert f"{evaluated / 'README.md'} has the scores" in capsys.readouterr().out
 
 

@@ -22,6 +22,7 @@ from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints, make_plan
 from utils.evaluation.prompts import other_prompts
 from utils.evaluation.samples import plan_samples
+from utils.evaluation.score import paper_columns
 from utils.models import drawing, loading
 from utils.models.folder import read_base
 from utils.run.lineage import FORMAT, STATE_FILE
@@ -544,6 +545,23 @@ def test_a_photo_that_cannot_be_read_is_refused_as_in_training(whole, models, ph
     command = ["--only", "score", "--output_dir", str(whole), "--instance_data_dir", str(photos), *models]
     assert run_main(evaluate.main, command) == 2
     assert "photo-9.jpg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("clip", "dino", "dreambench", "keys"),
+    [
+        ("clip-vit-base-patch32", "dino-vits16", "live", {"dino", "clip_i", "clip_t"}),
+        ("clip-vit-base-patch32", None, "object", {"clip_i", "clip_t"}),
+        ("tiny-clip", "dino-vits16", "live", {"dino"}),
+        ("clip-vit-base-patch32", "dino-vits16", None, set()),
+        ("safety_checker", None, "live", set()),
+    ],
+)
+def test_the_papers_numbers_stand_beside_its_encoders_and_prompts_alone(clip, dino, dreambench, keys):
+    record = dict(encoders=dict(clip=dict(folder=f"model/{clip}"), dino=dino and dict(folder=f"model/{dino}")))
+    found = paper_columns(record, dict(dreambench=dreambench))
+    assert {key for row in found.values() for key in row} == keys
+    assert "dino" not in keys or found["DreamBooth"]["dino"] == 0.668
 
 
 # report
