@@ -149,9 +149,17 @@ def of_choice(shape: str, num_candidates: int, num_images: int) -> Trial:
     """Whether the choice takes one of several that have learnt nothing."""
 
     def trial(draws: np.random.Generator) -> bool | None:
-        before, *found = (noise(draws, shape, (num_images,)) for _ in range(1 + num_candidates))
+        before, *found = (noise(draws, shape, (2, num_images)) for _ in range(1 + num_candidates))
         candidates = [
-            Candidate(f"checkpoint-{step}", step / num_candidates, likeness, before, (8, 8, 8), 0)
+            Candidate(
+                f"checkpoint-{step}",
+                step / num_candidates,
+                likeness[0],
+                before[0],
+                (8, 8, 8),
+                0,
+                intervals.share_of_way(likeness[1:], before[1:], np.array([9.0, 11.0])),
+            )
             for step, likeness in enumerate(found, 1)
         ]
         return True if choose(candidates, Scorer("clip", "", "", "")).answer == TAKE else None

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from utils.evaluation.choice import Candidate, choose, describe
+from utils.evaluation.intervals import Way
 from utils.evaluation.scorer import TWO_PHOTOS, Scorer
 
-KNOWS = Scorer("clip", "", "", "")
+KNOWS, WAY = Scorer("clip", "", "", ""), Way(0.5, 0.3, 0.7, "images")
 
 
 def candidate(name, distance, gain, *, kept=(8, 8, 8), copies=0, num=6, spread=0.03, seed=None):
     """With its images' likeness so much above the baseline's."""
     draws = np.random.default_rng(seed if seed is not None else round(1000 * distance))
     before = 0.2 + spread * np.random.default_rng(0).normal(size=num)
-    return Candidate(name, distance, before + gain + spread * draws.normal(size=num), before, kept, copies)
+    return Candidate(name, distance, before + gain + spread * draws.normal(size=num), before, kept, copies, WAY)
 
 
 def test_of_those_that_cannot_be_told_from_the_best_the_nearest_to_the_baseline():
@@ -41,6 +42,10 @@ def test_what_learnt_nothing_is_not_taken():
         choose([candidate("finetuned", n, 0.0, seed=n + 9 * seed) for n in range(1, 7)], KNOWS) for seed in range(300)
     ]
     assert np.mean([each.answer == "take" for each in one]) <= 0.06  # six at a time
+
+
+def test_pictures_that_did_not_choose_have_to_tell_how_far():
+    assert choose([candidate("finetuned", 1, 0.5)._replace(way=None)], KNOWS).answer == "look"
 
 
 def test_copies_and_lost_prompts_are_not_taken():

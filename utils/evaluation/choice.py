@@ -2,7 +2,8 @@
 
 A candidate is taken if its pictures are found nearer to the photos than the baseline's, by a scorer that knows such
 photos, none of them is a photo again, and other prompts are kept, if they could be measured. Of those that cannot be
-told from the best (Hsu) it is the one nearest to the baseline. Its numbers are of pictures that it was not chosen by.
+told from the best (Hsu) it is the one nearest to the baseline. Pictures that it was not chosen by have to tell how far
+it has come.
 """
 
 from pathlib import Path
@@ -35,6 +36,7 @@ class Candidate(NamedTuple):
         likeness, before: to the photos, of each image that chooses [N], and of the baseline's with the same seeds.
         kept: (prompts of other things that are kept, of how many, of the baseline's); None: not measured.
         num_copies: of photos; None: not looked for.
+        way: how far it has come, of images that do not choose; None if they cannot tell.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Candidate(NamedTuple):
     before: np.ndarray
     kept: tuple[int, int, int] | None
     num_copies: int | None
+    way: intervals.Way | None
 
     def gains(self, num_looks: int) -> bool:
         """Whether it has come nearer to the photos, being one of so many that are looked at together."""
@@ -87,6 +90,10 @@ def _nearest_to_baseline(fit: list[Candidate]) -> Choice:
     best = intervals.not_worse_than_best(np.stack([each.likeness for each in fit]))
     equal = [each for each, is_best in zip(fit, best, strict=True) if is_best]
     taken, *others = sorted(equal, key=lambda each: each.distance)
+    if taken.way is None:
+        return Choice(
+            LOOK, LOOK_AT, f"{label(taken.name).capitalize()} comes nearer, but other pictures do not tell how far."
+        )
     kept = "{} of {} other prompts are kept".format(*taken.kept) if taken.kept else "other prompts were not measured"
     why = f"None of its pictures is one of your photos again; {kept}."
     if others:
@@ -107,11 +114,8 @@ def describe(table: ImageTable, scorer: Scorer, baseline: Path, finetuned: Path)
     candidates = [_candidate(table, scorer, name, last_step) for name in by_weights.values()]
     choice = choose(candidates, scorer)
     commands = {each.name: export_command(finetuned, baseline, each.name) for each in candidates}
-    sentence = choice.sentence
-    if choice.chosen:
-        ours, theirs = (_rows(table, model)[1][None] for model in (choice.chosen, BASELINE))
-        way = way_of(table, scorer, ours, theirs)
-        sentence += f" {way_in_words(way, LIKENESS[scorer.encoder][1])}" if way else ""
+    way = next((each.way for each in candidates if each.name == choice.chosen), None)
+    sentence = choice.sentence + (f" {way_in_words(way, LIKENESS[scorer.encoder][1])}" if way else "")
     entries = [
         dict(
             name=each.name,
@@ -140,9 +144,11 @@ def _candidate(table: ImageTable, scorer: Scorer, name: str, last_step: int | No
     values = table.values.get(LIKENESS[scorer.encoder][0] if scorer.encoder else "", np.zeros(len(table.entries)))
     (kept, num), (before, _) = (count_kept(table.others[f"{FOLDER}/{model}"]) for model in (name, BASELINE))
     found, num_compared = table.copies[f"{FOLDER}/{name}"]
-    ours, theirs = (values[_rows(table, model)[0]] for model in (name, BASELINE))
+    (ours, told), (theirs, told_before) = (_rows(table, model) for model in (name, BASELINE))
+    way = way_of(table, scorer, told[None], told_before[None]) if scorer.knows and not scorer.no_way else None
     counted, num_copies = (kept, num, before) if num else None, len(found) if num_compared else None
-    return Candidate(name, distance(name, last_step), ours, theirs, counted, num_copies)
+    place = distance(name, last_step)
+    return Candidate(name, place, values[ours], values[theirs], counted, num_copies, way)
 
 
 def _note(candidate: Candidate, scorer: Scorer, num_looks: int) -> str:
