@@ -27,7 +27,7 @@ def parse_args(argv=None):
 def distances(folder: Path, prompts: list[str]) -> list[tuple[str, list[str], float]]:
     """(prompt, its tokens, its distance from the first prompt as a fraction of that one's norm)."""
     tokenizer = loading.load_tokenizer(folder / "tokenizer")
-    text_encoder = loading.load_text_encoder(read_base(folder), torch.float32, torch.device("cpu"))
+    text_encoder = loading.load_frozen(read_base(folder), "text_encoder", torch.float32, torch.device("cpu"))
     encoded = [encode_prompt(text_encoder, loading.tokenize(prompt, tokenizer, text_encoder)) for prompt in prompts]
     far = [float((each - encoded[0]).norm() / encoded[0].norm()) for each in encoded]
     return [(prompt, tokenizer.tokenize(prompt), each) for prompt, each in zip(prompts, far, strict=True)]

@@ -11,7 +11,7 @@ from tests.helpers.pipelines import SCHEDULER_CONFIG
 from utils.dataset import InstanceDataset
 from utils.diffusion import Loss, encode_images, encode_prompt, min_snr_weights, sample_latents, training_target
 from utils.models.folder import read_base
-from utils.models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae, tokenize
+from utils.models.loading import load_frozen, load_noise_scheduler, load_tokenizer, tokenize
 
 LOSS = Loss(None, "cpu")
 TIMESTEPS = torch.tensor([0, 1, 500, 999])
@@ -33,7 +33,7 @@ def draw(seed: int) -> torch.Tensor:
 
 
 def test_latents_agree_with_diffusers_own_sample(tiny_pipeline_dir, photos_dir):
-    vae = load_vae(read_base(tiny_pipeline_dir), torch.float32, "cpu")
+    vae = load_frozen(read_base(tiny_pipeline_dir), "vae", torch.float32, "cpu")
     pixel_values = InstanceDataset(photos_dir, 32).pixel_values(0, 0, 0)[None]
     mean, std = encode_images(vae, pixel_values)
     distribution = vae.encode(pixel_values).latent_dist
@@ -90,7 +90,7 @@ def test_the_losss_gradient_reaches_the_prediction_in_its_own_dtype():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_prompt_is_padded_to_77_tokens_and_encoded_without_gradient(tiny_pipeline_dir, dtype):
-    text_encoder = load_text_encoder(read_base(tiny_pipeline_dir), dtype, "cpu")
+    text_encoder = load_frozen(read_base(tiny_pipeline_dir), "text_encoder", dtype, "cpu")
     tokenizer = load_tokenizer(tiny_pipeline_dir / "tokenizer")
     for prompt in ("a", "a photo of my cat. " * 50):
         input_ids = tokenize(prompt, tokenizer, text_encoder)

@@ -26,16 +26,6 @@ def _say(kind: type, error: BaseException, trace: Any) -> None:
         sys.stderr.write(f"error: {error}; {HOW_TO_INSTALL}\n")
 
 
-def _find_a_home() -> None:
-    """Libraries keep files below ~, which would be a folder of that name if there is neither HOME nor an account."""
-    if not os.environ.get("HOME"):
-        os.environ.pop("HOME", None)
-    if os.path.expanduser("~") == "~":
-        os.environ["HOME"] = OWN_HOME
-    elif not os.access(os.path.expanduser("~"), os.W_OK):
-        os.environ.setdefault("TRITON_CACHE_DIR", OWN_HOME + "/triton")  # without it no kernel could be built
-
-
 if sys.platform == "win32":
     sys.stderr.write("error: this program runs on Linux; on Windows use WSL 2 ('wsl --install', then call it there)\n")
     sys.exit(2)
@@ -43,5 +33,11 @@ if sys.hexversion < 0x030A0000:
     sys.stderr.write("error: this is Python {}.{}, and 3.10 or newer is needed: ".format(*sys.version_info[:2]))
     sys.stderr.write("PYTHON=python3.11 bash setup.sh makes .venv with one\n")
     sys.exit(2)
-_find_a_home()
 sys.excepthook = _say
+# Libraries keep files below ~, which would be a folder of that name if there is neither HOME nor an account.
+if not os.environ.get("HOME"):
+    os.environ.pop("HOME", None)
+if os.path.expanduser("~") == "~":
+    os.environ["HOME"] = OWN_HOME
+elif not os.access(os.path.expanduser("~"), os.W_OK):
+    os.environ.setdefault("TRITON_CACHE_DIR", OWN_HOME + "/triton")  # without it no kernel could be built

@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import UserError
-from utils.photos.bars import find_bars
 from utils.photos.captions import SUFFIXES as CAPTION_SUFFIXES
 from utils.photos.captions import read_captions
-from utils.photos.decoding import decode, read_photo, upright_size
+from utils.photos.decoding import decode, find_bars, read_photo, upright_size
 from utils.photos.formats import NOT_AN_IMAGE, why_not_a_photo
 
 if TYPE_CHECKING:  # imported where it is used: the preflight needs no torch, whose import takes longer than all else

@@ -13,7 +13,7 @@ from utils.data.inputs import InstanceLatents
 from utils.dataset import InstanceDataset
 from utils.diffusion import encode_images
 from utils.models.folder import read_base
-from utils.models.loading import load_vae
+from utils.models.loading import load_frozen
 
 
 class CountingVAE(torch.nn.Module):
@@ -77,7 +77,7 @@ def test_a_random_crop_is_encoded_when_first_drawn_and_kept(wide):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_kept_equals_a_fresh_encoding(square, tiny_pipeline_dir, dtype):
-    vae = load_vae(read_base(tiny_pipeline_dir), dtype, "cpu")
+    vae = load_frozen(read_base(tiny_pipeline_dir), "vae", dtype, "cpu")
     latents = InstanceLatents(square, vae, {"": 0})
     for photo in range(len(square)):
         mean, std = encode_images(vae, square.pixel_values(photo, 0, 0)[None].to(dtype))

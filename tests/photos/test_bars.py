@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from utils.photos.bars import find_bars
+from utils.photos.decoding import find_bars
 
 
 def noise(width: int = 120, height: int = 90) -> Image.Image:

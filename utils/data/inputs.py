@@ -145,7 +145,7 @@ def encode_inputs(
     datasets = [each for each in (dataset, class_dataset) if each is not None]
     prompts = list(dict.fromkeys(each.prompt(photo) for each in datasets for photo in range(len(each))))
     rows = {prompt: row for row, prompt in enumerate(prompts)}
-    vae: Any = loading.load_vae(base, weight_dtype, device)
+    vae: Any = loading.load_frozen(base, "vae", weight_dtype, device)
     loading.load_sampling_scheduler(base)  # settings with which it cannot be made end the run here
     noise_scheduler = loading.load_noise_scheduler(base)
     class_latents = None
@@ -170,7 +170,7 @@ def encode_prompts(
 ) -> torch.Tensor:
     """[P,77,C]; one by one, so that a prompt's encoding does not depend on the others."""
     tokenizer = loading.load_tokenizer(tokenizer_name or base.folder / "tokenizer")
-    text_encoder = loading.load_text_encoder(base, weight_dtype, device)
+    text_encoder = loading.load_frozen(base, "text_encoder", weight_dtype, device)
     rows = []
     for text in prompts:
         input_ids = loading.tokenize(text, tokenizer, text_encoder)

@@ -1,14 +1,14 @@
 """What this program wrote, where it may write, and which folders lie in one another."""
 
 import fnmatch
-import json
 import os
 import re
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from utils import PROGRAM
 from utils.errors import UserError
@@ -134,8 +134,7 @@ def check_export_file(path: Path) -> None:
 
 def _is_own_export(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
-        return header["__metadata__"]["written_by"] == PROGRAM
-    except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError):
+        with safe_open(path, "numpy") as file:
+            return (file.metadata() or {}).get("written_by") == PROGRAM
+    except (OSError, SafetensorError):
         return False

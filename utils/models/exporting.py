@@ -27,6 +27,7 @@ from utils.files.ownership import (
     run_of,
 )
 from utils.models.card import CHECKPOINT_STEP, STRENGTH, file_metadata, write_card
+from utils.models.check import check_same_unet
 from utils.models.folder import UNET_STEM, BaseModel, find_weights, read_base
 from utils.models.saving import SAVE_DTYPES, commit_pipeline, save_with_hash, write_safetensors
 from utils.models.single_file import export_single_file, read_weights
@@ -130,10 +131,10 @@ def blended_weights(base: Path, tuned: Path, strength: float) -> Iterator[tuple[
         base, tuned: folders with a unet/ in them, of one architecture: else UserError. At strength 1 the base is not
             read.
     """
+    if strength != 1:
+        check_same_unet(base, tuned)
     ours = read_weights(tuned, "unet")
     theirs = read_weights(base, "unet") if strength != 1 else ours
-    if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
-        raise UserError(f"the UNets in {base} and {tuned} are not of one architecture, so nothing lies between them")
     for name, value in ours.items():
         yield name, blend(theirs[name], value, strength)
 

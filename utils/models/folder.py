@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,8 +117,7 @@ class BaseModel:
     @property
     def text_layers(self) -> tuple[int, int]:
         """Of the text encoder: how many its configuration uses, and how many its weights have."""
-        found = (re.search(r"encoder\.layers\.(\d+)\.", name) for name in self.weights["text_encoder"].tensors)
-        there = 1 + max((int(layer[1]) for layer in found if layer), default=-1)
+        there = count(self.weights["text_encoder"].tensors, r".*encoder\.layers\.(\d+)\.")
         return self.configs["text_encoder"].get("num_hidden_layers", there), there
 
     @property
@@ -157,6 +157,12 @@ def read_base(folder: Path) -> BaseModel:
     except UserError as error:
         return BaseModel(folder, index, configs, weights, str(error))
     return BaseModel(folder, index, configs, weights)
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """One more than the largest number at that place of a name."""
+    found = (re.match(pattern, name) for name in names)
+    return 1 + max((int(number[1]) for number in found if number), default=-1)
 
 
 def in_pixels(sample_size: int | list[int] | None, scale_factor: int) -> tuple[int, int]:

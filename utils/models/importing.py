@@ -8,7 +8,7 @@ import functools
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from utils.errors import UserError, first_line
 from utils.files.json_files import read_json, write_json
 from utils.models.check import check_config, check_fit
-from utils.models.folder import CONFIG_FILES, MODEL_INDEX, WEIGHT_STEMS
+from utils.models.folder import CONFIG_FILES, MODEL_INDEX, WEIGHT_STEMS, count
 from utils.models.single_file import (
     CONFIG_KEY,
     PREDICTS_VELOCITY,
@@ -150,7 +150,7 @@ def _part(path: Path, part: str, tensors: Tensors) -> Tensors:
     if part == "vae" and not found:  # a VAE by itself
         starts = ("encoder.", "decoder.", "quant_", "post_")
         found = {name: value for name, value in tensors.items() if name.startswith(starts)}
-        if num_blocks := _count(found, r"encoder\.down_blocks\.(\d+)\."):  # diffusers' names
+        if num_blocks := count(found, r"encoder\.down_blocks\.(\d+)\."):  # diffusers' names
             found = {original_vae_name(name, num_blocks): value for name, value in found.items()}
     if part == "text_encoder":
         found = {original_text_name(name): value for name, value in found.items() if "position_ids" not in name}
@@ -235,11 +235,11 @@ def _unet_sizes(shapes: Shapes) -> dict[str, Any]:
 
 
 def _vae_sizes(shapes: Shapes) -> dict[str, Any]:
-    num_blocks = _count(shapes, r"encoder\.down\.(\d+)\.")
+    num_blocks = count(shapes, r"encoder\.down\.(\d+)\.")
     return dict(
         latent_channels=shapes["decoder.conv_in.weight"][1],
         block_out_channels=[shapes[f"encoder.down.{block}.block.0.conv2.weight"][0] for block in range(num_blocks)],
-        layers_per_block=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+        layers_per_block=count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
         down_block_types=["DownEncoderBlock2D"] * num_blocks,
         up_block_types=["UpDecoderBlock2D"] * num_blocks,
     )
@@ -253,16 +253,10 @@ def _text_encoder_sizes(shapes: Shapes) -> dict[str, Any]:
         projection_dim=width,
         intermediate_size=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
         max_position_embeddings=shapes["text_model.embeddings.position_embedding.weight"][0],
-        num_hidden_layers=_count(shapes, r"text_model\.encoder\.layers\.(\d+)\."),
+        num_hidden_layers=count(shapes, r"text_model\.encoder\.layers\.(\d+)\."),
         num_attention_heads=max(1, width // CHANNELS_PER_HEAD),
     )
 
 
 # Of a part's configuration what its tensors show, {original name: shape}. Raise KeyError or ValueError if they do not.
 SIZES = {"unet": _unet_sizes, "vae": _vae_sizes, "text_encoder": _text_encoder_sizes}
-
-
-def _count(names: Iterable[str], pattern: str) -> int:
-    """One more than the largest number at that place of a name."""
-    found = (re.match(pattern, name) for name in names)
-    return 1 + max((int(number[1]) for number in found if number), default=-1)

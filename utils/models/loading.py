@@ -31,6 +31,8 @@ from utils.models.weight_files import SAFETENSORS
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
 MAX_TOKENS = 77  # of CLIP's text encoder
 LONGEST = 100_000  # transformers' stand-in for a length that the tokenizer's folder does not say is far above
+CLASSES: dict[str, Any] = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, text_encoder=CLIPTextModel)
+CLASSES["safety_checker"] = StableDiffusionSafetyChecker
 SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
 
 
@@ -97,20 +99,19 @@ def check_finite(module: torch.nn.Module, place: Path) -> None:
             )
 
 
-def _load_frozen(
-    cls: Any,
+def load_frozen(
     base: BaseModel,
     part: str,
     weight_dtype: torch.dtype,
     device: torch.device | str,
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> torch.nn.Module:
-    """A part to draw with or to encode with, in `weight_dtype` on `device`, 4-D weights in `memory_format`.
+    """One of CLASSES to draw with or to encode with, in `weight_dtype` on `device`, 4-D weights in `memory_format`.
 
     It is loaded as float32: transformers would read the weights in the dtype that config.json names, and not in the
     file's. A GPU rounds and reorders what it has been given much faster than the CPU could before: the bits are equal.
     """
-    module = _load_weights(cls, base, part, torch_dtype=torch.float32).requires_grad_(False).eval()
+    module = _load_weights(CLASSES[part], base, part, torch_dtype=torch.float32).requires_grad_(False).eval()
     for value in (*module.parameters(), *module.buffers()):
         moved, dtype = value.data.to(device), weight_dtype if value.is_floating_point() else value.dtype
         value.data = moved.to(dtype, memory_format=memory_format if value.dim() == 4 else torch.preserve_format)
@@ -143,20 +144,10 @@ def tokenize(prompt: str, tokenizer: CLIPTokenizer, text_encoder: Any) -> torch.
     return ids
 
 
-def load_text_encoder(base: BaseModel, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
-    """The frozen CLIPTextModel in `weight_dtype` on `device`."""
-    return _load_frozen(CLIPTextModel, base, "text_encoder", weight_dtype, device)
-
-
-def load_vae(base: BaseModel, weight_dtype: torch.dtype, device: torch.device | str) -> torch.nn.Module:
-    """The frozen AutoencoderKL in `weight_dtype` on `device`."""
-    return _load_frozen(AutoencoderKL, base, "vae", weight_dtype, device)
-
-
 def load_safety_checker(folder: Path, device: torch.device | str) -> torch.nn.Module:
     """A pipeline folder's safety checker in float32 on `device`. Raises UserError if it cannot be loaded."""
     base = BaseModel(folder, {}, {}, {"safety_checker": find_weights(folder, "safety_checker")})
-    return _load_frozen(StableDiffusionSafetyChecker, base, "safety_checker", torch.float32, device)
+    return load_frozen(base, "safety_checker", torch.float32, device)
 
 
 def load_unet(base: BaseModel) -> torch.nn.Module:
@@ -196,15 +187,11 @@ def load_pipeline(
             becomes black.
     """
     components = dict(shared)
-    memory_format = torch.channels_last if device.type == "cuda" else torch.preserve_format
-    for part, cls, layout in (
-        ("unet", UNet2DConditionModel, memory_format),
-        ("vae", AutoencoderKL, memory_format),
-        ("text_encoder", CLIPTextModel, torch.preserve_format),
-        ("safety_checker", StableDiffusionSafetyChecker, torch.preserve_format),
-    ):
+    for part in CLASSES:
+        on_gpu = device.type == "cuda" and part in ("unet", "vae")
         if part not in components and (part != "safety_checker" or safety_checker):
-            components[part] = _load_frozen(cls, base, part, weight_dtype, device, layout)
+            layout = torch.channels_last if on_gpu else torch.preserve_format
+            components[part] = load_frozen(base, part, weight_dtype, device, layout)
     components["tokenizer"] = components.get("tokenizer") or load_tokenizer(base.folder / "tokenizer")
     if not safety_checker:
         components.update(safety_checker=None, feature_extractor=None)
