@@ -74,7 +74,7 @@ def test_what_differs_from_diffusers_is_marked_in_both_places():
 
 def test_the_flags_that_matter_are_flags():
     named = table_flags(README)
-    assert len(named) == 12 and named.keys() < parser_flags()
+    assert len(named) == 8 and named.keys() < parser_flags()
 
 
 def test_what_the_pages_name_exists():
