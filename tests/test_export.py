@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import evaluate
 from tests.helpers.pipelines import write_pipeline
 from tests.helpers.script import ROOT, UNET_FILE, run
 from utils import PROGRAM
@@ -151,3 +152,6 @@ def test_a_base_that_was_replaced_since_is_refused(flags, base, output, tmp_path
         assert f"error: {base / UNET_FILE} is not what was trained from, by {output / 'run.json'}" in said
     assert export(*weaker, "--pretrained_model_name_or_path", base) == 0
     assert "warning: " in capsys.readouterr().err
+    drawn = ["--num_images=1", "--num_drift_images=0", "--num_inference_steps=1", "--only=generate"]
+    evaluate.main([f"--finetuned_model_name_or_path={output}", f"--output_dir={tmp_path / 'result'}", *drawn])
+    assert f"warning: {base / UNET_FILE} is not what {output} was trained from" in capsys.readouterr().err
