@@ -213,7 +213,7 @@ the time embedding's projections get it without SiLU -> tests/models/test_fused_
 -F.linear(F.silu(plain_forward(*args, **kwargs)), weight, bias)
 +F.linear(plain_forward(*args, **kwargs), weight, bias)
 === utils/models/weight_files.py
-a pickle is opened by a torch that can be made to run code from it -> tests/models/test_importing.py -k pickle
+a pickle is opened by a torch that can be made to run code from it -> tests/models/test_hostile_folders.py -k pickle
 -if torch_version() < FIRST_SAFE_TORCH:
 +if False:
 === utils/models/loading.py

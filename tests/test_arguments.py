@@ -66,11 +66,6 @@ def test_the_bounds_themselves_are_good(flag, value):
     assert getattr(args, flag[2:]) == float(value)
 
 
-def test_an_empty_prompt():
-    for prompt in ("", " ", "\n\t"):
-        assert "--instance_prompt: is empty" in complaint("--instance_prompt", prompt)
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -17,7 +17,6 @@ from tests.helpers.script import REQUIRED, ROOT, TRAIN, as_argv, complaint, loss
 from train_dreambooth_colossalai import main
 from utils.arguments import as_plain, parse_args, training_parser
 from utils.command_line import Parser, run_main
-from utils.concepts import Concept, read_concepts
 from utils.errors import UserError
 from utils.evaluation.arguments import build_parser
 
@@ -206,40 +205,17 @@ def test_the_version_is_the_changelogs_newest(parser, capsys, tmp_path):
         parse_args([f"--config={write(tmp_path, dict(version=True))}"])
 
 
-class TestPaths:
-    """A home folder's sign is understood in every flag, be it written by the shell or not."""
-
-    @pytest.fixture(autouse=True)
-    def home(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("HOME", str(tmp_path))
-
-    def test_every_path_of_both_scripts(self, tmp_path):
-        for parser in (training_parser(), build_parser()):
-            flags = [action for action in parser.flags.values() if action.type is Path]
-            assert len(flags) >= 7
-            for action in flags:
-                parser_of_one = Parser()
-                parser_of_one.add_argument(action.option_strings[0], type=action.type)
-                for words in ([f"{action.option_strings[0]}=~/x"], [action.option_strings[0], "~/x"]):
-                    assert getattr(parser_of_one.parse_args(words), action.dest) == tmp_path / "x"
-
-    def test_a_configuration(self, tmp_path):
-        write(tmp_path, dict(output_dir="~/out"))
-        assert parse_args([*REQUIRED, "--config=~/run.json"]).output_dir == tmp_path / "out"
-
-    def test_subjects(self, tmp_path):
-        entry = dict(instance_prompt="a", instance_data_dir="~/photos", class_prompt="b", class_data_dir="~/class")
-        (tmp_path / "concepts.json").write_text(json.dumps([entry]))
-        subject = Concept("", Path(), None, None)
-        (concept,) = read_concepts(subject, tmp_path / "concepts.json", tmp_path / "out", with_prior_preservation=True)
-        assert (concept.instance_data_dir, concept.class_data_dir) == (tmp_path / "photos", tmp_path / "class")
-
-    def test_a_home_that_is_not_there_stays_a_name(self):
-        path = "~nobody-of-that-name/x"
-        assert parse_args([*REQUIRED, f"--output_dir={path}"]).output_dir == Path(path)
-
-    def test_an_empty_path_is_refused(self):
-        assert complaint("--output_dir=") == "argument --output_dir: is empty: is a shell variable unset?"
+def test_a_home_folders_sign_is_understood_in_every_flag(tmp_path, monkeypatch):
+    """Of both scripts, be it written by the shell or not."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for parser in (training_parser(), build_parser()):
+        flags = [action for action in parser.flags.values() if action.type is Path]
+        assert len(flags) >= 7
+        for action in flags:
+            parser_of_one = Parser()
+            parser_of_one.add_argument(action.option_strings[0], type=action.type)
+            for words in ([f"{action.option_strings[0]}=~/x"], [action.option_strings[0], "~/x"]):
+                assert getattr(parser_of_one.parse_args(words), action.dest) == tmp_path / "x"
 
 
 def test_windows_is_told_what_is_supported():

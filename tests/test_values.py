@@ -34,6 +34,7 @@ def variables(monkeypatch, tmp_path):
         ("run$1", "run$1"),
         ("'~/out'", "HOME/out"),
         ("dan's", "dan's"),
+        ("~nobody-of-that-name/x", "~nobody-of-that-name/x"),
     ],
 )
 def test_a_path(written, is_meant, tmp_path):

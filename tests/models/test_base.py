@@ -50,18 +50,13 @@ def test_a_file_is_converted_once(one_file, own_cache, monkeypatch, capsys):
     assert base_folder(one_file, FLAG) == folder
 
 
-def test_a_file_overwritten_by_another_of_its_size_is_converted_again(one_file):
-    folder, content = base_folder(one_file, FLAG), bytearray(one_file.read_bytes())
-    content[-1] ^= 1
-    one_file.write_bytes(content)
-    assert base_folder(one_file, FLAG) != folder
-
-
-def test_another_file_of_the_same_size_and_time_is_converted_again(one_file):
+@pytest.mark.parametrize("of_the_same_time", [False, True])
+def test_a_file_overwritten_by_another_of_its_size_is_converted_again(one_file, of_the_same_time):
     folder, found, content = base_folder(one_file, FLAG), one_file.stat(), bytearray(one_file.read_bytes())
     content[-1] ^= 1
     one_file.write_bytes(content)
-    os.utime(one_file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    if of_the_same_time:
+        os.utime(one_file, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert base_folder(one_file, FLAG) != folder
 
 

@@ -9,7 +9,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from tests.helpers.pipelines import edit_json, edited, listing, write_index, write_photos, write_shards
@@ -17,7 +16,6 @@ from tests.helpers.script import UNET_FILE, dry_run
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.models.check import COMPARED, V1, check_base_model, check_scheduler
-from utils.models.folder import find_weights
 from utils.preflight.checks import check_resolution
 from utils.preflight.table import Found
 from utils.run.lineage import STATE_FILE, TENSORS_FILE
@@ -35,11 +33,6 @@ def test_a_complete_pipeline_passes(tiny_pipeline_dir):
 
 def cut(path: Path, num_bytes: int) -> None:
     path.write_bytes(path.read_bytes()[:num_bytes])
-
-
-def rename_weights(folder: Path, suffix: str) -> None:
-    for path in folder.rglob("*.safetensors"):
-        path.rename(path.with_name(path.name.replace(".safetensors", suffix)))
 
 
 SPOILT = {
@@ -187,16 +180,6 @@ def test_configurations_may_leave_out_defaults(base):
     del config["in_channels"], config["out_channels"], config["latent_channels"], config["layers_per_block"]
     (base / "vae/config.json").write_text(json.dumps(config))
     assert check_base_model(base).vae_scale_factor == 4
-
-
-def test_weights_may_be_bin_or_variants(base):
-    rename_weights(base, ".fp16.safetensors")
-    [file] = check_base_model(base).weights["unet"].files
-    assert file == base / "unet/diffusion_pytorch_model.fp16.safetensors"
-    (base / "text_encoder/model.fp16.safetensors").unlink()
-    torch.save({"a": torch.zeros(2, 3)}, base / "text_encoder/pytorch_model.bin")
-    weights = find_weights(base, "text_encoder")
-    assert weights.files == {base / "text_encoder/pytorch_model.bin": {"a": ("F32", (2, 3))}}
 
 
 @pytest.mark.parametrize(("resolution", "near"), [(33, "32 or 36"), (3, "4"), (31, "28 or 32")])

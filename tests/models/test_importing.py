@@ -1,7 +1,6 @@
 """A single file as a pipeline folder: the tensors of the folder it was exported from, to the bit and in its dtype."""
 
 import json
-import os
 import shutil
 import sys
 import types
@@ -261,31 +260,6 @@ def test_a_file_in_mixed_dtypes_has_the_widest_of_each_part(tmp_path, exported):
         narrow, wide = dtypes[part]
         expected = original[part, name].to(wide if name == "conv_norm_out.bias" else narrow).to(wide)
         assert torch.equal(value, expected) and value.dtype == wide, (part, name)
-
-
-class Evil:
-    """Unpickled, it makes a folder."""
-
-    place = "unset"
-
-    def __reduce__(self):
-        return os.mkdir, (self.place,)
-
-
-def test_a_checkpoint_that_runs_code_runs_none(tmp_path, exported):
-    evil = Evil()
-    evil.place = str(tmp_path / "harmed")
-    torch.save({"state_dict": load_file(exported), "more": evil}, tmp_path / "one.ckpt")
-    with pytest.raises(UserError, match=r"one\.ckpt holds more than weights: .* posix\.mkdir, which is not done"):
-        import_single_file(tmp_path / "one.ckpt", tmp_path / "new")
-    assert not (tmp_path / "harmed").exists()
-
-
-def test_a_pickle_is_not_opened_by_a_torch_that_can_be_made_to_run_code_from_it(tmp_path, exported, monkeypatch):
-    torch.save(load_file(exported), tmp_path / "one.ckpt")
-    monkeypatch.setattr("utils.models.weight_files.torch_version", lambda: (2, 5))
-    with pytest.raises(UserError, match=r"one\.ckpt is a pickle, which this version of torch cannot read safely"):
-        import_single_file(tmp_path / "one.ckpt", tmp_path / "new")
 
 
 def test_the_first_checkpoints_name_a_class_of_their_framework(tmp_path, exported, monkeypatch):

@@ -121,7 +121,7 @@ def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
     monkeypatch.setattr("utils.training.packed.host_memory_problem", lambda device: None)
     finding, verdict = check_device(needs, low_memory=True)
     assert verdict == "ok" and "(--low_memory: --gradient_checkpointing --offload_optimizer moments)" in finding
-    monkeypatch.setattr(resources, "free_host_memory", lambda: 1e3)
+    monkeypatch.setattr(resources.memory, "free_host_memory", lambda: 1e3)
     finding, verdict = check_device(needs, low_memory=True)
     assert verdict == "note" and "--use_8bit_adam or another --offload_optimizer takes less" in finding
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -144,7 +144,7 @@ def test_a_checkpoint_needs_the_hosts_memory_too(monkeypatch):
     """A GPU of 16 GB in a machine with 12.7 GB of memory: the copy of Stable Diffusion's state takes 10.3 GB."""
     needs = make_needs(859_520_964)
     for free, verdict in ((8e9, "note"), (10.2e9, "note"), (11e9, "ok")):
-        monkeypatch.setattr(resources, "free_host_memory", lambda free=free: free)
+        monkeypatch.setattr(resources.memory, "free_host_memory", lambda free=free: free)
         finding, found = resources._compare_memory(needs, False, "Tesla T4", 15.6e9)
         assert found == verdict and ("a checkpoint's copy takes 10.3 GB" in finding) == (verdict == "note")
 

@@ -12,15 +12,8 @@ import torch
 import torch.distributed as dist
 
 from utils.concepts import Concept
-from utils.data.class_images import (
-    ClassPlan,
-    check_used,
-    file_name,
-    generation_settings,
-    model_hash,
-    plan_classes,
-    write_class_image,
-)
+from utils.data import class_images
+from utils.data.class_images import ClassPlan
 from utils.data.randomness import CLASS_SEED, generator
 from utils.dataset import ClassDataset
 from utils.errors import UserError
@@ -55,9 +48,9 @@ def prepare_class_images(
 
     def plan_all() -> list[ClassPlan]:
         assert base_hashes is not None
-        model = model_hash(base_hashes.result()["sha256"])
-        settings_of = functools.partial(generation_settings, base, model)
-        plans = plan_classes(concepts, settings["num_class_images"], settings_of)
+        model = class_images.model_hash(base_hashes.result()["sha256"])
+        settings_of = functools.partial(class_images.generation_settings, base, model)
+        plans = class_images.plan_classes(concepts, settings["num_class_images"], settings_of)
         for plan in plans:
             print(plan.summary(dist.get_world_size(), settings["sample_batch_size"]), flush=True)
         return plans
@@ -65,7 +58,7 @@ def prepare_class_images(
     plans = on_all_ranks(plan_all, main_only=True)
     if any(plan.missing for plan in plans):
         on_all_ranks(lambda: make_missing(plans, base, device, settings))
-    on_all_ranks(lambda: check_used(plans))
+    on_all_ranks(lambda: class_images.check_used(plans))
     images = [(path, plan.prompt) for plan in plans for path in plan.used]
     return ClassDataset(images, settings["resolution"], settings["center_crop"])
 
@@ -120,7 +113,7 @@ def make_batch(pipeline: Any, plan: ClassPlan, numbers: list[int], seed: int) ->
                 blank.append(number)
             else:
                 metadata = dict(number=number, seed=image_seed_, settings=plan.settings)
-                write_class_image(plan.folder / file_name(number), image, metadata)
+                class_images.write_class_image(plan.folder / class_images.file_name(number), image, metadata)
         numbers = blank
         if not numbers:
             return

@@ -13,13 +13,7 @@ from utils.runtime.libraries import quiet_libraries
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -31,7 +25,7 @@ from utils.models.weight_files import SAFETENSORS
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
 MAX_TOKENS = 77  # of CLIP's text encoder
 LONGEST = 100_000  # transformers' stand-in for a length that the tokenizer's folder does not say is far above
-CLASSES: dict[str, Any] = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, text_encoder=CLIPTextModel)
+CLASSES: dict[str, Any] = dict(unet=UNet2DConditionModel, vae=diffusers.AutoencoderKL, text_encoder=CLIPTextModel)
 CLASSES["safety_checker"] = StableDiffusionSafetyChecker
 SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
 
@@ -160,10 +154,10 @@ def load_sampling_scheduler(base: BaseModel) -> Any:
     return _load(getattr(diffusers, base.index["scheduler"][1]), base.folder / "scheduler")
 
 
-def quick_scheduler(scheduler: Any) -> DPMSolverMultistepScheduler:
+def quick_scheduler(scheduler: Any) -> diffusers.DPMSolverMultistepScheduler:
     """DPM-Solver++ with the noise schedule of a pipeline's own scheduler: near its pictures in a few steps."""
     with quiet_libraries():
-        return DPMSolverMultistepScheduler.from_config(scheduler.config)
+        return diffusers.DPMSolverMultistepScheduler.from_config(scheduler.config)
 
 
 def load_noise_scheduler(base: BaseModel) -> DDPMScheduler:

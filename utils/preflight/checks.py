@@ -9,16 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from utils.errors import EXIT_USER_ERROR, UserError
+from utils.files import ownership
 from utils.files.atomic import is_same_place
 from utils.files.lock import check_not_in_use
-from utils.files.ownership import (
-    check_export_file,
-    is_own_output,
-    is_writable,
-    kept_names,
-    nearest_existing,
-    overlap,
-)
 from utils.models.base import base_folder
 from utils.models.check import check_base_model, check_scheduler
 from utils.models.folder import is_reserved
@@ -85,11 +78,11 @@ def check_output(found: Found) -> None:
     """
     output, export_single_file = found.args.output_dir, found.args.export_single_file
     for flag in INPUTS:
-        if (other := getattr(found.args, flag)) and overlap(output, other):
+        if (other := getattr(found.args, flag)) and ownership.overlap(output, other):
             raise UserError(f"--output_dir {output} overlaps --{flag} {other}; give the output a folder of its own")
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f"--output_dir {output} is not a folder; name a new or an empty one")
-    if foreign := kept_names(output) if not is_own_output(output) else []:
+    if foreign := ownership.kept_names(output) if not ownership.is_own_output(output) else []:
         shown = ", ".join(map(repr, foreign[:3])) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
         ours = list_checkpoints(output)  # without a run.json that can be read
         goes_on = f"; {ours[-1].path} is ours: a new folder can go on --resume_from_checkpoint that" if ours else ""
@@ -97,15 +90,15 @@ def check_output(found: Found) -> None:
             f"--output_dir {output} holds files that this program did not write ({shown}); name an empty or a new "
             f"folder, or move them away{goes_on}"
         )
-    existing = nearest_existing(output)
+    existing = ownership.nearest_existing(output)
     if not existing.is_dir():
         raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
-    if not is_writable(existing):
+    if not ownership.is_writable(existing):
         raise UserError(f"--output_dir {output}: no permission to write in {existing}")
     if environment.is_main():
         check_not_in_use(output)
     if export_single_file:
-        check_export_file(export_single_file)
+        ownership.check_export_file(export_single_file)
         # It may lie in the output folder, but in no folder that a run fills or replaces there.
         place, folders = output.resolve(), export_single_file.resolve().parents
         if is_reserved(next((folder.name for folder in folders if is_same_place(folder.parent, place)), "")):

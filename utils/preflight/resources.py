@@ -13,15 +13,8 @@ from utils.models.folder import FROZEN_PARTS, BaseModel
 from utils.run.plan import Plan
 from utils.runtime import environment
 from utils.runtime.gpu import no_gpu
-from utils.training.memory import (
-    GB,
-    MemoryNeeds,
-    alternatives,
-    checkpoint_memory_needed,
-    free_host_memory,
-    host_memory_needed,
-    memory_needed,
-)
+from utils.training import memory
+from utils.training.memory import GB, MemoryNeeds
 
 POLYNOMIAL_END = 1e-7  # of diffusers' polynomial schedule, which must start above it
 # Flags that change nothing, when that is so, and how it is said.
@@ -144,17 +137,17 @@ def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
 
 def _compare_memory(needs: MemoryNeeds, low_memory: bool, gpu: str, free: float) -> tuple[str, str]:
     """What the run needs of the GPU's memory and of the host's, against what is free."""
-    needed, on_host = memory_needed(needs), host_memory_needed(needs)
+    needed, on_host = memory.memory_needed(needs), memory.host_memory_needed(needs)
     said = f"{gpu}: about {needed / GB:.1f} GB of memory needed, {free / GB:.1f} GB free"
     if low_memory:
         said += f" (--low_memory: --gradient_checkpointing --offload_optimizer {needs.offload_optimizer})"
     if on_host:
-        said += f"; {on_host / GB:.1f} GB of the host's memory, {free_host_memory() / GB:.1f} GB free"
+        said += f"; {on_host / GB:.1f} GB of the host's memory, {memory.free_host_memory() / GB:.1f} GB free"
     if needed > free:
-        fitting = [f"{flags} (about {less / GB:.1f} GB)" for flags, less in alternatives(needs) if less <= free]
+        fitting = [f"{flags} (about {less / GB:.1f} GB)" for flags, less in memory.alternatives(needs) if less <= free]
         advice = f"it fits with {', or with '.join(fitting)}" if fitting else "try a smaller --resolution"
         return f"{said}: it may not fit; {advice}", "note"
-    on_host_free, copy = free_host_memory(), checkpoint_memory_needed(needs)
+    on_host_free, copy = memory.free_host_memory(), memory.checkpoint_memory_needed(needs)
     if on_host > on_host_free:
         return f"{said}: it may not fit; --use_8bit_adam or another --offload_optimizer takes less", "note"
     if on_host + copy > on_host_free:

@@ -14,18 +14,11 @@ import torch
 
 from utils import PROGRAM
 from utils.dataset import ClassDataset, Photo
+from utils.files import ownership
 from utils.files.atomic import move, replace_path
 from utils.files.hashing import in_background
 from utils.files.json_files import read_json_or_none, write_json
-from utils.files.ownership import (
-    LOGS,
-    PREVIOUS_NAMES,
-    PREVIOUS_SUFFIX,
-    RUN_FILE,
-    VALIDATION_PICTURES,
-    is_half_written,
-    run_of,
-)
+from utils.files.ownership import RUN_FILE, run_of
 from utils.run.lineage import discard, lineage_of, list_checkpoints, next_lineage
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
@@ -154,9 +147,9 @@ class RunRecord:
 
     def _remove_earlier_runs(self) -> None:
         """What was kept of another run in this folder until its result was replaced."""
-        kept = read_json_or_none(self.plan.output_dir / PREVIOUS_NAMES[0]) or {}
+        kept = read_json_or_none(self.plan.output_dir / ownership.PREVIOUS_NAMES[0]) or {}
         if kept.get("run_id") not in (self.lineage.run_id, *(ancestor for ancestor, _ in self.lineage.ancestors)):
-            for name in PREVIOUS_NAMES:
+            for name in ownership.PREVIOUS_NAMES:
                 _remove(self.plan.output_dir / name)
         for checkpoint in list_checkpoints(self.plan.output_dir):
             if not self.lineage.holds(checkpoint):
@@ -211,7 +204,7 @@ def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
     `continues`: the run resumes the one that the folder's logs are of. Another run's are set aside.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    for leftover in filter(lambda path: is_half_written(path.name), list(output_dir.iterdir())):
+    for leftover in filter(lambda path: ownership.is_half_written(path.name), list(output_dir.iterdir())):
         with contextlib.suppress(OSError):
             leftover.unlink() if leftover.is_symlink() or leftover.is_file() else shutil.rmtree(leftover)
     if not continues:
@@ -226,9 +219,11 @@ def _set_aside(output_dir: Path, run_id: str | None) -> None:
         return
     is_kept = record.get("status") == "complete"
     if is_kept:
-        replace_path(output_dir / PREVIOUS_NAMES[0], lambda part: shutil.copyfile(output_dir / RUN_FILE, part))
-    for path in (output_dir / name for name in LOGS):
-        previous = path.with_name(f"{path.name}{PREVIOUS_SUFFIX}")
+        replace_path(
+            output_dir / ownership.PREVIOUS_NAMES[0], lambda part: shutil.copyfile(output_dir / RUN_FILE, part)
+        )
+    for path in (output_dir / name for name in ownership.LOGS):
+        previous = path.with_name(f"{path.name}{ownership.PREVIOUS_SUFFIX}")
         if is_kept and path.exists():
             _remove(previous)
             _move(path, previous)
@@ -242,7 +237,7 @@ def _move(path: Path, target: Path) -> None:
         move(path, target)
         return
     target.mkdir(exist_ok=True)
-    for picture in path.glob(VALIDATION_PICTURES):
+    for picture in path.glob(ownership.VALIDATION_PICTURES):
         move(picture, target / picture.name)
     _remove(path)
 
@@ -252,7 +247,7 @@ def _remove(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    for picture in path.glob(VALIDATION_PICTURES):
+    for picture in path.glob(ownership.VALIDATION_PICTURES):
         picture.unlink()
     with contextlib.suppress(OSError):  # somebody's own file, or a link
         path.rmdir()

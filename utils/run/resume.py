@@ -20,15 +20,8 @@ from utils.files.hashing import in_background, sha256_of
 from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, EXPORTED_FROM, RUN_FILE, result_of, run_of
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
-from utils.run.lineage import (
-    Checkpoint,
-    damage,
-    left_behind,
-    lineage_of,
-    list_checkpoints,
-    newest_whole,
-    read_checkpoint,
-)
+from utils.run import lineage
+from utils.run.lineage import Checkpoint
 from utils.run.plan import Plan
 from utils.runtime import environment
 from utils.runtime.process import typed
@@ -171,7 +164,7 @@ def rank_inputs(plan: Plan, sources: Sources) -> dict:
 
 
 def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:
-    names = ", ".join(later.path.name for later in left_behind(output_dir, checkpoint))
+    names = ", ".join(later.path.name for later in lineage.left_behind(output_dir, checkpoint))
     if names:
         print(
             f"the run branches off at step {checkpoint.step}: {names} are not its own, so 'latest' passes over them; "
@@ -187,7 +180,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
     there is no such checkpoint, if it is damaged, and if a fresh start would leave an unfinished run's behind.
     """
     run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
-    own = list_checkpoints(output_dir, lineage_of(run)) if run.get("run_id") else []
+    own = lineage.list_checkpoints(output_dir, lineage.lineage_of(run)) if run.get("run_id") else []
     is_restarted = environment.is_restarted(run.get("launch"), may_start_over) and (
         environment.num_restarts() > 0 or run.get("status") != "complete"
     )
@@ -195,16 +188,16 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
         checkpoint = _latest(output_dir, own)
     elif wanted is not None:
         path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else as_path(wanted)
-        checkpoint = read_checkpoint(path)
+        checkpoint = lineage.read_checkpoint(path)
         if checkpoint is None:
-            found = ", ".join(found.path.name for found in list_checkpoints(output_dir)) or "none"
+            found = ", ".join(found.path.name for found in lineage.list_checkpoints(output_dir)) or "none"
             raise UserError(
                 f"--resume_from_checkpoint {wanted}: {path} is not a whole checkpoint of this program; "
                 f"in {output_dir} there are: {found}"
             )
-        if reason := damage(checkpoint):
-            line = list_checkpoints(path.parent, lineage_of(checkpoint.state))
-            whole, _ = newest_whole([each for each in line if each.path != path])
+        if reason := lineage.damage(checkpoint):
+            line = lineage.list_checkpoints(path.parent, lineage.lineage_of(checkpoint.state))
+            whole, _ = lineage.newest_whole([each for each in line if each.path != path])
             raise UserError(f"{reason}; {f'{whole.path} is whole' if whole else 'there is no other of its run'}")
     else:
         checkpoint = None
@@ -218,7 +211,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
 
 def _latest(output_dir: Path, own: list[Checkpoint]) -> Checkpoint | None:
     """The newest of a run's own checkpoints that is whole; says which later ones are passed over. May be UserError."""
-    checkpoint, damaged = newest_whole(own)
+    checkpoint, damaged = lineage.newest_whole(own)
     if own and checkpoint is None:
         raise UserError(f"no checkpoint in {output_dir} is whole: {damaged[-1]}; name another --output_dir")
     last, known = checkpoint.step if checkpoint else -1, {each.path for each in own}
