@@ -124,7 +124,8 @@ def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
     monkeypatch.setattr(resources.memory, "free_host_memory", lambda: 1e3)
     finding, verdict = check_device(needs, low_memory=True)
     assert verdict == "note" and "--use_8bit_adam or another --offload_optimizer takes less" in finding
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name, value in dict(RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="here").items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="--nproc_per_node 2, but torch sees 1 GPUs"):
         check_device(make_needs(count), low_memory=False)
 
