@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 EXIT_USER_ERROR = 2
+SHOWN = 3  # of a list
 
 
 class UserError(ValueError):
@@ -28,6 +29,11 @@ def of_file(error: OSError, place: Path, advice: str) -> str:
 def reason_of(error: BaseException) -> str:
     """What the system says of a failure, without its number and the file, or the first line of any other error."""
     return getattr(error, "strerror", None) or first_line(error)
+
+
+def shortened(found: list[str]) -> list[str]:
+    """The first few of some findings, and how many more there are."""
+    return [*found[:SHOWN], f"and {len(found) - SHOWN} more"] if found[SHOWN:] else found
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from utils.command_line import Parser, run_main
 from utils.errors import UserError, of_file
 from utils.files.atomic import copy_into
 from utils.files.json_files import read_json, write_json
-from utils.files.ownership import RUN_FILE, check_writable, is_own_output, overlap
+from utils.files.ownership import RUN_FILE, check_writable, is_own_output, overlap, run_of
 from utils.models.card import CARD_FILE, PICTURE_FILE, clean_record, without_paths, write_card
 from utils.models.check import check_base_model
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, BaseModel
@@ -59,7 +59,7 @@ def copy_for_sharing(model: BaseModel, target: Path) -> None:
     for path in target.rglob("*.json"):
         if path.name not in VOCABULARIES:
             write_json(path, without_paths(read_json(path)))
-    write_json(target / RUN_FILE, clean_record(read_json(folder / RUN_FILE)))
+    write_json(target / RUN_FILE, clean_record(run_of(folder)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import evaluate
 from tests.helpers.pipelines import edit_json, write_shards
 from tests.helpers.script import SHORT, run, run_json
 from utils.command_line import run_main
-from utils.models.card import MARK, clean_record, file_metadata, settings_of, write_card
+from utils.models.card import MARK, file_metadata, settings_of, write_card
 from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 from utils.models.single_file import export_single_file
@@ -206,14 +206,6 @@ def test_no_json_file_of_the_base_names_a_place(flags, base, tmp_path, path):
     load_pipeline(read_base(tmp_path / "new"), torch.float32, torch.device("cpu"))
 
 
-def test_a_damaged_record_is_cleaned_without_a_fault():
-    assert clean_record({"arguments": 3, "photos": "x", "device": "/dev/x"}) == {
-        "arguments": 3,
-        "photos": "x",
-        "device": "x",
-    }
-
-
 # What A1111's model cards, ComfyUI's managers and SwarmUI read: required and recommended keys of ModelSpec 1.0.1.
 MODELSPEC = {"sai_model_spec", "architecture", "implementation", "title", "resolution", "date", "hash_sha256"}
 MODELSPEC |= {"trigger_phrase", "prediction_type", "description"}
@@ -256,9 +248,3 @@ def test_captions_and_several_subjects_are_the_trigger_phrase(base):
     found = file_metadata(read_base(base), made, title="x")
     assert found["modelspec.trigger_phrase"] == "a sks dog, a sks dog, sitting"
     assert (found["modelspec.resolution"], found["modelspec.prediction_type"]) == ("768x512", "v")
-
-
-def test_a_damaged_run_json_does_not_keep_a_file_from_being_written(tiny_pipeline_dir):
-    for made in (dict(arguments=3, photos=[4], class_images=None), dict(program="x"), dict(photos="no")):
-        found = file_metadata(read_base(tiny_pipeline_dir), made, title="x")
-        assert all(isinstance(value, str) for value in found.values())

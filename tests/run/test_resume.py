@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -414,10 +413,8 @@ def test_a_base_file_replaced_by_one_of_the_same_size_is_noticed(base):
 
 
 def test_captions_and_folders_are_part_of_what_a_resumed_run_compares(tmp_path):
-    def photo(path: str, prompt: str) -> SimpleNamespace:
-        return SimpleNamespace(path=Path(path), sha256="abc", prompt=prompt)
-
-    assert photo_hashes([photo("a/1.jpg", "my cat")], "my cat") == {"1.jpg": "abc"}
-    assert photo_hashes([photo("a/1.jpg", "asleep")], "my cat") == {"1.jpg": "abc 'asleep'"}
-    two = photo_hashes([photo("a/1.jpg", "my cat"), photo("b/1.jpg", "my dog")], None)
+    one, other = Path("a/1.jpg"), Path("b/1.jpg")
+    assert photo_hashes([(one, "my cat", "abc")], "my cat") == {"1.jpg": "abc"}
+    assert photo_hashes([(one, "asleep", "abc")], "my cat") == {"1.jpg": "abc 'asleep'"}
+    two = photo_hashes([(one, "my cat", "abc"), (other, "my dog", "abc")], None)
     assert two == {"1/1.jpg": "abc 'my cat'", "2/1.jpg": "abc 'my dog'"}

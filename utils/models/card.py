@@ -49,16 +49,15 @@ CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of 
 
 def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]:
     """Of which checkpoint and how strong the weights are that a run.json stands beside; None: as the run made them."""
-    step, strength = run.get(CHECKPOINT_STEP), run.get(STRENGTH)
-    is_plain = not isinstance(strength, int | float) or strength == 1
-    return step if isinstance(step, int) else None, None if is_plain else strength
+    strength = run.get(STRENGTH, 1)
+    return run.get(CHECKPOINT_STEP), None if strength == 1 else strength
 
 
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """{name: value} of what was done: steps, ranks, optimizer, and of the flags that change the trained weights those
     whose value, as it was used, is not the default.
     """
-    arguments, defaults, used = (_dict(run.get(name)) for name in ("arguments", "defaults", "used"))
+    arguments, defaults, used = (run.get(name, {}) for name in ("arguments", "defaults", "used"))
     effective = {**arguments, **{name: value for name, value in used.items() if name in defaults}}
     given = {name: effective.get(name) for name, default in defaults.items() if effective.get(name) != default}
     spread = {name: run[name] for name in ("num_ranks", "samples_per_step", "optimizer") if name in run}
@@ -74,10 +73,6 @@ def changes_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
         dict(step=each.get("step"), changed=list(dict.fromkeys(words)))
         for each, words in zip(found, kept, strict=True)
     ]
-
-
-def _dict(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def file_metadata(model: BaseModel, run: Mapping[str, Any], *, title: str, is_lora: bool = False) -> dict[str, str]:
@@ -177,7 +172,7 @@ def card_text(
 
 def _base_of(run: Mapping[str, Any]) -> str | None:
     """The base's name on the Hub if it is known, else its folder's or file's own name."""
-    named = _dict(run.get("arguments")).get("pretrained_model_name_or_path")
+    named = run.get("arguments", {}).get("pretrained_model_name_or_path")
     if not isinstance(named, str) or not named:
         return None
     cached = re.search(r"models--([^/]+?)--([^/]+)", named)
@@ -191,7 +186,7 @@ def _base_of(run: Mapping[str, Any]) -> str | None:
 
 def _license(model: BaseModel, run: Mapping[str, Any]) -> str | None:
     """What the base's own card says, a plain word, else Stable Diffusion v1's if the UNet has its size."""
-    card = Path(str(_dict(run.get("base_model")).get("folder")), CARD_FILE)
+    card = Path(str(run.get("base_model", {}).get("folder")), CARD_FILE)
     if card.is_file() and card.stat().st_size < MOST_BYTES:
         with contextlib.suppress(Exception):  # somebody's own file, damaged in whatever way
             found = (metadata_load(card) or {}).get("license")
@@ -206,7 +201,7 @@ def _escaped(text: str) -> str:
 
 
 def _scores(metrics: Mapping[str, Any]) -> str:
-    both = [_dict(metrics.get("models")).get(name) or {} for name in ("baseline", "finetuned")]
+    both = [metrics.get("models", {}).get(name) or {} for name in ("baseline", "finetuned")]
     rows = []
     for key, (name, meaning) in SCORES.items():
         values = [(model.get(key) or {}).get("value") for model in both]
@@ -215,21 +210,20 @@ def _scores(metrics: Mapping[str, Any]) -> str:
             rows.append(f"| {name} | {' | '.join(cells)} | {meaning} |")
     subjects = f", means over {num} subjects" if (num := metrics.get("num_subjects")) else ""
     head = f"## Scores{subjects}\n| | base | this model | |\n|---|---|---|---|\n"
-    encoders = [_escaped(each["name"]) for each in _dict(metrics.get("encoders")).values() if each]
-    by = (
-        f"\n\nBy {' and '.join(encoders)}. {_dict(metrics.get('scorer')).get('line', '')}".rstrip() if encoders else ""
-    )
+    encoders = [_escaped(each["name"]) for each in metrics.get("encoders", {}).values() if each]
+    scorer = (metrics.get("scorer") or {}).get("line", "")
+    by = f"\n\nBy {' and '.join(encoders)}. {scorer}".rstrip() if encoders else ""
     return head + "\n".join(rows) + by if rows else ""
 
 
 def _settings(model: BaseModel, run: Mapping[str, Any]) -> str:
     settings, (step, strength) = settings_of(run), step_and_strength(run)
-    defaults = {k: value for k, value in _dict(run.get("defaults")).items() if k not in settings and value is not None}
+    defaults = {k: value for k, value in run.get("defaults", {}).items() if k not in settings and value is not None}
     if step is not None:
         settings["max_train_steps"] = f"{step} of {settings['max_train_steps']}"
     if strength is not None:
         settings["strength"] = f"{strength:g} times the way from the base to the trained weights"
-    versions = ", ".join(f"{name} {version}" for name, version in _dict(run.get("versions")).items())
+    versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
     settings |= {"prediction type": model.prediction_type, "device": run.get("device"), "versions": versions}
     said = {
         name: value for name, value in settings.items() if re.fullmatch(r"[\w ]+", name) and value not in (None, "")
@@ -249,7 +243,7 @@ def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
     """
     dropped = ("command", "launch", "skipped_files", "resumed_from", "exported_from")
     found = {key: without_paths(value) for key, value in run.items() if key not in dropped}
-    if isinstance(run.get("arguments"), Mapping):
+    if "arguments" in run:
         kept = {k: v for k, v in run["arguments"].items() if k not in LOCAL_ARGUMENTS}
         named = {k: PurePath(v).name for k, v in kept.items() if k.endswith("_name_or_path") and isinstance(v, str)}
         found["arguments"] = without_paths(kept) | named
@@ -257,10 +251,9 @@ def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
             found["arguments"]["pretrained_model_name_or_path"] = base
     if changes := changes_of(run):
         found["changes"] = changes
-    if isinstance(run.get("photos"), list):
-        photos = (photo for photo in run["photos"] if isinstance(photo, Mapping))
+    if "photos" in run:
         private = ("file", "folder", "sha256")
-        found["photos"] = [{key: value for key, value in photo.items() if key not in private} for photo in photos]
+        found["photos"] = [{k: v for k, v in photo.items() if k not in private} for photo in run["photos"]]
     return found
 
 

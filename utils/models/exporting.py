@@ -16,16 +16,9 @@ from typing import Any
 import torch
 
 from utils.errors import UserError
+from utils.files import ownership
 from utils.files.atomic import replace_path
-from utils.files.ownership import (
-    CHECKPOINT_NAME,
-    EXPORTED_FROM,
-    check_writable,
-    kept_names,
-    overlap,
-    prompts_of,
-    run_of,
-)
+from utils.files.ownership import EXPORTED_FROM, run_of
 from utils.models.card import CHECKPOINT_STEP, STRENGTH, file_metadata, write_card
 from utils.models.check import check_same_unet
 from utils.models.folder import UNET_STEM, BaseModel, find_weights, read_base
@@ -37,13 +30,13 @@ LORA_PREFIX = "lora_unet_"
 
 def check_export_folder(target: Path, source: Path) -> None:
     """A pipeline folder can be written to `target`: it is new, empty, or was exported before. Raises UserError."""
-    if overlap(target, source):
+    if ownership.overlap(target, source):
         raise UserError(f"{target} overlaps {source}: give the new pipeline a folder of its own")
     if os.path.lexists(target) and not target.is_dir():
         raise UserError(f"{target} is a file: name a new folder, or a file that ends in .safetensors")
-    if kept_names(target) and EXPORTED_FROM not in run_of(target):
+    if ownership.kept_names(target) and EXPORTED_FROM not in run_of(target):
         raise UserError(f"{target} holds files that no export wrote: name an empty or a new folder")
-    check_writable(target, target)
+    ownership.check_writable(target, target)
 
 
 def exported_record(folder: Path, tuned: Path, strength: float) -> dict[str, Any]:
@@ -55,7 +48,7 @@ def exported_record(folder: Path, tuned: Path, strength: float) -> dict[str, Any
     if not record or (tuned == folder and strength == 1):
         return record
     said, num_steps = {STRENGTH: strength * record.get(STRENGTH, 1)}, (record.get("result") or {}).get("num_steps")
-    if tuned != folder and (found := CHECKPOINT_NAME.fullmatch(tuned.name)):
+    if tuned != folder and (found := ownership.CHECKPOINT_NAME.fullmatch(tuned.name)):
         num_steps = said[CHECKPOINT_STEP] = int(found[1])
     return record | said | dict(result=dict(num_steps=num_steps))
 
@@ -102,7 +95,7 @@ def export_lora(
         "ss_output_name": path.stem,
         "ss_base_model_version": "sd_v1",
         "ss_v2": "False",
-        "ss_tag_frequency": json.dumps({"photos": prompts_of(run)}, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps({"photos": ownership.prompts_of(run)}, ensure_ascii=False),
         "ss_network_module": "networks.lora",  # linear layers, and convolutions as in LoCon
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),

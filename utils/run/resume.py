@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path, PurePath
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from utils.arguments import training_parser
 from utils.concepts import Concept
 from utils.data.class_images import plan_classes
-from utils.dataset import InstanceDataset, Photo
-from utils.errors import UserError
+from utils.dataset import InstanceDataset
+from utils.errors import UserError, shortened
 from utils.files.hashing import in_background, sha256_of
 from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, EXPORTED_FROM, RUN_FILE, result_of, run_of
@@ -51,7 +50,6 @@ NOT_COMPARED = set(
     ).split()
 )
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
-SHOWN_CHANGES = 3
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
 
 
@@ -119,10 +117,10 @@ def check_result(plan: Plan, dataset: InstanceDataset, base_hashes: dict[str, An
     """UserError unless the result that a run would replace, by its run.json, is of the same run, and no longer one."""
     arguments, photos = replaced.get("arguments", {}), replaced.get("photos", [])
     made = [
-        SimpleNamespace(
-            path=Path(photo.get("folder") or arguments.get("instance_data_dir") or "", str(photo.get("file"))),
-            prompt=photo.get("prompt", arguments.get("instance_prompt")),
-            sha256=str(photo.get("sha256")),
+        (
+            Path(photo.get("folder") or arguments.get("instance_data_dir") or "", str(photo.get("file"))),
+            photo.get("prompt", arguments.get("instance_prompt")),
+            str(photo.get("sha256")),
         )
         for photo in photos
     ]
@@ -253,12 +251,6 @@ def changes_since(kept: Mapping, determines: dict, arguments: Mapping[str, Any])
     return differences({**kept, "arguments": before}, determines)
 
 
-def shortened(found: list[str]) -> list[str]:
-    """The first few of some differences, and how many more there are."""
-    more = found[SHOWN_CHANGES:]
-    return [*found[:SHOWN_CHANGES], f"and {len(more)} more"] if more else found
-
-
 def check_same_run(
     checkpoint: Checkpoint, determines: dict, arguments: Mapping[str, Any], may_spread: bool = False
 ) -> list[str]:
@@ -306,13 +298,12 @@ def training_defaults(arguments: Iterable[str]) -> dict:
     return {name: parser.get_default(name) for name in arguments if name not in NOT_COMPARED}
 
 
-def photo_hashes(photos: list[Photo] | list[SimpleNamespace], instance_prompt: str | None) -> dict[str, str]:
-    """{file: SHA-256}, with the prompt if the flags do not say it; files are named as by in_numbered_folders."""
-    hashes = {}
-    for photo in photos:
-        said = "" if photo.prompt == instance_prompt else f" {photo.prompt!r}"
-        hashes[str(photo.path)] = photo.sha256 + said
-    return in_numbered_folders(hashes)
+def photo_hashes(photos: Iterable[tuple[Path, str, str]], instance_prompt: str | None) -> dict[str, str]:
+    """{file: SHA-256} of (path, prompt, SHA-256) each, with the prompt if the flags do not say it; files are named as
+    by in_numbered_folders.
+    """
+    said = ((path, sha256 + ("" if prompt == instance_prompt else f" {prompt!r}")) for path, prompt, sha256 in photos)
+    return in_numbered_folders({str(path): words for path, words in said})
 
 
 def in_numbered_folders(hashes: Mapping[str, str]) -> dict[str, str]:
@@ -330,10 +321,11 @@ def determinants(plan: Plan, class_images: list[Path], dataset: InstanceDataset,
     """
     name = plan.arguments["tokenizer_name"]
     tokenizer = sorted(Path(name).glob("*")) if name else []
+    photos = ((photo.path, photo.prompt, photo.sha256) for photo in dataset.photos)
     return dict(
         arguments=compared_arguments(plan.arguments),
         num_ranks=plan.num_ranks,
-        photos=photo_hashes(dataset.photos, plan.arguments["instance_prompt"]),
+        photos=photo_hashes(photos, plan.arguments["instance_prompt"]),
         class_images=in_numbered_folders({str(path): sha256_of(path) for path in class_images if path.is_file()}),
         base_model=base_hashes["sha256"],
         tokenizer={path.name: sha256_of(path) for path in tokenizer if path.is_file()},

@@ -20,7 +20,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 from utils.runtime.environment import as_torchrun_says_it, num_ranks, rank, under_torchrun
 
 T = TypeVar("T")
@@ -95,8 +95,7 @@ def _verdict(said: list, differences: Callable[[dict, dict], list[str]]) -> str:
             return complaint if complaint == complaints[0] else f"rank {number}: {complaint}"
     for number, other in enumerate(inputs):
         if found := differences(inputs[0], other):
-            more = f"; and {len(found) - 3} more" if found[3:] else ""
-            return f"rank {number} has not what rank 0 has ({'; '.join(found[:3])}{more}): give all ranks the same"
+            return f"rank {number} has not what rank 0 has ({'; '.join(shortened(found))}): give all ranks the same"
     return ""
 
 
@@ -113,18 +112,13 @@ def on_all_ranks(function: Callable[[], T], *, main_only: bool = False) -> T:
             result = function()
         except (UserError, OSError) as error:
             complaint = str(error)
-    complaints = [complaint]
-    if dist.get_world_size() > 1 and main_only:
-        shared = [(result, complaints)]
-        dist.broadcast_object_list(shared)
-        result, complaints = shared[0]
-    elif dist.get_world_size() > 1:
-        complaints = [None] * dist.get_world_size()
-        dist.all_gather_object(complaints, complaint)
-    for complaint in complaints:
+    said: list[Any] = [(complaint, result if main_only else None)] * dist.get_world_size()
+    if dist.get_world_size() > 1:
+        dist.all_gather_object(said, said[0])
+    for complaint, _ in said:
         if complaint is not None:
             raise UserError(complaint)
-    return result
+    return said[0][1] if main_only else result
 
 
 def is_lost_rank(error: BaseException | None) -> bool:
