@@ -13,16 +13,9 @@ from tests.helpers.script import as_argv, losses, run
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.concepts import Concept
-from utils.data import class_generation, class_images, inputs
+from utils.data import class_images, inputs
 from utils.data.class_generation import image_seed, make_batch
-from utils.data.class_images import (
-    ClassPlan,
-    file_name,
-    generation_settings,
-    model_hash,
-    plan_class_images,
-    write_class_image,
-)
+from utils.data.class_images import ClassPlan, file_name
 from utils.data.inputs import drawn_class_images
 from utils.data.randomness import CLASS, draw_sample
 from utils.dataset import ClassDataset, InstanceDataset
@@ -52,13 +45,13 @@ def write_made(folder, number: int, **changes) -> None:
     """A class image as this program writes it."""
     folder.mkdir(exist_ok=True)
     image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8))
-    write_class_image(
+    class_images.write_class_image(
         folder / file_name(number), image, dict(number=number, seed=number + 7, settings=SETTINGS | changes)
     )
 
 
 def plan_of(concept: Concept, num_class_images: int) -> ClassPlan:
-    return plan_class_images(concept.class_data_dir, concept.class_prompt, SETTINGS, num_class_images)
+    return class_images.plan_class_images(concept.class_data_dir, concept.class_prompt, SETTINGS, num_class_images)
 
 
 def numbers_used(plan) -> list[str]:
@@ -96,7 +89,7 @@ def test_images_of_another_prompt_or_model_are_refused(concept, name, value):
 
 
 def test_every_setting_that_is_compared_is_tested(tiny_pipeline_dir):
-    assert OTHER.keys() == generation_settings(read_base(tiny_pipeline_dir), "abc", "a cat").keys()
+    assert OTHER.keys() == class_images.generation_settings(read_base(tiny_pipeline_dir), "abc", "a cat").keys()
 
 
 def test_images_of_the_users_own_are_used_if_they_are_enough_and_not_filled_up(concept):
@@ -180,7 +173,7 @@ def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_byt
 
     monkeypatch.setattr(Image.Image, "save", save)
     with pytest.raises(OSError, match="No space left"):
-        write_class_image(
+        class_images.write_class_image(
             tmp_path / file_name(0), Image.new("RGB", (16, 16)), dict(number=0, seed=7, settings=SETTINGS)
         )
     assert list(tmp_path.iterdir()) == []
@@ -188,7 +181,7 @@ def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_byt
 
 def test_the_model_hash_is_of_the_weights_not_of_the_place(tmp_path, tiny_pipeline_dir, base):
     def hash_of(folder) -> str:
-        return model_hash(hash_files(check_base_model(folder))["sha256"])
+        return class_images.model_hash(hash_files(check_base_model(folder))["sha256"])
 
     assert hash_of(base) == hash_of(tiny_pipeline_dir)
     (base / "vae/.hidden").write_text("x")
@@ -278,13 +271,13 @@ def test_only_images_that_a_run_draws_are_encoded():
 
 
 def test_the_plan_is_said_before_an_image_is_made(prior, capsys, monkeypatch):
-    plain, said = class_generation.write_class_image, []
+    plain, said = class_images.write_class_image, []
 
     def write_image(*arguments):
         said.append(capsys.readouterr().out)
         plain(*arguments)
 
-    monkeypatch.setattr(class_generation, "write_class_image", write_image)
+    monkeypatch.setattr(class_images, "write_class_image", write_image)
     run(prior)
     assert "have 0, need 5, will make 5 (1 ranks, 4 at a time), will use 5" in said[0]
 

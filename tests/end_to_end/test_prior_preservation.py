@@ -50,7 +50,7 @@ def test_a_class_folder_that_cannot_be_written(prior, tmp_path, capsys, monkeypa
     def full_disk(*_):
         raise OSError(28, "No space left on device", "class-00000.png")
 
-    monkeypatch.setattr("utils.data.class_generation.write_class_image", full_disk)
+    monkeypatch.setattr("utils.data.class_images.write_class_image", full_disk)
     assert run_main(main, as_argv(prior)) == 2
     said = capsys.readouterr().err
     assert "No space left on device: 'class-00000.png'" in said and "Traceback" not in said

@@ -13,14 +13,6 @@ from utils.models.check import check_base_model
 from utils.models.folder import FROZEN_PARTS, read_base
 from utils.models.single_file import export_single_file
 from utils.preflight import resources
-from utils.preflight.resources import (
-    check_device,
-    check_disk,
-    check_schedule,
-    describe_flags,
-    describe_launcher,
-    describe_rounding,
-)
 from utils.run.plan import make_plan
 from utils.training.build import learning_rate_table
 from utils.training.memory import MemoryNeeds
@@ -48,11 +40,11 @@ def test_the_disk_space_that_is_asked_for(tmp_path, tiny_pipeline_dir, monkeypat
         needed = count * 4 + copied + most * count * 12
         free["bytes"] = needed - 1
         with pytest.raises(UserError, match=r"too little disk space \(.* for the result, .* free\); .*_total_limit"):
-            check_disk(plan, base, first)
+            resources.check_disk(plan, base, first)
         free["bytes"] = needed
-        assert check_disk(plan, base, first)[1] == "note"
+        assert resources.check_disk(plan, base, first)[1] == "note"
         free["bytes"] = needed + count * 12
-        assert check_disk(plan, base, first)[1] == "ok"
+        assert resources.check_disk(plan, base, first)[1] == "ok"
 
 
 def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
@@ -65,13 +57,13 @@ def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
     free = {"bytes": without + tensors}
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
     with pytest.raises(UserError, match="too little disk space"):
-        check_disk(plan, base, 0)
+        resources.check_disk(plan, base, 0)
     free["bytes"] = without + int(tensors * 1.3)  # the headers of files so small
-    check_disk(plan, base, 0)
+    resources.check_disk(plan, base, 0)
     monkeypatch.setattr(resources, "_same_device", lambda one, other: one != path.parent)
     free["bytes"] = tensors - 1
     with pytest.raises(UserError, match="--export_single_file: the file takes .* GB free; free some, or choose"):
-        check_disk(plan, base, 0)
+        resources.check_disk(plan, base, 0)
 
 
 @pytest.mark.parametrize("stored", ["bin", "fp16 variant"])
@@ -89,7 +81,9 @@ def test_parameters_are_the_whole_models_however_it_is_stored(base, stored):
 
 def test_a_disk_that_does_not_say_how_large_it_is(tmp_path, tiny_pipeline_dir, monkeypatch):
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=0, free=0))
-    finding, verdict = check_disk(plan_of(tmp_path, max_train_steps=1), check_base_model(tiny_pipeline_dir), 0)
+    finding, verdict = resources.check_disk(
+        plan_of(tmp_path, max_train_steps=1), check_base_model(tiny_pipeline_dir), 0
+    )
     assert verdict == "note" and finding.endswith("the disk does not say how much is free")
 
 
@@ -108,26 +102,26 @@ def test_the_gpu(tmp_path, tiny_pipeline_dir, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=0: (8_000_000_000, 8_000_000_000))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: "A GPU")
-    assert check_device(make_needs(count), low_memory=False)[1] == "ok"
-    finding, verdict = check_device(make_needs(count, train_batch_size=16), low_memory=False)
+    assert resources.check_device(make_needs(count), low_memory=False)[1] == "ok"
+    finding, verdict = resources.check_device(make_needs(count, train_batch_size=16), low_memory=False)
     assert verdict == "note" and "it fits with --gradient_checkpointing (about 4.3 GB)" in finding
-    finding, verdict = check_device(make_needs(count, resolution=4096), low_memory=False)
+    finding, verdict = resources.check_device(make_needs(count, resolution=4096), low_memory=False)
     assert verdict == "note" and "it may not fit; try a smaller --resolution" in finding
     needs = make_needs(count, gradient_checkpointing=True, offload_optimizer="moments")
     with monkeypatch.context() as without_triton:
         without_triton.setattr("utils.training.packed.HAS_TRITON", False)
         with pytest.raises(UserError, match="--low_memory: offloading on a GPU needs Triton .* which is not here"):
-            check_device(needs, low_memory=True)
+            resources.check_device(needs, low_memory=True)
     monkeypatch.setattr("utils.training.packed.host_memory_problem", lambda device: None)
-    finding, verdict = check_device(needs, low_memory=True)
+    finding, verdict = resources.check_device(needs, low_memory=True)
     assert verdict == "ok" and "(--low_memory: --gradient_checkpointing --offload_optimizer moments)" in finding
     monkeypatch.setattr(resources.memory, "free_host_memory", lambda: 1e3)
-    finding, verdict = check_device(needs, low_memory=True)
+    finding, verdict = resources.check_device(needs, low_memory=True)
     assert verdict == "note" and "--use_8bit_adam or another --offload_optimizer takes less" in finding
     for name, value in dict(RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="here").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="--nproc_per_node 2, but torch sees 1 GPUs"):
-        check_device(make_needs(count), low_memory=False)
+        resources.check_device(make_needs(count), low_memory=False)
 
 
 @pytest.mark.parametrize(("hidden", "verdict"), [(None, "note"), ("", "ok")])
@@ -137,7 +131,7 @@ def test_a_gpu_that_torch_cannot_use_is_a_note(tmp_path, tiny_pipeline_dir, monk
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    finding, found = check_device(make_needs(7_000_000), low_memory=False)
+    finding, found = resources.check_device(make_needs(7_000_000), low_memory=False)
     assert found == verdict and ("which takes hours: there is an NVIDIA GPU" in finding) == (verdict == "note")
 
 
@@ -169,7 +163,7 @@ def plan_of(tmp_path, **values):
 )
 def test_a_warm_up_longer_than_the_run(tmp_path, scheduler, warmup, steps, reached):
     values = dict(lr_scheduler=scheduler, lr_warmup_steps=warmup, max_train_steps=steps, learning_rate=1e-4)
-    said = check_schedule(plan_of(tmp_path, **values))
+    said = resources.check_schedule(plan_of(tmp_path, **values))
     assert (said is None) == (reached is None)
     if reached:
         assert f"reaches {reached} of 0.0001" in said
@@ -179,15 +173,15 @@ def test_a_warm_up_longer_than_the_run(tmp_path, scheduler, warmup, steps, reach
 def test_a_schedule_that_diffusers_refuses(tmp_path):
     values = dict(lr_scheduler="polynomial", learning_rate=1e-8, max_train_steps=2)
     with pytest.raises(UserError, match="--lr_scheduler polynomial ends at 1e-07: --learning_rate 1e-08"):
-        check_schedule(plan_of(tmp_path, **values))
+        resources.check_schedule(plan_of(tmp_path, **values))
 
 
 def test_a_result_in_fp16_that_hardly_changes(tmp_path):
     little = dict(learning_rate=1e-7, max_train_steps=20)
-    said = describe_rounding(plan_of(tmp_path, **little))
+    said = resources.describe_rounding(plan_of(tmp_path, **little))
     assert said.startswith("20 steps move a weight by 2e-06 at most: saved in fp16, those above 0.008 stay what they")
-    assert describe_rounding(plan_of(tmp_path, **little, save_dtype="fp32")) is None
-    assert describe_rounding(plan_of(tmp_path, learning_rate=1e-3, max_train_steps=300)) is None
+    assert resources.describe_rounding(plan_of(tmp_path, **little, save_dtype="fp32")) is None
+    assert resources.describe_rounding(plan_of(tmp_path, learning_rate=1e-3, max_train_steps=300)) is None
     weights = torch.tensor([0.0082, 0.1, 1.0]).half().float()  # above 2e-6 x 2**12
     assert ((weights + 2e-6).half() == weights).all() and ((weights - 1.9e-6).half() == weights).all()
     assert (torch.tensor([0.004]).half().float() + 2e-6).half() != torch.tensor([0.004]).half()
@@ -224,7 +218,7 @@ def test_a_result_in_fp16_that_hardly_changes(tmp_path):
     ],
 )
 def test_flags_without_effect_and_numbers_that_can_hardly_be_meant(tmp_path, given, said):
-    found = list(describe_flags(plan_of(tmp_path, **given), 4))
+    found = list(resources.describe_flags(plan_of(tmp_path, **given), 4))
     assert len(found) == len(said) and all(map(str.startswith, found, said)), found
 
 
@@ -235,17 +229,19 @@ def test_a_rate_is_judged_as_it_is_scaled(tmp_path):
         (True, 1, "--scale_lr: no effect on steps"),
     ):
         args.train_batch_size = batch
-        (found,) = describe_flags(make_plan(args, **COUNTS), 4)
+        (found,) = resources.describe_flags(make_plan(args, **COUNTS), 4)
         assert found.startswith(said)
 
 
 def test_accelerates_precision_is_not_read(tmp_path, monkeypatch):
     plan = plan_of(tmp_path)
-    assert describe_launcher(plan) is None
+    assert resources.describe_launcher(plan) is None
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert describe_launcher(plan) is None
+    assert resources.describe_launcher(plan) is None
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert describe_launcher(plan).startswith("accelerate's mixed precision (bf16) is not read: the run is in no")
+    assert resources.describe_launcher(plan).startswith(
+        "accelerate's mixed precision (bf16) is not read: the run is in no"
+    )
 
 
 def test_they_are_notes_in_the_table(tmp_path, tiny_pipeline_dir, photos_dir, capsys, monkeypatch):

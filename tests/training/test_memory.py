@@ -15,15 +15,7 @@ from utils.command_line import run_main
 from utils.errors import RunFailed
 from utils.run.plan import memory_needs
 from utils.training import memory
-from utils.training.memory import (
-    MemoryNeeds,
-    alternatives,
-    host_memory_needed,
-    memory_needed,
-    memory_parts,
-    out_of_memory_in_one_line,
-    out_of_memory_line,
-)
+from utils.training.memory import MemoryNeeds
 
 SD = 859_520_964
 
@@ -34,7 +26,7 @@ def make_needs(*given: str) -> MemoryNeeds:
 
 
 def gigabytes(*given: str) -> float:
-    return memory_needed(make_needs(*given)) / 1e9
+    return memory.memory_needed(make_needs(*given)) / 1e9
 
 
 def test_what_was_measured():
@@ -45,7 +37,7 @@ def test_what_was_measured():
 
 
 def test_each_flag_takes_away_its_part():
-    in_fp32 = memory_parts(make_needs("--mixed_precision=no", "--offload_optimizer=all"))
+    in_fp32 = memory.memory_parts(make_needs("--mixed_precision=no", "--offload_optimizer=all"))
     assert (in_fp32["weights"], in_fp32["masters"]) == (4 * SD, 0)
     one, two = (gigabytes("--train_batch_size=4", *more) for more in ((), ("--resolution=256",)))
     assert one > two > gigabytes("--low_memory")
@@ -62,11 +54,11 @@ def test_several_ranks_have_buckets_all_the_time(monkeypatch):
 
 
 def test_host_memory():
-    assert host_memory_needed(make_needs()) == 0
-    assert host_memory_needed(make_needs("--offload_optimizer=moments")) == 8 * SD
-    assert host_memory_needed(make_needs("--low_memory")) == 10 * SD
-    assert host_memory_needed(make_needs("--low_memory", "--mixed_precision=no")) == 8 * SD
-    assert host_memory_needed(make_needs("--low_memory", "--use_8bit_adam")) < 4.1 * SD
+    assert memory.host_memory_needed(make_needs()) == 0
+    assert memory.host_memory_needed(make_needs("--offload_optimizer=moments")) == 8 * SD
+    assert memory.host_memory_needed(make_needs("--low_memory")) == 10 * SD
+    assert memory.host_memory_needed(make_needs("--low_memory", "--mixed_precision=no")) == 8 * SD
+    assert memory.host_memory_needed(make_needs("--low_memory", "--use_8bit_adam")) < 4.1 * SD
 
 
 GIB = 1 << 30
@@ -100,7 +92,7 @@ def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch, fil
 
 
 def test_the_flags_that_are_advised_save_what_is_said():
-    found = dict(alternatives(make_needs("--train_batch_size=8")))
+    found = dict(memory.alternatives(make_needs("--train_batch_size=8")))
     assert list(found) == [
         "--gradient_checkpointing",
         "--use_8bit_adam",
@@ -111,18 +103,18 @@ def test_the_flags_that_are_advised_save_what_is_said():
     ]
     for advice, needed in found.items():
         assert needed / 1e9 == pytest.approx(gigabytes("--train_batch_size=8", *advice.split()))
-    assert dict(alternatives(make_needs("--low_memory"))) == {}
-    assert list(dict(alternatives(make_needs("--offload_optimizer=moments")))) == [
+    assert dict(memory.alternatives(make_needs("--low_memory"))) == {}
+    assert list(dict(memory.alternatives(make_needs("--offload_optimizer=moments")))) == [
         "--offload_optimizer all",
         "--low_memory",
     ]
 
 
 def test_the_line():
-    line = out_of_memory_line(make_needs("--gradient_checkpointing"))
+    line = memory.out_of_memory_line(make_needs("--gradient_checkpointing"))
     assert "needs about 12.3 GB" in line and "--offload_optimizer all 8.6 GB" in line
     assert "--gradient_checkpointing" not in line and "--low_memory" not in line
-    assert "What saves" not in out_of_memory_line(make_needs("--low_memory"))
+    assert "What saves" not in memory.out_of_memory_line(make_needs("--low_memory"))
 
 
 def full(*args, **kwargs):
@@ -164,7 +156,7 @@ def test_other_errors_stay_what_they_are(flags, monkeypatch):
 def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
     for name, value in dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="head").items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RunFailed), out_of_memory_in_one_line(make_needs()):
+    with pytest.raises(RunFailed), memory.out_of_memory_in_one_line(make_needs()):
         full()
     assert capsys.readouterr().err.startswith("error: rank 1: the GPU's memory is full")
 

@@ -23,16 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from utils.kernels.operations import (
-    add_bias_residual,
-    add_bias_residual_of_tokens,
-    add_layer_norm,
-    attention,
-    geglu,
-    group_norm,
-    linear,
-    project,
-)
+from utils.kernels import operations
+from utils.kernels.operations import add_bias_residual, linear
 from utils.runtime import private
 
 
@@ -127,11 +119,11 @@ def _attend(layer: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Multi-head attention without its output projection: x [B, T, D], context [B, S, E] or None -> [B, T, D]."""
     query, key_value = layer.to_q.weight, (layer.to_k.weight, layer.to_v.weight)
     if context is None:
-        query_key_value = project(x, (query, *key_value))
+        query_key_value = operations.project(x, (query, *key_value))
     else:
-        query_key_value = (linear(x, query), *project(context, key_value))
+        query_key_value = (linear(x, query), *operations.project(context, key_value))
     heads = [states.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for states in query_key_value]
-    return attention(*heads).transpose(1, 2).flatten(2)
+    return operations.attention(*heads).transpose(1, 2).flatten(2)
 
 
 def _takes_plain_forward(*unusual: object) -> bool:
@@ -141,12 +133,12 @@ def _takes_plain_forward(*unusual: object) -> bool:
 
 def _group_norm(norm: Any, x: Tensor, silu: bool, **more: Any) -> Any:
     """GroupNorm, and SiLU or not, of x [B, C, H, W]; the result is channels_last."""
-    return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, **more)
+    return operations.group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, **more)
 
 
 def _add_norm(norm: Any, x: Tensor, residual: Tensor | None, x_bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """s = x + residual + x_bias, and LayerNorm(s): x, residual [B, T, D]; x_bias [D]; the last two may be None."""
-    return add_layer_norm(x, norm.weight, norm.bias, norm.eps, residual, x_bias)
+    return operations.add_layer_norm(x, norm.weight, norm.bias, norm.eps, residual, x_bias)
 
 
 def _shifts(plain_forward: Callable, layers: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -179,8 +171,8 @@ def _block_forward(
         hidden_states, normed = _self_attention(block, hidden_states, input_bias)
     out = linear(_attend(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
     hidden_states, normed = _add_norm(block.norm3, out, hidden_states, attn2.to_out[0].bias)
-    gated = geglu(linear(normed, up.proj.weight), up.proj.bias)
-    return add_bias_residual_of_tokens(linear(gated, down.weight), hidden_states, down.bias)
+    gated = operations.geglu(linear(normed, up.proj.weight), up.proj.bias)
+    return operations.add_bias_residual_of_tokens(linear(gated, down.weight), hidden_states, down.bias)
 
 
 def _self_attention(block: Any, hidden_states: Tensor, input_bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -20,25 +20,15 @@ from safetensors.torch import save_file
 
 from utils.errors import UserError, first_line
 from utils.files.json_files import read_json, write_json
+from utils.models import single_file
 from utils.models.check import check_config, check_fit
 from utils.models.folder import CONFIG_FILES, MODEL_INDEX, WEIGHT_STEMS, count
-from utils.models.single_file import (
-    CONFIG_KEY,
-    PREDICTS_VELOCITY,
-    TEXT_PREFIX,
-    UNET_PREFIX,
-    VAE_PREFIX,
-    ZERO_TERMINAL_SNR,
-    is_used_layer,
-    original_text_name,
-    original_vae_name,
-)
+from utils.models.single_file import CONFIG_KEY, PREDICTS_VELOCITY, PREFIXES, ZERO_TERMINAL_SNR
 from utils.models.weight_files import Tensors, read_tensors
 
 V1 = Path(__file__).with_name("v1")
 TOKENIZER = Path(__file__).resolve().parents[2] / "model" / "tiny-stable-diffusion" / "tokenizer"  # CLIP's own
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
-PREFIXES = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, "text_encoder": TEXT_PREFIX}
 EMA_PREFIX = "model_ema.diffusion_model"
 CLIP_SKIP = "the last layers of its text encoder, which its configuration does not use (clip skip),"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -86,7 +76,7 @@ def import_single_file(path: Path, folder: Path) -> list[str]:
     write_json(folder / CONFIG_FILES["scheduler"], scheduler)
     index = read_json(V1 / MODEL_INDEX) | dict(scheduler=["diffusers", scheduler["_class_name"]])
     write_json(folder / MODEL_INDEX, index)
-    unused = [name for name in parts["text_encoder"] if not is_used_layer(name, configs["text_encoder"])]
+    unused = [name for name in parts["text_encoder"] if not single_file.is_used_layer(name, configs["text_encoder"])]
     notes = {"it holds no VAE": "vae" not in parts, f"{CLIP_SKIP} are left out": unused}
     return [*_notes(path, tensors, scheduler), *(note for note, holds in notes.items() if holds)]
 
@@ -105,7 +95,7 @@ def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
     tensors, metadata = read_tensors(path)
     if not tensors:
         raise UserError(f"{path} holds no weights; copy or download it again")
-    start = next((name[: name.index(UNET_PREFIX)] for name in tensors if UNET_PREFIX in name), "")
+    start = next((name[: name.index(PREFIXES["unet"])] for name in tensors if PREFIXES["unet"] in name), "")
     return {name.removeprefix(start): value for name, value in tensors.items()}, metadata
 
 
@@ -151,9 +141,11 @@ def _part(path: Path, part: str, tensors: Tensors) -> Tensors:
         starts = ("encoder.", "decoder.", "quant_", "post_")
         found = {name: value for name, value in tensors.items() if name.startswith(starts)}
         if num_blocks := count(found, r"encoder\.down_blocks\.(\d+)\."):  # diffusers' names
-            found = {original_vae_name(name, num_blocks): value for name, value in found.items()}
+            found = {single_file.original_vae_name(name, num_blocks): value for name, value in found.items()}
     if part == "text_encoder":
-        found = {original_text_name(name): value for name, value in found.items() if "position_ids" not in name}
+        found = {
+            single_file.original_text_name(name): value for name, value in found.items() if "position_ids" not in name
+        }
     for name, value in found.items():
         if value.dtype not in DTYPES:
             raise UserError(f"{path}: {prefix}{name} is {value.dtype}; give a file in float16 or float32")
@@ -185,7 +177,7 @@ def _write_part(path: Path, part: str, tensors: Tensors, config: dict[str, Any],
     """Writes a part's configuration and its weights into `folder`, in the widest of their dtypes. Raises UserError."""
     write_json(folder / CONFIG_FILES[part], config)
     if part == "text_encoder":
-        tensors = {name: value for name, value in tensors.items() if is_used_layer(name, config)}
+        tensors = {name: value for name, value in tensors.items() if single_file.is_used_layer(name, config)}
     if part != "text_encoder":  # by diffusers, with that configuration
         cls = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
         dtype = functools.reduce(torch.promote_types, {value.dtype for value in tensors.values()})
@@ -211,7 +203,7 @@ def _notes(path: Path, tensors: Collection[str], scheduler: Mapping[str, Any]) -
         notes.append("it predicts velocity (v_prediction)")
     elif path.with_suffix(".yaml").exists():
         notes.append(f"{path.stem}.yaml beside it is not read: the model is taken to predict noise (epsilon)")
-    if not any(name.startswith(UNET_PREFIX) for name in tensors):
+    if not any(name.startswith(PREFIXES["unet"]) for name in tensors):
         notes.append("its UNet's weights are EMA's: it has no others")
         used += (EMA_PREFIX,)
     if over := [name for name in tensors if not name.startswith(used)]:

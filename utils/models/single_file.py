@@ -20,7 +20,7 @@ from utils.models.folder import BaseModel, find_weights
 from utils.models.saving import SAVE_DTYPES, save_with_hash
 from utils.models.weight_files import read_tensors
 
-UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+PREFIXES = dict(unet="model.diffusion_model.", vae="first_stage_model.", text_encoder="cond_stage_model.transformer.")
 CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration
 WITH_ATTENTION = "CrossAttn"  # in the names of the blocks that have it
 # What a UNet's configuration means that leaves a key out.
@@ -137,16 +137,16 @@ def original_state_dict(base: BaseModel, unet_weights: Iterable[Named] | None = 
     num_blocks = len(base.configs["vae"].get("block_out_channels") or [64])
     state_dict = {}
     for name, value in read_weights(folder, "unet").items() if unet_weights is None else unet_weights:
-        state_dict[UNET_PREFIX + original_unet_name(name, layers, with_attention)] = value
+        state_dict[PREFIXES["unet"] + original_unet_name(name, layers, with_attention)] = value
     for name, value in read_weights(folder, "vae").items():
         original = original_vae_name(name, num_blocks)
         # The original's attention is made of 1x1 convolutions, diffusers' of linear layers.
         is_attention = ".attn_1." in original and ".norm." not in original
         value = value[:, :, None, None] if is_attention and value.dim() == 2 else value
-        state_dict[VAE_PREFIX + original] = value
+        state_dict[PREFIXES["vae"] + original] = value
     for name, value in read_weights(folder, "text_encoder").items():
         if is_used_layer(name, base.configs["text_encoder"]):
-            state_dict[TEXT_PREFIX + original_text_name(name)] = value
+            state_dict[PREFIXES["text_encoder"] + original_text_name(name)] = value
     return state_dict
 
 
