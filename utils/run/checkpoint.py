@@ -24,18 +24,8 @@ from utils.files.atomic import move, staging_folder, sync, sync_tree
 from utils.files.json_files import write_json
 from utils.models.folder import find_weights
 from utils.models.saving import SAVE_DTYPES, write_safetensors
-from utils.run.lineage import (
-    FORMAT,
-    HASHES,
-    STATE_FILE,
-    TENSORS_FILE,
-    UNET_FILE,
-    Checkpoint,
-    Lineage,
-    discard,
-    list_checkpoints,
-    read_checkpoint,
-)
+from utils.run import lineage
+from utils.run.lineage import Checkpoint, Lineage
 from utils.training import snapshot
 from utils.training.optimizer import MasterWeightsOptimizer
 from utils.training.snapshot import COUNTERS, COUNTERS_OF_UPDATES, Named, Snapshot
@@ -129,29 +119,29 @@ class Checkpointer:
             self._fill(staging, step)
             sync_tree(staging)
             if os.path.lexists(target):
-                if target.is_symlink() or read_checkpoint(target) is None:
+                if target.is_symlink() or lineage.read_checkpoint(target) is None:
                     raise UserError(f"{target} exists and is not this program's; move it away")
-                discard(target)
+                lineage.discard(target)
             move(staging, target)
             sync(self.output_dir)
         if self.total_limit is not None:
-            others = [found for found in list_checkpoints(self.output_dir, self.lineage) if found.step != step]
+            others = [found for found in lineage.list_checkpoints(self.output_dir, self.lineage) if found.step != step]
             for checkpoint in others[: max(0, len(others) + 1 - self.total_limit)]:
-                discard(checkpoint.path)
+                lineage.discard(checkpoint.path)
         return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
     def _fill(self, folder: Path, step: int) -> None:
         (folder / "unet" / "config.json").write_bytes(self.unet_config)
         state = self.snapshot.training_state(with_masters=self.save_dtype != "fp32")
-        tensors = {UNET_FILE: (self.snapshot.masters(), SAVE_DTYPES[self.save_dtype])}
-        tensors[TENSORS_FILE] = (state, torch.float32)
+        tensors = {lineage.UNET_FILE: (self.snapshot.masters(), SAVE_DTYPES[self.save_dtype])}
+        tensors[lineage.TENSORS_FILE] = (state, torch.float32)
         digests = {name: hashlib.sha256() for name in tensors}
         for name, (named, dtype) in tensors.items():
             write_safetensors(folder / name, named, dtype, digests[name])
-        written = dict(program=PROGRAM, format=FORMAT, step=step, **self.lineage._asdict())
-        written[HASHES] = {name: digest.hexdigest() for name, digest in digests.items()}
+        written = dict(program=PROGRAM, format=lineage.FORMAT, step=step, **self.lineage._asdict())
+        written[lineage.HASHES] = {name: digest.hexdigest() for name, digest in digests.items()}
         written["optimizer"] = self.snapshot.counters()
-        write_json(folder / STATE_FILE, written | self.describe())
+        write_json(folder / lineage.STATE_FILE, written | self.describe())
 
 
 def restore(checkpoint: Checkpoint, optimizer: MasterWeightsOptimizer) -> None:
@@ -163,13 +153,13 @@ def restore(checkpoint: Checkpoint, optimizer: MasterWeightsOptimizer) -> None:
     counters = {name: checkpoint.state.get("optimizer", {}).get(name) for name in names}
     for name, value in counters.items():
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise UserError(f"{path / STATE_FILE}: {name} is {value!r}; resume from another checkpoint")
+            raise UserError(f"{path / lineage.STATE_FILE}: {name} is {value!r}; resume from another checkpoint")
 
     def read(part: str, named: Named) -> None:
         if part == "master" and masters_are_in_unet:
-            _read_tensors(path / UNET_FILE, "", named)
+            _read_tensors(path / lineage.UNET_FILE, "", named)
         else:
-            _read_tensors(path / TENSORS_FILE, f"{part}.", named)
+            _read_tensors(path / lineage.TENSORS_FILE, f"{part}.", named)
 
     snapshot.restore(optimizer, read, counters)
 
