@@ -112,10 +112,10 @@ weights of the loss are left out -> tests/test_diffusion.py
 a mask's loss is that of a sum -> tests/test_diffusion.py
 -position_weights.flatten(1).sum(1).clamp(min=SMALLEST_WEIGHT)
 +position_weights.flatten(1).sum(1).clamp(min=1e9)
-the class images' loss counts once, whatever the weight -> tests/end_to_end/test_prior_preservation.py
+the class images' loss counts once, whatever the weight -> tests/test_diffusion.py
 -instance_loss + self.prior_loss_weight * class_loss
 +instance_loss + class_loss
-the halves of a batch are exchanged -> tests/end_to_end/test_prior_preservation.py
+the halves of a batch are exchanged -> tests/test_diffusion.py
 -(instance_pred, class_pred), (instance_target, class_target) = model_pred.chunk(2), target.chunk(2)
 +(class_pred, instance_pred), (class_target, instance_target) = model_pred.chunk(2), target.chunk(2)
 === utils/errors.py
@@ -391,7 +391,7 @@ a resumed fp16 run doubles its loss scale at another step -> tests/run/test_chec
 a rank's loss is its own mean, not its share -> tests/end_to_end/test_ranks.py
 -len(micro_batches) * self.num_ranks
 +len(micro_batches)
-the loss is not divided among micro-batches -> tests/end_to_end/test_cli.py -k micro_batches
+the loss is not divided among micro-batches -> tests/end_to_end/test_independent_loop.py -k accumulation
 -self.booster.backward(losses[0] / num_shares, self.optimizer)
 +self.booster.backward(losses[0], self.optimizer)
 === utils/training/validation.py

@@ -21,20 +21,6 @@ def test_silent_if_all_is_well(flags, capsys, tmp_path):
     assert tuple(capsys.readouterr()) == ("", "") and sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (dict(pretrained_model_name_or_path="missing"), "missing"),
-        (dict(resolution=33), "--resolution 33 is not divisible"),
-    ],
-)
-def test_a_mistake_is_one_line(flags, changes, said, capsys):
-    """Of either command line: tests/end_to_end/test_setup.py."""
-    assert check(flags | changes) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and said in err
-
-
 def test_what_is_trained_is_what_is_evaluated(flags, capsys, tmp_path):
     assert check(flags, evaluated=tmp_path / "earlier") == 2
     assert f"{tmp_path / 'earlier'} is evaluated: set OUTPUT_DIR instead" in capsys.readouterr().err

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from bench import coverage, loss_curves, precision, start, train_step
 from bench import evaluate as bench
+from bench import loss_curves, precision, start, train_step
 from bench.timing import median_ms
 from tests.helpers.script import EMBEDDED, ROOT
 
@@ -81,17 +81,6 @@ def test_the_median_of_several_calls_is_taken():
     pauses = iter([0.4, 0.0, 0.4, 0.0])  # the first is the warm-up
     assert median_ms(lambda: time.sleep(next(pauses)), repeats=3, on_gpu=False) < 300
     assert next(pauses, None) is None
-
-
-def test_coverage_has_a_row_for_each_layout(capsys):
-    coverage.main(["--trials", "12"])
-    rows = capsys.readouterr().out.splitlines()
-    several = [layout for layout in coverage.LAYOUTS if layout[0] > 1]
-    assert sum(row.startswith("| ") for row in rows) == len(coverage.LAYOUTS) + len(several) + 4
-    (row,) = [row for row in rows if row.startswith("| 25 x 2 | none | none")]
-    assert row.count("none") == len(coverage.COMPONENTS) + 1
-    held = [float(cell.split()[0]) for cell in rows[2].split("|")[2:-1]]
-    assert all(0.5 <= share <= 1 for share in held)
 
 
 def test_what_rounding_costs_is_measured(tmp_path, tiny_pipeline_dir, photos_dir):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
 from utils.run.logs import TrainingLog
+from utils.run.loop import TrainingRun
 
 
 class Process:
@@ -112,6 +113,25 @@ def after_step(step: int, action: Callable[[], None]) -> Callable[[], None]:
 def pause_after(step: int, released: Callable[[], bool]) -> Callable[[], None]:
     """A `prepare` with which the run waits after step `step` until `released()`, so that a test has time to act."""
     return after_step(step, lambda: wait_for(released))
+
+
+def die_after(step: int) -> Callable[[], None]:
+    """A `prepare` with which the run kills itself after step `step`, whose log and checkpoint are on the disk."""
+
+    def prepare() -> None:
+        checkpoint_if_due = TrainingRun._checkpoint_if_due
+
+        def and_die(self, number: int) -> None:
+            checkpoint_if_due(self, number)
+            if number == step:
+                if self.checkpointer is not None:
+                    self.checkpointer.wait()
+                self.log.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        TrainingRun._checkpoint_if_due = and_die
+
+    return prepare
 
 
 def finish(ranks: list[Process]) -> list[int]:

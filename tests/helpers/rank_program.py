@@ -1,23 +1,14 @@
-"""The training script with a second rank that kills itself after step 5 of its first start, for torchrun."""
+"""The training script, which kills itself after step $KILLED_AFTER; under torchrun rank 1 of the first start does."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.helpers.processes import die_after
 from train_dreambooth_colossalai import main
 from utils.command_line import run_main
-from utils.run.loop import TrainingRun
 
-checkpoint_if_due = TrainingRun._checkpoint_if_due
-
-
-def and_die(self, step: int) -> None:
-    checkpoint_if_due(self, step)
-    if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"], step) == ("1", "0", 5):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-TrainingRun._checkpoint_if_due = and_die
+if (os.environ.get("RANK", "1"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == ("1", "0"):
+    die_after(int(os.environ["KILLED_AFTER"]))()
 sys.exit(run_main(main))

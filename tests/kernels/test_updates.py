@@ -51,16 +51,6 @@ def test_an_update_without_a_learning_rate_leaves_the_masters(device, weight_dty
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_adamw_skips_whatever_the_gradient_holds(device):
-    state = adamw_state(5003, torch.float16, device)
-    before = [buffer.clone() for buffer in state]
-    grad = torch.full((5003,), torch.nan, dtype=torch.float16, device=device)
-    grad[::2] = torch.inf
-    operations.adamw_(*state[:2], grad, *state[2:], adamw_scalars(1, torch.nan, False, device))
-    assert all(torch.equal(now, then) for now, then in zip(state, before, strict=True))
-
-
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("weight_dtype", [None, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("numels", "aligned"),

@@ -209,7 +209,8 @@ def test_a_run_whose_last_half_has_no_finite_loss_has_no_result(flags, output, t
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_of_two_ranks(flags, tmp_path):
+def test_torchrun_restarts_a_run_of_two_ranks(flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("KILLED_AFTER", "5")
     argv = as_argv(flags | dict(max_train_steps=8, checkpointing_steps=2))
     assert finish(start_ranks(2, argv, tmp_path / "whole.txt")) == [0, 0]
     whole = bits(tmp_path / "output")

@@ -1,16 +1,14 @@
 """Going on from an earlier checkpoint: a branch, to which the later checkpoints of the run do not belong."""
 
 import json
-import os
 import signal
 
 import pytest
 
-from tests.helpers.processes import Process
+from tests.helpers.processes import Process, die_after
 from tests.helpers.script import LATEST, as_argv, bits, rows, run
 from train_dreambooth_colossalai import main
 from utils.run.lineage import Lineage, lineage_of, list_checkpoints
-from utils.run.loop import TrainingRun
 
 
 class TestBranches:
@@ -23,26 +21,10 @@ class TestBranches:
         output = tmp_path / "output"
         run(flags, max_train_steps=6, checkpointing_steps=2)
         branch = dict(self.OTHER, resume_from_checkpoint="checkpoint-2", checkpointing_steps=2, max_train_steps=5000)
-        process = Process(as_argv(flags | branch | changes), tmp_path / "text", self.stop_at(killed_after))
+        process = Process(as_argv(flags | branch | changes), tmp_path / "text", die_after(killed_after))
         assert process.wait() == -signal.SIGKILL
         assert "branches off at step 2: checkpoint-4, checkpoint-6 are not its own" in process.text()
         assert [row["step"] for row in rows(output)][:2] == [1, 2]
-
-    @staticmethod
-    def stop_at(step: int):
-        def prepare() -> None:
-            after_step = TrainingRun._checkpoint_if_due
-
-            def dying(self, number):
-                after_step(self, number)
-                if number == step:
-                    self.checkpointer.wait()
-                    self.log.flush()
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            TrainingRun._checkpoint_if_due = dying
-
-        return prepare
 
     @pytest.mark.parametrize("killed_after", [3, 5])
     def test_latest_is_of_the_branch(self, flags, output, tmp_path, capsys, killed_after):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.pipelines import listing, write_photos, write_pipeline
-from tests.helpers.processes import Process, after_step, finish, start_ranks, wait_for
+from tests.helpers.processes import Process, after_step, die_after, finish, start_ranks
 from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json, without_times
 from train_dreambooth_colossalai import main
 from utils.arguments import LR_SCHEDULERS
@@ -21,7 +21,6 @@ from utils.command_line import run_main
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.run.lineage import list_checkpoints
-from utils.run.logs import TrainingLog
 from utils.run.resume import base_files, compared_arguments, find_checkpoint, photo_hashes, resume_command
 from utils.runtime import environment
 from utils.training.build import learning_rate_table
@@ -353,19 +352,8 @@ def test_torchrun_restarts_resume_by_themselves(flags, output, tmp_path, monkeyp
     expected = bits(output)
     shutil.rmtree(output)
 
-    def die_at_step_5() -> None:
-        step = TrainingLog.step
-
-        def dying(self, global_step, metrics):
-            if global_step == 5:
-                wait_for(lambda: (output / "checkpoint-4").is_dir())
-                os.kill(os.getpid(), signal.SIGKILL)
-            step(self, global_step, metrics)
-
-        TrainingLog.step = dying
-
     torchrun = dict(RANK="0", WORLD_SIZE="1", TORCHELASTIC_RUN_ID="none")
-    assert finish(start_ranks(1, argv, tmp_path / "a", die_at_step_5, **torchrun)) == [-signal.SIGKILL]
+    assert finish(start_ranks(1, argv, tmp_path / "a", die_after(4), **torchrun)) == [-signal.SIGKILL]
     restarted = start_ranks(1, argv, tmp_path / "b", TORCHELASTIC_RESTART_COUNT="1", **torchrun)
     assert finish(restarted) == [0] and "resuming from" in restarted[0].text()
     assert bits(output) == expected and len(rows(output)) == 8

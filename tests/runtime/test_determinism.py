@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.kernels import GPU_MARKS
-from tests.helpers.script import EMBEDDED, ROOT, as_argv, bits, without_times
+from tests.helpers.script import EMBEDDED, RANK_PROGRAM, TRAIN, as_argv, bits, without_times
 from utils.errors import RunFailed
 from utils.runtime.determinism import CUBLAS_VARIABLE, deterministic_kernels
 
@@ -47,30 +46,11 @@ def test_an_operation_without_a_deterministic_kernel_is_one_line():
             torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
 
 
-KILLS_ITSELF = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-from utils.run.loop import TrainingRun
-after_step = TrainingRun._checkpoint_if_due
-def dying(self, step):
-    after_step(self, step)
-    if step == {step}:
-        self.checkpointer.wait()
-        os.kill(os.getpid(), signal.SIGKILL)
-TrainingRun._checkpoint_if_due = dying
-from train_dreambooth_colossalai import main
-from utils.command_line import run_main
-sys.exit(run_main(main))
-"""
-
-
-def start(argv: list[str], folder: Path, killed_after: int | None = None) -> str:
+def start(argv: list[str], killed_after: int | None = None) -> str:
     """A run in a process of its own, since a forked one cannot use the GPU; returns what it printed."""
-    script = ROOT / "train_dreambooth_colossalai.py"
-    if killed_after is not None:
-        script = folder / "kills_itself.py"
-        script.write_text(KILLS_ITSELF.format(root=str(ROOT), step=killed_after))
+    script = TRAIN if killed_after is None else RANK_PROGRAM
     environment = {name: value for name, value in os.environ.items() if name != CUBLAS_VARIABLE}
+    environment["KILLED_AFTER"] = str(killed_after)
     result = subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, env=environment)
     text = result.stdout + result.stderr
     assert result.returncode == (0 if killed_after is None else -signal.SIGKILL), text
@@ -100,15 +80,15 @@ def test_a_deterministic_run_that_is_killed_and_resumed(flags, tmp_path, device,
     if kind == "class_images":
         changes["class_data_dir"] = tmp_path / "class"
     argv, output = as_argv(flags | changes), tmp_path / "output"
-    start(argv, tmp_path)
+    start(argv)
     whole, expected = bits(output), without_times(output)
     assert len({row["loss"] for row in expected}) == 20
     shutil.rmtree(output)
     first = random.Random(kind).randrange(6, 15)
-    start(argv, tmp_path, killed_after=first)
+    start(argv, killed_after=first)
     resumed = [*argv, "--resume_from_checkpoint=latest"]
     kept = first // 5 * 5
-    assert f"resuming from {output}/checkpoint-{kept}" in start(resumed, tmp_path, killed_after=kept + 2)
-    assert f"resuming from {output}/checkpoint-{kept}" in start(resumed, tmp_path)
+    assert f"resuming from {output}/checkpoint-{kept}" in start(resumed, killed_after=kept + 2)
+    assert f"resuming from {output}/checkpoint-{kept}" in start(resumed)
     assert without_times(output) == expected
     assert bits(output) == whole

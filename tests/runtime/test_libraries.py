@@ -1,7 +1,5 @@
 """What the imports of the libraries change and change back, what they leave out, and what they let be heard."""
 
-import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,7 +12,6 @@ import pytest
 import torch
 
 from tests.helpers.script import ROOT, TRAIN, as_argv, run_python
-from utils.command_line import run_main
 from utils.runtime import libraries
 
 # One process that answers for evaluation first, which must do without ColossalAI, and then for training.
@@ -116,17 +113,6 @@ def test_what_has_been_imported_is_no_stand_in(monkeypatch):
     monkeypatch.setattr(libraries, "IMPORTED_BY_COLOSSALAI", ("json", "json.part"))
     with libraries.stand_ins():
         assert sys.modules["json"] is json and "json.part" not in sys.modules
-
-
-def test_a_missing_package_is_one_line(capsys):
-    def main(argv):
-        importlib.import_module("no_such_module")
-
-    assert run_main(main, []) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith("error: No module named 'no_such_module'; 'bash setup.sh'")
-    with pytest.raises(ModuleNotFoundError):
-        run_main(main, ["--debug"])
 
 
 def test_torchs_threads_sleep_soon_unless_the_user_says_otherwise():
