@@ -13,36 +13,11 @@ from pathlib import Path
 import torch
 
 from bench.command_line import EMBEDDED, make_parser
+from utils.models.check import V1
 
-UNET_CONFIG = dict(
-    sample_size=64,
-    block_out_channels=(320, 640, 1280, 1280),
-    layers_per_block=2,
-    cross_attention_dim=768,
-    attention_head_dim=8,
-    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-)
-VAE_CONFIG = dict(
-    sample_size=512,
-    latent_channels=4,
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-)
-TEXT_CONFIG = dict(
-    vocab_size=49408,
-    hidden_size=768,
-    intermediate_size=3072,
-    projection_dim=768,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    max_position_embeddings=77,
-    hidden_act="quick_gelu",
-    bos_token_id=0,
-    eos_token_id=2,
-    pad_token_id=1,
+UNET_CONFIG, VAE_CONFIG, TEXT_CONFIG = (
+    {name: value for name, value in V1[part].items() if not name.startswith("_")}
+    for part in ("unet", "vae", "text_encoder")
 )
 
 

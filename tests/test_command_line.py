@@ -159,13 +159,6 @@ def test_help_fits_the_terminal(parser, columns, monkeypatch):
     assert lines[0].startswith("usage: ") and len(lines) > 40
 
 
-def test_help_goes_to_stdout_with_exit_code_0(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        parse_args(["--help"])
-    assert exit_.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: torchrun --nproc_per_node 1 train_dreambooth_colossalai.py")
-
-
 @pytest.mark.parametrize(
     "variables",
     [

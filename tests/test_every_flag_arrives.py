@@ -26,7 +26,7 @@ import evaluate
 import train_dreambooth_colossalai
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
 from tests.helpers.photos import write_cut_out
-from tests.helpers.pipelines import edit_json, write_photos, write_pipeline
+from tests.helpers.pipelines import write_photos, write_pipeline
 from tests.helpers.script import SHORT, as_argv, bits, rows
 from tests.helpers.tolerances import ANOTHER_ORDER
 from utils.arguments import training_parser
@@ -156,8 +156,6 @@ def write_encoders(folder: Path) -> None:
     checker = StableDiffusionSafetyChecker.from_pretrained(guarded / "safety_checker").requires_grad_(False)
     checker.concept_embeds_weights.fill_(-2)  # any cosine is above that
     checker.save_pretrained(guarded / "safety_checker")
-    classes = dict(safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
-    edit_json(guarded / "model_index.json", **classes, feature_extractor=["transformers", "CLIPImageProcessor"])
 
 
 @pytest.fixture(scope="module")

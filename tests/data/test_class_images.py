@@ -268,15 +268,3 @@ def test_only_images_that_a_run_draws_are_encoded():
     sizes = dict(num_photos=50, latent_shape=(1, 1, 1), num_train_timesteps=9, stream=CLASS)
     assert drawn == {draw_sample(3, index, **sizes).photo for index in range(10)} and len(drawn) == 10
     assert drawn_class_images(3, 10, 7) == set(range(7))
-
-
-def test_the_plan_is_said_before_an_image_is_made(prior, capsys, monkeypatch):
-    plain, said = class_images.write_class_image, []
-
-    def write_image(*arguments):
-        said.append(capsys.readouterr().out)
-        plain(*arguments)
-
-    monkeypatch.setattr(class_images, "write_class_image", write_image)
-    run(prior)
-    assert "have 0, need 5, will make 5 (1 ranks, 4 at a time), will use 5" in said[0]

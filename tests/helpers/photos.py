@@ -55,6 +55,16 @@ def corner_colours(image: Image.Image) -> list[tuple[int, ...]]:
     return [image.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
 
 
+# How Pillow writes each format with the least loss.
+LOSSLESS = dict(
+    jpeg=dict(quality=100, subsampling=0),
+    webp=dict(lossless=True),
+    heif=dict(quality=-1, chroma=444),
+    avif=dict(quality=100, subsampling="4:4:4"),
+    jxl=dict(lossless=True, use_container=True),
+)
+
+
 def save(folder: Path, name: str, image: Image.Image, **options) -> Path:
     folder.mkdir(exist_ok=True)
     image.save(folder / name, **options)

@@ -12,17 +12,6 @@ from tests.helpers.pipelines import edit_json, write_pipeline
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 3438167540\n"
 BIN_STEMS = {"diffusion_pytorch_model": "diffusion_pytorch_model", "model": "pytorch_model"}
-INDEX = dict(
-    _class_name="StableDiffusionPipeline",
-    _diffusers_version="0.2.2",
-    feature_extractor=["transformers", "CLIPImageProcessor"],
-    safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
-    scheduler=["diffusers", "PNDMScheduler"],
-    text_encoder=["transformers", "CLIPTextModel"],
-    tokenizer=["transformers", "CLIPTokenizer"],
-    unet=["diffusers", "UNet2DConditionModel"],
-    vae=["diffusers", "AutoencoderKL"],
-)
 PREPROCESSOR = dict(crop_size=32, do_center_crop=True, do_convert_rgb=True, do_normalize=True, do_resize=True)
 PREPROCESSOR |= dict(feature_extractor_type="CLIPFeatureExtractor", resample=3, size=32)
 PREPROCESSOR |= dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
@@ -39,7 +28,8 @@ def write_main(folder: Path) -> Path:
     Variants that are not to be read are zeros.
     """
     write_safety_checker(write_pipeline(folder))
-    (folder / "model_index.json").write_text(json.dumps(INDEX))
+    remove_keys(folder / "model_index.json", "requires_safety_checker")
+    edit_json(folder / "model_index.json", _diffusers_version="0.2.2")
     (folder / "feature_extractor/preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     for part in ("unet", "vae"):
         edit_json(folder / part / "config.json", _diffusers_version="0.2.2")

@@ -20,23 +20,26 @@ ANOTHER_ORDER = dict(loss=1e-5, grad_norm=1e-4)
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 
 
-def processor_flags() -> set[str]:
-    """What /proc/cpuinfo says that the processor can; nothing where there is no such file."""
+def _processor() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first one; nothing where there is no such file."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return set(next((line for line in lines if line.startswith("flags")), "").partition(":")[2].split())
+    lines = path.read_text().partition("\n\n")[0].splitlines() if path.exists() else []
+    return {name.strip(): value.strip() for name, value in (line.split(":", 1) for line in lines if ":" in line)}
+
+
+def processor_flags() -> set[str]:
+    """What this processor can."""
+    return set(_processor().get("flags", "").split())
 
 
 def what_decides_last_bits() -> dict[str, object]:
     """Of a sum on a CPU, in one process with one batch size."""
-    path = Path("/proc/cpuinfo")
-    processor = path.read_text().partition("\n\n")[0] if path.exists() else ""
-    fields = dict(line.split(":", 1) for line in processor.replace("\t", "").splitlines() if ":" in line)
+    fields = _processor()
     names = ("vendor_id", "cpu family", "model")
     return dict(
         torch=torch.__version__.partition("+")[0],
         capability=torch.backends.cpu.get_cpu_capability(),
-        processor=" ".join(fields[name].strip() for name in names if name in fields),
+        processor=" ".join(fields[name] for name in names if name in fields),
         num_threads=torch.get_num_threads(),
         limits={name: os.environ[name] for name in LIMITS if name in os.environ},
     )

@@ -12,6 +12,7 @@ from tests.helpers.photos import (
     CORNERS,
     D50,
     DISPLAY_P3,
+    LOSSLESS,
     ORIENTATIONS,
     as_stored,
     cmyk_profile,
@@ -25,21 +26,13 @@ from tests.helpers.photos import (
 )
 from utils.photos.decoding import decode, read_photo, upright_size
 
-LOSSLESS = dict(
-    jpg=dict(quality=100, subsampling=0),
-    webp=dict(lossless=True),
-    heic=dict(quality=-1, chroma=444),
-    avif=dict(quality=100, subsampling="4:4:4"),
-    jxl=dict(lossless=True, use_container=True),
-)
-
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff", "heic", "avif", "jxl"])
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "webp", "tiff", "heif", "avif", "jxl"])
 def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
     stored = Image.fromarray(as_stored(upright_picture(), orientation))
-    options = LOSSLESS.get(suffix, {})
-    image = decode(save(tmp_path, f"photo.{suffix}", stored, exif=turned(orientation).tobytes(), **options))
+    options = LOSSLESS.get(suffix, {}) | dict(exif=turned(orientation).tobytes())
+    image = decode(save(tmp_path, f"photo.{suffix}", stored, **options))
     assert image.size == (64, 32) and upright_size(tmp_path / f"photo.{suffix}") == (32, 64)
     np.testing.assert_allclose(corner_colours(image), CORNERS, atol=3)
 
@@ -168,7 +161,7 @@ def as_coded(seen: tuple, space: str) -> tuple:
 
 @pytest.mark.parametrize("seen", SEEN)
 @pytest.mark.parametrize("name", PROFILES)
-@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg", "webp", "heic", "avif"])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jpeg", "webp", "heif", "avif"])
 def test_an_rgb_profile(tmp_path, suffix, name, seen):
     options = LOSSLESS.get(suffix, {})
     image = Image.new("RGB", (16, 16), as_coded(seen, name))
@@ -195,15 +188,10 @@ def test_the_colours_of_transparent_and_of_palette_photos_are_converted(tmp_path
 def test_a_grey_profile(tmp_path, mode):
     """Of light itself: half the light is sRGB 188."""
     image = Image.new(mode, (4, 4), {"L": 128, "LA": (128, 255), "I;16": 32896, "1": 1}[mode])
-    photo = read_photo(save(tmp_path, "a.png", image, icc_profile=grey_profile("linear grey", lambda x: x)))
-    assert photo.image.getpixel((1, 1)) == pytest.approx((255 if mode == "1" else 188,) * 3, abs=1)
-    assert "linear grey converted to sRGB" in photo.done
-
-
-def test_a_grey_photo_with_an_rgb_profile(tmp_path):
-    profile = rgb_profile("linear", SRGB, lambda x: x)
-    photo = read_photo(save(tmp_path, "a.png", Image.new("L", (4, 4), 128), icc_profile=profile))
-    assert photo.image.getpixel((1, 1)) == pytest.approx((188,) * 3, abs=1)
+    for profile in (grey_profile("linear", lambda x: x), rgb_profile("linear", SRGB, lambda x: x)):
+        photo = read_photo(save(tmp_path, "a.png", image, icc_profile=profile))
+        assert photo.image.getpixel((1, 1)) == pytest.approx((255 if mode == "1" else 188,) * 3, abs=1)
+        assert "linear converted to sRGB" in photo.done
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tiff"])

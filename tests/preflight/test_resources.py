@@ -190,16 +190,10 @@ def test_a_result_in_fp16_that_hardly_changes(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (
-            dict(lr_warmup_steps=10),
-            ["--lr_warmup_steps: no effect with --lr_scheduler constant (not ..._with_warmup)"],
-        ),
+        (dict(lr_warmup_steps=10), ["--lr_warmup_steps: no effect with --lr_scheduler constant (not "]),
         (dict(lr_warmup_steps=10, lr_scheduler="linear", max_train_steps=100), []),
         (dict(lr_warmup_steps=0), []),
-        (
-            dict(lr_num_cycles=3, lr_power=2.0),
-            ["--lr_num_cycles: no effect but with", "--lr_power: no effect but with"],
-        ),
+        (dict(lr_num_cycles=3, lr_power=2.0), ["--lr_num_cycles: no effect but", "--lr_power: no effect but"]),
         (dict(num_class_images=50, prior_loss_weight=0.5), ["--prior_loss_weight, --num_class_images: no effect wit"]),
         (dict(validation_guidance_scale=3.0), ["--validation_guidance_scale: no effect without --validation_prompt"]),
         (dict(validation_prompt="x", validation_steps=100), ["--validation_steps: no effect beyond the last step"]),
