@@ -30,7 +30,7 @@ def altered(photo: Image.Image, draws: random.Random, side: int = 64) -> Image.I
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, __spec__.name, results=False)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="+", type=Path, help="of photos")
     folders = parser.parse_args(argv).folders
     draws, shares = random.Random(0), {"copies": [], "other photos": [], "other photos, altered": []}
     for folder in sorted({path.parent for each in folders for path in each.rglob("*.jpg")}):
