@@ -44,7 +44,6 @@ BAD_VALUES = {  # what is said: the flags
     "invalid choice: 'warm'": "--lr_scheduler=warm",
     "invalid choice: 'bf16'": "--save_dtype=bf16",
     "invalid choice: 'pth'": "--save_format=pth",
-    "wandb is not here": "--report_to=wandb",
     "invalid choice: 'int8'": "--prior_generation_precision=int8",
 }
 
