@@ -32,11 +32,15 @@ def project(tmp_path) -> Path:
     return folder
 
 
+def bash(folder: Path, *command: object, **variables: str) -> subprocess.CompletedProcess:
+    """A script run in `folder`, with more variables."""
+    options = dict(capture_output=True, text=True, env=os.environ | variables, timeout=100)
+    return subprocess.run(["bash", *command], cwd=folder, **options)
+
+
 def setup(project: Path) -> list[str]:
     """What setup.sh says."""
-    result = subprocess.run(
-        ["bash", "setup.sh"], cwd=project, capture_output=True, text=True, env=os.environ | dict(PYTHON=PYTHON)
-    )
+    result = bash(project, "setup.sh", PYTHON=PYTHON)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
@@ -68,8 +72,7 @@ def test_a_users_own_pip_settings(project):
     (packages,) = (project / ".venv/lib").glob("python*/site-packages")
     (packages / "pip/__main__.py").write_text("import os, sys; print(sys.argv[1:], os.environ.get('PIP_TARGET'))")
     next((project / ".venv").glob(".installed-*")).unlink()
-    environment = os.environ | dict(PIP_USER="1", PIP_TARGET="/elsewhere")
-    result = subprocess.run(["bash", "setup.sh"], cwd=project, capture_output=True, text=True, env=environment)
+    result = bash(project, "setup.sh", PIP_USER="1", PIP_TARGET="/elsewhere")
     _, *calls = result.stdout.splitlines()
     assert (
         result.returncode == 0 and len(calls) == 2 and all("'--no-user'" in call and "None" in call for call in calls)
@@ -84,8 +87,7 @@ def test_a_python_that_will_not_do(tmp_path, python, said):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "old").write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.1 && exit\nexit 1\n')
     (tmp_path / "old").chmod(0o755)
-    environment = os.environ | dict(PYTHON=python, PATH=f"{tmp_path}:{os.environ['PATH']}")
-    result = subprocess.run(["bash", "setup.sh"], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    result = bash(tmp_path, "setup.sh", PYTHON=python, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and said in result.stderr
 
 
@@ -100,7 +102,7 @@ def test_a_link_to_an_environment_elsewhere_is_followed(project, tmp_path):
 
 def test_help_needs_no_environment(tmp_path):
     shutil.copy(ROOT / "run.sh", tmp_path)
-    result = subprocess.run(["bash", "run.sh", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    result = bash(tmp_path, "run.sh", "--help")
     assert (result.returncode, result.stderr) == (0, "") and result.stdout.startswith("Fine-tunes on the photos")
     assert os.listdir(tmp_path) == ["run.sh"]
 
@@ -120,10 +122,7 @@ def test_help_needs_no_environment(tmp_path):
 )
 def test_a_mistake_under_run_sh_is_one_line(variables, flags, said, tmp_path):
     """Called from another folder, in which a relative path is meant."""
-    environment = os.environ | dict(VENV=str(Path(sys.executable).parent.parent), OMP_NUM_THREADS="1") | variables
-    result = subprocess.run(
-        ["bash", ROOT / "run.sh", *flags], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=100
-    )
+    result = bash(tmp_path, ROOT / "run.sh", *flags, **dict(VENV=sys.prefix, OMP_NUM_THREADS="1") | variables)
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and said in result.stderr
     assert os.listdir(tmp_path) == []
 
@@ -139,8 +138,7 @@ def test_what_an_earlier_run_left_is_not_evaluated_after_a_training_that_fails(t
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(PYTHON_OF_RUN_SH)
     (tmp_path / "bin/python").chmod(0o755)
-    environment = os.environ | dict(VENV=str(tmp_path), SAID=str(tmp_path / "said"), CODE=str(code))
-    result = subprocess.run(["bash", ROOT / "run.sh"], capture_output=True, env=environment)
+    result = bash(ROOT, "run.sh", VENV=str(tmp_path), SAID=str(tmp_path / "said"), CODE=str(code))
     said = (tmp_path / "said").read_text()
     assert result.returncode == code and "train_dreambooth_colossalai.py" in said
     assert ("evaluate.py" in said) == (code == 0)
@@ -148,8 +146,7 @@ def test_what_an_earlier_run_left_is_not_evaluated_after_a_training_that_fails(t
 
 def test_another_folder_lies_over_model(tmp_path):
     shutil.copy(ROOT / "run.sh", tmp_path)
-    environment = os.environ | dict(VENV=str(Path(sys.executable).parent.parent), PYTHONPATH=str(ROOT))
-    result = subprocess.run(["bash", "run.sh"], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    result = bash(tmp_path, "run.sh", VENV=sys.prefix, PYTHONPATH=str(ROOT))
     assert result.returncode == 2 and "there is no base in ./model, not even its own" in result.stderr
 
 

@@ -7,21 +7,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from tests.helpers.pipelines import SCHEDULER_CONFIG
+from tests.helpers.pipelines import SCHEDULER_CONFIG, UNET_CONFIG
 from utils.diffusion import Loss
 from utils.training.flat_parameters import FlatParameters
 from utils.training.optimizer import MasterWeightsOptimizer
 
-UNET = dict(
-    sample_size=8,
-    block_out_channels=(32, 64),
-    layers_per_block=1,
-    norm_num_groups=8,
-    cross_attention_dim=32,
-    attention_head_dim=4,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
+UNET = UNET_CONFIG | dict(block_out_channels=(32, 64), cross_attention_dim=32, attention_head_dim=4)
 LEARNING_RATE, NUM_STEPS, BATCH = 1e-6, 20, 2
 SCHEDULER = DDPMScheduler(**{key: SCHEDULER_CONFIG[key] for key in ("beta_start", "beta_end", "beta_schedule")})
 
