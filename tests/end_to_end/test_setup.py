@@ -115,7 +115,7 @@ def test_help_needs_no_environment(tmp_path):
         (dict(INSTANCE_DIR="./photos"), [], "no folder photos"),
         (dict(NPROC="0"), [], "run.sh: NPROC=0 is no number of processes"),
         (dict(NPROC="'two'"), [], "run.sh: NPROC=two is no number"),
-        (dict(CHECKPOINT="41"), [], "error: CHECKPOINT=41: of checkpoints there will be checkpoint-40"),
+        (dict(CHECKPOINT="41"), [], "error: CHECKPOINT=41: of checkpoints there will be checkpoint-50"),
         (dict(VENV="/nowhere\r"), [], "run.sh: there is no $'/nowhere\\r/bin/python': VENV=DIR names"),
         ({}, ["--no_such_flag"], "error: unrecognized arguments: --no_such_flag"),
     ],
