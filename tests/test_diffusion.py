@@ -42,26 +42,20 @@ def test_latents_agree_with_diffusers_own_sample(tiny_pipeline_dir, photos_dir):
     torch.testing.assert_close(sample_latents(mean, std, latent_noise, vae.config.scaling_factor), expected)
 
 
-def test_noisy_latents_are_the_closed_form(tiny_pipeline_dir):
+def test_noisy_latents_and_the_velocity_are_the_closed_forms(tiny_pipeline_dir):
     scheduler = load_noise_scheduler(read_base(tiny_pipeline_dir))
     latents, noise = draw(0), draw(1)
     alpha = alphas_cumprod()[TIMESTEPS].view(-1, 1, 1, 1)
-    expected = alpha.sqrt() * latents.double() + (1 - alpha).sqrt() * noise.double()
-    torch.testing.assert_close(scheduler.add_noise(latents, noise, TIMESTEPS).double(), expected, rtol=1e-5, atol=1e-5)
+    noisy = alpha.sqrt() * latents.double() + (1 - alpha).sqrt() * noise.double()
+    torch.testing.assert_close(scheduler.add_noise(latents, noise, TIMESTEPS).double(), noisy, rtol=1e-5, atol=1e-5)
+    velocity = alpha.sqrt() * noise.double() - (1 - alpha).sqrt() * latents.double()
+    target = training_target(make_scheduler(prediction_type="v_prediction"), latents, noise, TIMESTEPS)
+    torch.testing.assert_close(target.double(), velocity, rtol=1e-5, atol=1e-5)
 
 
 def test_the_target_is_the_noise():
     noise = draw(1)
     assert torch.equal(training_target(make_scheduler(), draw(0), noise, TIMESTEPS), noise)
-
-
-def test_the_velocity_is_the_closed_form():
-    scheduler = make_scheduler(prediction_type="v_prediction")
-    latents, noise = draw(0), draw(1)
-    alpha = alphas_cumprod()[TIMESTEPS].view(-1, 1, 1, 1)
-    expected = alpha.sqrt() * noise.double() - (1 - alpha).sqrt() * latents.double()
-    target = training_target(scheduler, latents, noise, TIMESTEPS).double()
-    torch.testing.assert_close(target, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_other_prediction_types_are_refused():

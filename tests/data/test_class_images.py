@@ -165,20 +165,6 @@ def test_a_copy_under_another_name_does_not_count_twice(concept):
     assert plan_of(concept, 2).missing == [1]
 
 
-@pytest.mark.parametrize("number_of_bytes", [0, 100])
-def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch, number_of_bytes):
-    def save(_image, path, *_arguments, **_options):
-        path.write_bytes(b"x" * number_of_bytes)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", save)
-    with pytest.raises(OSError, match="No space left"):
-        class_images.write_class_image(
-            tmp_path / file_name(0), Image.new("RGB", (16, 16)), dict(number=0, seed=7, settings=SETTINGS)
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_model_hash_is_of_the_weights_not_of_the_place(tmp_path, tiny_pipeline_dir, base):
     def hash_of(folder) -> str:
         return class_images.model_hash(hash_files(check_base_model(folder))["sha256"])

@@ -128,8 +128,3 @@ def test_a_centred_crop_takes_the_middle_of_the_mask_too(tmp_path):
     assert latents.vae is None  # nothing is left to encode, and the weights need no VAE
     weights = latents.position_weights(1, (0.3, 0.7))
     assert weights.tolist() == [[[1.0, 1.0, 0.0, 0.0]] * 4]
-
-
-def test_a_photo_without_transparency_counts_everywhere(photos_dir):
-    latents = InstanceLatents(InstanceDataset(photos_dir, 16, alpha_mask=True), CountingVAE(factor=8), {"": 0})
-    assert latents.position_weights(2, (0.0, 0.0)).tolist() == [[[1.0, 1.0]] * 2]
