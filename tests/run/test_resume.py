@@ -21,7 +21,7 @@ from utils.command_line import run_main
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.run.lineage import list_checkpoints
-from utils.run.resume import base_files, compared_arguments, find_checkpoint, resume_command
+from utils.run.resume import base_files, compared_arguments, find_checkpoint, photo_hashes, resume_command
 from utils.runtime import environment
 from utils.training.build import learning_rate_table
 from utils.training.optimizer import MasterWeightsOptimizer
@@ -398,3 +398,11 @@ def test_a_base_file_replaced_by_one_of_the_same_size_is_noticed(base):
     before, config = base_files(model), base / "vae/config.json"
     config.write_text(config.read_text().swapcase())
     assert {path for path, found in base_files(model).items() if found != before[path]} == {config}
+
+
+def test_captions_and_folders_are_part_of_what_a_resumed_run_compares(tmp_path):
+    one, other = Path("a/1.jpg"), Path("b/1.jpg")
+    assert photo_hashes([(one, "my cat", "abc")], "my cat") == {"1.jpg": "abc"}
+    assert photo_hashes([(one, "asleep", "abc")], "my cat") == {"1.jpg": "abc 'asleep'"}
+    two = photo_hashes([(one, "my cat", "abc"), (other, "my dog", "abc")], None)
+    assert two == {"1/1.jpg": "abc 'my cat'", "2/1.jpg": "abc 'my dog'"}
