@@ -20,12 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     plans = [make_plan(each) for each in subjects.split_by_subject(args)]
     with hold_output(args.output_dir, is_main=True):
-        measured = {plan.output_dir.name: evaluate(plan) for plan in plans}
-    if len(plans) > 1 and "score" in args.stages:
-        scored = {name: metrics for name, metrics in measured.items() if metrics is not None}
-        subjects.write_subjects(args.output_dir, scored)
-    if "report" in args.stages:
-        update_card(plans[0].output_dir, measured)
+        metrics = [evaluate(plan) for plan in plans]
+    if "report" in args.stages and len(plans) == 1:
+        update_card(plans[0].output_dir, metrics[0])
     for plan in plans:
         for stage, file in (("generate", COMPARISON_FILE), ("report", REPORT_FILE)):
             if stage in args.stages:
@@ -47,7 +44,7 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
         generate(plan, hashing)
     samples, metrics = read_samples(plan.output_dir), None
 
-    if "score" in plan.stages:  # metrics.json, metrics.csv
+    if "score" in plan.stages:  # metrics.json
         from utils.evaluation.score import score
 
         metrics = score(plan, samples)

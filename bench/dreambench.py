@@ -23,14 +23,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jinja2 import Environment, StrictUndefined
 
 from utils.command_line import Parser, positive_int, run_main
 from utils.errors import RunFailed, UserError
+from utils.evaluation import intervals
 from utils.evaluation.prompts import article
 from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE, read_metrics, read_samples
-from utils.evaluation.subjects import Mean, means
 from utils.files.atomic import replace_path
 from utils.files.json_files import read_json_or_none, write_json
 from utils.files.ownership import run_of
@@ -80,6 +81,14 @@ class Subject(NamedTuple):
     def kind(self) -> str:
         """Which of the paper's prompt lists it gets."""
         return "live" if self.class_name in LIVE_CLASSES else "object"
+
+
+class Mean(NamedTuple):
+    """Of a metric over subjects, each subject's own mean counted once."""
+
+    value: float
+    interval: list[float] | None
+    num_subjects: int
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -259,6 +268,19 @@ def table(measured: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
     for title, values in PAPER.items():
         rows.append([title, *("" if value is None else f"{value:.3f}" for value in values)])
     return ["", *COLUMNS.values()], rows
+
+
+def means(measured: Mapping[str, dict], model: str) -> dict[str, Mean]:
+    """By metric: the mean of {subject: metrics.json} for a model, with its 95% interval for other subjects like these
+    if they are enough for one; a metric that a subject lacks is left out."""
+    result = {}
+    for metric in COLUMNS:
+        entries = [metrics["models"][model].get(metric, {}) for metrics in measured.values()]
+        values = [entry.get("value") for entry in entries]
+        if values and None not in values:
+            found = intervals.mean_change(np.array(values)[:, None], are_means=True)
+            result[metric] = Mean(float(np.mean(values)), [found.low, found.high] if found else None, len(values))
+    return result
 
 
 def cell(mean: Mean | None) -> str:

@@ -80,7 +80,7 @@ def test_the_choice_is_in_metrics_json_and_its_sentence_on_the_terminal(trained,
         None,
         None,
     )  # random weights know no photos
-    assert found["why"] == metrics["scorer"]["line"] != ""
+    assert metrics["scorer"]["line"] != "" == found["why"]  # which is said once
     assert found["sentence"] in said and said.count("does not know such photos") == 1
     expected = ["checkpoint-5", "finetuned@0.5", "checkpoint-10", "finetuned@0.75", "finetuned"]  # nearest first
     assert [entry["name"] for entry in found["entries"]] == expected

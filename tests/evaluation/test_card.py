@@ -9,7 +9,6 @@ from tests.helpers.pipelines import edit_json
 from tests.helpers.results import write_result
 from utils import PROGRAM
 from utils.command_line import run_main
-from utils.evaluation.card import update_card
 
 
 def as_trained(folder: Path, base: Path) -> Path:
@@ -31,17 +30,3 @@ def test_the_card_is_that_of_the_model_that_drew(tmp_path, photos_dir, tiny_pipe
     card = (evaluated / "README.md").read_text()
     assert "| DINO |" in card and "By CLIP and CLIP." in card and not (default / "README.md").exists()
     assert f"{evaluated / 'README.md'} has the scores" in capsys.readouterr().out
-
-
-def test_of_several_subjects_the_card_has_the_means(tmp_path, photos_dir, tiny_pipeline_dir, capsys):
-    result = write_result(tmp_path, photos_dir, prompt="a cat")
-    card = as_trained(tmp_path / "output", tiny_pipeline_dir) / "README.md"
-    cat, dog = (json.loads((result / "metrics.json").read_text()) for _ in range(2))
-    dog["models"]["finetuned"]["dino"]["value"] = 0.9
-    update_card(result, dict(cat=cat, dog=dog))
-    assert "| DINO | 0.200 | 0.700 |" in card.read_text() and "![" not in card.read_text()
-    assert "## Scores, means over 2 subjects" in card.read_text()
-    assert f"{card} has the means of 2 subjects" in capsys.readouterr().out
-    update_card(result, dict(cat=cat, dog=None))
-    assert "| DINO |" not in card.read_text()
-    assert f"{card} has no scores, since not all of 2 subjects have any" in capsys.readouterr().out

@@ -63,6 +63,7 @@ def test_copies_and_lost_prompts_are_not_taken():
 def test_without_a_scorer_that_knows_the_photos_one_has_to_look(scorer):
     choice = choose([candidate("finetuned", 1, 0.8)], scorer)
     assert (choice.answer, choice.chosen) == ("look", None) and "look at them" in choice.sentence
+    assert choice.why == ("" if scorer.line else f"A choice {TWO_PHOTOS}.")  # the line is said already
 
 
 def test_where_nobody_looked_for_copies_one_has_to_look():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import evaluate
 from tests.helpers.script import UNET_FILE
 from utils.command_line import run_main
-from utils.evaluation.comparison import Row, fit, plan
+from utils.evaluation.comparison import Row, make_comparison, plan
 from utils.evaluation.prompts import PLACES, other_prompts
 from utils.files import png
 from utils.models import drawing, loading
@@ -22,7 +22,7 @@ from utils.runtime import gpu
 
 PROMPT = "a photo of my cat."
 PICTURES = [f"{stem}-{number}.png" for stem in ("baseline", "output") for number in (1, 2)] + ["comparison.png"]
-OTHER_FILES = ["samples.json", "metrics.json", "metrics.csv", "report.html", "embeddings.npz"]
+OTHER_FILES = ["samples.json", "metrics.json", "report.html", "embeddings.npz"]
 OTHERS = other_prompts("cat")
 
 
@@ -150,17 +150,14 @@ def test_each_image_carries_its_settings(first_result, tiny_pipeline_dir):
         )
 
 
-def test_the_sheet_holds_photos_baseline_and_finetuned(first_result, photos_dir):
-    layout = plan([Row("", "", [None, None], ["x"])] * 2 + [Row("", "", [None, None])])
-    sheet = Image.open(first_result / "comparison.png")
-    assert sheet.size == layout.size
-    for column, left in enumerate(layout.lefts):
-        names = [f"baseline-{column + 1}.png", f"output-{column + 1}.png"]
-        paths = [photos_dir / f"photo-{column}.jpg", *(first_result / name for name in names)]
-        for top, path in zip(layout.tops, paths, strict=True):
-            cell = sheet.crop((left, top, left + layout.cell, top + layout.cell))
-            with Image.open(path) as image:
-                assert np.array_equal(np.asarray(cell), np.asarray(fit(image, layout.cell))), (path.name, column)
+def test_the_sheet_holds_photos_baseline_and_finetuned(first_result, photos_dir, trained_dir, tiny_pipeline_dir):
+    photos = [Image.open(photos_dir / f"photo-{number}.jpg") for number in (0, 1)]
+    rows = [Row("your photos", "2 of 4", photos, ["photo 1", "photo 2"])]  # no names of files: it is shared
+    for label, stem, folder in (("baseline", "baseline", tiny_pipeline_dir), ("fine-tuned", "output", trained_dir)):
+        images = [Image.open(first_result / f"{stem}-{number}.png") for number in (1, 2)]
+        rows.append(Row(label, folder.name, images, ["seed 0", "seed 1"] if stem == "baseline" else []))
+    expected = make_comparison(PROMPT, "2 steps, guidance 7.5, 32 x 32 pixels", rows)
+    assert np.array_equal(pixels(first_result / "comparison.png"), np.asarray(expected))
 
 
 def test_it_says_what_it_took_from_run_json_and_where_to_look(trained_dir, result, capsys):

@@ -17,7 +17,6 @@ from utils.evaluation.prompts import (
     places_for,
     read_subject,
     slug,
-    subject_line,
     without_identifier,
 )
 from utils.evaluation.samples import OWN_FILE_NAME
@@ -164,11 +163,3 @@ def test_captions_are_judged_together():
     captions = ["a photo of blorp gizmo at night", "blorp gizmo on a table", "a photo of blorp gizmo", "a photo of it"]
     assert read_subject(captions) == ("gizmo", "blorp")
     assert read_subject([]) == (None, None)
-
-
-def test_the_page_says_what_was_taken_and_how_to_correct_it():
-    samples = dict(class_name="cat", identifier="my", guessed=["class_name", "identifier"])
-    line = subject_line(samples)
-    assert "“cat”" in line and "“my”" in line and "--class_name and --identifier" in line
-    assert "--class_name" not in subject_line(samples | dict(guessed=[]))
-    assert "not known" in subject_line(dict(class_name=None, identifier=None))

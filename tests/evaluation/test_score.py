@@ -1,6 +1,5 @@
 """generate, score and report end to end: prompts, checkpoints, resumption, each stage by itself."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +16,7 @@ from tests.helpers.script import UNET_FILE
 from utils import PROGRAM
 from utils.command_line import run_main
 from utils.dataset import decode
-from utils.evaluation import encoders, intervals, metrics
+from utils.evaluation import encoders, metrics
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints, make_plan
 from utils.evaluation.prompts import other_prompts
@@ -338,34 +337,16 @@ def test_metrics_are_what_the_functions_give_for_the_images(whole, models, photo
     texts = clip.texts(["a photo of a cat", "a cat on the beach"])
     expected = np.mean([clip.images(row) @ text for row, text in zip(images, texts, strict=True)])
     assert found["clip_t"]["value"] == pytest.approx(expected, abs=1e-6)
-    assert record["photos"]["clip_t"]["value"] == pytest.approx((clip.images(photos) @ texts[0]).mean(), abs=1e-6)
 
 
 def test_changes_are_differences_to_the_baseline_image_by_image(whole):
     record = read(whole, "metrics.json")
     assert len(record["encoders"]["clip"]["sha256"]["model.safetensors"]) == 64
     assert record["samples_id"] == read(whole, "samples.json")["samples_id"]
-    with (whole / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["file"] for row in rows] == [each["file"] for each in read(whole, "samples.json")["images"]]
-    values = {(row["model"], row["role"], row["prompt"], row["seed"]): row for row in rows}
-    for name, role, shape in (
-        ("clip_t", "subject", (2, 2)),
-        ("clip_i", "subject", (2, 2)),
-        ("clip_t_other", "other", (8, 1)),
-    ):
-        column = name.removesuffix("_other")
-        pairs = [
-            (float(row[column]), float(values[("baseline", *key[1:])][column]))
-            for key, row in values.items()
-            if key[:2] == ("finetuned", role)
-        ]
-        differences = np.array([ours - theirs for ours, theirs in pairs]).reshape(shape)
-        found, expected = record["changes"]["finetuned"][name], intervals.describe_change(differences)
-        assert found["value"] == pytest.approx(differences.mean(), abs=1e-5)
-        assert found["interval"] == pytest.approx(expected["interval"], abs=1e-4) and found["unit"] == expected["unit"]
-    ours, theirs = (record["models"][model]["div_dino"]["value"] for model in ("finetuned", "baseline"))
-    assert record["changes"]["finetuned"]["div_dino"]["value"] == pytest.approx(ours - theirs)
+    for key, change in record["changes"]["finetuned"].items():
+        ours, theirs = (record["models"][model][key]["value"] for model in ("finetuned", "baseline"))
+        assert change["value"] == pytest.approx(ours - theirs) and change["unit"] in ("prompts", "images", None)
+    assert record["changes"]["finetuned"].keys() == metrics.METRICS.keys()
 
 
 def test_other_pictures_are_held_against_the_prompts_that_were_drawn(whole, models):
@@ -456,7 +437,6 @@ def test_no_photos_one_photo_one_image(trained_dir, tmp_path, models, photos_dir
     values = read(tmp_path / "result", "metrics.json")
     assert values["models"]["finetuned"]["clip_i"]["value"] is not None
     assert values["photos"]["real_clip"] == dict(value=None, reason="needs two different photos or more")
-    assert values["photos"]["clip_t"]["value"] is not None
     assert run_main(evaluate.main, ["--only", "report", "--output_dir", str(tmp_path / "result")]) == 0
     page = (tmp_path / "result/report.html").read_text()
     assert "Your photo photo-0.jpg" in page  # of the scores; the images were drawn without any

@@ -1,6 +1,5 @@
 """What `evaluate.py` leaves before its report is written, made without any model."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import evaluate
 from utils.command_line import run_main
 from utils.dataset import find_photos
 from utils.evaluation.metrics import METRICS
-from utils.evaluation.samples import METRICS_CSV, METRICS_FORMAT, PIXELS, SETTINGS_KEY, samples_id
+from utils.evaluation.samples import METRICS_FORMAT, PIXELS, SETTINGS_KEY, samples_id
 
 
 def write_result(
@@ -53,13 +52,6 @@ def write_result(
     samples |= dict(candidates=dict(models=models, images=quick))
     (result / "samples.json").write_text(json.dumps(samples))
     (result / "metrics.json").write_text(json.dumps(measured(samples)))
-    columns = ("file", "model", "role", "prompt", "seed")
-    with (result / METRICS_CSV).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.DictWriter(file, [*columns, "clip_i", "clip_t", "dino"])
-        writer.writeheader()
-        for number, sample in enumerate(entries):
-            values = dict(clip_i=0.5, dino=round(0.001 * number, 3), clip_t=0.3)
-            writer.writerow({key: sample[key] for key in columns} | values)
     return result
 
 
@@ -117,7 +109,6 @@ def measured(samples: dict) -> dict:
             files=[],
             real_dino=dict(value=0.9),
             real_clip=dict(value=0.9),
-            clip_t=dict(value=0.3),
         ),
         others={model: [other for other in others if f"/{model}/" in other["file"]] for model in models},
         copies={model: copies if model == "finetuned" else [] for model in tuned},

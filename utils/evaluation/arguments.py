@@ -109,10 +109,3 @@ def check_stages(given: list[str], stages: tuple[str, ...]) -> None:
     if unread:
         said, asked = ", ".join(unread), " and ".join(stages)
         raise UserError(f"--only {asked} does not read {said}: leave that out, or name its stage too (--only)")
-
-
-def check_text(where: str, text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where} holds characters that are not valid UTF-8: type it again") from error

@@ -69,7 +69,7 @@ class Choice(NamedTuple):
 def choose(candidates: list[Candidate], scorer: Scorer) -> Choice:
     """The choice by the rule above."""
     if not scorer.knows or scorer.no_way:
-        return Choice(LOOK, LOOK_AT, scorer.line or f"A choice {scorer.no_way}.")
+        return Choice(LOOK, LOOK_AT, f"A choice {scorer.no_way}." if scorer.no_way else "")  # its line is said already
     gaining = [each for each in candidates if each.gains(len(candidates))]
     if any(each.likeness.size < LEAST_IMAGES for each in candidates):
         return Choice(LOOK, LOOK_AT, f"A choice {FEW_PICTURES}.")

@@ -1,6 +1,5 @@
 """The comparison sheet: photos on top, then one row of images a model, one column a seed."""
 
-import functools
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -56,7 +55,8 @@ def make_comparison(title: str, subtitle: str, rows: Sequence[Row]) -> Image.Ima
     draw, width, side = ImageDraw.Draw(sheet), layout.size[0] - 2 * MARGIN, layout.cell
 
     def write(place: tuple[int, int], text: str, color: tuple, size: int, anchor: str, width: float) -> None:
-        draw.text(place, cut(text, own_font(size), width), color, own_font(size), anchor=anchor)
+        font = ImageFont.load_default(size)  # Latin
+        draw.text(place, cut(text, font, width), color, font, anchor=anchor)
 
     write((MARGIN, MARGIN), title, INK, TITLE_SIZE, "la", width)
     write((MARGIN, MARGIN + TITLE_LINE + 4), subtitle, MUTED, SMALL_SIZE, "la", width)
@@ -68,15 +68,9 @@ def make_comparison(title: str, subtitle: str, rows: Sequence[Row]) -> Image.Ima
             if column < len(row.captions):
                 write((left + side // 2, top - 8), row.captions[column], MUTED, SMALL_SIZE, "ms", side)
             if column < len(row.images):
-                image = fit(row.images[column], side)
+                image = ImageOps.contain(row.images[column], (side, side), Image.Resampling.LANCZOS)
                 sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
     return sheet
-
-
-@functools.cache
-def own_font(size: int) -> Font:
-    """Pillow's own, which is Latin."""
-    return ImageFont.load_default(size)
 
 
 def cut(text: str, font: Font, width: float) -> str:
@@ -92,10 +86,3 @@ def square(photo: Image.Image) -> Image.Image:
     """The centre of an upright RGB photo as a square."""
     side = min(*photo.size, LARGEST_PHOTO)
     return ImageOps.fit(photo, (side, side), Image.Resampling.LANCZOS)
-
-
-def fit(image: Image.Image, side: int) -> Image.Image:
-    """The image scaled to `side` pixels on its longer side."""
-    width, height = (max(1, round(length * side / max(image.size))) for length in image.size)
-    method = Image.Resampling.LANCZOS if side < max(image.size) else Image.Resampling.BICUBIC
-    return image if (width, height) == image.size else image.convert("RGB").resize((width, height), method)

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.evaluation.arguments import BASELINE_FLAG, check_text
+from utils.evaluation.arguments import BASELINE_FLAG
 from utils.evaluation.prompts import (
     Subject,
     class_in,
@@ -13,11 +13,10 @@ from utils.evaluation.prompts import (
     other_prompts,
     read_subject,
 )
-from utils.files.json_files import read_json
-from utils.files.ownership import RUN_FILE, prompts_of
+from utils.files.ownership import RUN_FILE, prompts_of, run_of
 from utils.models.base import from_hub_cache
 from utils.models.folder import MODEL_INDEX
-from utils.values import read_prompts
+from utils.values import as_text, read_prompts
 
 Notes = list[tuple[str, str]]  # ("note" or "warning", what is said)
 
@@ -25,9 +24,8 @@ Notes = list[tuple[str, str]]  # ("note" or "warning", what is said)
 def fill_from_run_json(args: argparse.Namespace) -> Notes:
     """Takes what was not given from the fine-tuned folder's run.json; returns one note a value taken."""
     path = args.finetuned_model_name_or_path / RUN_FILE
-    run = read_json(path) if path.is_file() else {}
-    recorded = run.get("arguments")
-    recorded = recorded if isinstance(recorded, dict) else {}
+    run = dict(arguments={}) | run_of(path.parent)
+    recorded = run["arguments"]
     notes: Notes = []
     if run.get("status") == "running" and (path.parent / MODEL_INDEX).is_file():
         notes.append(("warning", f"{path} says that training has not finished: {path.parent} holds an earlier result"))
@@ -47,7 +45,7 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
         raise UserError(f"--pretrained_model_name_or_path is missing, and {path} does not record one: give it")
     instance_prompt = recorded.get("instance_prompt")
     notes += fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
-    notes += fill_subject(args, run | dict(arguments=recorded))
+    notes += fill_subject(args, run)
     if args.drift_prompt is None:
         args.drift_prompt = other_prompts(args.class_name) if args.num_drift_images and args.class_name else []
     return notes
@@ -82,11 +80,9 @@ def fill_subject(args: argparse.Namespace, run: dict) -> Notes:
     found = []
     for flag in Subject._fields:
         told = getattr(subject, flag)
-        if getattr(args, flag) is None:
-            args.guessed.append(flag)
-            if told:
-                setattr(args, flag, told)
-                found.append(f'--{flag} "{told}"')
+        if told and getattr(args, flag) is None:
+            setattr(args, flag, told)
+            found.append(f'--{flag} "{told}"')
     if found:
         how = "these flags correct it"
         how += ", beside --prompt and --instance_data_dir of this subject" if concept else ""
@@ -106,8 +102,7 @@ def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path)
     if not prompts and not instance_prompt:
         raise UserError(f"--prompt is missing, and {run_file} does not record one: give it")
     if not prompts:
-        check_text(f"instance_prompt in {run_file}", instance_prompt)
-        prompts = [instance_prompt]
+        prompts = [as_text(instance_prompt, f"instance_prompt in {run_file} ")]
         notes.append(("note", f'from {run_file}: --prompt "{instance_prompt}"'))
     args.prompt = list(dict.fromkeys(prompts))
     return notes

@@ -233,7 +233,7 @@ def finish(output_dir: Path, record: dict) -> None:
 def describe(session: Session, entries: list[dict]) -> dict:
     """samples.json: all that it takes to make the images again, and all that scoring and report need to know."""
     plan = session.plan
-    names = ("num_images", "num_drift_images", "seed", "identifier", "class_name", "dreambench", "guessed", "command")
+    names = ("num_images", "num_drift_images", "seed", "identifier", "class_name", "dreambench", "command")
     return dict(
         written_by=WRITTEN_BY,
         complete=True,
@@ -262,10 +262,10 @@ def write_comparison(plan: EvaluationPlan, samples: list[Sample], photos: dict[P
     """comparison.png: the photos, then the baseline's and the fine-tuned images of the first prompt."""
     first = plan.prompts[0].text
     seeds = [plan.seed + number for number in range(plan.num_images)]
-    shown = list(photos.items())[: len(seeds)]
+    shown = list(photos.values())[: len(seeds)]
     note = f"{len(shown)} of {len(photos)}" if len(shown) < len(photos) else ""
-    cells = [comparison.square(photo) for _, photo in shown]
-    rows = [comparison.Row("your photos", note, cells, [path.name for path, _ in shown])] if shown else []
+    cells, names = [comparison.square(photo) for photo in shown], [f"photo {n}" for n in range(1, len(shown) + 1)]
+    rows = [comparison.Row("your photos", note, cells, names)] if shown else []
     captions = [f"seed {seed}" for seed in seeds]
     for model, label, folder in (
         (BASELINE, "baseline", plan.pretrained_model_name_or_path),

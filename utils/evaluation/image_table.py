@@ -1,7 +1,6 @@
 """The images of an evaluation as rows of numbers: embeddings, each image's own values, and which are photos again."""
 
 import contextlib
-import csv
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -67,7 +66,7 @@ class ImageTable:
     def __init__(
         self, samples: dict, folder: Path, photos: Mapping[Path, Image.Image], encoders: Mapping[str, Encoder | None]
     ):
-        self.samples, self.num_own = samples, len(samples["images"])
+        self.samples = samples
         self.entries = list(samples["images"])
         for entry in (samples.get("candidates") or {}).get("images", []):
             self.entries.append(entry | dict(model=f"{CANDIDATES}/{entry['model']}"))
@@ -150,15 +149,3 @@ class ImageTable:
             ]
             found[model] = copied, len(looked_at)
         return found
-
-
-def as_csv(table: ImageTable) -> str:
-    """A line an image: its settings and its own values; an empty cell if there is no value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "model", "role", "prompt", "seed", *COLUMNS])
-    for index, entry in enumerate(table.entries[: table.num_own]):
-        cells = [entry[name] for name in ("file", "model", "role", "prompt", "seed")]
-        cells += [f"{table.values[name][index]:.6f}" if name in table.values else "" for name in COLUMNS]
-        writer.writerow(cells)
-    return text.getvalue()

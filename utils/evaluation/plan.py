@@ -12,7 +12,6 @@ from utils.evaluation.prompts import all_prompts, places_for
 from utils.evaluation.samples import (
     COMPARISON_FILE,
     EMBEDDINGS_FILE,
-    METRICS_CSV,
     METRICS_JSON,
     REPORT_FILE,
     Model,
@@ -34,7 +33,6 @@ class EvaluationPlan(argparse.Namespace):
     Attributes:
         models, prompts: what is drawn; only there, as image sizes are, if images are made.
         candidates: the plan of what --choose draws; None without.
-        guessed: of class_name and identifier, those that no flag gave.
         notes: what was filled in, and what is to be warned of.
     """
 
@@ -47,7 +45,7 @@ class EvaluationPlan(argparse.Namespace):
 def make_plan(args: argparse.Namespace) -> EvaluationPlan:
     """Fills in what run.json knows, and checks folders and sizes. Raises UserError."""
     plan = EvaluationPlan(**vars(args) | dict(strength=list(dict.fromkeys(args.strength or [1.0]))))
-    plan.prompts, plan.guessed, plan.models, plan.candidates = [], [], [], None
+    plan.prompts, plan.models, plan.candidates = [], [], None
     plan.notes = _check(plan)
     if plan.choose and "generate" in plan.stages:
         plan.candidates = plan_candidates(plan)
@@ -167,7 +165,7 @@ def check_output_dir(args: EvaluationPlan) -> None:
         raise UserError(f"--output_dir {output_dir}: {existing} is a file: name another folder")
     if not is_writable(existing):
         raise UserError(f"--output_dir {output_dir}: no permission to write in {existing}: name another folder")
-    names = [METRICS_JSON, METRICS_CSV, EMBEDDINGS_FILE] if "score" in args.stages else []
+    names = [METRICS_JSON, EMBEDDINGS_FILE] if "score" in args.stages else []
     names += [REPORT_FILE] if "report" in args.stages else []
     if "generate" in args.stages:
         names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args))]

@@ -95,18 +95,6 @@ def without_article(words: list[str]) -> list[str]:
     return words[1:] if words and words[0].lower() in ARTICLES else words
 
 
-def subject_line(samples: dict) -> str:
-    """What samples.json takes the subject for, and the flags that correct it: a sentence or two."""
-    class_name, identifier = samples["class_name"], samples["identifier"]
-    named = f"is called “{identifier}” in prompts" if identifier else "has no name of its own in prompts"
-    line = f"The subject is a “{class_name}” and {named}"
-    if not class_name:
-        line = f"What the subject is one of is not known, and it {named}"
-    if not samples.get("guessed") and class_name:
-        return f"{line}, as the flags say."
-    return f"{line}, by the prompts it was trained with. If that is wrong, say so with --class_name and --identifier."
-
-
 def dreambench_prompts(kind: str, identifier: str, class_name: str) -> list[str]:
     """The paper's 25 prompts of `kind` (live or object) with the identifier and the class filled in."""
     return [template.format(identifier, class_name) for template in DREAMBENCH[kind]]

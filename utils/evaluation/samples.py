@@ -14,7 +14,7 @@ from utils.files.json_files import read_json_or_none
 
 SAMPLES_FILE = "samples.json"
 COMPARISON_FILE = "comparison.png"
-METRICS_JSON, METRICS_CSV, REPORT_FILE = "metrics.json", "metrics.csv", "report.html"
+METRICS_JSON, REPORT_FILE = "metrics.json", "report.html"
 EMBEDDINGS_FILE = "embeddings.npz"
 METRICS_FORMAT = 3  # of metrics.json
 WRITTEN_BY = "evaluate.py"
@@ -27,7 +27,6 @@ OWN_FILE_NAME = re.compile(
 )
 OWN_MARKS = {  # what the first kilobyte of our other files holds
     METRICS_JSON: b'"written_by": "evaluate.py"',
-    METRICS_CSV: b"file,model,role,prompt,seed,",
     REPORT_FILE: b'<meta name="generator" content="evaluate.py">',
     EMBEDDINGS_FILE: b"written_by_evaluate",
 }

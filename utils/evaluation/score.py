@@ -1,4 +1,4 @@
-"""The second stage of an evaluation: from the images on disk to metrics.json and a table with a line an image."""
+"""The second stage of an evaluation: from the images on disk to metrics.json."""
 
 from pathlib import Path
 
@@ -8,15 +8,14 @@ import torch
 from utils.errors import UserError, of_file
 from utils.evaluation import choice, encoders, intervals, metrics, scorer
 from utils.evaluation.encoders import Encoder
-from utils.evaluation.image_table import ImageTable, as_csv
+from utils.evaluation.image_table import ImageTable
 from utils.evaluation.metrics import METRICS
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
-from utils.evaluation.prompts import class_prompt, is_embedded
+from utils.evaluation.prompts import is_embedded
 from utils.evaluation.samples import (
     BASELINE,
     FINETUNED,
-    METRICS_CSV,
     METRICS_FORMAT,
     METRICS_JSON,
     SAMPLES_FILE,
@@ -25,7 +24,6 @@ from utils.evaluation.samples import (
     photos_named,
 )
 from utils.evaluation.sentences import say
-from utils.files.atomic import replace_path
 from utils.files.json_files import write_json
 from utils.models.folder import read_base
 from utils.runtime.gpu import pick_device
@@ -45,7 +43,7 @@ PAPER_ENCODERS["clip_t"] = PAPER_ENCODERS["clip_i"]
 
 
 def score(plan: EvaluationPlan, samples: dict) -> dict:
-    """Computes every metric that there is a model for; writes metrics.json and metrics.csv, and returns the former."""
+    """Computes every metric that there is a model for; writes metrics.json, and returns it."""
     loaded, folder = load_encoders(plan, samples, pick_device()), photos_folder(plan, samples)
     table = ImageTable(samples, plan.output_dir, load_photos(folder), loaded)
     record = dict(
@@ -59,10 +57,8 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         **measure(table),
     )
     record["paper"] = paper_columns(record, samples)
-    csv = as_csv(table).encode()
     try:
         table.kept.save()
-        replace_path(plan.output_dir / METRICS_CSV, lambda part: part.write_bytes(csv), is_shared=True)
         write_json(plan.output_dir / METRICS_JSON, record)
     except OSError as error:
         raise UserError(of_file(error, plan.output_dir, "make room there")) from error
@@ -157,20 +153,13 @@ def _values(table: ImageTable, model: str, key: str) -> np.ndarray | str:
 
 
 def photo_metrics(table: ImageTable) -> dict:
-    """The photos' files, REAL by each encoder, and CLIP-T of the photos on the prompt that names their class."""
+    """The photos' files, and REAL by each encoder."""
     found: dict = dict(files=[dict(file=name, sha256=digest) for name, digest in table.photo_digests.items()])
     for encoder in ("clip", "dino"):
         lacking = scorer.NO_PHOTOS if encoder in table.images else LACKING[encoder]
         found[f"real_{encoder}"] = _null(scorer.TWO_PHOTOS if encoder in table.photos else lacking)
         if len(table.photos.get(encoder, "")) > 1:
             found[f"real_{encoder}"] = dict(value=float(metrics.real_similarity(table.photos[encoder]).mean()))
-    class_name = table.samples["class_name"]
-    found["clip_t"] = _null(
-        scorer.NO_TEXT if table.text is None else scorer.NO_CLASS if class_name else scorer.NO_PHOTOS
-    )
-    if table.text is not None and "clip" in table.photos and class_name:
-        value = float((table.photos["clip"] @ table.text(class_prompt(class_name))).mean())
-        found["clip_t"] = dict(value=value)
     return found
 
 

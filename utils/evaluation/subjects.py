@@ -1,31 +1,16 @@
-"""Several subjects of one model: each is evaluated with its own photos and prompt, and then all are averaged."""
+"""Several subjects of one model: each is evaluated with its own photos and prompt."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from utils.concepts import read_list
 from utils.errors import UserError
-from utils.evaluation import intervals
 from utils.evaluation.prompts import slug
-from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE
-from utils.files.json_files import read_json_or_none, write_json
+from utils.evaluation.samples import SAMPLES_FILE
+from utils.files.json_files import read_json_or_none
 from utils.files.ownership import run_of
 
-SUBJECTS_FILE = "subjects.json"
-MEANS = ("dino", "clip_i", "clip_t", "clip_t_other")  # over subjects
 ONE_SUBJECT = ("prompt", "prompts_file", "dreambench", "instance_data_dir", "identifier", "class_name")
-
-
-class Mean(NamedTuple):
-    """Of a metric over subjects, each subject's own mean counted once."""
-
-    value: float
-    interval: list[float] | None
-    num_subjects: int
 
 
 def split_by_subject(args: argparse.Namespace) -> list[argparse.Namespace]:
@@ -67,27 +52,3 @@ def drawn_last(output_dir: Path) -> list[Path]:
     command = {path: (read_json_or_none(path) or {}).get("command") for path in paths}
     last = max(paths, key=lambda path: path.stat().st_mtime_ns)
     return [path.parent for path in paths if command[path] == command[last]]
-
-
-def means(measured: Mapping[str, dict], model: str) -> dict[str, Mean]:
-    """By metric: the mean of {subject: metrics.json} for a model, with its 95% interval for other subjects like these
-    if they are enough for one; a metric that a subject lacks is left out."""
-    result = {}
-    for metric in MEANS:
-        entries = [metrics["models"][model].get(metric, {}) for metrics in measured.values()]
-        values = [entry.get("value") for entry in entries]
-        if values and None not in values:
-            found = intervals.mean_change(np.array(values)[:, None], are_means=True)
-            result[metric] = Mean(float(np.mean(values)), [found.low, found.high] if found else None, len(values))
-    return result
-
-
-def write_subjects(output_dir: Path, measured: Mapping[str, dict]) -> None:
-    """Writes subjects.json: every subject's means and those over subjects."""
-    models = {}
-    for model in (BASELINE, FINETUNED):
-        found = {name: means({name: metrics}, model) for name, metrics in measured.items()}
-        subjects = {name: {key: mean.value for key, mean in own.items()} for name, own in found.items()}
-        overall = {key: mean._asdict() for key, mean in means(measured, model).items()}
-        models[model] = dict(subjects=subjects, mean=overall)
-    write_json(output_dir / SUBJECTS_FILE, dict(written_by="evaluate.py", models=models))

@@ -208,8 +208,7 @@ def _scores(metrics: Mapping[str, Any]) -> str:
         if any(isinstance(value, float) for value in values):
             cells = [f"{value:.3f}" if isinstance(value, float) else "-" for value in values]
             rows.append(f"| {name} | {' | '.join(cells)} | {meaning} |")
-    subjects = f", means over {num} subjects" if (num := metrics.get("num_subjects")) else ""
-    head = f"## Scores{subjects}\n| | base | this model | |\n|---|---|---|---|\n"
+    head = "## Scores\n| | base | this model | |\n|---|---|---|---|\n"
     encoders = [_escaped(each["name"]) for each in metrics.get("encoders", {}).values() if each]
     scorer = (metrics.get("scorer") or {}).get("line", "")
     by = f"\n\nBy {' and '.join(encoders)}. {scorer}".rstrip() if encoders else ""

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.results import report, write_result
-from utils.evaluation.report.charts import MAX_POINTS, Chart, line_chart, smooth, ticks
+from utils.evaluation.report.charts import MAX_POINTS, Chart, line_chart, smooth
 from utils.evaluation.report.images import SIDES, data_uri, webp
 from utils.evaluation.report.page import SCRIPT, TEMPLATES
 
@@ -106,14 +106,6 @@ def test_what_is_missing_is_said(tmp_path, photos_dir):
     assert "your photo" not in page and "Which one to use" in page  # the strip is there without its sentence
 
 
-def test_what_the_top_says_the_choice_does_not_say_again(tmp_path, photos_dir):
-    result = write_result(tmp_path, photos_dir, prompt="a cat")
-    metrics = json.loads((result / "metrics.json").read_text())
-    metrics["choice"]["why"] = metrics["says"]["finetuned"]["sentences"][0]["text"] = "This scorer does not know."
-    (result / "metrics.json").write_text(json.dumps(metrics))
-    assert report(result).count("This scorer does not know.") == 1
-
-
 def test_25_prompts_of_4_seeds_stay_below_4_megabytes(tmp_path, photos_dir):
     result = write_result(tmp_path, photos_dir, prompt="a cat", num_prompts=25, side=192, grain=2)
     page = report(result)
@@ -161,15 +153,6 @@ def test_a_chart_of_nothing_is_nothing():
     assert line_chart("Loss", dict(raw=[(1, math.nan), (2, math.inf)])) is None
     assert "polyline" in as_svg(line_chart("Loss", dict(raw=[(1, 0.5)])))
     assert "polyline" in as_svg(line_chart("Loss", dict(raw=[(1, 0.5), (2, 0.5)])))
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.03, 0.95), (-2, 7), (1e-6, 2e-6), (5, 5), (0, 0), (-3, -3), (1, 2000)]
-)
-def test_ticks_are_few_round_and_enclose(low, high):
-    found = ticks(low, high)
-    assert 2 <= len(found) <= 7 and found == sorted(set(found))
-    assert found[0] <= low + 1e-9 and found[-1] >= high - 1e-9
 
 
 def test_long_curves_are_thinned_and_smoothed():

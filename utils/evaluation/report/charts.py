@@ -38,45 +38,21 @@ def line_chart(title: str, curves: dict[str, Points], note: str = "") -> Chart |
     if not finite:
         return None
     xs, ys = zip(*(point for points in finite.values() for point in points), strict=True)
-    y_ticks = ticks(min(ys), max(ys))
-    x_scale, y_scale = scale(min(xs), max(xs), LEFT, RIGHT), scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
+    x_scale, y_scale = scale(min(xs), max(xs), LEFT, RIGHT), scale(min(ys), max(ys), BOTTOM, TOP)
     (start, first), (end, last) = (finite[[*finite][-1]][place] for place in (0, -1))
     drawn = []
     for style, points in finite.items():
         every = points[:: -(-len(points) // MAX_POINTS)]
         drawn.append((style, [(x_scale(x), y_scale(y)) for x, y in every], len(every) <= MAX_DOTS))
     label = f"{title}: from {short(first, 3)} at step {start:g} to {short(last, 3)} at {end:g}"
-    marks = [(y_scale(y), short(y)) for y in y_ticks]
-    return Chart(title, note, label, x_ticks(min(xs), max(xs)), marks, drawn)
+    x_ticks = [(x_scale(min(xs)), f"{min(xs):g}", "start"), (x_scale(max(xs)), f"step {max(xs):g}", "end")]
+    y_ticks = [(y_scale(y), short(y, 3)) for y in sorted({min(ys), max(ys)})]
+    return Chart(title, note, label, x_ticks if max(xs) > min(xs) else x_ticks[1:], y_ticks, drawn)
 
 
 def scale(low: float, high: float, first: int, last: int) -> Callable[[float], str]:
     """From [low, high] to the pixels [first, last]."""
     return lambda value: f"{first + (value - low) / ((high - low) or 1) * (last - first):.1f}"
-
-
-def x_ticks(low: float, high: float) -> list[tuple[str, str, str]]:
-    """The values below the chart; the last has the unit."""
-    inside = [x for x in ticks(low, high, whole=True) if low <= x <= high]
-    if len(inside) > 4:
-        inside.pop(-2)  # room for the last one's unit
-    place = scale(low, high, LEFT, RIGHT)
-    marks = [(place(x), f"{x:g}", "middle") for x in inside]
-    if marks:
-        x, text, _ = marks[-1]
-        marks[-1] = (x, f"step {text}", "end" if len(marks) > 1 else "middle")
-    return marks
-
-
-def ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Three to six round values that enclose [low, high]."""
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if span / (power * factor) <= 4.5)
-    if whole:
-        step = max(1.0, float(round(step)))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
 
 
 def smooth(points: Points, weight: float = 0.95) -> Points:

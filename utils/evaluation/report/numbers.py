@@ -7,7 +7,7 @@ from utils.evaluation.report.gallery import label
 from utils.evaluation.samples import BASELINE, FINETUNED
 from utils.evaluation.wording import number
 
-OF_PHOTOS = {"dino": "real_dino", "clip_i": "real_clip", "clip_t": "clip_t"}
+OF_PHOTOS = {"dino": "real_dino", "clip_i": "real_clip"}
 
 
 class Table(NamedTuple):

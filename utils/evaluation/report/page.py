@@ -11,9 +11,9 @@ from markupsafe import Markup, escape
 
 from utils.errors import UserError, of_file
 from utils.evaluation.photos import load_photos
-from utils.evaluation.prompts import SUBJECT, subject_line
+from utils.evaluation.prompts import SUBJECT
 from utils.evaluation.report.charts import Chart, line_chart, smooth
-from utils.evaluation.report.gallery import Album, choice_images, first_row, label, pairs, rest, second_row, strip
+from utils.evaluation.report.gallery import Album, choice_images, first_row, pairs, rest, second_row, strip
 from utils.evaluation.report.numbers import metric_table
 from utils.evaluation.samples import BASELINE, FINETUNED, PIXELS, REPORT_FILE, model_folder, photos_named
 from utils.files.atomic import replace_path
@@ -61,8 +61,7 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
         last=len(album.shown),
         table=metric_table(samples, metrics) if metrics is not None else None,
         charts=loss_curves(folder),
-        subject_line=subject_line(samples),
-        settings=settings(samples, metrics, run),
+        settings=settings(samples, metrics),
         commands=commands(samples, metrics, run),
         script=Markup(SCRIPT),
         policy=POLICY,
@@ -115,29 +114,9 @@ def read_points(path: Path, key: str) -> list[tuple[float, float]]:
 # Settings
 
 
-def settings(samples: dict, metrics: dict | None, run: dict) -> list[tuple[str, dict]]:
-    """Everything that decides the images and the numbers, in groups."""
-    sampling = {name: samples[name] for name in ("num_images", "num_drift_images", "seed")}
-    sampling |= {name: samples[name] for name in PIXELS}
-    sampling |= {name: samples[name] for name in ("identifier", "class_name", "batch_size", "device")}
-    sampling |= {f"{name} version": version for name, version in samples["versions"].items()}
-    groups = [("Sampling", sampling)]
-    groups += [(f"Model: {label(name)}", flat(model)) for name, model in samples["models"].items()]
-    if metrics is not None:
-        encoders = {name: encoder for name, encoder in metrics["encoders"].items() if encoder is not None}
-        groups += [(f"Encoder: {name.upper()}", flat(encoder)) for name, encoder in encoders.items()]
-        photos = {photo["file"]: f"SHA-256 {photo['sha256']}" for photo in metrics["photos"]["files"]}
-        groups.append(("Photos", photos))
-    if arguments := run.get("arguments"):
-        result = {key: value for key, value in (run.get("result") or {}).items() if value is not None}
-        groups.append(("Training", flat(arguments) | result | {"device": run.get("device")}))
-    return groups
-
-
-def flat(values: dict, prefix: str = "") -> dict:
-    """Nested dictionaries as one, their keys joined by spaces."""
-    result: dict = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}".replace("_", " ") if prefix else str(key)
-        result |= flat(value, f"{name} ") if isinstance(value, dict) else {name: value}
-    return result
+def settings(samples: dict, metrics: dict | None) -> dict:
+    """How the images were drawn, and by what they were scored; how the model was trained is in its card."""
+    names = ("num_images", "num_drift_images", "seed", *PIXELS, "identifier", "class_name", "batch_size", "device")
+    encoders = {kind.upper(): each["name"] for kind, each in (metrics or {}).get("encoders", {}).items() if each}
+    versions = {f"{name} version": version for name, version in samples["versions"].items()}
+    return {name: samples[name] for name in names} | versions | encoders
