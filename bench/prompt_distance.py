@@ -16,13 +16,6 @@ from utils.models import loading
 from utils.models.folder import read_base
 
 
-def parse_args(argv=None):
-    parser = make_parser(__doc__, __spec__.name, results=False)
-    parser.add_argument("--model", type=Path, required=True, help="a pipeline's folder")
-    parser.add_argument("prompts", nargs="+", help="prompts to compare")
-    return parser.parse_args(argv)
-
-
 @torch.no_grad()
 def distances(folder: Path, prompts: list[str]) -> list[tuple[str, list[str], float]]:
     """(prompt, its tokens, its distance from the first prompt as a fraction of that one's norm)."""
@@ -34,7 +27,10 @@ def distances(folder: Path, prompts: list[str]) -> list[tuple[str, list[str], fl
 
 
 def main(argv=None) -> None:
-    args = parse_args(argv)
+    parser = make_parser(__doc__, __spec__.name, results=False)
+    parser.add_argument("--model", type=Path, required=True, help="a pipeline's folder")
+    parser.add_argument("prompts", nargs="+", help="prompts to compare")
+    args = parser.parse_args(argv)
     for prompt, tokens, distance in distances(args.model, args.prompts):
         print(f"{distance:.3f}  {prompt!r}  {' '.join(token.removesuffix('</w>') for token in tokens)}")
 

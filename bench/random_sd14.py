@@ -21,7 +21,7 @@ UNET_CONFIG, VAE_CONFIG, TEXT_CONFIG = (
 )
 
 
-def write_pipeline(folder: Path, device: str = "cpu", tokenizer_from: Path = EMBEDDED) -> None:
+def write_pipeline(folder: Path, device: str = "cpu") -> None:
     """Writes the folder: 4.2 GB."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -36,8 +36,8 @@ def write_pipeline(folder: Path, device: str = "cpu", tokenizer_from: Path = EMB
     for name, module in parts.items():
         module.cpu().save_pretrained(folder / name)
     for name in ("tokenizer", "scheduler"):
-        shutil.copytree(tokenizer_from / name, folder / name, dirs_exist_ok=True)
-    index = json.loads((tokenizer_from / "model_index.json").read_text())
+        shutil.copytree(EMBEDDED / name, folder / name, dirs_exist_ok=True)
+    index = json.loads((EMBEDDED / "model_index.json").read_text())
     index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
@@ -58,6 +58,5 @@ if __name__ == "__main__":
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (cuda if there is one)"
     )
-    parser.add_argument("--tokenizer_from", type=Path, default=EMBEDDED, help="pipeline folder to take it from")
     arguments = parser.parse_args()
-    write_pipeline(arguments.folder, arguments.device, arguments.tokenizer_from)
+    write_pipeline(arguments.folder, arguments.device)

@@ -33,9 +33,9 @@ import torch
 from bench import script
 from bench.command_line import EMBEDDED, ROOT, make_parser, write_results
 from bench.random_sd14 import base_folder
+from utils.dataset import find_photos
 
 PARTS = ("cold", "warm", "batch8", "evaluate", "run_sh", "peer")
-PHOTOS = (".jpg", ".jpeg", ".png")
 
 
 def time_peer(peer: Path, flags: list[str], output: Path, steps: int) -> dict[str, Any]:
@@ -120,9 +120,8 @@ def report(name: str, found: dict[str, Any]) -> dict[str, Any]:
 def copy_photos(source: Path, target: Path) -> None:
     """The photos alone: the peer's script opens every file of its folder as one."""
     target.mkdir()
-    for path in sorted(source.iterdir()):
-        if path.suffix.lower() in PHOTOS:
-            shutil.copy(path, target)
+    for path in find_photos(source)[0]:
+        shutil.copy(path, target)
 
 
 def print_ratios(results: dict[str, Any]) -> None:
