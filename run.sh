@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tunes on the photos in INSTANCE_DIR, then samples the result beside the baseline, scores it, writes report.html.
 # Every value can be overridden from the environment; extra arguments go to the training script:
-#   MAX_TRAIN_STEPS=400 LEARNING_RATE=5e-6 INSTANCE_PROMPT="a photo of sks cat" bash run.sh --train_batch_size=2
+#   MAX_TRAIN_STEPS=400 LEARNING_RATE=2e-6 INSTANCE_PROMPT="a photo of sks cat" bash run.sh --train_batch_size=2
 # Relative paths are those of the folder it is called from; what is not given lies in the project's own folder.
 # VENV=DIR runs in a virtual environment of yours, as it is; without it setup.sh makes .venv.
 # --dry_run only checks everything. All flags: python train_dreambooth_colossalai.py --help
