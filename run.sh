@@ -66,7 +66,7 @@ export MODEL_NAME="${MODEL_NAME:-$recipe_model}"
 # The recipe's values; the embedded model wants its own size, a larger learning rate, fp32 on a CPU, and fewer steps.
 resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20 checkpointing_steps=500 inference_steps=50
 if [ "$(realpath -m "$MODEL_NAME")" = "$(realpath -m "$embedded_model")" ]; then
-  resolution=64 batch_size=4 precision=no learning_rate=1e-4 steps=150 checkpointing_steps=50 inference_steps=25
+  resolution=64 batch_size=4 precision=no learning_rate=1.5e-4 steps=150 checkpointing_steps=50 inference_steps=25
 fi
 
 training=(
