@@ -22,7 +22,7 @@ def test_captions_replace_the_prompt_photo_by_photo(flags, tmp_path):
         (photos / f"photo-{number}.txt").write_text(f" {flags['instance_prompt']}\n", encoding="utf-8-sig")
     assert losses(run(flags, instance_prompt="not used")) == pytest.approx(expected, rel=1e-6)
     (photos / "photo-1.txt").write_text("my cat asleep\n")
-    found = losses(run(flags))
+    found = losses(run(flags, overwrite_output_dir=True))
     assert found[0] != pytest.approx(expected[0], rel=1e-6)
     record = run_json(tmp_path / "b")
     assert [photo.get("prompt") for photo in record["photos"]] == [None, "my cat asleep", None, None]

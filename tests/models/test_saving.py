@@ -29,7 +29,7 @@ DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 @pytest.fixture(scope="module")
 def trained(tiny_pipeline_dir):
     """A function of the weight dtype's name: a boosted UNet whose master weights moved, its optimizer, its booster."""
-    launch(0)
+    launch(0, dict, lambda own, other: [])
 
     def train(name: str) -> tuple:
         unet = loading.load_unet(read_base(tiny_pipeline_dir))

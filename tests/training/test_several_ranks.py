@@ -26,7 +26,7 @@ class Network(torch.nn.Module):
 @pytest.fixture(params=["in buckets", "in a buffer"])
 def boosted(request, monkeypatch):
     """(DDP's module, optimizer, Booster) of a rank that thinks that there is another, which has no gradients."""
-    colossal.launch(0)
+    colossal.launch(0, dict, lambda own, other: [])
     torch.manual_seed(0)
     flat = FlatParameters(module := Network(), torch.float32, "cpu", torch.channels_last)
     if request.param == "in buckets":

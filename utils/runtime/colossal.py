@@ -28,12 +28,13 @@ BUCKET_MB = 100  # fewer collectives than with DDP's 25; the last one, of the fi
 __all__ = ["OptimizerWrapper", "barrier", "boost", "get_accelerator", "launch", "leave", "sum_vectors"]
 
 
-def launch(seed: int, *meeting: Callable) -> None:
+def launch(seed: int, ready: Callable[[], dict], differences: Callable[[dict, dict], list[str]]) -> None:
     """ranks.meet, and colossalai.launch_from_torch over its store; one rank has none."""
     mark("imported")
     if environment.is_main():
         say_problems_of_gpu()
-    with _own_store(meet(*meeting) or dist.HashStore()), environment.as_torchrun_says_it(), libraries.quiet_imports():
+    store = _own_store(meet(ready, differences) or dist.HashStore())
+    with store, environment.as_torchrun_says_it(), libraries.quiet_imports():
         colossalai.launch_from_torch(seed=seed, verbose=False)
     _begin_to_connect()
     mark("launched")
