@@ -35,6 +35,11 @@ def mask_of(pixels, box):
     return cv2.morphologyEx(subject, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)).astype(bool)
 
 
+def path_of(folder, name):
+    """Where the cut-out of a photo of photo_boxes.txt lies."""
+    return folder / name.replace("/", "_").replace(".jpg", ".png")
+
+
 def write_cut_outs(photos, folder):
     """Writes an RGBA picture for each photo of photo_boxes.txt whose subject is found."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,18 +58,16 @@ def write_cut_outs(photos, folder):
         layer = Image.fromarray(np.dstack([pixels, mask * np.uint8(255)]))
         layer = layer.crop((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
         layer.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-        layer.save(folder / name.replace("/", "_").replace(".jpg", ".png"))
+        layer.save(path_of(folder, name))
 
 
 @functools.cache
 def cut_outs(folder):
     """[(layer, view)] and their words, read once a process."""
-    found = []
-    for row in read_boxes():
-        path = folder / row[0].replace("/", "_").replace(".jpg", ".png")
-        if path.exists():
-            found.append((Image.open(path).convert("RGBA"), views(row, 0)[0]))
-    return found, Words(row[2] for row in read_boxes() if row[1])
+    rows = read_boxes()
+    paths = [(path_of(folder, row[0]), row) for row in rows]
+    found = [(Image.open(path).convert("RGBA"), views(row, 0)[0]) for path, row in paths if path.exists()]
+    return found, Words(row[2] for row in rows if row[1])
 
 
 def placed(layer, rng):

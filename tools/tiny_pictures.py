@@ -64,9 +64,9 @@ def make_pictures(args, device, log):
     counts = [min(512, args.num_photos - done) for done in range(0, args.num_photos, 512)]
     parts = [world.batch(rng, count) for count in counts]
     free = [world.details(rng, min(512, args.num_details)).cpu() for _ in range(0, args.num_details, 512)]
-    captions = [caption for _, caption, *_ in [*drawings, *crops, *composed]]
-    captions += [caption for _, part in parts for caption in part]
-    pixels = to_tensor([pixels for pixels, *_ in [*drawings, *crops, *composed]])
+    made = [*drawings, *crops, *composed]
+    captions = [caption for _, caption, *_ in made] + [caption for _, part in parts for caption in part]
+    pixels = to_tensor([pixels for pixels, *_ in made])
     pixels = torch.cat([pixels, *[part.cpu().permute(0, 3, 1, 2) for part, _ in parts]])
     details = torch.cat([to_tensor(details), *[part.permute(0, 3, 1, 2) for part in free]])
     distinct = ["", *sorted(set(captions))]
