@@ -94,6 +94,8 @@ evaluation=(
   ${CHECKPOINT:+--checkpoint="$CHECKPOINT"}
   --num_inference_steps="${NUM_INFERENCE_STEPS:-$inference_steps}"
 )
+# What is asked for the result of another run holds for its page too.
+case " $* " in *" --overwrite_output_dir"[[:space:]]*) evaluation+=(--overwrite_output_dir) ;; esac
 case " $* " in *" --dry_run"[[:space:]]* | *" --version"[[:space:]]*) run "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}"; exit ;; esac
 
 # Mistakes are said before torchrun starts.

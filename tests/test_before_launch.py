@@ -1,5 +1,6 @@
 """What run.sh checks before torchrun: silent if all is well, else one line."""
 
+import json
 import os
 import subprocess
 
@@ -8,6 +9,8 @@ import pytest
 from tests.helpers.script import as_argv, run_python
 from utils import before_launch
 from utils.command_line import run_main
+from utils.evaluation.samples import drawn_from
+from utils.files.hashing import sha256_of
 
 
 def check(flags: dict, evaluated: object = None, *more: str) -> int:
@@ -48,6 +51,19 @@ def test_where_the_evaluation_goes_can_be_written(flags, capsys, tmp_path):
     (tmp_path / "file").touch()
     assert check(flags, None, f"--output_dir={tmp_path / 'file/result'}") == 2
     assert "RESULT_DIR" in capsys.readouterr().err
+
+
+def test_a_page_of_another_subject_is_refused_before_the_training(flags, capsys, tmp_path):
+    (page := tmp_path / "result").mkdir()
+    theirs = drawn_from(flags["output_dir"], {"0" * 64: "a photo of sks dog"})
+    (page / "samples.json").write_text(json.dumps(dict(written_by="evaluate.py", files=[], drawn_from=theirs)))
+    assert check(flags, None, f"--output_dir={page}") == 2
+    assert f"--output_dir {page} holds the page of another model" in capsys.readouterr().err
+    assert check(flags, None, f"--output_dir={page}", "--overwrite_output_dir") == 0
+    photos = {sha256_of(path): flags["instance_prompt"] for path in flags["instance_data_dir"].iterdir()}
+    ours = drawn_from(flags["output_dir"], photos)
+    (page / "samples.json").write_text(json.dumps(dict(written_by="evaluate.py", files=[], drawn_from=ours)))
+    assert check(flags, None, f"--output_dir={page}") == 0
 
 
 def said(capsys, monkeypatch, **variables) -> tuple[str, str]:

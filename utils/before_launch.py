@@ -18,6 +18,7 @@ from utils.arguments import parse_args, training_parser
 from utils.command_line import run_main
 from utils.errors import UserError
 from utils.evaluation.arguments import parse_args as parse_evaluation
+from utils.evaluation.samples import check_same_model, drawn_from
 from utils.files.ownership import check_writable
 from utils.preflight.checks import run_preflight
 from utils.run.lineage import list_checkpoints
@@ -40,9 +41,12 @@ def check(argv: list[str] | None = None) -> None:
     if evaluated and args.output_dir != (folder := evaluated.finetuned_model_name_or_path):
         raise UserError(f"--output_dir {args.output_dir}, but {folder} is evaluated: set OUTPUT_DIR instead")
     with contextlib.redirect_stdout(io.StringIO()):
-        plan, _, _ = run_preflight(args, is_quick=True)
-    if evaluated and plan:
+        plan, sources, _ = run_preflight(args, is_quick=True)
+    if evaluated and plan and sources:
         check_writable(evaluated.output_dir, f"RESULT_DIR {evaluated.output_dir}")
+        if not evaluated.overwrite_output_dir:
+            photos = {photo.sha256: photo.prompt for photo in sources.dataset.photos}
+            check_same_model(evaluated.output_dir, drawn_from(plan.output_dir, photos))
         check_checkpoints(evaluated.checkpoint or [], plan)
 
 

@@ -14,7 +14,8 @@ FLAGS = (
     "help version pretrained_model_name_or_path pretrained_vae_name_or_path finetuned_model_name_or_path "
     "output_dir instance_data_dir prompt negative_prompt num_images seed num_inference_steps guidance_scale "
     "batch_size height width mixed_precision safety_checker prompts_file dreambench identifier class_name "
-    "drift_prompt num_drift_images checkpoint strength concepts_list choose only clip_model dino_model debug"
+    "drift_prompt num_drift_images checkpoint strength concepts_list choose only clip_model dino_model debug "
+    "overwrite_output_dir"
 )
 
 

@@ -232,6 +232,24 @@ def test_samples_json_cannot_name_files_elsewhere(trained_dir, result):
     assert outside.read_text() == inside.read_text() == "mine"
 
 
+def test_a_page_is_of_the_photos_that_its_model_was_trained_on(capsys, finetuned_dir, result):
+    """A second subject in the first one's folders costs nobody the first page; a model that has moved is the same."""
+    run_json, quick = finetuned_dir / "run.json", ["--only", "generate", "--num_images", "1"]
+    kept = json.loads(run_json.read_text()) | dict(photos=[dict(sha256="a"), dict(sha256="b", prompt=PROMPT)])
+    run_json.write_text(json.dumps(kept))
+    assert run(finetuned_dir, result, *quick) == 0
+    moved = finetuned_dir.rename(result.parent / "moved")
+    assert run(moved, result, *quick, "--prompt", PROMPT, "--prompt", "a cat") == 0
+    for changed in (
+        dict(photos=kept["photos"][:1]),
+        dict(arguments=kept["arguments"] | dict(instance_prompt="a dog")),
+    ):
+        (moved / "run.json").write_text(json.dumps(kept | changed))
+        assert run(moved, result, *quick) == 2
+        assert "another model (of other photos or prompts)" in capsys.readouterr().err
+    assert run(moved, result, *quick, "--overwrite_output_dir") == 0
+
+
 def test_a_run_cut_off_while_writing_can_be_repeated(trained_dir, result, monkeypatch, capsys):
     save_png = png.save_png
 
@@ -354,7 +372,7 @@ def warnings_of(capsys, *args) -> str:
 def test_equal_models_are_warned_of(capsys, trained_dir, tiny_pipeline_dir, finetuned_dir, result):
     more = ["--pretrained_model_name_or_path", str(trained_dir)]
     assert "are the same folder" in warnings_of(capsys, trained_dir, result, *more)
-    assert "weights equal the baseline's" in warnings_of(capsys, finetuned_dir, result, *more)
+    assert "weights equal the baseline's" in warnings_of(capsys, finetuned_dir, result.parent / "other", *more)
 
 
 def test_fp16_on_a_cpu_and_a_gpu_that_cannot_be_used_are_warned_of(capsys, monkeypatch, trained_dir, result):

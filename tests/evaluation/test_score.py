@@ -237,11 +237,14 @@ def test_other_settings_make_other_images(trained_dir, result, more):
     assert len(now) == 4 and all(before[path] != now[path] for path in now)
 
 
-def test_a_changed_model_makes_its_own_images_anew(trained_dir, tiny_pipeline_dir, result, tmp_path):
+def test_another_model_replaces_a_page_only_if_asked(trained_dir, tiny_pipeline_dir, result, tmp_path, capsys):
     folder = shutil.copytree(trained_dir, tmp_path / "output")
     before = times(result)
     scale_unet(tiny_pipeline_dir, folder, 1.1)
-    assert run(folder, result, "--only", "generate") == 0
+    assert run(folder, result) == 2
+    assert f"the page of another model ({trained_dir}): give this one a folder of its own" in capsys.readouterr().err
+    assert times(result) == before and not (result / "report.html").exists()
+    assert run(folder, result, "--only", "generate", "--overwrite_output_dir") == 0
     now = times(result)
     assert {path.name for path in now if "baseline" in str(path) and before[path] != now[path]} == set()
     assert all(before[path] != now[path] for path in now if "finetuned" in str(path) or "output-" in path.name)

@@ -48,6 +48,7 @@ def _add_subject_flags(add: Callable[..., object]) -> None:
     add(VAE_FLAG, type=Path, metavar="PATH", help="another VAE for the baseline (default: what run.json names)")
     add(FINETUNED_FLAG, type=Path, metavar="FOLDER", default=Path("output"), help="what training wrote (./output)")
     add("--output_dir", type=Path, metavar="FOLDER", default=Path("result"), help="where the images go (./result)")
+    add("--overwrite_output_dir", action="store_true", help="replace another model's pictures and page there")
     add("--instance_data_dir", type=Path, metavar="FOLDER", help="your photos (those that run.json names)")
     add("--concepts_list", type=Path, metavar="FILE", help="several subjects, each with its own photos")
     add("--prompt", action="append", type=as_prompt, help="what to draw; repeatable (the prompt in run.json)")

@@ -81,7 +81,7 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
     samples, quick = plan_samples(plan), plan.candidates
     quick_samples = plan_samples(quick, CANDIDATES) if quick else []
     try:
-        claim(plan.output_dir, [sample.file for sample in samples + quick_samples])
+        claim(plan, [sample.file for sample in samples + quick_samples])
         record = describe(session, draw_all(session, samples))
         write_comparison(plan, samples, photos)
         mark("final images drawn")
@@ -211,12 +211,12 @@ def recorded_settings(path: Path) -> str | None:
         return None
 
 
-def claim(output_dir: Path, files: list[str]) -> None:
+def claim(plan: EvaluationPlan, files: list[str]) -> None:
     """Says first which files are going to be ours, so that a run cut off while writing can be repeated."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    before = own_files(output_dir)
-    names = sorted({*before, *files, COMPARISON_FILE})
-    write_json(output_dir / SAMPLES_FILE, dict(written_by=WRITTEN_BY, complete=False, files=names))
+    plan.output_dir.mkdir(parents=True, exist_ok=True)
+    names = sorted({*own_files(plan.output_dir), *files, COMPARISON_FILE})
+    record = dict(written_by=WRITTEN_BY, complete=False, drawn_from=plan.drawn_from, files=names)
+    write_json(plan.output_dir / SAMPLES_FILE, record)
 
 
 def finish(output_dir: Path, record: dict) -> None:
@@ -237,6 +237,7 @@ def describe(session: Session, entries: list[dict]) -> dict:
     return dict(
         written_by=WRITTEN_BY,
         complete=True,
+        drawn_from=plan.drawn_from,
         samples_id=samples_id(entries),
         working_directory=str(Path.cwd()),  # of the paths here, which are as they were typed
         files=[*(entry["file"] for entry in entries), COMPARISON_FILE],

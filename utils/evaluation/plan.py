@@ -15,10 +15,13 @@ from utils.evaluation.samples import (
     METRICS_JSON,
     REPORT_FILE,
     Model,
+    check_same_model,
     check_writable,
+    drawn_from,
     plan_models,
     plan_samples,
     step_of,
+    trained_on,
 )
 from utils.files.ownership import RUN_FILE, is_writable, nearest_existing, run_of
 from utils.models.base import base_folder
@@ -31,7 +34,7 @@ class EvaluationPlan(argparse.Namespace):
     """The flags of evaluate.py, with what run.json knows filled in.
 
     Attributes:
-        models, prompts: what is drawn; only there, as image sizes are, if images are made.
+        models, prompts, drawn_from: what is drawn, of which model; only there, as sizes are, if images are made.
         candidates: the plan of what --choose draws; None without.
         notes: what was filled in, and what is to be warned of.
     """
@@ -168,5 +171,9 @@ def check_output_dir(args: EvaluationPlan) -> None:
     names = [METRICS_JSON, EMBEDDINGS_FILE] if "score" in args.stages else []
     names += [REPORT_FILE] if "report" in args.stages else []
     if "generate" in args.stages:
+        tuned = args.finetuned_model_name_or_path
+        args.drawn_from = drawn_from(tuned, trained_on(run_of(tuned)))
+        if not args.overwrite_output_dir:
+            check_same_model(output_dir, args.drawn_from)
         names += [COMPARISON_FILE, *(sample.file for sample in plan_samples(args))]
     check_writable(output_dir, names)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,6 +129,29 @@ def check_writable(output_dir: Path, names: list[str]) -> None:
         path = output_dir / name
         if name not in own and os.path.lexists(path) and not (name in OWN_MARKS and _bears_mark(path)):
             raise UserError(f"{path} exists and evaluate.py did not write it: move it, or give --output_dir")
+
+
+def trained_on(run: dict) -> dict[str, str]:
+    """{SHA-256: prompt} of the photos of a run.json."""
+    said = run.get("arguments", {}).get("instance_prompt")
+    return {str(photo.get("sha256")): str(photo.get("prompt", said)) for photo in run.get("photos", [])}
+
+
+def drawn_from(folder: Path, photos: Mapping[str, str]) -> dict[str, str]:
+    """What samples.json knows a model by, whatever its weights: its folder, and the photos as trained_on has them."""
+    return dict(folder=str(folder.resolve()), photos=settings_sha256(dict(photos)))
+
+
+def check_same_model(output_dir: Path, ours: dict[str, str]) -> None:
+    """Checks that what lies in `output_dir` was drawn from the same model, which may have moved. Raises UserError."""
+    theirs = (read_json_or_none(output_dir / SAMPLES_FILE) or {}).get("drawn_from", ours)
+    is_elsewhere = theirs["folder"] != ours["folder"]
+    if theirs["photos"] != ours["photos"] or (is_elsewhere and os.path.lexists(theirs["folder"])):
+        which = theirs["folder"] if is_elsewhere else "of other photos or prompts"
+        raise UserError(
+            f"--output_dir {output_dir} holds the page of another model ({which}): give this one a folder of its own, "
+            f"such as {Path(ours['folder']).name}-result (RESULT_DIR under run.sh), or --overwrite_output_dir"
+        )
 
 
 def read_samples(output_dir: Path) -> dict:
