@@ -27,6 +27,17 @@ from utils.kernels import operations
 from utils.kernels.operations import add_bias_residual, linear
 from utils.runtime import private
 
+# What is fused is made of torch's own layers, and of these, which have children of such names and no others.
+PARTS = {
+    private.RESNET: "norm1 conv1 time_emb_proj norm2 dropout conv2 nonlinearity conv_shortcut",
+    private.TRANSFORMER: "norm proj_in transformer_blocks proj_out",
+    private.BLOCK: "norm1 attn1 norm2 attn2 norm3 ff",
+    private.ATTENTION: "to_q to_k to_v to_out",
+    private.FEED_FORWARD: "net",
+    private.GATE: "proj",
+}
+LAYERS = (nn.Conv2d, nn.Dropout, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.SiLU)
+
 
 def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
     """Fuses what can be fused; returns how many of each kind were. Installing twice changes nothing more.
@@ -46,13 +57,13 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
         _replace(resnet, partial(_resnet_forward, resnet, number if shifts_at_once else None))
     counts = dict(resnets=len(plain_resnets), transformers=0, blocks=0, time_embedding=int(shifts_at_once))
     for transformer in _modules_of(unet, private.TRANSFORMER):
-        blocks = [block for block in transformer.transformer_blocks if is_plain_block(block)]
+        is_whole, blocks = is_plain(transformer), list(filter(is_plain, transformer.transformer_blocks))
         for block in blocks:
             _replace(block, partial(_block_forward, block, block.forward))
-        counts["blocks"] += len(blocks)
-        if len(blocks) == len(transformer.transformer_blocks) and is_plain_transformer(transformer):
+        if is_whole:
             _replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
-            counts["transformers"] += 1
+        counts["blocks"] += len(blocks)
+        counts["transformers"] += is_whole
     counts["norm_out"] = _fuse_last_norm(unet)
     if equal_halves and shifts_at_once and is_a(unet.down_blocks[0], private.FIRST_BLOCK):
         first = unet.down_blocks[0]
@@ -109,7 +120,7 @@ def _is_fused(module: nn.Module) -> bool:
 def _fuse_last_norm(network: Any) -> int:
     """Fuses a UNet's or a decoder's last norm; returns how many it had."""
     norm: Any = getattr(network, "conv_norm_out", None)
-    if not is_affine(norm, nn.GroupNorm):
+    if type(norm) is not nn.GroupNorm or not has_no_hooks(norm):
         return 0
     _replace(norm, partial(_group_norm, norm, silu=False))
     return 1
@@ -259,45 +270,35 @@ def has_no_hooks(module: Any) -> bool:
     return not has_hooks and not hasattr(module, "parametrizations") and "forward" not in module.__dict__
 
 
-def _is(module: Any, kind: type) -> bool:
-    return type(module) is kind and has_no_hooks(module)
+def is_plain(module: Any) -> bool:
+    """Whether a module is made of PARTS and LAYERS alone, as they are in Stable Diffusion v1, and drops nothing.
+
+    What its configuration could change besides, models/check.py has compared with v1's.
+    """
+    return all(map(_is_plain_part, module.modules()))
 
 
-def is_affine(norm: Any, kind: type) -> bool:
-    """A norm or a linear layer of this very class with weight and bias."""
-    return _is(norm, kind) and norm.weight is not None and norm.bias is not None
+def _is_plain_part(part: Any) -> bool:
+    kind, is_layer = type(part).__name__, type(part) in LAYERS
+    if not (is_layer or kind in PARTS) or not has_no_hooks(part) or getattr(part, "p", 0) != 0:
+        return False
+    if kind == private.ATTENTION and not is_plain_attention(part):
+        return False
+    return is_layer or {name for name, _ in part.named_children()} <= set(PARTS[kind].split())
 
 
-def is_dropout_off(module: Any) -> bool:
-    """A dropout that drops nothing."""
-    return type(module) is nn.Dropout and module.p == 0
-
-
-def is_conv(conv: Any, size: int) -> bool:
-    """A convolution of `size` x `size` that keeps height and width and pads with zeros."""
-    expected = dict(kernel_size=(size, size), stride=(1, 1), padding=(size // 2,) * 2, dilation=(1, 1), groups=1)
-    has_its_form = all(getattr(conv, name, None) == value for name, value in expected.items())
-    return _is(conv, nn.Conv2d) and conv.padding_mode == "zeros" and has_its_form
+def is_plain_attention(layer: Any) -> bool:
+    """Multi-head attention by scaled_dot_product_attention, whose projections but the last have no bias."""
+    has_bias = any(each.bias is not None for each in (layer.to_q, layer.to_k, layer.to_v))
+    is_changed = has_bias or layer.residual_connection or layer.rescale_output_factor != 1
+    return is_a(layer.processor, private.PROCESSOR) and not is_changed
 
 
 def is_plain_resnet(resnet: Any, has_time: bool = True) -> bool:
-    """A ResnetBlock2D: GroupNorm, SiLU and convolution, twice, with a time embedding added in between or without."""
-    return (
-        has_no_hooks(resnet)
-        and getattr(resnet, "time_embedding_norm", None) in (("default",) if has_time else ("default", "group"))
-        and resnet.upsample is None
-        and resnet.downsample is None
-        and is_affine(resnet.norm1, nn.GroupNorm)
-        and is_affine(resnet.norm2, nn.GroupNorm)
-        and isinstance(resnet.nonlinearity, nn.SiLU)
-        and is_conv(resnet.conv1, 3)
-        and is_conv(resnet.conv2, 3)
-        and (resnet.conv_shortcut is None or is_conv(resnet.conv_shortcut, 1))
-        and (is_affine(resnet.time_emb_proj, nn.Linear) if has_time else resnet.time_emb_proj is None)
-        and not getattr(resnet, "skip_time_act", False)
-        and is_dropout_off(resnet.dropout)
-        and resnet.output_scale_factor == 1
-    )
+    """A ResnetBlock2D with a time embedding added in between, or without."""
+    norms = ("default",) if has_time else ("default", "group")
+    is_timed = resnet.time_embedding_norm in norms and has_time == (resnet.time_emb_proj is not None)
+    return is_plain(resnet) and is_timed and not resnet.skip_time_act and resnet.output_scale_factor == 1
 
 
 def has_plain_time_embedding(unet: Any) -> bool:
@@ -306,54 +307,3 @@ def has_plain_time_embedding(unet: Any) -> bool:
     added = ("class_embedding", "add_embedding", "time_embed_act")
     is_only_use = all(getattr(unet, name, None) is None for name in added)
     return blocks <= set(private.UNET_BLOCKS) and is_only_use and has_no_hooks(unet.time_embedding)
-
-
-def is_plain_attention(layer: Any, is_cross: bool) -> bool:
-    """Multi-head attention by scaled_dot_product_attention, whose projections but the last have no bias."""
-    unwanted = ["spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj"]
-    unwanted += ["residual_connection", "fused_projections"]
-    return (
-        has_no_hooks(layer)
-        and is_a(getattr(layer, "processor", None), private.PROCESSOR)
-        and not any(getattr(layer, name, None) for name in unwanted)
-        and layer.rescale_output_factor == 1
-        and all(_is(each, nn.Linear) and each.bias is None for each in (layer.to_q, layer.to_k, layer.to_v))
-        and (is_cross or layer.to_q.in_features == layer.to_k.in_features)
-        and _is(layer.to_out[0], nn.Linear)
-        and is_dropout_off(layer.to_out[1])
-    )
-
-
-def is_plain_block(block: Any) -> bool:
-    """A BasicTransformerBlock of self-attention, cross-attention and GEGLU, each after a LayerNorm."""
-    if not is_a(block, private.BLOCK) or getattr(block, "norm_type", "layer_norm") != "layer_norm":
-        return False
-    unwanted = ("pos_embed", "fuser", "only_cross_attention", "double_self_attention")
-    feed_forward = list(block.ff.net)
-    return (
-        has_no_hooks(block)
-        and not any(getattr(block, name, None) for name in unwanted)
-        and all(is_affine(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2, block.norm3))
-        and is_plain_attention(block.attn1, False)
-        and block.attn2 is not None
-        and is_plain_attention(block.attn2, True)
-        and has_no_hooks(block.ff)
-        and len(feed_forward) == 3
-        and is_a(feed_forward[0], private.FEED_FORWARD)
-        and has_no_hooks(feed_forward[0])
-        and _is(feed_forward[0].proj, nn.Linear)
-        and is_dropout_off(feed_forward[1])
-        and _is(feed_forward[2], nn.Linear)
-    )
-
-
-def is_plain_transformer(transformer: Any) -> bool:
-    """A Transformer2DModel over images: GroupNorm, and a projection into and out of its blocks."""
-    is_projection = partial(_is, kind=nn.Linear) if transformer.use_linear_projection else partial(is_conv, size=1)
-    return (
-        has_no_hooks(transformer)
-        and transformer.is_input_continuous
-        and is_affine(transformer.norm, nn.GroupNorm)
-        and is_projection(transformer.proj_in)
-        and is_projection(transformer.proj_out)
-    )

@@ -15,7 +15,7 @@ HOST_REGISTER, HOST_UNREGISTER = "cudaHostRegister", "cudaHostUnregister"
 
 # diffusers 0.42. Classes by name: one that is renamed or moved costs speed, but ends no run.
 RESNET, TRANSFORMER, BLOCK = "ResnetBlock2D", "Transformer2DModel", "BasicTransformerBlock"
-PROCESSOR, FEED_FORWARD = "AttnProcessor2_0", "GEGLU"
+ATTENTION, PROCESSOR, FEED_FORWARD, GATE = "Attention", "AttnProcessor2_0", "FeedForward", "GEGLU"
 FIRST_BLOCK = "CrossAttnDownBlock2D"
 UNET_BLOCKS = (FIRST_BLOCK, "DownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D")
 
