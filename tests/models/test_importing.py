@@ -27,7 +27,7 @@ from utils.models.single_file import (
     read_weights,
 )
 
-UNET, EMA = "model.diffusion_model.", "model_ema."
+UNET = "model.diffusion_model."
 
 
 def today_name(part: str, name: str) -> str:
@@ -87,9 +87,9 @@ def exported(tmp_path_factory) -> Path:
     return folder / "plain.safetensors"
 
 
-def flat_names(tensors: dict) -> dict:
+def with_ema(tensors: dict) -> dict:
     """EMA's names, as the original training code made them: no dots, and no `model.` before."""
-    return {EMA + "".join(k.split(".")[1:]) if k.startswith(UNET) else k: v for k, v in tensors.items()}
+    return tensors | {f"model_ema.{''.join(k.split('.')[1:])}": 2 * v for k, v in tensors.items() if UNET in k}
 
 
 def without_text_model(tensors: dict) -> dict:
@@ -98,8 +98,7 @@ def without_text_model(tensors: dict) -> dict:
 
 KINDS = {
     "plain": (lambda t: t, []),
-    "EMA beside": (lambda t: t | {k: 2 * v for k, v in flat_names(t).items() if k.startswith(EMA)}, ["324 tensors"]),
-    "EMA alone": (flat_names, ["its UNet's weights are EMA's"]),
+    "EMA beside": (with_ema, ["324 tensors"]),
     "unknown keys": (lambda t: t | {"betas": torch.ones(3), "alphas": torch.ones(3)}, ["2 tensors"]),
     "position ids": (
         lambda t: t | {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)},

@@ -18,6 +18,7 @@ from tests.helpers.script import LATEST, as_argv, bits, rows, run, run_json, wit
 from train_dreambooth_colossalai import main
 from utils.arguments import LR_SCHEDULERS
 from utils.command_line import run_main
+from utils.dataset import Photo
 from utils.errors import UserError
 from utils.models.check import check_base_model
 from utils.run.lineage import list_checkpoints
@@ -401,8 +402,9 @@ def test_a_base_file_replaced_by_one_of_the_same_size_is_noticed(base):
 
 
 def test_captions_and_folders_are_part_of_what_a_resumed_run_compares(tmp_path):
-    one, other = Path("a/1.jpg"), Path("b/1.jpg")
-    assert photo_hashes([(one, "my cat", "abc")], "my cat") == {"1.jpg": "abc"}
-    assert photo_hashes([(one, "asleep", "abc")], "my cat") == {"1.jpg": "abc 'asleep'"}
-    two = photo_hashes([(one, "my cat", "abc"), (other, "my dog", "abc")], None)
+    one = Photo(Path("a/1.jpg"), "abc", (1, 1), None, prompt="my cat")
+    other = one._replace(path=Path("b/1.jpg"), prompt="my dog")
+    assert photo_hashes([one], "my cat") == {"1.jpg": "abc"}
+    assert photo_hashes([one], "a cat") == {"1.jpg": "abc 'my cat'"}
+    two = photo_hashes([one, other], None)
     assert two == {"1/1.jpg": "abc 'my cat'", "2/1.jpg": "abc 'my dog'"}

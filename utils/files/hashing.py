@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BufferedIOBase, RawIOBase
 from pathlib import Path
 
 PIECE = 1 << 22  # bytes; other threads wait for the interpreter each time that one has been read
@@ -13,16 +12,10 @@ PIECE = 1 << 22  # bytes; other threads wait for the interpreter each time that 
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(min(PIECE, path.stat().st_size or PIECE)))
     with path.open("rb", buffering=0) as file:
-        return sha256_of_rest(file)
-
-
-def sha256_of_rest(file: RawIOBase | BufferedIOBase) -> str:
-    """Hex digest of an open file from where it stands, read in pieces."""
-    digest = hashlib.sha256()
-    piece = memoryview(bytearray(min(PIECE, os.fstat(file.fileno()).st_size or PIECE)))
-    while size := file.readinto(piece):
-        digest.update(piece[:size])
+        while size := file.readinto(piece):
+            digest.update(piece[:size])
     return digest.hexdigest()
 
 

@@ -26,8 +26,8 @@ CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]{1,12})")
 LOGS = (METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER)  # what a run leaves of its way to the result
 PREVIOUS_SUFFIX = ".previous"
 PREVIOUS_NAMES = tuple(f"{name}{PREVIOUS_SUFFIX}" for name in (RUN_FILE, *LOGS))  # a finished run's, set aside
-RUN_TYPES: dict[str, Any] = dict.fromkeys(("arguments", "defaults", "used", "versions", "result", "base_model"), dict)
-RUN_TYPES |= dict(photos=list, changes=list, strength=int | float, checkpoint_step=int)
+RUN_TYPES: dict[str, Any] = dict.fromkeys("arguments defaults used versions result base_model".split(), dict)
+RUN_TYPES |= dict(determines=dict, photos=list, changes=list, strength=int | float, checkpoint_step=int)
 CARD_NAMES = ("readme.md", "comparison.png")  # the model card and its picture, in small letters
 RUN_NAMES = (RUN_FILE, *LOGS, *PREVIOUS_NAMES, *CARD_NAMES)
 HALF_WRITTEN = (f"{STAGING_PREFIX}*", *(f".{name}.*part" for name in (HOLDER_FILE, *RUN_NAMES)))  # atomic.py's names

@@ -77,7 +77,7 @@ def changes_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def file_metadata(model: BaseModel, run: Mapping[str, Any], *, title: str, is_lora: bool = False) -> dict[str, str]:
     """The header's metadata for a file of weights by Stability AI's ModelSpec 1.0.1, every value a string, and the
-    run's settings; save_with_hash adds the tensors' hash.
+    run's settings.
 
     Args:
         run: a run.json, whole or of a run that has not ended; empty: the file is of a base.
@@ -240,7 +240,7 @@ def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
 
     Of paths that say something, as the base's, the last part stays.
     """
-    dropped = ("command", "launch", "skipped_files", "resumed_from", "exported_from")
+    dropped = ("command", "determines", "launch", "skipped_files", "resumed_from", "exported_from")
     found = {key: without_paths(value) for key, value in run.items() if key not in dropped}
     if "arguments" in run:
         kept = {k: v for k, v in run["arguments"].items() if k not in LOCAL_ARGUMENTS}

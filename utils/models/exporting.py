@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from utils.errors import UserError
 from utils.files import ownership
@@ -22,7 +23,7 @@ from utils.files.ownership import EXPORTED_FROM, run_of
 from utils.models.card import CHECKPOINT_STEP, STRENGTH, file_metadata, write_card
 from utils.models.check import check_same_unet
 from utils.models.folder import UNET_STEM, BaseModel, find_weights, read_base
-from utils.models.saving import SAVE_DTYPES, commit_pipeline, save_with_hash, write_safetensors
+from utils.models.saving import SAVE_DTYPES, commit_pipeline, write_safetensors
 from utils.models.single_file import export_single_file, read_weights
 
 LORA_PREFIX = "lora_unet_"
@@ -101,7 +102,7 @@ def export_lora(
         "ss_network_alpha": str(rank),
         "ss_network_args": json.dumps(dict(conv_dim=str(rank), conv_alpha=str(rank))),
     }
-    replace_path(path, lambda part: save_with_hash(part, state_dict, metadata))
+    replace_path(path, lambda part: save_file(state_dict, part, metadata))
     return share
 
 

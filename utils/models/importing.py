@@ -29,13 +29,8 @@ from utils.models.weight_files import Tensors, read_tensors
 V1 = Path(__file__).with_name("v1")
 TOKENIZER = Path(__file__).resolve().parents[2] / "model" / "tiny-stable-diffusion" / "tokenizer"  # CLIP's own
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
-EMA_PREFIX = "model_ema.diffusion_model"
 CLIP_SKIP = "the last layers of its text encoder, which its configuration does not use (clip skip),"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-WORDS = re.compile(
-    r"transformer_blocks|middle_block|time_embed|in_layers|out_layers|emb_layers|skip_connection|proj_in|proj_out|proj"
-    r"|attn[12]|to_q|to_k|to_v|to_out|ff|net|norm[123]|norm|conv|op|out|weight|bias|\d+"
-)  # of the names of a UNet's tensors, in a row
 PIXELS_PER_LATENT = 8  # of Stable Diffusion v1, a side
 CHANNELS_PER_HEAD = 64  # of CLIP
 # The start of a tensor's name: what a file is that is no Stable Diffusion v1.
@@ -134,9 +129,6 @@ def _part(path: Path, part: str, tensors: Tensors) -> Tensors:
     """{original name without the part's prefix: tensor} of one part. Raises UserError if there is none."""
     prefix = PREFIXES[part]
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    if part == "unet" and not found:
-        ema = {name.removeprefix(EMA_PREFIX): value for name, value in tensors.items() if name.startswith(EMA_PREFIX)}
-        found = {_with_dots(name): value for name, value in ema.items()}
     if part == "vae" and not found:  # a VAE by itself
         starts = ("encoder.", "decoder.", "quant_", "post_")
         found = {name: value for name, value in tensors.items() if name.startswith(starts)}
@@ -150,13 +142,6 @@ def _part(path: Path, part: str, tensors: Tensors) -> Tensors:
         if value.dtype not in DTYPES:
             raise UserError(f"{path}: {prefix}{name} is {value.dtype}; give a file in float16 or float32")
     return found
-
-
-def _with_dots(name: str) -> str:
-    """The original name of a UNet's tensor from EMA's, "input_blocks10in_layers0weight"."""
-    block = re.fullmatch(r"(input_blocks|output_blocks)(\d+)(\d)(\D.*)", name)
-    start, rest = ([block[1], block[2], block[3]], block[4]) if block else ([], name)
-    return ".".join([*start, *WORDS.findall(rest)])
 
 
 def _config(path: Path, part: str, tensors: Tensors, said: Mapping[str, dict]) -> dict[str, Any]:
@@ -203,9 +188,6 @@ def _notes(path: Path, tensors: Collection[str], scheduler: Mapping[str, Any]) -
         notes.append("it predicts velocity (v_prediction)")
     elif path.with_suffix(".yaml").exists():
         notes.append(f"{path.stem}.yaml beside it is not read: the model is taken to predict noise (epsilon)")
-    if not any(name.startswith(PREFIXES["unet"]) for name in tensors):
-        notes.append("its UNet's weights are EMA's: it has no others")
-        used += (EMA_PREFIX,)
     if over := [name for name in tensors if not name.startswith(used)]:
         notes.append(f"{len(over)} tensors that a pipeline has no place for are left out, {over[0]} first")
     return notes

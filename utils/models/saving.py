@@ -5,18 +5,15 @@ Weights are written one tensor at a time: no second copy of all of them is ever 
 
 import json
 import os
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from utils.errors import first_line
 from utils.files.atomic import copy_into, move, staging_folder, sync, sync_tree
-from utils.files.hashing import sha256_of_rest
 from utils.files.json_files import read_json, write_json
 from utils.files.ownership import RUN_FILE
 from utils.models.folder import CONFIG_FILES, FROZEN_PARTS, MODEL_INDEX, UNET_STEM, BaseModel
@@ -24,8 +21,6 @@ from utils.models.folder import CONFIG_FILES, FROZEN_PARTS, MODEL_INDEX, UNET_ST
 PIPELINE_CLASS = "StableDiffusionPipeline"  # whatever the base is drawn with: what is trained is text to image
 SAVE_DTYPES = dict(fp32=torch.float32, fp16=torch.float16)  # --save_dtype
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16"}
-HASH_KEY = "modelspec.hash_sha256"
-NO_HASH = f"0x{'0' * 64}"
 PIECE = 1 << 24  # elements that leave a GPU at once
 
 
@@ -154,17 +149,3 @@ def _on_the_host(named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) 
                 buffers.append(torch.empty(PIECE, dtype=dtype, pin_memory=True))
             buffers.reverse()
             yield buffers[0][: len(piece)].copy_(piece)
-
-
-def save_with_hash(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes contiguous tensors and their header's metadata, with the SHA-256 of all that follows the header in it.
-
-    The hash is ModelSpec's: hexadecimal, behind "0x".
-    """
-    save_file(dict(tensors), path, {**metadata, HASH_KEY: NO_HASH})
-    with path.open("r+b") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        place = file.read(length).index(f'"{HASH_KEY}":"{NO_HASH}"'.encode()) + len(f'"{HASH_KEY}":"0x')
-        digest = sha256_of_rest(file)
-        file.seek(8 + place)
-        file.write(digest.encode())

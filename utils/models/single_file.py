@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from utils.files.atomic import replace_path
 from utils.files.ownership import run_of
 from utils.models.card import file_metadata, without_paths
 from utils.models.folder import BaseModel, find_weights
-from utils.models.saving import SAVE_DTYPES, save_with_hash
+from utils.models.saving import SAVE_DTYPES
 from utils.models.weight_files import read_tensors
 
 PREFIXES = dict(unet="model.diffusion_model.", vae="first_stage_model.", text_encoder="cond_stage_model.transformer.")
@@ -186,4 +187,4 @@ def export_single_file(
     }
     metadata[CONFIG_KEY] = json.dumps(without_paths(configs))
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_path(path, lambda part: save_with_hash(part, state_dict, metadata))
+    replace_path(path, lambda part: save_file(state_dict, part, metadata))

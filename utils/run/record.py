@@ -119,7 +119,7 @@ class RunRecord:
         """Marks the run complete in run.json; returns the closing line."""
         seconds = time.perf_counter() - self.started
         num_steps_now = self.plan.num_steps - self.sources.first_step
-        self.entries["base_model"] = self._base_hashes()
+        self.entries |= dict(base_model=self._base_hashes(), determines=self._determines.result())
         self.entries["result"] = dict(
             num_steps=self.plan.num_steps,
             num_steps_now=num_steps_now,  # the others were made before: `seconds` are without them

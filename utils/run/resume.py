@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from utils.arguments import training_parser
 from utils.concepts import Concept
 from utils.data.class_images import plan_classes
-from utils.dataset import InstanceDataset
+from utils.dataset import InstanceDataset, Photo
 from utils.errors import UserError, shortened
 from utils.files.hashing import in_background, sha256_of
 from utils.files.json_files import read_json
@@ -97,8 +97,9 @@ def find_sources(
     sources = Sources(base, concepts, dataset, checkpoint, files, hashes)
     if not environment.is_main():
         return sources
-    if replaced and hashes is not None:
-        check_result(plan, dataset, hashes.result(), replaced)
+    found = _found(plan, sources) if is_compared else {}
+    if replaced:
+        check_result(plan, found, replaced)
     if checkpoint is None:
         if wanted:
             print(f"no checkpoint in {output_dir} yet: starting anew", flush=True)
@@ -106,32 +107,18 @@ def find_sources(
     if not dry_run:
         importlib.import_module("utils.runtime.colossal")  # training needs it: it takes as long as the hashing does
     may_spread = environment.is_restarted(run_of(output_dir).get("launch"), may_start_over=False)
-    changes = check_same_run(checkpoint, _found(plan, sources), plan.arguments, may_spread)
+    changes = check_same_run(checkpoint, found, plan.arguments, may_spread)
     for change in shortened(changes):
         print(f"changed since the checkpoint: {change}", flush=True)
     _say_what_is_left(output_dir, checkpoint)
     return sources._replace(changes=changes)
 
 
-def check_result(plan: Plan, dataset: InstanceDataset, base_hashes: dict[str, Any], replaced: dict) -> None:
+def check_result(plan: Plan, determines: dict, replaced: dict) -> None:
     """UserError unless the result that a run would replace, by its run.json, is of the same run, and no longer one."""
-    arguments, photos = replaced.get("arguments", {}), replaced.get("photos", [])
-    made = [
-        (
-            Path(photo.get("folder") or arguments.get("instance_data_dir") or "", str(photo.get("file"))),
-            photo.get("prompt", arguments.get("instance_prompt")),
-            str(photo.get("sha256")),
-        )
-        for photo in photos
-    ]
-    kept = dict(
-        arguments=compared_arguments(plan.arguments | arguments),
-        num_ranks=replaced.get("num_ranks"),
-        photos=photo_hashes(made, arguments.get("instance_prompt")),
-        base_model=replaced.get("base_model", {}).get("sha256", {}),
-    )
-    ours = determinants(plan, [], dataset, base_hashes)
-    found = changes_since(kept, {name: ours[name] for name in kept}, plan.arguments)
+    found = ["one of an earlier version"]
+    if kept := replaced.get("determines"):
+        found = changes_since(kept, determines, plan.arguments)
     if (replaced.get("result", {}).get("num_steps") or 0) > plan.num_steps:
         found.append(f"--max_train_steps: {replaced['result']['num_steps']} -> {plan.num_steps}")
     if EXPORTED_FROM in replaced:
@@ -298,12 +285,10 @@ def training_defaults(arguments: Iterable[str]) -> dict:
     return {name: parser.get_default(name) for name in arguments if name not in NOT_COMPARED}
 
 
-def photo_hashes(photos: Iterable[tuple[Path, str, str]], instance_prompt: str | None) -> dict[str, str]:
-    """{file: SHA-256} of (path, prompt, SHA-256) each, with the prompt if the flags do not say it; files are named as
-    by in_numbered_folders.
-    """
-    said = ((path, sha256 + ("" if prompt == instance_prompt else f" {prompt!r}")) for path, prompt, sha256 in photos)
-    return in_numbered_folders({str(path): words for path, words in said})
+def photo_hashes(photos: Iterable[Photo], instance_prompt: str | None) -> dict[str, str]:
+    """{file: SHA-256}, with the prompt if the flags do not say it."""
+    said = ((photo, "" if photo.prompt == instance_prompt else f" {photo.prompt!r}") for photo in photos)
+    return in_numbered_folders({str(photo.path): photo.sha256 + prompt for photo, prompt in said})
 
 
 def in_numbered_folders(hashes: Mapping[str, str]) -> dict[str, str]:
@@ -321,11 +306,10 @@ def determinants(plan: Plan, class_images: list[Path], dataset: InstanceDataset,
     """
     name = plan.arguments["tokenizer_name"]
     tokenizer = sorted(Path(name).glob("*")) if name else []
-    photos = ((photo.path, photo.prompt, photo.sha256) for photo in dataset.photos)
     return dict(
         arguments=compared_arguments(plan.arguments),
         num_ranks=plan.num_ranks,
-        photos=photo_hashes(photos, plan.arguments["instance_prompt"]),
+        photos=photo_hashes(dataset.photos, plan.arguments["instance_prompt"]),
         class_images=in_numbered_folders({str(path): sha256_of(path) for path in class_images if path.is_file()}),
         base_model=base_hashes["sha256"],
         tokenizer={path.name: sha256_of(path) for path in tokenizer if path.is_file()},
