@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 from utils.arguments import parse_command_line
 from utils.command_line import leave, mistakes_for_all_ranks, run_main
+from utils.files.hashing import in_background
+from utils.models.weight_files import read_onto
 from utils.preflight.checks import run_preflight
 from utils.runtime import process
-from utils.runtime.environment import rank
+from utils.runtime.environment import local_rank, rank
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import torch
 
     from utils.run.plan import Plan
@@ -30,15 +34,17 @@ def main(argv: list[str] | None = None) -> int:
     if plan is None or sources is None or args.dry_run:
         return exit_code
 
+    unet_files, gpu = sources.base.weights["unet"].files, f"cuda:{local_rank()}"
+    ahead = in_background(read_onto, unet_files, gpu) if plan.reads_ahead else None
     from utils.run.loop import session  # only now: torch and ColossalAI take seconds, complaints none
 
     with session(plan, sources) as device:
-        train(plan, sources, argv, device)
+        train(plan, sources, argv, device, ahead)
     return 0
 
 
-def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.device") -> None:
-    """From photos to a pipeline in --output_dir."""
+def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.device", ahead: "Future | None") -> None:
+    """From photos to a pipeline in --output_dir; `ahead` will be the UNet's weights, if they are being read."""
     from utils.data.class_generation import prepare_class_images
     from utils.data.inputs import BatchSource, encode_inputs
     from utils.diffusion import Loss
@@ -56,7 +62,7 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
     batches = BatchSource(inputs, rank=rank(), device=device, **plan.sampling)
 
     # What is trained: the UNet in weight_dtype over fp32 masters, boosted with the TorchDDP plugin.
-    unet, optimizer, booster = build_unet(base, weight_dtype, device, plan.learning_rates, **plan.optimizer)
+    unet, optimizer, booster = build_unet(base, weight_dtype, device, plan.learning_rates, ahead, **plan.optimizer)
     loss = Loss(inputs.noise_scheduler, device, **plan.loss)
     eager_step = TrainStep(unet, optimizer, booster, inputs, loss)
 

@@ -18,6 +18,8 @@ from tests.helpers.tolerances import ANOTHER_ORDER, what_decides_last_bits
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.command_line import run_main
+from utils.models.weight_files import read_onto
+from utils.run.plan import make_plan
 
 
 def test_a_run_from_end_to_end(flags, tmp_path, tiny_pipeline_dir, photos_dir, capsys):
@@ -106,6 +108,28 @@ def test_an_fp16_base_gives_an_fp16_output(flags, tmp_path):
     run(flags, pretrained_model_name_or_path=base, max_train_steps=1)
     assert load_file(tmp_path / "output" / UNET_FILE)["conv_in.weight"].dtype == torch.float16
     assert run_json(tmp_path / "output")["arguments"]["save_dtype"] == "fp16"
+
+
+def test_weights_that_are_read_beside_the_imports_train_the_same_and_fail_in_one_line(
+    flags, tmp_path, monkeypatch, capsys
+):
+    """As on a GPU, but for where they are read onto."""
+    expected, devices = losses(run(flags)), []
+
+    def read(paths, device):
+        devices.append(device)
+        return read_onto(paths if len(devices) == 1 else [photo], "cpu")
+
+    photo = next(flags["instance_data_dir"].iterdir())
+    monkeypatch.setattr(
+        "utils.preflight.sources.make_plan", lambda *a, **b: make_plan(*a, **b)._replace(reads_ahead=True)
+    )
+    monkeypatch.setattr("train_dreambooth_colossalai.read_onto", read)
+    assert losses(run(flags, output_dir=tmp_path / "ahead")) == expected
+    assert run_main(main, as_argv(flags | dict(output_dir=tmp_path / "again"))) == 2
+    assert devices == 2 * ["cuda:0"]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert str(photo) in line and "is not a file of weights (it is a picture)" in line
 
 
 @pytest.mark.parametrize(

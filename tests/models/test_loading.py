@@ -25,6 +25,7 @@ from utils.models.loading import (
     same_component,
     shared_components,
 )
+from utils.models.weight_files import read_onto
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of my cat."
@@ -51,6 +52,18 @@ def test_an_fp16_pipeline_is_loaded_in_fp32_for_the_masters(tmp_path):
     folder = write_pipeline(tmp_path / "half", dtype=torch.float16)
     assert check_base_model(folder).save_dtype == "fp16"
     assert {p.dtype for p in load_unet(read_base(folder)).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_weights_that_were_read_before_become_the_unets_and_nobody_elses(tmp_path, dtype):
+    base = read_base(write_pipeline(tmp_path / "base", dtype=dtype))
+    tensors = read_onto(base.weights["unet"].files, "cpu")
+    places = {tensor.data_ptr() for tensor in tensors.values()}
+    unet, plain = load_unet(base, tensors), UNet2DConditionModel.from_pretrained(base.folder / "unet").float()
+    assert tensors == {} and unet.training
+    assert ({p.data_ptr() for p in unet.parameters()} == places) is (dtype == torch.float32)  # no copy
+    assert [name for name, _ in unet.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    assert all(map(torch.equal, unet.parameters(), plain.parameters()))
 
 
 @pytest.fixture(scope="module")

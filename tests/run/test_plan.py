@@ -65,3 +65,11 @@ def test_each_value_goes_where_it_belongs(tmp_path):
     sampling = dict(seed=0, num_ranks=5, batch_size=2, num_micro_batches=3, noise_offset=0.0)
     assert plan.sampling == sampling and plan.samples_per_step == 30
     assert (plan.needs.train_batch_size, plan.needs.num_ranks, plan.needs.fp32) == (2, 5, True)
+
+
+@pytest.mark.parametrize("changed", [{}, dict(offload_optimizer="all"), dict(with_prior_preservation=True)])
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_weights_go_ahead_to_a_gpu_that_has_room_for_them(tmp_path, changed, on_gpu):
+    args = make_args(tmp_path)
+    vars(args).update(changed)
+    assert make_plan(args, **COUNTS | dict(on_gpu=on_gpu)).reads_ahead is (on_gpu and not changed)

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import UserError
 from utils.models.folder import BaseModel, find_weights, is_index, part_files
-from utils.models.weight_files import SAFETENSORS
+from utils.models.weight_files import SAFETENSORS, read_onto
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
 MAX_TOKENS = 77  # of CLIP's text encoder
@@ -30,14 +30,21 @@ CLASSES["safety_checker"] = StableDiffusionSafetyChecker
 SHAREABLE = ("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
 
 
-def _load(cls: Any, folder: Path, **options: Any) -> Any:
-    """`cls` from its folder. Raises UserError if that fails."""
+@contextlib.contextmanager
+def _loading(cls: Any, folder: Path) -> Iterator[None]:
+    """Quiet; what fails within is a UserError: a damaged folder fails in many ways, every one about the folder."""
     with quiet_libraries():
         try:
-            return cls.from_pretrained(folder, local_files_only=True, **options)
-        except Exception as error:  # a damaged folder fails in many ways, and every one is about the folder
+            yield
+        except Exception as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder} cannot be loaded as a {cls.__name__} ({reason})") from error
+
+
+def _load(cls: Any, folder: Path, **options: Any) -> Any:
+    """`cls` from its folder. Raises UserError if that fails."""
+    with _loading(cls, folder):
+        return cls.from_pretrained(folder, local_files_only=True, **options)
 
 
 def _load_weights(cls: Any, base: BaseModel, part: str, **options: Any) -> torch.nn.Module:
@@ -50,14 +57,17 @@ def _load_weights(cls: Any, base: BaseModel, part: str, **options: Any) -> torch
             module, loading = _load(cls, plain, output_loading_info=True, **options)
         except UserError as error:
             raise UserError(str(error).replace(str(plain), str(place))) from error
-    missing = sorted(loading["missing_keys"])
+    _check_whole(module, sorted(loading["missing_keys"]), place)
+    return module
+
+
+def _check_whole(module: torch.nn.Module, missing: list[str], place: Path) -> None:
     if missing:
         raise UserError(
-            f"{place}: the weight file lacks {len(missing)} of {cls.__name__}'s tensors, {missing[0]} first; "
+            f"{place}: the weight file lacks {len(missing)} of {type(module).__name__}'s tensors, {missing[0]} first; "
             f"copy or download the whole pipeline again"
         )
     check_finite(module, place)
-    return module
 
 
 @contextlib.contextmanager
@@ -144,9 +154,22 @@ def load_safety_checker(folder: Path, device: torch.device | str) -> torch.nn.Mo
     return load_frozen(base, "safety_checker", torch.float32, device)
 
 
-def load_unet(base: BaseModel) -> torch.nn.Module:
-    """UNet2DConditionModel in training mode, float32 on the CPU: FlatParameters takes it from there."""
-    return _load_weights(UNet2DConditionModel, base, "unet", torch_dtype=torch.float32).train()
+def load_unet(base: BaseModel, tensors: dict[str, torch.Tensor] | None = None) -> torch.nn.Module:
+    """UNet2DConditionModel in training mode, float32: FlatParameters takes it from there. Raises as _load_weights.
+
+    Args:
+        tensors: its weights, where they have been read before, on whichever device they are; they become the module's,
+            and the dictionary empty. Without them they are read onto the CPU.
+    """
+    place, config, weights = base.folder / "unet", base.configs["unet"], base.weights["unet"]
+    tensors = read_onto(weights.files, "cpu") if tensors is None else tensors
+    values = {name: tensors.pop(name).float() for name in list(tensors)}
+    with _loading(UNet2DConditionModel, place):
+        with torch.device("meta"):
+            unet: Any = UNet2DConditionModel.from_config(config)
+        missing = unet.load_state_dict(values, strict=False, assign=True).missing_keys
+    _check_whole(unet, sorted(missing), place)
+    return unet.train()
 
 
 def load_sampling_scheduler(base: BaseModel) -> Any:
@@ -154,8 +177,11 @@ def load_sampling_scheduler(base: BaseModel) -> Any:
     return _load(getattr(diffusers, base.index["scheduler"][1]), base.folder / "scheduler")
 
 
-def quick_scheduler(scheduler: Any) -> diffusers.DPMSolverMultistepScheduler:
-    """DPM-Solver++ with the noise schedule of a pipeline's own scheduler: near its pictures in a few steps."""
+def quick_scheduler(scheduler: Any) -> Any:
+    """DPM-Solver++ with the noise schedule of a pipeline's own scheduler: near its pictures in a few steps.
+
+    Its class is named here alone: where there is a scipy, it takes a second to import.
+    """
     with quiet_libraries():
         return diffusers.DPMSolverMultistepScheduler.from_config(scheduler.config)
 

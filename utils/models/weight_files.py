@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -138,6 +139,11 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         return load(content[:8] + plain + content[8 + length :]), texts
     except Exception as error:  # as below
         raise _unfit(path, f"is not a whole safetensors file ({first_line(error)})") from None
+
+
+def read_onto(paths: Iterable[Path], device: "torch.device | str") -> Tensors:
+    """The tensors of several files by name, on `device`; needs torch alone, so it can run beside the imports."""
+    return {name: tensor.to(device) for path in paths for name, tensor in read_tensors(path)[0].items()}
 
 
 def _read_pickle(path: Path, device: str) -> Tensors:

@@ -40,6 +40,7 @@ class Plan(NamedTuple):
     optimizer: Keywords  # training.build.build_unet
     loss: Keywords  # diffusion.Loss
     uses_cuda_graph: bool
+    reads_ahead: bool  # the UNet's weights go to the GPU from the first second: it has room for them
     validation: Keywords  # training.validation.Validation
     output_dir: Path
     checkpoints: Keywords  # run.checkpoint.Checkpointer
@@ -88,6 +89,7 @@ def make_plan(
         deterministic=args.deterministic,
         loss={name: getattr(args, name) for name in LOSS} | dict(prior_loss_weight=prior_loss_weight),
         uses_cuda_graph=not args.no_cuda_graph,
+        reads_ahead=on_gpu and args.offload_optimizer == "none" and not args.with_prior_preservation,
         **_inputs(args, samples_per_step, num_ranks),
         **_updates(args, samples_per_step),
         **_output(args),

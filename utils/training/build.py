@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ def build_unet(
     weight_dtype: torch.dtype,
     device: torch.device,
     learning_rates: Mapping[str, Any],
+    ahead: Future | None = None,
     *,
     gradient_checkpointing: bool = False,
     offload_optimizer: str = "none",
@@ -30,11 +32,12 @@ def build_unet(
 
     Args:
         learning_rates: learning_rate_table's arguments.
+        ahead: will be what read_onto returns of the UNet's files; without it they are read now.
         adamw: MasterWeightsOptimizer's: betas, eps, weight_decay, max_grad_norm.
 
     Returns the boosted UNet, its optimizer and the Booster.
     """
-    unet = loading.load_unet(base)
+    unet = loading.load_unet(base, ahead.result() if ahead else None)
     if gradient_checkpointing:
         enable_gradient_checkpointing(unet)
     on_gpu = device.type == "cuda"
@@ -46,6 +49,8 @@ def build_unet(
         scattered_grads=on_gpu and not use_8bit_adam,
         offload_optimizer=offload_optimizer,
     )
+    if ahead:
+        torch.cuda.empty_cache()  # of them: what comes next is of other sizes
     if on_gpu:
         fused_unet.install(unet)
     optimizer = MasterWeightsOptimizer(
