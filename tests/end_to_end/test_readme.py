@@ -16,6 +16,7 @@ from utils.arguments import training_parser
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 WALKTHROUGH = (ROOT / "docs/walkthrough.md").read_text(encoding="utf-8")
+WISHES = (ROOT / "docs/more_than_one_wish.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAP = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 MAX_COLUMNS = 120
@@ -223,6 +224,17 @@ def test_every_command_of_the_walkthrough_runs(newcomer):
     shared = {path.name for path in (tree / "whiskers-to-share").iterdir()}
     assert {"README.md", "run.json", "model_index.json", "unet"} <= shared
     assert str(tree) not in (tree / "whiskers-to-share/run.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_every_command_of_more_than_one_wish_runs(newcomer):
+    tree, environment = newcomer
+    (tree / "my-photos").rename(tree / "vase_photos")
+    few = {"_STEPS=300": "_STEPS=20", "_steps 300": "_steps 10", "images 100": "images 4", "nt 200": "nt 10"}
+    few |= {f"evaluate.py --{flag}": f"evaluate.py --num_inference_steps 2 --{flag}" for flag in ("pre", "strength")}
+    run_page(WISHES, tree, environment | dict(CHECKPOINTING_STEPS="10"), **few)
+    assert (tree / "earlier.safetensors").is_file() and (tree / "weaker/model_index.json").is_file()
+    assert [len(list(tree.glob(made))) for made in ("cat_images/*.png", "both/*/report.html")] == [4, 2]
 
 
 def test_the_recipes_command_is_in_it():
