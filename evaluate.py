@@ -23,10 +23,11 @@ def main(argv: list[str] | None = None) -> None:
         metrics = [evaluate(plan) for plan in plans]
     if "report" in args.stages and len(plans) == 1:
         update_card(plans[0].output_dir, metrics[0])
-    for plan in plans:
-        for stage, file in (("generate", COMPARISON_FILE), ("report", REPORT_FILE)):
-            if stage in args.stages:
-                print(f"Look at {plan.output_dir / file}")
+    for plan, found in zip(plans, metrics, strict=True):
+        files = dict(generate=COMPARISON_FILE, report=REPORT_FILE)
+        lines = [f"Look at {plan.output_dir / file}" for stage, file in files.items() if stage in args.stages]
+        lines += conclusions(found) if found and "score" in args.stages else []
+        print("\n".join(map(wrapped, lines)))
 
 
 def evaluate(plan: EvaluationPlan) -> dict | None:
@@ -48,9 +49,6 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
         from utils.evaluation.score import score
 
         metrics = score(plan, samples)
-        lines = [sentence["text"] for sentence in metrics["says"][FINETUNED]["sentences"]]
-        lines += [metrics["choice"]["sentence"]] if metrics["choice"] else []
-        print("\n".join(map(wrapped, lines)))
 
     if "report" in plan.stages:  # report.html
         from utils.evaluation.report.page import write_report
@@ -58,6 +56,15 @@ def evaluate(plan: EvaluationPlan) -> dict | None:
         metrics = read_metrics(plan.output_dir, samples)
         write_report(plan.output_dir, samples, metrics)
     return metrics
+
+
+def conclusions(metrics: dict) -> list[str]:
+    """What was measured, and then which model to take, why, and the command that writes it."""
+    lines, choice = [sentence["text"] for sentence in metrics["says"][FINETUNED]["sentences"]], metrics["choice"]
+    if choice:
+        lines.append(f"{choice['sentence']} {choice['why']}".strip())
+        lines += [f"  {choice['command']}"] if choice["command"] else []
+    return lines
 
 
 if __name__ == "__main__":

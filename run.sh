@@ -43,6 +43,7 @@ from_here='import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys
 own="${from_here}from utils.before_launch import variables; sys.exit(variables())"
 own="$("$python" -c "$own" "$project")"
 eval "$own"
+case " $* " in *" --dry_run"[[:space:]]* | *" --version"[[:space:]]*) only_checks=1 ;; *) only_checks="" ;; esac
 case "${NPROC:-1}" in auto | cpu | gpu) ;; 0* | *[!0-9]*) echo "run.sh: NPROC=$NPROC is no number of processes" >&2; exit 2 ;; esac
 
 export INSTANCE_DIR="${INSTANCE_DIR:-${root}instance}"
@@ -57,17 +58,17 @@ if [ -z "${MODEL_NAME:-}" ] && [ ! -d "$recipe_model" ]; then
       "MODEL_NAME=PATH names one" >&2
     exit 2
   }
-  echo "$recipe_model is not there (README.md says how to get it):"
-  echo "running the embedded 64-pixel model $embedded_model"
+  [ -n "$only_checks" ] || echo "no $recipe_model (README.md says how to get it): the embedded 64-pixel model runs"
   export MODEL_NAME="$embedded_model"
 fi
 export MODEL_NAME="${MODEL_NAME:-$recipe_model}"
 
 # The recipe's values; the embedded model wants its own size, a larger learning rate, fp32 on a CPU, and fewer steps.
-resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20 checkpointing_steps=500 inference_steps=50
+resolution=512 batch_size=1 precision=fp16 learning_rate=1e-6 steps=20 checkpointing_steps="" inference_steps=50
 if [ "$(realpath -m "$MODEL_NAME")" = "$(realpath -m "$embedded_model")" ]; then
   resolution=64 batch_size=4 precision=no learning_rate=1.5e-4 steps=150 checkpointing_steps=50 inference_steps=25
 fi
+checkpointing_steps="${CHECKPOINTING_STEPS:-$checkpointing_steps}"  # without any utils/before_launch.py sets them
 
 training=(
   --pretrained_model_name_or_path="$MODEL_NAME"
@@ -81,7 +82,7 @@ training=(
   --lr_scheduler="${LR_SCHEDULER:-constant}"
   --lr_warmup_steps="${LR_WARMUP_STEPS:-0}"
   --max_train_steps="${MAX_TRAIN_STEPS:-$steps}"
-  --checkpointing_steps="${CHECKPOINTING_STEPS:-$checkpointing_steps}"
+  ${checkpointing_steps:+--checkpointing_steps="$checkpointing_steps"}
   "$@"
 )
 # The base, the photos and the prompt are those that run.json says were trained with.
@@ -96,15 +97,11 @@ evaluation=(
 )
 # What is asked for the result of another run holds for its page too.
 case " $* " in *" --overwrite_output_dir"[[:space:]]*) evaluation+=(--overwrite_output_dir) ;; esac
-case " $* " in *" --dry_run"[[:space:]]* | *" --version"[[:space:]]*) run "$python" "${root}train_dreambooth_colossalai.py" "${training[@]}"; exit ;; esac
 
-# Mistakes are said before torchrun starts.
-check="${from_here}from utils.before_launch import main; sys.exit(main())"
-run "$python" -c "$check" "$project" "${training[@]}" -- "${evaluation[@]}"
-
-# torchrun, with the training's own exit code; on a machine whose name may not resolve.
-torchrun="${from_here}from utils.runtime.ranks import torchrun; sys.exit(torchrun(sys.argv[1:]))"
-run "$python" -c "$torchrun" "$project" --standalone --local_addr=127.0.0.1 --nproc_per_node="${NPROC:-1}" \
-  "${root}train_dreambooth_colossalai.py" "${training[@]}"
-echo "run.sh does that now, and compares checkpoints and strengths too"
+# Mistakes are said before torchrun starts; then the training, with its own exit code.
+launch="${from_here}from utils.before_launch import main; command = main(); "
+launch+="from utils.runtime.ranks import torchrun; sys.exit(torchrun(command))"
+run "$python" -c "$launch" "$project" "${root}train_dreambooth_colossalai.py" "${training[@]}" -- "${evaluation[@]}"
+[ -z "$only_checks" ] || exit 0
+echo "2 of 2: draw and compare"
 run "$python" "${root}evaluate.py" "${evaluation[@]}"

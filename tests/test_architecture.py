@@ -31,7 +31,7 @@ IN_THE_OPEN = {
     "concepts": {"dataset", "files"},
     "dataset": {"photos"},
     "arguments": {"command_line", "files", "flags_of_others", "models"},
-    "before_launch": {"arguments", "command_line", "evaluation", "files", "preflight", "run.lineage", "run.plan"},
+    "before_launch": {"arguments", "command_line", "evaluation", "files", "preflight", "run", "runtime"},
     "command_line": {"files", "runtime"},
     "doctor": {"command_line", "runtime"},
     "export": {"command_line", "files", "models", "run.lineage"},

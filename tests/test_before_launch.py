@@ -1,21 +1,26 @@
-"""What run.sh checks before torchrun: silent if all is well, else one line."""
+"""What run.sh checks before torchrun, and what it launches: silent if all is well, else one line."""
 
 import json
 import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers.script import as_argv, run_python
+from tests.helpers.script import as_argv, run, run_python
 from utils import before_launch
 from utils.command_line import run_main
-from utils.evaluation.samples import drawn_from
+from utils.evaluation.arguments import parse_args
+from utils.evaluation.plan import make_plan
+from utils.evaluation.samples import drawn_from, plan_samples
 from utils.files.hashing import sha256_of
+from utils.models.folder import FROZEN_PARTS, read_base
 
 
 def check(flags: dict, evaluated: object = None, *more: str) -> int:
     evaluation = ["--num_images=1", *more, f"--finetuned_model_name_or_path={evaluated or flags['output_dir']}"]
-    return run_main(before_launch.check, [*as_argv(flags), "--", *evaluation])
+    argv = [*as_argv(flags), "--", *evaluation]
+    return run_main(lambda words: before_launch.check(words) and None, argv)
 
 
 def test_silent_if_all_is_well(flags, capsys, tmp_path):
@@ -30,9 +35,8 @@ def test_what_is_trained_is_what_is_evaluated(flags, capsys, tmp_path):
 
 
 def test_torch_is_not_imported(flags):
-    code = "import sys; from utils.before_launch import main; code = main()"
-    code += "; assert code == 0 and 'torch' not in sys.modules"
-    result = run_python(code, *as_argv(flags))
+    code = "import sys; from utils.before_launch import check; check(sys.argv[1:]); assert 'torch' not in sys.modules"
+    result = run_python(code, *as_argv(flags), "--", f"--finetuned_model_name_or_path={flags['output_dir']}")
     assert result.returncode == 0, result.stderr
 
 
@@ -64,6 +68,47 @@ def test_a_page_of_another_subject_is_refused_before_the_training(flags, capsys,
     ours = drawn_from(flags["output_dir"], photos)
     (page / "samples.json").write_text(json.dumps(dict(written_by="evaluate.py", files=[], drawn_from=ours)))
     assert check(flags, None, f"--output_dir={page}") == 0
+
+
+def ready(flags: dict, *more: str, **changes) -> before_launch.Ready:
+    evaluation = [f"--finetuned_model_name_or_path={flags['output_dir']}", *more]
+    return before_launch.check([*as_argv(flags | changes), "--", *evaluation])
+
+
+@pytest.mark.parametrize(("steps", "every"), [(20, 500), (99, 500), (100, 50), (400, 200), (401, 201), (600, 500)])
+def test_a_run_without_one_gets_a_checkpoint_in_its_middle(flags, steps, every):
+    assert ready(flags, max_train_steps=steps).training[-1] == f"--checkpointing_steps={every}"
+
+
+def test_an_own_value_wins_and_so_does_a_small_disk(flags, tmp_path, monkeypatch):
+    flags |= dict(max_train_steps=400)
+    assert [word for word in ready(flags, checkpointing_steps=500).training if "check" in word][1:] == []
+    (tmp_path / "own.json").write_text('{"checkpointing_steps": 450}')
+    assert not any("check" in word for word in ready(flags, config=tmp_path / "own.json").training)
+    base = read_base(flags["pretrained_model_name_or_path"])
+    copied = [file.stat().st_size for part in FROZEN_PARTS for file in base.files(part).values()]
+    result = 4 * base.num_parameters + sum(copied)
+    for checkpoints, every in ((2, 200), (1.9, 500)):
+        free = result + checkpoints * 12 * base.num_parameters
+        monkeypatch.setattr("shutil.disk_usage", lambda place, free=free: SimpleNamespace(total=1, free=free))
+        assert ready(flags, save_dtype="fp32").training[-1] == f"--checkpointing_steps={every}"
+
+
+def test_it_knows_what_will_be_drawn(flags, output):
+    """As many denoising steps as the plan of the evaluation has once the run is over."""
+    flags |= dict(max_train_steps=4, checkpointing_steps=2)
+    more = ["--choose", "--num_images=3", "--num_inference_steps=20", "--checkpoint=2"]
+    expected = ready(flags, *more).num_draws
+    run(flags)
+    plan = make_plan(parse_args([f"--finetuned_model_name_or_path={output}", *more]))
+    assert expected == sum(len(plan_samples(p)) * p.num_inference_steps for p in (plan, plan.candidates)) > 1000
+
+
+def test_the_recipes_own_trial_is_called_that(flags, capsys):
+    ready(flags, max_train_steps=20, learning_rate=1e-6)
+    assert "the recipe's trial" in (err := capsys.readouterr().err) and "MAX_TRAIN_STEPS=400 LEARNING_RATE=2e-6" in err
+    ready(flags, max_train_steps=20, learning_rate=2e-6)
+    assert capsys.readouterr().err == ""
 
 
 def said(capsys, monkeypatch, **variables) -> tuple[str, str]:

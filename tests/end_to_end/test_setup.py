@@ -129,7 +129,7 @@ def test_a_mistake_under_run_sh_is_one_line(variables, flags, said, tmp_path):
 
 PYTHON_OF_RUN_SH = """#!/bin/sh
 echo "$*" >> "$SAID"
-case "$*" in *torchrun*) exit "$CODE" ;; esac
+case "$*" in *"before_launch import main"*) exit "$CODE" ;; esac
 """
 
 

@@ -18,7 +18,7 @@ from tests.helpers.script import EMBEDDED, ROOT, rows, run_json
 from utils.runtime.ranks import SIGNALS
 
 AS_PROCESS_1 = ["unshare", "--pid", "--fork", "--mount-proc"]
-STAGES = dict(install="setup.sh", check="before_launch import main", training="torchrun", evaluation="evaluate.py")
+STAGES = dict(install="setup.sh", training="before_launch import main", evaluation="evaluate.py")
 # In the place of setup.sh and python: waits in one stage for a signal, with a child as pip is one.
 STAND_IN = f"""#!{sys.executable}
 import os, pathlib, signal, subprocess, sys

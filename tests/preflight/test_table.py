@@ -15,10 +15,12 @@ def test_a_dry_run_lists_every_problem(tmp_path, tiny_pipeline_dir, capsys):
         assert sum(part in problem for problem in problems) == 1
 
 
-def test_a_run_shows_the_table_first(flags, capsys):
-    run(flags, max_train_steps=1)
-    out = capsys.readouterr().out
-    assert out.index("ready to train") < out.index("4 photos at 32 px")
+def test_a_run_shows_first_what_is_odd(flags, capsys):
+    run(flags, max_train_steps=1, checkpoints_total_limit=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("note  flag  --checkpoints_total_limit: no effect")
+    assert lines[1].startswith("ready to train (") and lines[1].endswith("checks, 1 note; --dry_run lists them)")
+    assert lines[2].startswith("4 photos at 32 px")
 
 
 def test_a_table_cannot_be_written_into_by_a_name():

@@ -1,13 +1,18 @@
 """metrics.jsonl and TensorBoard."""
 
+import itertools
 import shutil
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from tests.helpers.processes import Process, after_step
 from tests.helpers.script import as_argv, rows, run
+from utils.run import logs
 from utils.run.logs import TrainingLog
+from utils.runtime import process
+from utils.runtime.environment import DRAWS_AFTERWARDS
 
 
 def test_the_metrics_file_on_a_full_disk(flags, tmp_path):
@@ -68,3 +73,36 @@ def test_steps_before_a_resume_do_not_stop_it(flags, output):
     log = TrainingLog(plan, 3, torch.device("cpu"), is_main=True)
     assert (log.nonfinite_streak, log.num_skipped) == (0, 3)
     log.close()
+
+
+@pytest.mark.parametrize(("draws", "said"), [("1000", "about 7 min in all"), ("0", "about 4 min in all"), ("", "")])
+def test_how_long_in_all(output, monkeypatch, capsys, draws, said):
+    """100 steps of 2 s are left, then 1000 denoising steps of 0.45 x 2 s / 4 each; 10 s are over, and 6 s to come."""
+    output.mkdir()
+    monkeypatch.setenv(DRAWS_AFTERWARDS, draws)
+    monkeypatch.setattr(process, "marks", {"first step": 6.0})
+    monkeypatch.setattr(process, "seconds_so_far", lambda: 10.0)
+    monkeypatch.setattr(logs, "time", SimpleNamespace(perf_counter=itertools.count(step=2.0).__next__))
+    plan = SimpleNamespace(
+        num_steps=108, output_dir=output, validation=dict(every=0), arguments=dict(report_to="none")
+    )
+    plan.samples_per_step, plan.num_ranks, plan.class_images = 4, 1, None
+    log = TrainingLog(plan, 0, torch.device("cpu"), is_main=True)
+    for step in range(20):
+        log.step(step + 1, torch.ones(len(logs.METRICS)))
+    log.close()
+    found = [line for line in capsys.readouterr().err.splitlines() if "in all" in line]
+    assert [line.strip() for line in found] == [said] * bool(said)
+
+
+def test_a_duration_in_words():
+    said = [logs.in_words(seconds) for seconds in (41.2, 99, 160, 5900, 9000)]
+    assert said == ["41 s", "99 s", "3 min", "98 min", "2.5 h"]
+
+
+def test_the_next_command_is_said_unless_run_sh_runs_it(flags, monkeypatch, capsys):
+    run(flags, max_train_steps=1)
+    assert "To draw it beside the base, with scores:\n  " in capsys.readouterr().out
+    monkeypatch.setenv(DRAWS_AFTERWARDS, "1")
+    run(flags, max_train_steps=1, overwrite_output_dir=True)
+    assert capsys.readouterr().out.endswith(f"; the pipeline is in {flags['output_dir']}\n")

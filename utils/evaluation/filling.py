@@ -22,11 +22,12 @@ Notes = list[tuple[str, str]]  # ("note" or "warning", what is said)
 
 
 def fill_from_run_json(args: argparse.Namespace) -> Notes:
-    """Takes what was not given from the fine-tuned folder's run.json; returns one note a value taken."""
+    """Takes what was not given from the fine-tuned folder's run.json; returns notes, one on all that was taken."""
     path = args.finetuned_model_name_or_path / RUN_FILE
     run = dict(arguments={}) | run_of(path.parent)
     recorded = run["arguments"]
     notes: Notes = []
+    taken = []
     if run.get("status") == "running" and (path.parent / MODEL_INDEX).is_file():
         notes.append(("warning", f"{path} says that training has not finished: {path.parent} holds an earlier result"))
     for flag in ("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "instance_data_dir"):
@@ -40,11 +41,12 @@ def fill_from_run_json(args: argparse.Namespace) -> Notes:
             what = "baseline" if flag == BASELINE_FLAG[2:] else "VAE"
             raise UserError(f"the {what} that {path} names is not at {value} (seen from here): give --{flag}")
         setattr(args, flag, Path(value))
-        notes.append(("note", f'from {path}: --{flag} "{value}"'))
+        taken.append(f'--{flag} "{value}"')
     if args.pretrained_model_name_or_path is None:
         raise UserError(f"--pretrained_model_name_or_path is missing, and {path} does not record one: give it")
     instance_prompt = recorded.get("instance_prompt")
-    notes += fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
+    taken += fill_prompts(args, instance_prompt if isinstance(instance_prompt, str) else "", path)
+    notes += [("note", f"from {path}: {' '.join(taken)}")] if taken else []
     notes += fill_subject(args, run)
     if args.drift_prompt is None:
         args.drift_prompt = other_prompts(args.class_name) if args.num_drift_images and args.class_name else []
@@ -93,9 +95,9 @@ def fill_subject(args: argparse.Namespace, run: dict) -> Notes:
     return notes
 
 
-def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path) -> Notes:
-    """Sets args.prompt to all wanted prompts of the subject."""
-    notes: Notes = []
+def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path) -> list[str]:
+    """Sets args.prompt to all wanted prompts of the subject; returns what it took from run.json, if anything."""
+    taken = []
     prompts = list(args.prompt or [])
     prompts += read_prompts(args.prompts_file, f"--prompts_file {args.prompts_file}") if args.prompts_file else []
     prompts += dreambench_prompts(args.dreambench, args.identifier, args.class_name) if args.dreambench else []
@@ -103,6 +105,6 @@ def fill_prompts(args: argparse.Namespace, instance_prompt: str, run_file: Path)
         raise UserError(f"--prompt is missing, and {run_file} does not record one: give it")
     if not prompts:
         prompts = [as_text(instance_prompt, f"instance_prompt in {run_file} ")]
-        notes.append(("note", f'from {run_file}: --prompt "{instance_prompt}"'))
+        taken = [f'--prompt "{instance_prompt}"']
     args.prompt = list(dict.fromkeys(prompts))
-    return notes
+    return taken

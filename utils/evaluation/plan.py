@@ -51,17 +51,17 @@ def make_plan(args: argparse.Namespace) -> EvaluationPlan:
     plan.prompts, plan.models, plan.candidates = [], [], None
     plan.notes = _check(plan)
     if plan.choose and "generate" in plan.stages:
-        plan.candidates = plan_candidates(plan)
+        tuned = plan.finetuned_model_name_or_path
+        check_same_unet(plan.pretrained_model_name_or_path, tuned)
+        last_step = (run_of(tuned).get("result") or {}).get("num_steps")
+        plan.candidates = plan_candidates(plan, own_checkpoints(tuned)[0], last_step)
     return plan
 
 
-def plan_candidates(plan: EvaluationPlan) -> EvaluationPlan:
+def plan_candidates(plan: EvaluationPlan, checkpoints: list[str], last_step: int | None) -> EvaluationPlan:
     """The same for the models to choose among, with fewer prompts and steps, and other seeds."""
-    run = run_of(plan.finetuned_model_name_or_path)
-    own, _ = own_checkpoints(plan.finetuned_model_name_or_path)
-    check_same_unet(plan.pretrained_model_name_or_path, plan.finetuned_model_name_or_path)
     changed = dict(
-        models=candidates.candidate_models(own, (run.get("result") or {}).get("num_steps")),
+        models=candidates.candidate_models(checkpoints, last_step),
         prompts=candidates.candidate_prompts(plan.prompts),
         num_images=min(candidates.NUM_CHOOSING + candidates.NUM_TELLING, 2 * plan.num_images + 2),
         num_drift_images=min(plan.num_drift_images, 1),

@@ -31,10 +31,10 @@ INPUTS = ("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "insta
 def run_preflight(
     args: Namespace, notes: Sequence[str] = (), *, is_quick: bool = False
 ) -> "tuple[Plan | None, Sources | None, int]":
-    """Makes all the checks and prints the table, `notes` first, on rank 0; `is_quick`: but those that need torch.
+    """Makes all the checks and prints what is odd, `notes` first, on rank 0; `is_quick`: but those that need torch.
 
     What a run does and what it is made from, None if a check failed, which a dry run alone survives; its exit code.
-    Raises UserError at the first problem, but with --dry_run lists those of all checks.
+    Raises UserError at the first problem, but with --dry_run prints the whole table, with the problems of all checks.
     """
     found = Found(args, is_quick)
     rows = [("flag", note, NOTE) for note in notes] + rows_of(CHECKS, found)
@@ -43,7 +43,7 @@ def run_preflight(
 
     rows += rows_of(sources.CHECKS, found)
     if environment.is_main():
-        print(as_text(rows, columns()), flush=True)  # a log gets whole lines
+        print(as_text(rows, columns(), in_full=args.dry_run), flush=True)  # a log gets whole lines
     return found.plan, found.sources, EXIT_USER_ERROR if num_problems(rows) else 0
 
 

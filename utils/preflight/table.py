@@ -56,14 +56,16 @@ def num_problems(rows: list[Row]) -> int:
     return sum(verdict == STOP for *_, verdict in rows)
 
 
-def as_text(rows: list[Row], columns: int | None = None) -> str:
-    """The table; findings that are too long for `columns` go on below themselves.
+def as_text(rows: list[Row], columns: int | None = None, *, in_full: bool = True) -> str:
+    """The table, or of it what is to be read before a run that may begin; findings that are too long for `columns` go
+    on below themselves.
 
     What a file's name might do to a terminal is made visible.
     """
-    width = max(len(check) for check, *_ in rows)
-    lines = ["preflight"]
-    for check, finding, verdict in rows:
+    shown = [row for row in rows if in_full or row[-1] != OK]
+    width = max((len(check) for check, *_ in shown), default=0)
+    lines = ["preflight"] if in_full else []
+    for check, finding, verdict in shown:
         finding = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in finding)
         start = f"{verdict:<4}  {check:<{width}}  "
         room = max(20, columns - len(start)) if columns else len(finding) + 1
@@ -71,6 +73,7 @@ def as_text(rows: list[Row], columns: int | None = None) -> str:
         lines += [start + parts[0], *(" " * len(start) + part for part in parts[1:])]
     notes = sum(verdict == NOTE for *_, verdict in rows)
     counted = f"{len(rows)} checks, {notes} note{'' if notes == 1 else 's'}"
+    counted += "" if in_full else "; --dry_run lists them"
     problems = num_problems(rows)
     verdict = f"NOT READY: {problems} to fix" if problems else "ready to train"
     return "\n".join([*lines, f"{verdict} ({counted})"])

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -19,12 +20,24 @@ from utils.files.json_files import keep_rows
 from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, VALIDATION_FOLDER, VALIDATION_PICTURES
 from utils.files.png import save_png
 from utils.run.plan import Plan
+from utils.runtime import environment, process
 from utils.runtime.process import mark, progress_bar
 from utils.training.train_step import METRICS
 
 LOSS_SMOOTHING = 0.95
 TENSORBOARD = "TensorBoard's files"
+STEPS_TO_TELL = 8  # after so many steps it is said how long all will take; the first three may be slower
+# What a picture's denoising step takes, of what a sample of a training step takes: four of them at once on a CPU and
+# on an H100 (docs/benchmarks.md).
+OF_A_SAMPLE = 0.45
 MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for
+
+
+def in_words(seconds: float) -> str:
+    """A duration as people say it: '40 s', '4 min', '2.5 h'."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class TrainingLog:
@@ -41,6 +54,7 @@ class TrainingLog:
         self.nonfinite_streak = 0  # steps in a row that were not applied, as far as results have arrived
         self.last_finite = first_step  # the last step whose loss was finite, likewise
         self._pending: collections.deque = collections.deque()
+        self._first_times: list[float] = []  # seconds of the steps until it is said how long all will take
         self._last_time = time.perf_counter()
         self._tensorboard: Any = None
         self._with_gaps: set[str] = set()  # of what is written, that which was not
@@ -109,6 +123,20 @@ class TrainingLog:
             self._board("add_scalar", f"train/{name}", value, global_step)
         self._bar.set_postfix(self._postfix(row), refresh=False)
         self._bar.update(1)
+        self._tell_how_long(global_step, row["step_time"])
+
+    def _tell_how_long(self, global_step: int, step_time: float) -> None:
+        """Under run.sh, once: about how long it is from the start of this process to the end of the evaluation."""
+        draws = environment.draws_afterwards()
+        if draws is None or len(self._first_times) == STEPS_TO_TELL:
+            return
+        self._first_times.append(step_time)
+        if len(self._first_times) == STEPS_TO_TELL:
+            seconds = statistics.median(self._first_times[3:])
+            drawn = draws * OF_A_SAMPLE * self.plan.num_ranks / self.plan.samples_per_step
+            left = (self.plan.num_steps - global_step + drawn) * seconds
+            start = process.marks["first step"]  # the evaluation's is about as long
+            self.say(f"about {in_words(process.seconds_so_far() + left + start)} in all")
 
     @contextlib.contextmanager
     def _gaps_in(self, written: str) -> Iterator[None]:

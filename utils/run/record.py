@@ -111,17 +111,19 @@ class RunRecord:
         if self.class_dataset is not None:
             count, weight = len(self.class_dataset), arguments["prior_loss_weight"]
             lines.append(f"{count} class images, one beside each photo, their loss times {weight:g}")
-        lines.append(f"{plan.num_steps} steps of {plan.samples_per_step} samples ({spread})")
-        lines.append(f"lr {learning_rate:g} ({arguments['lr_scheduler']}), {precision} on {device_name(self.device)}")
+        lines.append(
+            f"{plan.num_steps} steps of {plan.samples_per_step} samples ({spread}), lr {learning_rate:g} "
+            f"({arguments['lr_scheduler']}), {precision} on {device_name(self.device)}"
+        )
         return "\n".join(lines)
 
     def finish(self, log: TrainingLog) -> str:
         """Marks the run complete in run.json; returns the closing line."""
-        seconds = time.perf_counter() - self.started
-        num_steps_now = self.plan.num_steps - self.sources.first_step
+        plan, seconds = self.plan, time.perf_counter() - self.started
+        num_steps_now = plan.num_steps - self.sources.first_step
         self.entries |= dict(base_model=self._base_hashes(), determines=self._determines.result())
         self.entries["result"] = dict(
-            num_steps=self.plan.num_steps,
+            num_steps=plan.num_steps,
             num_steps_now=num_steps_now,  # the others were made before: `seconds` are without them
             num_skipped=log.num_skipped,
             final_loss=log.smoothed_loss,
@@ -133,11 +135,10 @@ class RunRecord:
         self._remove_earlier_runs()
         skipped = f", {log.num_skipped} skipped for overflow" if log.num_skipped else ""
         now = f", {num_steps_now} of them now," if self.sources.checkpoint else ""
-        return (
-            f"{self.plan.num_steps} steps{now} in {seconds:.1f} s{skipped}; the pipeline is in {self.plan.output_dir} "
-            f"(DiffusionPipeline.from_pretrained loads it).\nTo draw it beside the base, with scores:\n"
-            f"  {self._next_command()}"
-        )
+        said = f"{plan.num_steps} steps{now} in {seconds:.1f} s{skipped}; the pipeline is in {plan.output_dir}"
+        if environment.draws_afterwards() is not None:
+            return said
+        return f"{said}.\nTo draw it beside the base, with scores:\n  {self._next_command()}"
 
     def _next_command(self) -> str:
         """The command line that evaluates the result, from the folder that the training was started in."""

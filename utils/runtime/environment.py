@@ -17,6 +17,7 @@ OTHERS = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "mpiexec": ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
 }
+DRAWS_AFTERWARDS = "DREAMBOOTH_DRAWS"  # run.sh's: denoising steps of the pictures that it draws after the training
 HOW_TO_START = "start one torchrun a machine, which starts the others: torchrun --nproc_per_node N train_..."
 
 
@@ -104,6 +105,12 @@ def is_restarted(before: list[str] | None, may_start_over: bool) -> bool:
 def is_main() -> bool:
     """Whether this is the rank that prints and writes."""
     return rank() == 0
+
+
+def draws_afterwards() -> int | None:
+    """About how many denoising steps of one picture follow, under run.sh; None if nothing does."""
+    number = os.environ.get(DRAWS_AFTERWARDS, "")
+    return int(number) if number.isdecimal() else None
 
 
 def under_torchrun() -> bool:

@@ -42,7 +42,12 @@ def start_clock() -> None:
 
 def mark(name: str) -> None:
     """Notes on the run's clock that `name` is done, the first time it is."""
-    marks.setdefault(name, round(time.perf_counter() - _started, 3))
+    marks.setdefault(name, round(seconds_so_far(), 3))
+
+
+def seconds_so_far() -> float:
+    """By the run's clock."""
+    return time.perf_counter() - _started
 
 
 @contextlib.contextmanager
@@ -90,7 +95,8 @@ def wrapped(line: str) -> str:
 
 
 def progress_bar(description: str, total: int, unit: str, *, done: int = 0, shown: bool = True) -> "tqdm":
-    """A bar on stderr with its rate and the time left; `done` of `total` units were done before."""
+    """A bar on stderr with the time left, and its rate in units a second, however slow; `done` of `total` units were
+    done before."""
     from tqdm import tqdm
 
     return tqdm(
@@ -100,6 +106,7 @@ def progress_bar(description: str, total: int, unit: str, *, done: int = 0, show
         unit=unit,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file gets a line every ten seconds
         dynamic_ncols=True,
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
         disable=not shown,
         file=sys.stderr,
     )
