@@ -30,6 +30,7 @@ from jinja2 import Environment, StrictUndefined
 from utils.command_line import Parser, positive_int, run_main
 from utils.errors import RunFailed, UserError
 from utils.evaluation import intervals
+from utils.evaluation.metrics import PAPER
 from utils.evaluation.prompts import article
 from utils.evaluation.samples import BASELINE, FINETUNED, SAMPLES_FILE, read_metrics, read_samples
 from utils.files.atomic import replace_path
@@ -41,13 +42,6 @@ CLASSES_FILE = "prompts_and_classes.txt"
 SETTINGS_FILE = "settings.json"
 LIVE_CLASSES = ("cat", "dog")  # get the paper's prompts for living subjects; the others those for objects
 COLUMNS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
-# Ruiz et al., arXiv 2208.12242, table 1: DINO, CLIP-I, CLIP-T over 30 subjects.
-PAPER = {
-    "real photos (paper)": (0.774, 0.885, None),
-    "DreamBooth, Imagen (paper)": (0.696, 0.812, 0.306),
-    "DreamBooth, Stable Diffusion (paper)": (0.668, 0.803, 0.305),
-    "Textual Inversion, Stable Diffusion (paper)": (0.569, 0.780, 0.255),
-}
 PAGE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
     """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title>
@@ -266,7 +260,7 @@ def table(measured: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
         found = means(measured, model)
         rows.append([title.format(len(measured)), *(cell(found.get(key)) for key in COLUMNS)])
     for title, values in PAPER.items():
-        rows.append([title, *("" if value is None else f"{value:.3f}" for value in values)])
+        rows.append([f"{title} (paper)", *(f"{values[key]:.3f}" if key in values else "" for key in COLUMNS)])
     return ["", *COLUMNS.values()], rows
 
 

@@ -15,8 +15,7 @@ from tests.helpers.script import UNET_FILE
 from utils import PROGRAM
 from utils.command_line import run_main
 from utils.evaluation import candidates
-from utils.evaluation.candidates import candidate_models, candidate_prompts, export_command
-from utils.evaluation.prompts import all_prompts
+from utils.evaluation.candidates import candidate_models, export_command
 from utils.export import main as export
 from utils.models import drawing
 from utils.run.lineage import FORMAT, STATE_FILE
@@ -87,19 +86,18 @@ def test_the_choice_is_in_metrics_json_and_its_sentence_on_the_terminal(trained,
     assert [entry["command"] is None for entry in found["entries"]] == [False] * 4 + [True]
     for entry in found["entries"]:
         own = [image for image in samples["candidates"]["images"] if image["model"] == entry["name"]]
-        assert entry["images"] == [image["file"] for image in own]
         assert [image["seed"] for image in own] == [
             *range(2, 2 + 6),
             *range(2, 8000, 1000),
         ]  # others than the final ones
-        assert entry["others"] is None and entry["copies"] == [] and entry["note"] == ""
+        assert entry["copies"] == [] and entry["note"] == ""
     assert {model["scheduler"] for model in samples["models"].values()} == {"PNDMScheduler"}
     assert {model["scheduler"] for model in samples["candidates"]["models"].values()} == {QUICK}
 
     before = {path: path.stat().st_mtime_ns for path in result.rglob("*.png") if path.name != "comparison.png"}
     assert run(trained, result, "--choose", *clip) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    (result / found["entries"][0]["images"][0]).unlink()
+    (result / samples["candidates"]["images"][0]["file"]).unlink()
     assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(result)]) == 2
     assert "is missing" in capsys.readouterr().err
     assert run(trained, result, *clip) == 0
@@ -120,11 +118,6 @@ def test_candidates_are_drawn_by_the_quick_solver_and_final_images_by_the_models
     assert drawn[:8] == 2 * of_model
     of_candidate = [(QUICK, candidates.NUM_INFERENCE_STEPS, *group) for group in ((1, 6), (8, 8))]
     assert drawn[8:] == 6 * of_candidate  # the baseline and five candidates
-
-
-def test_only_the_first_prompt_of_the_subject_and_other_things_are_drawn():
-    prompts = all_prompts(["a sks dog", "a sks dog asleep"], "dog", ["x", "y"], ["on a bed"])
-    assert [prompt.text for prompt in candidate_prompts(prompts)] == ["a sks dog", "x", "y"]
 
 
 def test_the_command_writes_the_candidate(trained, tiny_pipeline_dir, tmp_path):

@@ -63,6 +63,10 @@ def test_how_far_holds(layout, unit, shape):
     assert way.unit == unit and way.low < way.value < way.high and way.value == pytest.approx(0.4 / 0.65)
 
 
+def test_how_far_holds_if_few_pictures_show_the_subject():
+    assert bench.rate(bench.of_way("rare", (25, 4), 0.5, 0.05), 4000)[1] <= 0.05
+
+
 def test_how_far_is_not_said_of_few_that_have_not_all_come_nearer():
     base, photos = np.array([[0.2, 0.21, 0.19, 0.2]]), np.array([0.8])
     assert intervals.share_of_way(base + np.array([[0.5, 0.5, 0.5, -0.01]]), base, photos) is None

@@ -3,8 +3,7 @@
 import shlex
 from pathlib import Path
 
-from utils.evaluation.prompts import OTHER, Prompt
-from utils.evaluation.samples import FINETUNED, Model, plan_models, step_of
+from utils.evaluation.samples import BASELINE, FINETUNED, Model, plan_models, step_of
 from utils.files.ownership import run_of
 from utils.runtime.process import typed_module
 
@@ -27,11 +26,6 @@ def candidate_models(checkpoints: list[str], last_step: int | None) -> list[Mode
     return list(dict.fromkeys(plan_models([], STRENGTHS) + plan_models(spread, [1.0])))
 
 
-def candidate_prompts(prompts: list[Prompt]) -> list[Prompt]:
-    """The subject's first prompt, and those of other things."""
-    return prompts[:1] + [prompt for prompt in prompts if prompt.role == OTHER]
-
-
 def distance(name: str, last_step: int | None) -> float:
     """How far a model is from the baseline: its strength times its share of the training; 1 is the result."""
     model, _, strength = name.partition("@")
@@ -40,9 +34,9 @@ def distance(name: str, last_step: int | None) -> float:
 
 
 def label(name: str) -> str:
-    """A model's name in a sentence, and on the strip."""
+    """A model's name for people."""
     model, _, strength = name.partition("@")
-    said = "the result" if model == FINETUNED else f"step {step_of(model)}"
+    said = {BASELINE: BASELINE, FINETUNED: "the result"}.get(model) or f"step {step_of(model)}"
     return f"{said} at strength {strength}" if strength else said
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from utils.evaluation import intervals
 from utils.evaluation.candidates import FOLDER, NUM_TELLING, distance, export_command, label
 from utils.evaluation.image_table import ImageTable
+from utils.evaluation.metrics import LIKENESS
 from utils.evaluation.prompts import SUBJECT
 from utils.evaluation.samples import BASELINE
-from utils.evaluation.scorer import FEW_PICTURES, LIKENESS, Scorer
+from utils.evaluation.scorer import FEW_PICTURES, Scorer
 from utils.evaluation.sentences import count_kept, way_in_words, way_of
 from utils.evaluation.wording import listed
 from utils.files.ownership import run_of
@@ -122,11 +123,7 @@ def describe(table: ImageTable, scorer: Scorer, baseline: Path, finetuned: Path)
             label=label(each.name),
             command=commands[each.name],
             note=_note(each, scorer, len(candidates)),
-            others=dict(zip(("kept", "of", "of_base"), each.kept, strict=True))
-            if each.kept and scorer.knows
-            else None,
             copies=table.copies[f"{FOLDER}/{each.name}"][0],
-            images=[e["file"] for e in table.samples["candidates"]["images"] if e["model"] == each.name],
         )
         for each in candidates
     ]
@@ -152,11 +149,14 @@ def _candidate(table: ImageTable, scorer: Scorer, name: str, last_step: int | No
 
 
 def _note(candidate: Candidate, scorer: Scorer, num_looks: int) -> str:
-    """Why a candidate is out; nothing by a scorer that does not know such photos."""
+    """Why a candidate is out, and what it keeps; neither by a scorer that does not know such photos."""
+    why, kept = "", ""
     if candidate.num_copies:
-        return COPIES
-    if not scorer.knows or scorer.no_way:
-        return ""
-    if not candidate.gains(num_looks):
-        return "not found nearer to your photos"
-    return "" if candidate.keeps_others else LOSES
+        why = COPIES
+    elif scorer.knows and not scorer.no_way and not candidate.gains(num_looks):
+        why = "not found nearer to your photos"
+    elif scorer.knows and not scorer.no_way and not candidate.keeps_others:
+        why = LOSES
+    if candidate.kept and scorer.knows:
+        kept = "{} of {} other prompts kept".format(*candidate.kept)
+    return "; ".join(filter(None, (why, kept)))

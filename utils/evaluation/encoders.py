@@ -58,11 +58,6 @@ class Encoder(NamedTuple):
     image_features: Callable[[torch.Tensor], torch.Tensor]
     text_features: Callable[[list[str]], torch.Tensor] | None = None
 
-    @property
-    def reads(self) -> bool:
-        """Whether it has a text tower."""
-        return self.text_features is not None
-
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Unit vectors [N,D] of RGB images."""

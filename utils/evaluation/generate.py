@@ -86,7 +86,9 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
         write_comparison(plan, samples, photos)
         mark("final images drawn")
         if quick:
-            add_candidates(record, draw_candidates(session._replace(plan=quick), quick_samples))
+            record["candidates"] = drawn = draw_candidates(session._replace(plan=quick), quick_samples)
+            record["files"] = sorted({*record["files"], *drawn["files"]})
+            record["samples_id"] = samples_id(record["images"] + drawn["images"])
         mark("sampled")
         finish(plan.output_dir, record | dict(seconds_after_start=process.marks))
     except OSError as error:
@@ -249,14 +251,6 @@ def describe(session: Session, entries: list[dict]) -> dict:
         models={model.name: session.models[model.name] for model in plan.models},
         images=entries,
     )
-
-
-def add_candidates(record: dict, candidates: dict) -> None:
-    """Puts the candidates' samples into samples.json's record."""
-    kept = ("prompts", "num_inference_steps", "identifier", "class_name", "models", "images")
-    record["candidates"] = {name: candidates[name] for name in kept}
-    record["files"] += [entry["file"] for entry in candidates["images"]]
-    record["samples_id"] = samples_id(record["images"] + candidates["images"])
 
 
 def write_comparison(plan: EvaluationPlan, samples: list[Sample], photos: dict[Path, Image.Image]) -> None:

@@ -14,8 +14,8 @@ from utils.models.folder import part_files
 def model_folders(plan: EvaluationPlan) -> dict[Model, tuple[Path, Path]]:
     """(pipeline's folder, folder with the UNet's unet/) of every model."""
     baseline, finetuned = plan.pretrained_model_name_or_path, plan.finetuned_model_name_or_path
-    folders = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.all_models}
-    return {model: (baseline, baseline) if model.name == BASELINE else pair for model, pair in folders.items()}
+    pairs = {model: (finetuned, finetuned / (model.checkpoint or "")) for model in plan.all_models}
+    return pairs | {model: (baseline, baseline) for model in pairs if model.name == BASELINE}
 
 
 def hash_models(plan: EvaluationPlan) -> dict[str, dict[str, str]]:

@@ -19,8 +19,6 @@ from utils.files.atomic import replace_path
 from utils.files.hashing import sha256_of_all
 from utils.models.drawing import is_blank
 
-COLUMNS = {"clip_i": "clip", "clip_t": "text", "dino": "dino"}  # each image's own values, and by what
-
 
 class KeptRows:
     """Embeddings that lie beside the images, by the encoder and the SHA-256 of the image's file."""
@@ -72,9 +70,7 @@ class ImageTable:
             self.entries.append(entry | dict(model=f"{CANDIDATES}/{entry['model']}"))
         paths = [folder / entry["file"] for entry in self.entries]
         pictures = [decode(path) for path in paths]
-        self.blank = [
-            str(path.relative_to(folder)) for path, each in zip(paths, pictures, strict=True) if is_blank(each)
-        ]
+        self.blank = [entry["file"] for entry, each in zip(self.entries, pictures, strict=True) if is_blank(each)]
         digests = sha256_of_all([*paths, *photos])
         self.photo_digests = {path.name: digests[path] for path in photos}
         self.names = {name: encoder.name for name, encoder in encoders.items() if encoder is not None}
@@ -93,7 +89,7 @@ class ImageTable:
 
     def _reader(self, clip: Encoder | None) -> Callable[[str], np.ndarray] | None:
         """For the texts that are asked for: the prompts, and the words that the scorer is tested with."""
-        if clip is None or not clip.reads:
+        if clip is None or clip.text_features is None:
             return None
         words = dozen_words(self.samples["class_name"]) if self.samples["class_name"] else []
         texts = [*map(class_prompt, words), *(entry["prompt"] for entry in self.entries)]
@@ -103,8 +99,8 @@ class ImageTable:
         return lambda text: known[plain[text]]
 
     def _values(self) -> dict[str, np.ndarray]:
-        likeness = {name: metrics.photo_similarity(self.images[name], rows) for name, rows in self.photos.items()}
-        values = {column: likeness[name] for column, name in COLUMNS.items() if name in likeness}
+        known = {name: column for name, (column, _) in metrics.LIKENESS.items() if name in self.photos}
+        values = {known[name]: metrics.photo_similarity(self.images[name], self.photos[name]) for name in known}
         if self.text is not None:
             texts = np.stack([self.text(entry["prompt"]) for entry in self.entries])
             values["clip_t"] = metrics.text_similarity(self.images["clip"], texts)

@@ -13,7 +13,7 @@ import numpy as np
 LEVEL = 0.95
 MOST_FIXED = 4  # prompts: fewer than five tell nothing of other prompts
 LEAST_PROMPTS, LEAST_IMAGES = 25, 100  # for the mean of changes of any shape; with fewer, a rare one is not yet seen
-LOOKS_OF_FEW = 1.5  # a little wider where skewness weighs most
+WIDER, WIDER_OF_FEW = 1.15, 1.5  # looks in the place of one: what skewed and rare changes take from Student's t
 MOST_DRAWS, MOST_VALUES = 40_000, 4_000_000  # for the quantile of Hsu's comparison, known to 0.01 with few images
 UNKNOWN = "cannot be told from so few"
 
@@ -54,18 +54,22 @@ def mean_change(values: np.ndarray, are_means: bool = False) -> Interval | None:
     units, unit = _units(values)
     if len(units) < LEAST_PROMPTS or (values.size < LEAST_IMAGES and not are_means):
         return None
-    mean, deviation, number = units.mean(), units.std(), len(units)
-    half = t_quantile(number - 1) / math.sqrt(number)
-    skewness = ((units - mean) ** 3).mean() / deviation**3 / 2 if deviation else 0.0
-    low, high = (mean - units.std(ddof=1) * _unskewed(end, skewness, number) for end in (half, -half))
+    low, high = (units.mean() - units.std(ddof=1) * margin for margin in _margins(units, WIDER))
     return Interval(float(low), float(high), unit)
 
 
-def _unskewed(value: float, skewness: float, number: int) -> float:
-    """Solves t + g t^2 / 3 + g^2 t^3 / 27 + g / 6n = value for t."""
+def _margins(units: np.ndarray, looks: float, skewed: float = 0.5) -> list[float]:
+    """How many deviations the mean may be above and below the true one; `skewed`: the share of skewness that counts.
+
+    Each solves t + g t^2 / 3 + g^2 t^3 / 27 + g / 6n = +-Student's, with the skewness g.
+    """
+    half = t_quantile(len(units) - 1, looks) / math.sqrt(len(units))
+    deviation = units.std()
+    skewness = skewed * ((units - units.mean()) ** 3).mean() / deviation**3 if deviation else 0.0
     if abs(skewness) < 1e-6:
-        return value
-    return 3 / skewness * (float(np.cbrt(1 + skewness * (value - skewness / (6 * number)))) - 1)
+        return [half, -half]
+    ends = (half - skewness / (6 * len(units)), -half - skewness / (6 * len(units)))
+    return [3 / skewness * (float(np.cbrt(1 + skewness * end)) - 1) for end in ends]
 
 
 def has_risen(values: np.ndarray, num_looks: int = 1) -> bool | None:
@@ -81,7 +85,7 @@ def has_risen(values: np.ndarray, num_looks: int = 1) -> bool | None:
 
 
 def share_of_way(model: np.ndarray, base: np.ndarray, photos: np.ndarray) -> Way | None:
-    """(model - base) / (photos - base) of likenesses [P,K] with the same seeds (Fieller, 1954).
+    """(model - base) / (photos - base) of likenesses [P,K] with the same seeds (Fieller, 1954; skewness as above).
 
     The photos' likenesses [M] are these photos', not of others like them. None if the base's are not told from them.
     Of fewer than LEAST_IMAGES also None unless all have come nearer, and by more than chance: one picture in ten that
@@ -90,16 +94,21 @@ def share_of_way(model: np.ndarray, base: np.ndarray, photos: np.ndarray) -> Way
     changes, unit = _units(model - base)
     if len(changes) < 2:
         return None
-    few = model.size < LEAST_IMAGES
-    ways = _units(photos.mean() - base)[0]
-    margin = t_quantile(len(changes) - 1, LOOKS_OF_FEW if few else 1) ** 2 / len(changes)
-    (of_change, of_both), (_, of_way) = np.cov(changes, ways) * margin
+    ways, few = _units(photos.mean() - base)[0], model.size < LEAST_IMAGES
     change, way = changes.mean(), ways.mean()
-    square, middle, rest = way**2 - of_way, change * way - of_both, change**2 - of_change
-    if square <= 0 or way <= 0 or (few and (rest <= 0 or changes.min() <= 0)):
+    if way <= 0 or (few and changes.min() <= 0):
         return None
-    root = math.sqrt(max(middle**2 - square * rest, 0.0))
-    return Way(float(change / way), float((middle - root) / square), float((middle + root) / square), unit)
+    covariance, ends = np.cov(changes, ways), []
+    looks, skewed = (WIDER_OF_FEW, 0.0) if few else (WIDER, 0.5)
+    for margin in _margins(changes - change / way * ways, looks, skewed):
+        (of_change, of_both), (_, of_way) = covariance * margin**2
+        square, middle, rest = way**2 - of_way, change * way - of_both, change**2 - of_change
+        if square <= 0:
+            return None
+        root = math.sqrt(max(middle**2 - square * rest, 0.0))
+        ends.append(float((middle - math.copysign(root, margin)) / square))
+    low, high = ends
+    return None if few and low <= 0 else Way(float(change / way), low, high, unit)
 
 
 def describe_change(values: np.ndarray) -> dict:

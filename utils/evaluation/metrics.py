@@ -35,6 +35,14 @@ METRICS = {  # by their keys in metrics.json, in the order of the page's table
     "clip_t_other": Metric("CLIP-T, other things", "likeness to the prompt without the subject", "clip_t", OTHER),
 }
 
+LIKENESS = {"dino": ("dino", "DINO"), "clip": ("clip_i", "CLIP-I")}  # column and name, by encoder; the first speaks
+# Ruiz et al., arXiv 2208.12242, table 1, over 30 subjects; by its encoders and its 25 prompts.
+PAPER = {
+    "real images": dict(dino=0.774, clip_i=0.885),
+    "DreamBooth, Stable Diffusion": dict(dino=0.668, clip_i=0.803, clip_t=0.305),
+    "Textual Inversion, Stable Diffusion": dict(dino=0.569, clip_i=0.780, clip_t=0.255),
+}
+
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     """Rows [N,D] scaled to length 1, in float64."""

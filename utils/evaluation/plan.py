@@ -8,7 +8,7 @@ from utils.errors import UserError
 from utils.evaluation import candidates
 from utils.evaluation.arguments import BASELINE_FLAG, FINETUNED_FLAG
 from utils.evaluation.filling import Notes, fill_from_run_json
-from utils.evaluation.prompts import all_prompts, places_for
+from utils.evaluation.prompts import OTHER, all_prompts, places_for
 from utils.evaluation.samples import (
     COMPARISON_FILE,
     EMBEDDINGS_FILE,
@@ -23,7 +23,8 @@ from utils.evaluation.samples import (
     step_of,
     trained_on,
 )
-from utils.files.ownership import RUN_FILE, is_writable, nearest_existing, run_of
+from utils.files import ownership
+from utils.files.ownership import run_of
 from utils.models.base import base_folder
 from utils.models.check import check_is_folder, check_pipeline, check_same_unet
 from utils.models.folder import BaseModel
@@ -62,7 +63,7 @@ def plan_candidates(plan: EvaluationPlan, checkpoints: list[str], last_step: int
     """The same for the models to choose among, with fewer prompts and steps, and other seeds."""
     changed = dict(
         models=candidates.candidate_models(checkpoints, last_step),
-        prompts=candidates.candidate_prompts(plan.prompts),
+        prompts=plan.prompts[:1] + [prompt for prompt in plan.prompts if prompt.role == OTHER],
         num_images=min(candidates.NUM_CHOOSING + candidates.NUM_TELLING, 2 * plan.num_images + 2),
         num_drift_images=min(plan.num_drift_images, 1),
         seed=plan.seed + plan.num_images,
@@ -90,13 +91,11 @@ def check_generate(args: EvaluationPlan) -> Notes:
     baseline = check_pipeline(base, BASELINE_FLAG, safety_checker=args.safety_checker)
     args.pretrained_model_name_or_path = base
     if base.samefile(tuned):
-        said = f"{BASELINE_FLAG} and {FINETUNED_FLAG} are the same folder: both rows will be the same"
-        notes.append(("warning", said))
+        notes.append(("warning", f"{BASELINE_FLAG} and {FINETUNED_FLAG} are one folder: both rows will be the same"))
     if args.negative_prompt and args.guidance_scale <= 1:
         notes.append(("note", f"--guidance_scale {args.guidance_scale:g}: --negative_prompt has no effect"))
         args.negative_prompt = None
-    args.checkpoint, foreign = find_checkpoints(tuned, args.checkpoint or [])
-    notes += foreign
+    args.checkpoint = find_checkpoints(tuned, args.checkpoint or [])
     if args.strength != [1.0]:
         check_same_unet(base, tuned)
     args.models = plan_models(args.checkpoint, args.strength)
@@ -106,8 +105,8 @@ def check_generate(args: EvaluationPlan) -> Notes:
     return notes
 
 
-def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
-    """Names of the wanted checkpoints, by step, and a note on each that is of another run than the result.
+def find_checkpoints(folder: Path, names: list[str]) -> list[str]:
+    """Names of the wanted checkpoints, by step.
 
     "all" are those of the run that made the folder's result; if it has no run.json, all there are. Raises UserError if
     one is not there.
@@ -125,9 +124,7 @@ def find_checkpoints(folder: Path, names: list[str]) -> tuple[list[str], Notes]:
             raise UserError(f"--checkpoint {name}: {folder} holds no whole {name} (it holds: {listed})")
     if names and not wanted:
         raise UserError(f"--checkpoint all: {folder} holds no checkpoint of its run: leave the flag out")
-    said = "{} is of another run than {} records"
-    foreign = sorted(wanted.difference(own))
-    return sorted(wanted, key=step_of), [("note", said.format(folder / each, folder / RUN_FILE)) for each in foreign]
+    return sorted(wanted, key=step_of)
 
 
 def own_checkpoints(folder: Path) -> tuple[list[str], list[str]]:
@@ -158,16 +155,11 @@ def check_sampling(args: EvaluationPlan, *models: BaseModel) -> None:
 def check_output_dir(args: EvaluationPlan) -> None:
     """Checks that writing the results touches no file that evaluate.py did not write. Raises UserError."""
     output_dir = args.output_dir
-    resolved = output_dir.resolve()
     for flag in ("pretrained_model_name_or_path", "finetuned_model_name_or_path", "instance_data_dir"):
         folder = getattr(args, flag)
-        if folder is not None and (resolved == folder.resolve() or folder.resolve() in resolved.parents):
+        if folder is not None and output_dir.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--output_dir {output_dir} is --{flag} or inside it: name a folder of its own")
-    existing = nearest_existing(resolved)
-    if not existing.is_dir():
-        raise UserError(f"--output_dir {output_dir}: {existing} is a file: name another folder")
-    if not is_writable(existing):
-        raise UserError(f"--output_dir {output_dir}: no permission to write in {existing}: name another folder")
+    ownership.check_writable(output_dir, f"--output_dir {output_dir}")
     names = [METRICS_JSON, EMBEDDINGS_FILE] if "score" in args.stages else []
     names += [REPORT_FILE] if "report" in args.stages else []
     if "generate" in args.stages:

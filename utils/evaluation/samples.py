@@ -52,18 +52,15 @@ def plan_models(checkpoints: Sequence[str], strengths: Sequence[float]) -> list[
     for checkpoint in (None, *checkpoints):
         for strength in strengths:
             name = checkpoint or FINETUNED
-            models.append(Model(name if strength == 1 else f"{name}@{short(strength)}", checkpoint, strength))
+            models.append(
+                Model(name if strength == 1 else f"{name}@{repr(strength).removesuffix('.0')}", checkpoint, strength)
+            )
     return list(dict.fromkeys(models))
 
 
 def step_of(checkpoint: str) -> int:
     """N of checkpoint-N."""
     return int(checkpoint.rpartition("-")[2])
-
-
-def short(strength: float) -> str:
-    """As people write it: 1 and 0.75."""
-    return repr(strength).removesuffix(".0")
 
 
 class Sample(NamedTuple):

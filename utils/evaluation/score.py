@@ -9,7 +9,7 @@ from utils.errors import UserError, of_file
 from utils.evaluation import choice, encoders, intervals, metrics, scorer
 from utils.evaluation.encoders import Encoder
 from utils.evaluation.image_table import ImageTable
-from utils.evaluation.metrics import METRICS
+from utils.evaluation.metrics import METRICS, PAPER
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import is_embedded
@@ -32,12 +32,6 @@ ONE_IMAGE = "needs two images or more of a prompt: --num_images"
 NO_IMAGES = "needs images of such prompts: --class_name, --drift_prompt, and --num_drift_images above 0"
 EMBEDDED_CLIP = "tiny-clip"
 LACKING = dict(clip=scorer.NO_CLIP, dino=scorer.NO_DINO)
-# DreamBooth, arXiv 2208.12242, table 1, by its encoders and its 25 prompts; other numbers say nothing beside these.
-PAPER = {
-    "real images": dict(dino=0.774, clip_i=0.885),
-    "DreamBooth": dict(dino=0.668, clip_i=0.803, clip_t=0.305),
-    "Textual Inversion": dict(dino=0.569, clip_i=0.780, clip_t=0.255),
-}
 PAPER_ENCODERS = dict(dino=("dino", "dino-vits16"), clip_i=("clip", "clip-vit-base-patch32"))
 PAPER_ENCODERS["clip_t"] = PAPER_ENCODERS["clip_i"]
 
@@ -51,7 +45,6 @@ def score(plan: EvaluationPlan, samples: dict) -> dict:
         format=METRICS_FORMAT,
         samples_id=samples["samples_id"],
         command=plan.command,
-        subject=dict(identifier=samples["identifier"], class_name=samples["class_name"]),
         encoders={name: encoder and encoder.description() for name, encoder in loaded.items()},
         photos=dict(folder=str(folder.absolute()) if folder is not None else None, **photo_metrics(table)),
         **measure(table),
@@ -121,7 +114,7 @@ def model_metrics(table: ImageTable, model: str) -> dict:
     found = {}
     for key in METRICS:
         values = _values(table, model, key)
-        found[key] = _null(values) if isinstance(values, str) else dict(value=float(values.mean()))
+        found[key] = dict(value=None, reason=values) if isinstance(values, str) else dict(value=float(values.mean()))
     return found
 
 
@@ -157,7 +150,8 @@ def photo_metrics(table: ImageTable) -> dict:
     found: dict = dict(files=[dict(file=name, sha256=digest) for name, digest in table.photo_digests.items()])
     for encoder in ("clip", "dino"):
         lacking = scorer.NO_PHOTOS if encoder in table.images else LACKING[encoder]
-        found[f"real_{encoder}"] = _null(scorer.TWO_PHOTOS if encoder in table.photos else lacking)
+        reason = scorer.TWO_PHOTOS if encoder in table.photos else lacking
+        found[f"real_{encoder}"] = dict(value=None, reason=reason)
         if len(table.photos.get(encoder, "")) > 1:
             found[f"real_{encoder}"] = dict(value=float(metrics.real_similarity(table.photos[encoder]).mean()))
     return found
@@ -173,7 +167,3 @@ def paper_columns(record: dict, samples: dict) -> dict[str, dict[str, float]]:
         if record["encoders"][kind] and Path(record["encoders"][kind]["folder"]).name == folder
     }
     return {name: {key: value for key, value in row.items() if key in same} for name, row in PAPER.items() if same}
-
-
-def _null(reason: str) -> dict:
-    return dict(value=None, reason=reason)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.evaluation.image_table import ImageTable
-from utils.evaluation.metrics import photo_similarity, real_similarity
+from utils.evaluation.metrics import LIKENESS, photo_similarity, real_similarity
 from utils.evaluation.prompts import CLASS, PLACE, SUBJECT, class_prompt, dozen_words
 from utils.evaluation.samples import BASELINE
 
@@ -23,7 +23,6 @@ TWO_PHOTOS = "needs two different photos or more"
 NO_CLASS = "needs --class_name: whether CLIP knows such photos is not known without it"
 FEW_PICTURES = "needs more pictures: --num_images"
 
-LIKENESS = {"dino": ("dino", "DINO"), "clip": ("clip_i", "CLIP-I")}  # column and name, by encoder; the first speaks
 TOLD_APART = 0.9  # of all pairs of a photo and a picture of the base's, in which the photo is more like the photos
 CLASS_IS_FIRST = 0.75  # of the photos
 NUM_ORDERS = 1000  # of photos and pictures, by chance, of which one in twenty is at least as far apart

@@ -7,10 +7,10 @@ import numpy as np
 
 from utils.evaluation import intervals
 from utils.evaluation.image_table import ImageTable
-from utils.evaluation.metrics import real_similarity
+from utils.evaluation.metrics import LIKENESS, real_similarity
 from utils.evaluation.prompts import SUBJECT
 from utils.evaluation.samples import BASELINE
-from utils.evaluation.scorer import FEW_PICTURES, LIKENESS, NO_PHOTOS, Scorer
+from utils.evaluation.scorer import FEW_PICTURES, NO_PHOTOS, Scorer
 from utils.evaluation.wording import percent
 
 NO_OTHERS = "needs two pictures of other things or more: --class_name, --drift_prompt, and --num_drift_images above 0"

@@ -10,7 +10,7 @@ from utils.evaluation.hashes import model_folders
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.samples import BASELINE, FINETUNED
 from utils.files.hashing import in_background
-from utils.models import exporting, loading
+from utils.models import exporting
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -43,8 +43,6 @@ class WeightsInTurn:
             scheduler = type(self.of(model.name).scheduler).__name__
             strength = dict(strength=model.strength) if model.strength != 1 else {}
             found[model.name] = dict(path=path, scheduler=scheduler, sha256=hashes[model.name], **strength)
-        shared = loading.shared_components(self.pipelines[FINETUNED], self.pipelines[BASELINE])
-        found[FINETUNED]["shared_with_baseline"] = shared
         return found
 
     def pipeline(self, name: str, later: Sequence[str] = ()) -> "StableDiffusionPipeline":

@@ -8,11 +8,6 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{round(value, 3) + 0.0:.3f}".replace("-", MINUS)
 
 
-def short(value: float, digits: int = 4) -> str:
-    """As few digits as say it, at most `digits`, with a real minus sign."""
-    return f"{value:.{digits}g}".replace("-", MINUS)
-
-
 def percent(value: float) -> str:
     """62% or \u22123%, with a real minus sign."""
     return f"{round(100 * value):d}%".replace("-", MINUS)

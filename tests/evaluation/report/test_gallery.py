@@ -47,10 +47,8 @@ def test_the_strip_is_in_the_order_of_the_choice_and_all_its_images_are_there(re
     album, metrics = read(result)
     cells = strip(album, metrics["choice"]).cells
     assert [cell.file.split("/")[1] for cell in cells] == ["baseline", "checkpoint-250", "finetuned"]
-    assert [(cell.note, cell.is_chosen) for cell in cells[1:]] == [
-        ("loses <b>; 1 of 4 other prompts kept", False),
-        ("", True),
-    ]
+    assert [(cell.note, cell.is_chosen) for cell in cells[1:]] == [("loses <b>", False), ("", True)]
+    assert strip(album, metrics["choice"]).title.startswith("Drawn in 8 steps, those above in ")
     sets = choice_images(album, metrics["choice"])
     assert {cell.file for each in sets for cell in each.cells} >= {entry["file"] for entry in album.candidates}
     assert [each.command for each in sets if each.title] == [None, "export checkpoint-250", "export finetuned"]
@@ -60,7 +58,8 @@ def test_the_strip_is_in_the_order_of_the_choice_and_all_its_images_are_there(re
 def test_without_a_choice_the_strip_is_of_all_models(result):
     edit_json(result / "samples.json", candidates=None)
     album, _ = read(result)
-    assert [cell.caption for cell in strip(album, None).cells] == ["baseline", "checkpoint-250", "fine-tuned"]
+    assert [cell.caption for cell in strip(album, None).cells] == ["baseline", "step 250", "the result"]
+    assert strip(album, None).title == ""  # in as many steps as the rest
     album.images = [entry for entry in album.images if entry["model"] != "checkpoint-250"]
     assert strip(album, None).cells == []
 
@@ -93,5 +92,5 @@ def test_what_is_said_of_single_images(result):
     (result / "metrics.json").write_text(json.dumps(metrics))
     album, _ = read(result)
     assert album.image(metrics["others"]["finetuned"][0]["file"], "").note == "nearer to “a photo of a <cup>”"
-    assert album.image(blank, "").note == "one colour: not scored"
+    assert album.image(blank, "").note == "one colour"
     assert album.image(metrics["others"]["finetuned"][1]["file"], "").note == ""

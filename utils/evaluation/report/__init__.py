@@ -1,5 +1,1 @@
 """The third stage of an evaluation: report.html, one file that needs no network: page.py says what, the rest how."""
-
-from utils.evaluation.report.page import write_report
-
-__all__ = ["write_report"]

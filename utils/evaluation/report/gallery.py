@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from utils.evaluation.candidates import label
 from utils.evaluation.comparison import square
 from utils.evaluation.prompts import CLASS, OTHER, PLACE, SUBJECT
 from utils.evaluation.report.images import Picture, picture
@@ -60,8 +61,10 @@ class Album:
 
     def __init__(self, output_dir: Path, samples: dict, metrics: dict | None, photos: dict[Path, Image.Image]):
         self.output_dir = output_dir
-        self.candidates = (samples.get("candidates") or {}).get("images", [])
-        self.images = samples["images"]
+        quick = samples.get("candidates") or dict(samples, images=[])
+        self.images, self.candidates = samples["images"], quick["images"]
+        steps, usual = quick["num_inference_steps"], samples["num_inference_steps"]
+        self.quickly = f"Drawn in {steps} steps, those above in {usual}" if steps != usual else ""
         self.entries = {entry["file"]: entry for entry in all_images(samples)}
         self.photos = {path.name: photo for path, photo in photos.items()}
         self.notes = notes(metrics) if metrics is not None else {}
@@ -132,13 +135,12 @@ def strip(album: Album, choice: dict | None) -> Set:
     if len(files) < 3:
         return Set("", [])
     if choice is None:
-        return album.side_by_side("", files)
+        return album.side_by_side(album.quickly, files)
     cells = album.side_by_side("", files, [BASELINE]).cells
     for entry in (entry for entry in choice["entries"] if entry["name"] in files):
-        kept = "{kept} of {of} other prompts kept".format(**entry["others"]) if entry["others"] else ""
-        note, is_chosen = "; ".join(filter(None, (entry["note"], kept))), entry["name"] == choice["chosen"]
-        cells.append(album.image(files[entry["name"]], entry["label"])._replace(note=note, is_chosen=is_chosen))
-    return Set("", cells)
+        cell, is_chosen = album.image(files[entry["name"]], entry["label"]), entry["name"] == choice["chosen"]
+        cells.append(cell._replace(note=entry["note"], is_chosen=is_chosen))
+    return Set(album.quickly, cells)
 
 
 def choice_images(album: Album, choice: dict | None) -> list[Set]:
@@ -157,17 +159,12 @@ def choice_images(album: Album, choice: dict | None) -> list[Set]:
 
 def pairs(album: Album, copies: list[dict]) -> list[Set]:
     """Each photo beside the image that is it again."""
-    return [
-        Set(
-            "",
-            [
-                album.photo(copy["photo"], "your photo"),
-                album.image(copy["file"], label(album.entries[copy["file"]]["model"])),
-            ],
-        )
-        for copy in copies
-        if copy["photo"] in album.photos and copy["file"] in album.entries
-    ]
+    sets = []
+    for copy in copies:
+        if copy["photo"] in album.photos and copy["file"] in album.entries:
+            image = album.image(copy["file"], label(album.entries[copy["file"]]["model"]))
+            sets.append(Set("", [album.photo(copy["photo"], "your photo"), image]))
+    return sets
 
 
 def rest(album: Album) -> dict[str, list[Set]]:
@@ -183,13 +180,8 @@ def rest(album: Album) -> dict[str, list[Set]]:
     return {title: sets for title, sets in found.items() if sets}
 
 
-def label(model: str) -> str:
-    """A model's name for people."""
-    return model.replace(FINETUNED, "fine-tuned").replace("@", " at strength ")
-
-
 def notes(metrics: dict) -> dict[str, str]:
     """What is said of single images, by their files."""
-    found = {file: "one colour: not scored" for model in metrics["models"].values() for file in model["blank_images"]}
+    found = {file: "one colour" for model in metrics["models"].values() for file in model["blank_images"]}
     others = [other for pictures in metrics["others"].values() for other in pictures]
     return found | {each["file"]: f"nearer to “{each['nearest']}”" for each in others if not each["kept"]}

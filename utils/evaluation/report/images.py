@@ -1,9 +1,7 @@
 """Images as data URIs, as large as a page of so many of them can hold."""
 
 import base64
-import functools
 import io
-from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,9 +36,9 @@ def data_uri(image: Image.Image, most_bytes: int) -> str:
     image = image.convert("RGB")
     own = max(image.size)
     sides = [side for side in (own, *SIDES) if side <= min(own, SIDES[0])]
-    content = functools.cache(lambda place: webp(image, sides[place]))
-    place = bisect_left(range(len(sides) - 1), True, key=lambda place: len(content(place)) <= most_bytes)
-    return f"data:image/webp;base64,{base64.b64encode(content(place)).decode()}"
+    contents = (webp(image, side) for side in sides)
+    fitting = next((content for content in contents if len(content) <= most_bytes), None)
+    return f"data:image/webp;base64,{base64.b64encode(fitting or webp(image, sides[-1])).decode()}"
 
 
 def picture(image: Image.Image | Path, alt: str, most_bytes: int) -> Picture:

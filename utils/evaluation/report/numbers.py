@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from utils.evaluation.candidates import label
 from utils.evaluation.metrics import METRICS
-from utils.evaluation.report.gallery import label
 from utils.evaluation.samples import BASELINE, FINETUNED
 from utils.evaluation.wording import number
 

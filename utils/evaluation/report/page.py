@@ -1,37 +1,24 @@
 """What the report shows, as plain values. report.html.jinja says how they are shown, and escapes them all."""
 
 import base64
-import contextlib
 import hashlib
-import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from utils.errors import UserError, of_file
 from utils.evaluation.photos import load_photos
 from utils.evaluation.prompts import SUBJECT
-from utils.evaluation.report.charts import Chart, line_chart, smooth
 from utils.evaluation.report.gallery import Album, choice_images, first_row, pairs, rest, second_row, strip
 from utils.evaluation.report.numbers import metric_table
 from utils.evaluation.samples import BASELINE, FINETUNED, PIXELS, REPORT_FILE, model_folder, photos_named
 from utils.files.atomic import replace_path
-from utils.files.json_files import read_rows
-from utils.files.ownership import METRICS_FILE, VALIDATION_FILE, run_of
+from utils.files.ownership import run_of
 
 FOLDER = Path(__file__).resolve().parent
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
 TEMPLATES.trim_blocks = TEMPLATES.lstrip_blocks = True
-FLAG = re.compile(r"--\w+")
-
-
-def with_flags_whole(text: str) -> Markup:
-    """The text, in which no line breaks within a flag such as --num_images."""
-    return Markup(FLAG.sub(r'<span class="flag">\g<0></span>', str(escape(text))))
-
-
-TEMPLATES.filters["with_flags_whole"] = with_flags_whole
 SCRIPT = (FOLDER / "page.js").read_text(encoding="utf-8")
 SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 # Nothing from elsewhere, no script but ours; images from the page itself and from the folder that it lies in.
@@ -44,7 +31,9 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     """Writes report.html from what the other stages and the training left on disk."""
     folder = model_folder(samples, FINETUNED)
     run = run_of(folder)
-    album = Album(output_dir, samples, metrics, load_photos(photos_folder(samples, metrics)))
+    compared = (metrics or {}).get("photos", {}).get("folder")  # else those that were named when the images were drawn
+    photos = load_photos(photos_named(samples) if compared is None else Path(compared))
+    album = Album(output_dir, samples, metrics, photos)
     choice = metrics["choice"] if metrics is not None else None
     page = TEMPLATES.get_template("report.html.jinja").render(
         prompt=next((prompt["text"] for prompt in samples["prompts"] if prompt["role"] == SUBJECT), ""),
@@ -60,7 +49,6 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
         rest=rest(album),
         last=len(album.shown),
         table=metric_table(samples, metrics) if metrics is not None else None,
-        charts=loss_curves(folder),
         settings=settings(samples, metrics),
         commands=commands(samples, metrics, run),
         script=Markup(SCRIPT),
@@ -73,45 +61,10 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
         raise UserError(of_file(error, output_dir, "make room there")) from error
 
 
-def photos_folder(samples: dict, metrics: dict | None) -> Path | None:
-    """Of the photos that the images were compared with, else of those that were named when they were drawn."""
-    compared = (metrics or {}).get("photos", {}).get("folder")
-    return photos_named(samples) if compared is None else Path(compared)
-
-
 def commands(samples: dict, metrics: dict | None, run: dict) -> dict[str, str | None]:
     """Those that made the model, the images, and the scores if that was another."""
     drawing, scoring = samples.get("command"), (metrics or {}).get("command")
     return {"Training": run.get("command"), "Evaluation": drawing, "Scores": scoring if scoring != drawing else None}
-
-
-# Curves
-
-
-def loss_curves(folder: Path) -> list[Chart]:
-    """Training loss and validation loss."""
-    loss, validation = (
-        read_points(folder / METRICS_FILE, "loss"),
-        read_points(folder / VALIDATION_FILE, "validation_loss"),
-    )
-    charts = [
-        line_chart("Training loss", dict(raw=loss, smooth=smooth(loss)), "as measured, and its moving average"),
-        line_chart("Validation loss", dict(smooth=validation), "your photos with fixed noise"),
-    ]
-    return [chart for chart in charts if chart is not None]
-
-
-def read_points(path: Path, key: str) -> list[tuple[float, float]]:
-    """(step, value) of each line of a JSON-lines file; what is not a number, or not whole, is passed over."""
-    points = []
-    with contextlib.suppress(OSError):
-        for row in read_rows(path):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                points.append((float(row["step"]), float(row[key])))
-    return points
-
-
-# Settings
 
 
 def settings(samples: dict, metrics: dict | None) -> dict:
