@@ -3,7 +3,9 @@
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from utils.errors import UserError
 from utils.photos.captions import SUFFIXES as CAPTION_SUFFIXES
 from utils.photos.captions import read_captions
-from utils.photos.decoding import decode, read_photo, upright_size
+from utils.photos.decoding import decode, find_bars, read_photo, upright_size
 from utils.photos.formats import NOT_AN_IMAGE, why_not_a_photo
 
 if TYPE_CHECKING:  # imported where it is used: the preflight needs no torch, whose import takes longer than all else
@@ -22,7 +24,8 @@ if TYPE_CHECKING:  # imported where it is used: the preflight needs no torch, wh
 class Photo(NamedTuple):
     """A decoded photo: `pixels` uint8 [3,H,W], whose shorter side is the training resolution.
 
-    `done` and `notes` are read_photo's; `opacity` uint8 [H,W] of the pixels, None if all are opaque.
+    `done` and `notes` are read_photo's; `bars` the pixels of one colour along the original's sides, of those with any;
+    `opacity` uint8 [H,W] of the pixels, None if all are opaque.
     """
 
     path: Path
@@ -32,6 +35,7 @@ class Photo(NamedTuple):
     prompt: str = ""
     done: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    bars: Mapping[str, int] = MappingProxyType({})
     opacity: np.ndarray | None = None
 
 
@@ -178,6 +182,7 @@ class InstanceDataset(Crops):
             prompt=prompt,
             done=tuple(decoded.done),
             notes=tuple(decoded.notes),
+            bars={} if decoded.alpha else find_bars(decoded.image),
             opacity=np.array(resize_shorter_side(decoded.alpha, self.resolution)) if decoded.alpha else None,
         )
 

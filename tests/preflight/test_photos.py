@@ -127,6 +127,7 @@ def test_fuzzed_photos(tmp_path, num_examples):
 def test_what_is_said_of_photos(tmp_path, tiny_pipeline_dir, capsys):
     photos = write_photos(tmp_path / "photos", 1)
     (photos / "again.jpg").write_bytes((photos / "photo-0.jpg").read_bytes())
+    Image.open(photos / "photo-0.jpg").resize((60, 60)).save(photos / "nearly.png")
     noise = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 50, 4), np.uint8))
     noise.convert("RGB").save(photos / "turned.jpg", exif=turned(6))
     noise.save(photos / "see-through.png")
@@ -141,7 +142,9 @@ def test_what_is_said_of_photos(tmp_path, tiny_pipeline_dir, capsys):
     assert rows["see-through.png: PNG 50x40, transparency on white, each crop shows 80%"] == "ok"
     assert rows["small.jpg: JPEG 16x16, CMYK made RGB, enlarged 2.0 times, it will look soft"] == "note"
     assert rows["the same file twice: again.jpg, photo-0.jpg: keep one of them"] == "note"
+    assert rows["nearly alike: again.jpg, nearly.png; other views and places teach more"] == "note"
     assert rows["notes.txt: not an image"] == "note" and rows[".DS_Store: hidden"] == "ok"
+    assert not any("turned" in row and "nearly" in row for row in rows)
 
 
 def rows(base, photos, tmp_path, capsys, *flags: str) -> dict[str, str]:
@@ -159,6 +162,15 @@ def test_how_much_of_a_photo_a_crop_shows(tmp_path, tiny_pipeline_dir, capsys):
     assert found["tall.png: PNG 48x144, each crop shows 33%"] == "note"
     found = rows(tiny_pipeline_dir, photos, tmp_path, capsys, "--center_crop")
     assert found["wide.png: PNG 64x48, the middle 76% is used"] == "ok"
+
+
+def test_bars_are_said(tmp_path, tiny_pipeline_dir, capsys):
+    photos = write_photos(tmp_path / "photos", 1)
+    screenshot = Image.new("RGB", (48, 88))
+    screenshot.paste(Image.open(photos / "photo-0.jpg"), (0, 25))
+    screenshot.save(photos / "screenshot.png")
+    (row,) = [row for row in rows(tiny_pipeline_dir, photos, tmp_path, capsys) if "screenshot" in row]
+    assert "bars of one colour are learned too, cut them off (top 25, bottom 15 pixels)" in row
 
 
 def test_captions_are_said(tmp_path, tiny_pipeline_dir, capsys):

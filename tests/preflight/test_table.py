@@ -45,10 +45,11 @@ def test_the_folders_are_said_in_full(tmp_path, tiny_pipeline_dir, photos_dir, c
         assert rows_of(out)[str(path)] == "ok"
 
 
-def test_the_examples_rows_fit_as_they_are_and_have_no_note(tmp_path, capsys):
+def test_the_examples_rows_fit_as_they_are_and_have_one_note(tmp_path, capsys):
     options = ("--resolution=64", "--checkpointing_steps=100", "--max_train_steps=300")
     base, photos = ROOT / "model/tiny-stable-diffusion", ROOT / "instance"
     code, out, _ = dry_run(base, photos, tmp_path, capsys, *options)
     lines = [line for line in out.splitlines() if str(ROOT) not in line and str(tmp_path) not in line]
     assert code == 0 and [line for line in lines if len(line) > 100] == [] and len(lines) > 10
-    assert out.endswith(", 0 notes)\n")
+    assert [line.split()[1] for line in lines if line.startswith("note")] == ["photo"]
+    assert out.endswith(", 1 note)\n")

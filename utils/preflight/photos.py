@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from utils.concepts import Concept
@@ -15,6 +17,7 @@ from utils.errors import UserError
 LARGE_PIXELS = 50_000_000
 SMALL_FACTOR = 1.5  # enlarging a photo more than so is worth a note
 SMALL_SHARE = 0.5  # of a photo in a crop
+NEAR_BITS = 6  # of the 64 of a difference hash
 MAX_TOKENS = 77
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
 
@@ -42,6 +45,9 @@ def describe_photo(photo: Photo, dataset: InstanceDataset) -> tuple[str, str]:
     factor = dataset.resolution / min(width, height)
     notes += [f"enlarged {factor:.1f} times, it will look soft"] if factor > SMALL_FACTOR else []
     notes += [f"very large ({width * height / 1e6:.0f} megapixels)"] if width * height > LARGE_PIXELS else []
+    if photo.bars:
+        sides = ", ".join(f"{side} {pixels}" for side, pixels in photo.bars.items())
+        notes.append(f"bars of one colour are learned too, cut them off ({sides} pixels)")
     rows, columns = photo.pixels.shape[1:]
     share = dataset.resolution**2 / (rows * columns)
     if share < 1:
@@ -66,12 +72,31 @@ def describe_captions(dataset: InstanceDataset) -> tuple[str, str] | None:
     return f"of {given} of {total} photos{rest}", "note"
 
 
-def describe_duplicates(photos: list[Photo]) -> Iterator[str]:
-    """A phrase for each file that is there more than once."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for photo in photos:
-        names[photo.sha256].append(photo.path.name)
-    yield from (f"the same file twice: {', '.join(each)}: keep one of them" for each in names.values() if each[1:])
+def difference_hash(pixels: np.ndarray) -> int:
+    """64 bits of whether brightness grows from left to right, of uint8 [3,H,W]."""
+    image = Image.fromarray(pixels.transpose(1, 2, 0)).convert("L").resize((9, 8), Image.Resampling.BOX)
+    values = list(image.tobytes())
+    bits = [values[row * 9 + column] < values[row * 9 + column + 1] for row in range(8) for column in range(8)]
+    return sum(bit << place for place, bit in enumerate(bits))
+
+
+def describe_duplicates(photos: list[Photo]) -> list[str]:
+    """A phrase for photos that are one file again, and one for those that are nearly the same; none if all differ."""
+    again: dict[int, list[str]] = defaultdict(list)  # {number of the first: names of the others}
+    near: dict[int, list[str]] = defaultdict(list)
+    hashes = [difference_hash(photo.pixels) for photo in photos]
+    for later, photo in enumerate(photos):
+        for earlier, other in enumerate(photos[:later]):
+            is_again = photo.sha256 == other.sha256
+            if is_again or (hashes[later] ^ hashes[earlier]).bit_count() <= NEAR_BITS:
+                (again if is_again else near)[earlier].append(photo.path.name)
+                break
+    said = "the same file twice: {}: keep one of them", "nearly alike: {}; other views and places teach more"
+    names = [
+        "; ".join(", ".join([photos[first].path.name, *others]) for first, others in group.items())
+        for group in (again, near)
+    ]
+    return [phrase.format(group) for phrase, group in zip(said, names, strict=True) if group]
 
 
 def load_quick_tokenizer(folder: Path) -> Tokenizer:
