@@ -102,7 +102,7 @@ WAYS = {
 
 def encode(model: Path, photos: Path, resolution: int, dtype: torch.dtype, device: torch.device) -> TrainingInputs:
     dataset = InstanceDataset(photos, resolution, prompt=PROMPT)
-    nothing_to_draw = dict(validation_prompts=[], validation_negative_prompt=None, drawing={})
+    nothing_to_draw = dict(shown=[], drawing={})
     options = dict(tokenizer_name=None, seed=0, num_samples=1) | nothing_to_draw
     return encode_inputs(read_base(model), dataset, None, dtype, device, **options)
 

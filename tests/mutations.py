@@ -53,10 +53,6 @@ a signal to run.sh is for bash alone -> tests/end_to_end/test_signals.py -k stag
 class flags without prior preservation are accepted -> tests/test_arguments.py
 -if not args.with_prior_preservation and len(missing) < 2:
 +if False:
-=== utils/command_line.py
-a lost log ends the run -> tests/test_command_line.py -k lost
--stream = _lasting(stream)
-+pass
 === utils/data/class_images.py
 a class image that was cut short is used -> tests/data/test_class_images.py
 -whole = file.read() == PNG_END
@@ -237,6 +233,10 @@ validation uses another seed -> tests/training/test_validation.py
 bf16 is taken on a GPU that has none -> tests/run/test_plan.py
 -() if has_bf16 else ("mixed_precision", "prior_generation_precision")
 +()
+=== utils/run/lineage.py
+unfinished runs are started over -> tests/run/test_resume.py -k unfinished
+-if own and run.get("status") != "complete" and not may_start_over:
++if False:
 === utils/run/resume.py
 a schedule's end is not compared on a resume -> tests/run/test_resume.py -k other_inputs
 -if arguments["lr_scheduler"] not in SCHEDULES_WITHOUT_END:
@@ -247,9 +247,6 @@ a polynomial schedule goes on with another end -> tests/run/test_resume.py -k nu
 a base file replaced by one of its size passes unnoticed -> tests/run/test_resume.py -k same_size
 -(path.stat().st_size, path.stat().st_mtime_ns)
 +(path.stat().st_size, 0)
-unfinished runs are started over -> tests/run/test_resume.py -k unfinished
--if own and run.get("status") != "complete" and not may_start_over:
-+if False:
 === utils/runtime/colossal.py
 the ranks' vectors are not added up -> tests/end_to_end/test_ranks.py
 -    dist.all_reduce(together)
@@ -261,6 +258,10 @@ a run that ends early tears NCCL down while it starts -> tests/runtime/test_colo
 an older GPU than the kernels' is accepted -> tests/runtime/test_gpu.py
 -if built <= of and
 +if
+=== utils/runtime/process.py
+a lost log ends the run -> tests/test_command_line.py -k lost
+-stream = _lasting(stream)
++pass
 === utils/runtime/ranks.py
 a rank alone goes on after a mistake -> tests/data tests/end_to_end/test_prior_preservation.py
 -    for complaint, _ in said:

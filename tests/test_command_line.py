@@ -316,7 +316,7 @@ def test_help_that_nobody_reads_to_its_end(script):
 def test_a_log_goes_on_when_its_disk_has_space_again(tmp_path):
     code = """
 import resource
-from utils.command_line import make_printable
+from utils.runtime.process import make_printable
 make_printable()
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (6, most))

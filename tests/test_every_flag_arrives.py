@@ -388,6 +388,7 @@ EVALUATION = {
         lambda run: run.output.name == "elsewhere" and (run.output / "report.html").is_file(),
         output_dir="{output}/elsewhere",
     ),
+    "overwrite_output_dir": "tests/evaluation/test_generate.py",
     "instance_data_dir": changes(
         lambda run: pixels(run.output / "comparison.png"), instance_data_dir="{inputs}/other photos"
     ),

@@ -56,175 +56,91 @@ def training_parser() -> Parser:
 
 def _add_files(add: Add) -> None:
     add(
-        "--pretrained_model_name_or_path",
-        "the base: a pipeline's folder, one .safetensors or .ckpt file, or a Hub name that is in the local cache",
-        Path,
-        required=True,
-        metavar="PATH",
+        "--pretrained_model_name_or_path", "the base: a folder, one file, a Hub name in the cache", Path, required=True
     )
-    add(
-        "--pretrained_vae_name_or_path",
-        "another VAE than the base's: its folder, or one file; the result has it too",
-        Path,
-        metavar="PATH",
-    )
-    add("--tokenizer_name", "folder of another CLIPTokenizer (default: the base's own)", Path, metavar="DIR")
-    add(
-        "--instance_data_dir",
-        "folder with the photos of the subject; NAME.txt beside NAME.jpg replaces --instance_prompt for it",
-        Path,
-        metavar="DIR",
-    )
-    add("--output_dir", "the new pipeline (default: output) (!)", Path, Path("output"), metavar="DIR")
+    add("--pretrained_vae_name_or_path", "another VAE than the base's: a folder, or one file", Path)
+    add("--tokenizer_name", "folder of another CLIPTokenizer than the base's own", Path)
+    add("--instance_data_dir", "the photos of the subject; NAME.txt beside NAME.jpg says what that one shows", Path)
+    add("--output_dir", "the new pipeline (!)", Path, Path("output"))
     add("--instance_prompt", 'what the photos show, as in "a photo of my cat."', as_prompt)
-    add(
-        "--concepts_list",
-        "several subjects at once: a JSON list of objects with instance_prompt, instance_data_dir, class_prompt, "
-        "class_data_dir; replaces those four flags",
-        Path,
-        metavar="FILE",
-    )
+    add("--concepts_list", "several subjects at once: a JSON list, in the place of the flags that name one", Path)
 
 
 def _add_prior_preservation(add: Add) -> None:
     add("--with_prior_preservation", "train on images of the class too, so that it stays", bool)
-    add("--class_data_dir", "the class images; missing ones are made there first", Path, metavar="DIR")
+    add("--class_data_dir", "the class images; missing ones are made there first", Path)
     add("--class_prompt", 'what the class images show, as in "a photo of a cat."', as_prompt)
-    add("--prior_loss_weight", "of the class images' loss (default: 1.0)", non_negative_float, 1.0)
-    add(
-        "--num_class_images",
-        "class images to use (default: 100); own and made images are not mixed (!)",
-        positive_int,
-        100,
-    )
-    add("--sample_batch_size", "class images made at once per rank (default: 4)", positive_int, 4)
-    add(
-        "--prior_generation_precision",
-        "dtype in which class images are made; no is fp32 (default: fp16 on a GPU, else fp32) (!)",
-        choices=["no", "fp32", "fp16", "bf16"],
-    )
+    add("--prior_loss_weight", "of the class images' loss", non_negative_float, 1.0)
+    add("--num_class_images", "class images to use; own and made ones are not mixed (!)", positive_int, 100)
+    add("--sample_batch_size", "class images made at once per rank", positive_int, 4)
+    precisions = dict(choices=["no", "fp32", "fp16", "bf16"])
+    add("--prior_generation_precision", "dtype to make them in (default: fp16 on a GPU, else fp32) (!)", **precisions)
 
 
 def _add_run(add: Add) -> None:
-    add("--seed", "fixes every random draw (default: 0) (!)", seed_int, 0)
-    add("--resolution", "side of the training crops in pixels (default: 512)", positive_int, 512)
+    add("--seed", "fixes every random draw (!)", seed_int, 0)
+    add("--resolution", "side of the training crops in pixels", positive_int, 512)
     add("--center_crop", "crop the middle of a photo that is not square, not a random place", bool)
     add("--alpha_mask", "what is transparent in a photo does not count in the loss", bool)
-    add("--train_batch_size", "photos per rank and forward pass (default: 4)", positive_int, 4)
-    add("--num_train_epochs", "passes over the photos, not the class images (default: 1) (!)", positive_int, 1)
+    add("--train_batch_size", "photos per rank and forward pass", positive_int, 4)
+    add("--num_train_epochs", "passes over the photos, not the class images (!)", positive_int, 1)
     add("--max_train_steps", "optimisation steps; overrides --num_train_epochs", positive_int)
-    add("--gradient_accumulation_steps", "forward passes per optimisation step (default: 1)", positive_int, 1)
-    _add_memory(add)
-    add(
-        "--mixed_precision",
-        "dtype of VAE, text encoder and UNet; masters are fp32 always (default: fp16 on a GPU, else no) (!)",
-        choices=["fp16", "bf16", "no"],
-    )
+    add("--gradient_accumulation_steps", "forward passes per optimisation step", positive_int, 1)
+    add("--gradient_checkpointing", "less memory at larger batches, more time", bool)
+    places = dict(choices=["none", "moments", "all"])
+    add("--offload_optimizer", "what of AdamW is in the host's memory: less of the GPU's (default: none)", **places)
+    add("--use_8bit_adam", "AdamW's moments in 8 bits: less memory, nearly the same result", bool)
+    add("--low_memory", "--gradient_checkpointing and --offload_optimizer all", bool)
+    precisions = dict(choices=["fp16", "bf16", "no"])
+    add("--mixed_precision", "dtype of all but the masters (default: fp16 on a GPU, else no) (!)", **precisions)
     add("--dry_run", "check everything that can be checked without training, then stop", bool)
-    add(
-        "--max_nonfinite_steps",
-        "stop after so many steps in a row without a finite gradient (default: 20)",
-        positive_int,
-        20,
-    )
+    add("--max_nonfinite_steps", "stop after so many in a row without a finite gradient", positive_int, 20)
     add("--no_cuda_graph", "launch every kernel by itself: slower, for debugging", bool)
     add("--deterministic", "same bits in every run of the same command on a GPU: slower", bool)
     add("--debug", "show the traceback of an error", bool)
 
 
-def _add_memory(add: Add) -> None:
-    add("--gradient_checkpointing", "less memory at larger batches, more time", bool)
-    add(
-        "--offload_optimizer",
-        "keep AdamW's moments, or the masters' 16 bits too, in the host's memory: the same result, more time "
-        "(default: none)",
-        choices=["none", "moments", "all"],
-    )
-    add("--use_8bit_adam", "AdamW's moments in 8 bits: less memory, nearly the same result", bool)
-    add("--low_memory", "--gradient_checkpointing and --offload_optimizer all", bool)
-
-
 def _add_optimization(add: Add) -> None:
-    add("--learning_rate", "AdamW's (default: 5e-6)", positive_float, 5e-6)
+    add("--learning_rate", "AdamW's", positive_float, 5e-6)
     add("--scale_lr", "multiply the learning rate by ranks x accumulation x batch size", bool)
-    add("--lr_scheduler", "default: constant", choices=LR_SCHEDULERS, default="constant")
-    add("--lr_warmup_steps", "steps (default: 500; constant has none)", non_negative_int, 500)
-    add("--lr_num_cycles", "restarts of cosine_with_restarts (default: 1)", positive_int, 1)
-    add("--lr_power", "exponent of polynomial (default: 1.0)", positive_float, 1.0)
-    add("--adam_beta1", "default: 0.9", unit_float, 0.9)
-    add("--adam_beta2", "default: 0.999", unit_float, 0.999)
-    add("--adam_weight_decay", "default: 1e-2", non_negative_float, 1e-2)
-    add("--adam_epsilon", "default: 1e-8", positive_float, 1e-8)
-    add("--max_grad_norm", "clip gradients to this norm; 0: off (default: 1) (!)", non_negative_float, 1.0)
-    add(
-        "--snr_gamma",
-        "min-SNR loss weights with this gamma, of photos and class images apart; 5 is usual (default: off) (!)",
-        positive_float,
-    )
-    add("--noise_offset", "noise common to a channel; 0.1 at most (default: 0)", non_negative_float, 0.0)
+    add("--lr_scheduler", "of the learning rate", choices=LR_SCHEDULERS, default="constant")
+    add("--lr_warmup_steps", "steps; constant has none", non_negative_int, 500)
+    add("--lr_num_cycles", "restarts of cosine_with_restarts", positive_int, 1)
+    add("--lr_power", "exponent of polynomial", positive_float, 1.0)
+    add("--adam_beta1", "AdamW's", unit_float, 0.9)
+    add("--adam_beta2", "AdamW's", unit_float, 0.999)
+    add("--adam_weight_decay", "AdamW's", non_negative_float, 1e-2)
+    add("--adam_epsilon", "AdamW's", positive_float, 1e-8)
+    add("--max_grad_norm", "clip gradients to this norm; 0: off (!)", non_negative_float, 1.0)
+    add("--snr_gamma", "min-SNR loss weights with this gamma; 5 is usual (default: off) (!)", positive_float)
+    add("--noise_offset", "noise common to a channel; 0.1 at most", non_negative_float, 0.0)
 
 
 def _add_output(add: Add) -> None:
+    add("--save_dtype", "of the saved UNet (default: as in the base's file; fp16 rounds)", choices=["fp32", "fp16"])
+    formats = dict(choices=["safetensors", "bin"], default="safetensors")
+    add("--save_format", "file format of the saved UNet; bin is the recipe's", **formats)
+    add("--export_single_file", "the result as one .safetensors file too, for ComfyUI and A1111", Path)
+    add("--logging_dir", "TensorBoard's, inside --output_dir (!)", Path, Path("logs"))
+    add("--checkpointing_steps", "a checkpoint every N steps", positive_int, 500)
+    add("--checkpoints_total_limit", "keep the newest N of them (default: all)", positive_int)
     add(
-        "--save_dtype",
-        "dtype of the saved UNet (default: that of the base's UNet file: fp16 rounds most small changes away)",
-        choices=["fp32", "fp16"],
-    )
-    add(
-        "--save_format",
-        "file format of the saved UNet; bin is the recipe's (default: safetensors)",
-        choices=["safetensors", "bin"],
-        default="safetensors",
-    )
-    add(
-        "--export_single_file",
-        "write the result as one checkpoint file too, for ComfyUI and A1111: a name ending in .safetensors",
-        Path,
-        metavar="FILE",
-    )
-    add("--logging_dir", "TensorBoard's, inside --output_dir (default: logs) (!)", Path, Path("logs"))
-    add("--checkpointing_steps", "a checkpoint every N steps (default: 500)", positive_int, 500, metavar="N")
-    add("--checkpoints_total_limit", "keep the newest K of them (default: all)", positive_int, metavar="K")
-    add(
-        "--resume_from_checkpoint",
-        "resume from a checkpoint's folder, from 'checkpoint-N' in --output_dir, or from the 'latest' there",
-        str,
-        metavar="NAME",
+        "--resume_from_checkpoint", "a checkpoint's folder, 'checkpoint-N' in --output_dir, or the 'latest' there", str
     )
     add("--allow_changes", "resume also with other photos, base model or arguments", bool)
     add("--overwrite_output_dir", "start over where an unfinished run's checkpoints, or another's result, are", bool)
 
 
 def _add_monitoring(add: Add) -> None:
-    add(
-        "--validation_prompt",
-        "draw this with fixed seeds while training, before the first step too, into OUTPUT/validation/; "
-        "repeatable (!)",
-        as_prompt,
-        action="append",
-    )
-    add("--validation_negative_prompt", "what these images steer away from", metavar="TEXT")
-    add("--validation_inference_steps", "their denoising steps (default: 50)", positive_int, 50)
-    add(
-        "--validation_guidance_scale",
-        "their strength of the prompt; 1 switches guidance off (default: 7.5)",
-        non_negative_float,
-        7.5,
-    )
-    add(
-        "--validation_steps",
-        "steps between validations: the loss on the photos with fixed noise, and --validation_prompt's images "
-        "(default: 100 with --validation_prompt, else none)",
-        positive_int,
-    )
-    add("--num_validation_images", "images a validation and prompt (default: 4)", positive_int, 4)
-    add(
-        "--report_to",
-        "besides metrics.jsonl; all is tensorboard (default: none) (!)",
-        report_to,
-        "none",
-        metavar="{none,tensorboard,all}",
-    )
+    many = dict(action="append")
+    add("--validation_prompt", "drawn with fixed seeds while training, into OUTPUT/validation/ (!)", as_prompt, **many)
+    add("--validation_negative_prompt", "what these images steer away from")
+    add("--validation_inference_steps", "their denoising steps", positive_int, 50)
+    add("--validation_guidance_scale", "their strength of the prompt; 1: no guidance", non_negative_float, 7.5)
+    add("--validation_steps", "steps between validations (default: 100 with --validation_prompt)", positive_int)
+    add("--num_validation_images", "images a validation and prompt", positive_int, 4)
+    places = dict(metavar="{none,tensorboard,all}")
+    add("--report_to", "besides metrics.jsonl; all is tensorboard (!)", report_to, "none", **places)
 
 
 def parse_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str], list[str]]:

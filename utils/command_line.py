@@ -5,11 +5,9 @@ import atexit
 import contextlib
 import difflib
 import inspect
-import io
 import json
 import math
 import os
-import select
 import shutil
 import sys
 import time
@@ -21,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from utils import HOW_TO_INSTALL, __version__
 from utils.errors import EXIT_USER_ERROR, RunFailed, UserError
 from utils.runtime.environment import is_main, num_ranks
+from utils.runtime.process import make_printable
 from utils.values import as_path, as_text, meant, read_text
 
 EXIT_INTERRUPTED = 130
@@ -101,15 +100,17 @@ class Parser(argparse.ArgumentParser):
 
         def add(name: str, text: str, kind: Any = None, default: Any = None, **options: Any) -> None:
             value = dict(action="store_true") if kind is bool else dict(type=kind, default=default)
+            if default is not None:
+                text += f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})"
             self._kept(group.add_argument(name, help=text, **value, **options))
 
         return add
 
     def _kept(self, flag: argparse.Action) -> argparse.Action:
-        """In the help a number is N or X, not the flag's own name once more."""
+        """In the help a value is N, X, PATH or TEXT, not the flag's own name once more."""
         self.flags |= dict.fromkeys(flag.option_strings, flag)
         if flag.metavar is None and flag.choices is None and flag.option_strings and flag.nargs != 0:
-            flag.metavar = {"int": "N", "float": "X"}.get(getattr(flag.type, "__name__", ""), "TEXT")
+            flag.metavar = {"int": "N", "float": "X", "Path": "PATH"}.get(getattr(flag.type, "__name__", ""), "TEXT")
         return flag
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -251,53 +252,6 @@ def _end_at_once() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_leaving[0])
-
-
-def make_printable() -> None:
-    """Whatever is printed from now on can be: what a terminal's encoding lacks is spelled out, as \\u732b; what cannot
-    be written (the disk is full, a pipe's reader or the terminal has gone, there is no stdout) is dropped.
-    """
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or open(os.devnull, "w")
-        if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(OSError):  # a stream whose file was exchanged beneath it
-                stream = _lasting(stream)
-                stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, stream)
-
-
-def _lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """The same stream over a _LastingFile; itself if it is a stand-in (pytest's), of no file, or one of those."""
-    if type(stream) is not io.TextIOWrapper or type(getattr(stream.buffer, "raw", stream.buffer)) is not io.FileIO:
-        return stream
-    with contextlib.suppress(OSError):
-        stream.flush()
-    file = _LastingFile(stream)
-    return io.TextIOWrapper(
-        file if stream.write_through else io.BufferedWriter(file),  # as Python does with -u
-        encoding=stream.encoding,
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
-
-
-class _LastingFile(io.FileIO):
-    """The file of an open stream. What cannot be written is dropped, each time anew: a full disk may get space."""
-
-    def __init__(self, stream: io.TextIOWrapper):
-        super().__init__(stream.fileno(), "w", closefd=False)
-        self.stream = stream  # it closes the file when nothing holds it any more
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data)
-        with contextlib.suppress(OSError):
-            while rest:
-                count = super().write(rest)
-                if count is None:  # whoever shares the terminal set it not to wait
-                    select.select([], [self], [])
-                else:
-                    rest = rest[count:]
-        return len(data)
 
 
 def _say(line: str) -> None:

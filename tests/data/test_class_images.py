@@ -1,7 +1,5 @@
 """Class images: what is there is used, what is missing is made once, nothing foreign is mixed in."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -140,13 +138,6 @@ def test_an_image_of_ours_whose_bytes_changed_is_found_by_its_checksum(prior, tm
     file.write_bytes(content)
     assert main(as_argv(prior | dict(dry_run=True, output_dir=tmp_path / "other"))) == 2
     assert "class-00003.png is damaged" in capsys.readouterr().out
-
-
-def test_a_full_disk_is_found_before_images_are_made(prior, capsys, monkeypatch):
-    usage = shutil.disk_usage
-    monkeypatch.setattr(class_images.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
-    assert main(as_argv(prior | dict(dry_run=True))) == 2
-    assert "5 images take up to" in capsys.readouterr().out
 
 
 def test_an_image_cut_short_is_made_again(concept):

@@ -224,37 +224,49 @@ def test_ranks_that_are_not_made_from_the_same_end_in_one_line(flags, output, tm
     assert not (output / "run.json").exists()
 
 
+MEETS = """
+import sys
+from utils.runtime import ranks
+ranks.SECONDS_TO_MEET = float(sys.argv[2])
+try:
+    ranks.meet(lambda: dict(start=sys.argv[1]), lambda one, other: [] if one == other else ["start"])
+    print("met")
+except ranks.UserError as error:
+    print(error)
+"""
+
+
+def meeting(starts: dict[int, str], port: int, seconds: float = 60, **environment: str) -> list[str]:
+    """What ranks of three say that meet at a port of this machine; `starts` are what those that come begin with."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETS, start, str(seconds)],
+            env=os.environ | environment | dict(RANK=str(rank), WORLD_SIZE="3", MASTER_PORT=str(port)),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, start in starts.items()
+    ]
+    return [each.communicate(timeout=60)[0].strip().splitlines()[-1] for each in processes]
+
+
 def test_a_store_that_outlives_its_ranks_does_not_mix_them():
     """torchrun's does, when it starts the ranks again: the inputs of those that died are not the new ones'."""
-    code = """if True:
-        import sys, torch.distributed as dist
-        from utils.runtime import ranks
-        store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
-        ranks.dist.rendezvous = lambda *_: iter([(store, 0, 0)])
-        try:
-            ranks.meet(lambda: dict(start=sys.argv[2]), lambda one, other: [] if one == other else ["start"])
-            print("met")
-        except ranks.UserError as error:
-            print(error)
-    """
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torchruns = dict(MASTER_ADDR="127.0.0.1", TORCHELASTIC_USE_AGENT_STORE="True")
+    assert meeting(dict.fromkeys(range(3), "0"), server.port, **torchruns) == ["met"] * 3
+    found = meeting({0: "5", 1: "5", 2: "0"}, server.port, **torchruns)
+    assert found == ["rank 2 has not what rank 0 has (start): give all ranks the same"] * 3
 
-    def said(*starts: str) -> list[str]:
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-c", code, str(server.port), start],
-                env=os.environ | dict(RANK=str(rank), WORLD_SIZE="3", MASTER_ADDR="127.0.0.1"),
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank, start in enumerate(starts)
-        ]
-        return [each.communicate(timeout=60)[0].strip() for each in ranks]
 
-    assert said("0", "0", "0") == ["met"] * 3
-    assert said("5", "5", "5") == ["met"] * 3
-    assert said("5", "5", "0") == ["rank 2 has not what rank 0 has (start): give all ranks the same"] * 3
+def test_who_has_not_come_is_named():
+    others = meeting({0: "0", 2: "0"}, free_port(), 3, MASTER_ADDR="127.0.0.1")
+    assert others == ["of 3 ranks these have not come within 10 minutes: 1"] * 2
+    port = free_port()
+    (alone,) = meeting({1: "0"}, port, 1, MASTER_ADDR="127.0.0.1")
+    assert alone == f"error: rank 1: rank 0 has not come within 10 minutes to 127.0.0.1, port {port}"
 
 
 def test_a_job_operators_ranks(flags, output, tmp_path):

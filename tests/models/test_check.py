@@ -187,7 +187,9 @@ def test_a_resolution_that_the_vae_cannot_encode(tmp_path, base, resolution, nea
     with pytest.raises(
         UserError, match=f"--resolution {resolution} is not divisible by the VAE's factor 4; use {near}"
     ):
-        check_resolution(Found(Namespace(resolution=resolution), is_quick=True, base=check_base_model(base)))
+        found = Found(Namespace(resolution=resolution), is_quick=True)
+        found.base = check_base_model(base)
+        check_resolution(found)
 
 
 def test_stable_diffusion_1_5_as_it_is_published(base):

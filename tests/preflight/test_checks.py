@@ -110,8 +110,8 @@ class TestOutputDir:
             self.refuse(tmp_path, tmp_path / "elsewhere/file/out", "elsewhere/file is a file")
 
     def test_no_permission(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("utils.preflight.checks.os.access", lambda path, mode: False)
-        self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "no permission to write in .*elsewhere$")
+        monkeypatch.setattr("utils.files.ownership.os.access", lambda path, mode: False)
+        self.refuse(tmp_path, tmp_path / "elsewhere/a/b", "nothing can be written in .*elsewhere$")
 
     def test_new_empty_and_own_folders_pass_and_nothing_is_made(self, tmp_path):
         own = tmp_path / "own"

@@ -21,8 +21,8 @@ from utils.command_line import run_main
 from utils.dataset import Photo
 from utils.errors import UserError
 from utils.models.check import check_base_model
-from utils.run.lineage import list_checkpoints
-from utils.run.resume import base_files, compared_arguments, find_checkpoint, photo_hashes, resume_command
+from utils.run.lineage import find_checkpoint, list_checkpoints
+from utils.run.resume import base_files, compared_arguments, photo_hashes, resume_command
 from utils.runtime import environment
 from utils.training.build import learning_rate_table
 from utils.training.optimizer import MasterWeightsOptimizer

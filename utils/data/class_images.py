@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from PIL import Image
 from utils.concepts import Concept
 from utils.dataset import decode, find_photos
 from utils.errors import UserError, first_line
-from utils.files.ownership import is_writable, nearest_existing
+from utils.files.ownership import check_writable
 from utils.files.png import save_png
 from utils.models.folder import MODEL_PARTS, BaseModel
 from utils.photos.captions import looks_like_captions
@@ -140,7 +139,7 @@ def check_class_images(folder: Path, prompt: str, base: BaseModel, num_class_ima
     """What becomes of one class, before a model is loaded: a finding and a verdict for the preflight's table.
 
     Whether images were made by this very base is known once its files are hashed, which takes seconds: not here.
-    Raises UserError as plan_class_images, for a damaged image, and if missing ones cannot be written.
+    Raises UserError as plan_class_images, for a damaged image, and if missing ones cannot be written there.
     """
     settings = generation_settings(base, "", prompt)
     del settings["model"]
@@ -154,15 +153,8 @@ def check_class_images(folder: Path, prompt: str, base: BaseModel, num_class_ima
                 image.verify()
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); delete it: it will be made again") from None
-    needed = len(plan.missing) * settings["height"] * settings["width"] * 3  # at most: PNGs are compressed
-    place = nearest_existing(folder)
-    if plan.missing and not is_writable(place):
-        raise UserError(f"--class_data_dir {folder}: no permission to write in {place}")
-    if (free := shutil.disk_usage(place).free) < needed:
-        raise UserError(
-            f"--class_data_dir {folder}: {len(plan.missing)} images take up to {needed / 1e9:.2g} GB, "
-            f"{free / 1e9:.2g} GB are free; free some, or choose another disk"
-        )
+    if plan.missing:
+        check_writable(folder, f"--class_data_dir {folder}")
     found = f"have {plan.num_found}, will make {len(plan.missing)}, will use {len(plan.used)}"
     return "; ".join([f"{prompt!r} in {folder}: {found}", *plan.notes]), "note" if plan.notes else "ok"
 

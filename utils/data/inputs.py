@@ -129,8 +129,7 @@ def encode_inputs(
     device: torch.device,
     *,
     tokenizer_name: Path | None,
-    validation_prompts: list[str],
-    validation_negative_prompt: str | None,
+    shown: list[str],
     drawing: Mapping[str, Any],
     seed: int,
     num_samples: int,
@@ -139,7 +138,7 @@ def encode_inputs(
 
     Args:
         tokenizer_name: the folder of another tokenizer than the base's.
-        validation_prompts, validation_negative_prompt, drawing: what models.drawing.Sampler draws, and how.
+        shown, drawing: the prompts that validation draws, the negative one last, and how; none: it draws nothing.
         seed, num_samples: the run's, and the samples of all its steps: class images that it never draws stay unread.
     """
     datasets = [each for each in (dataset, class_dataset) if each is not None]
@@ -153,7 +152,6 @@ def encode_inputs(
         drawn = drawn_class_images(seed, num_samples, len(class_dataset))
         class_latents = InstanceLatents(class_dataset, vae, rows, drawn)
     latents = InstanceLatents(dataset, vae, rows)
-    shown = [*validation_prompts, validation_negative_prompt or ""] if validation_prompts else []
     table = encode_prompts(base, tokenizer_name, prompts + shown, weight_dtype, device)
     return TrainingInputs(
         encoder_hidden_states=table[: len(prompts)].clone(),

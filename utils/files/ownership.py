@@ -84,6 +84,8 @@ def is_writable(folder: Path) -> bool:
 def check_writable(folder: Path, named: object) -> None:
     """Something can be written in `folder`, which may have to be made. Raises UserError about `named`."""
     existing = nearest_existing(folder)
+    if not existing.is_dir():
+        raise UserError(f"{named}: {existing} is a file, so no folder can be made in it")
     if not is_writable(existing):
         raise UserError(f"{named}: nothing can be written in {existing}")
 

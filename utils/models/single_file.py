@@ -71,21 +71,19 @@ def original_unet_name(name: str, layers_per_block: int, attention_up_blocks: se
         layers_per_block: the UNet's: residual blocks on the way down; one more on the way up.
         attention_up_blocks: numbers of the up blocks with attention; elsewhere the upsampler moves up a place.
     """
-    down = re.fullmatch(r"down_blocks\.(\d+)\.(resnets|attentions|downsamplers)\.(\d+)\.(.+)", name)
-    up = re.fullmatch(r"up_blocks\.(\d+)\.(resnets|attentions|upsamplers)\.(\d+)\.(.+)", name)
-    per_block = layers_per_block + 1
-    if down:
-        block, kind, layer, rest = int(down[1]), down[2], int(down[3]), down[4]
+    kinds = "resnets|attentions|downsamplers|upsamplers"
+    found = re.fullmatch(rf"(down|up)_blocks\.(\d+)\.({kinds})\.(\d+)\.(.+)", name)
+    if found:
+        way, block, kind, layer, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+        begin, end = (number * (layers_per_block + 1) for number in (block, block + 1))
         if kind == "downsamplers":
-            return f"input_blocks.{(block + 1) * per_block}.0.{rest.replace('conv', 'op', 1)}"
-        place, rest = _unet_layer(kind, rest)
-        return f"input_blocks.{1 + block * per_block + layer}.{place}.{rest}"
-    if up:
-        block, kind, layer, rest = int(up[1]), up[2], int(up[3]), up[4]
+            return f"input_blocks.{end}.0.{rest.replace('conv', 'op', 1)}"
         if kind == "upsamplers":
-            return f"output_blocks.{(block + 1) * per_block - 1}.{2 if block in attention_up_blocks else 1}.{rest}"
+            return f"output_blocks.{end - 1}.{2 if block in attention_up_blocks else 1}.{rest}"
         place, rest = _unet_layer(kind, rest)
-        return f"output_blocks.{block * per_block + layer}.{place}.{rest}"
+        if way == "up":
+            return f"output_blocks.{begin + layer}.{place}.{rest}"
+        return f"input_blocks.{begin + 1 + layer}.{place}.{rest}"  # after conv_in
     for ours, original in UNET_NAMES.items():
         if name.startswith(ours + "."):
             rest = name[len(ours) + 1 :]

@@ -44,7 +44,8 @@ def run_preflight(
     rows += rows_of(sources.CHECKS, found)
     if environment.is_main():
         print(as_text(rows, columns(), in_full=args.dry_run), flush=True)  # a log gets whole lines
-    return found.plan, found.sources, EXIT_USER_ERROR if num_problems(rows) else 0
+    plan, sources_ = getattr(found, "plan", None), getattr(found, "sources", None)
+    return plan, sources_, EXIT_USER_ERROR if num_problems(rows) else 0
 
 
 def find_launcher(found: Found) -> Iterator[Row]:
@@ -58,14 +59,14 @@ def find_base(found: Found) -> None:
     """The base: a whole Stable Diffusion v1 pipeline."""
     flag, vae = "pretrained_model_name_or_path", found.args.pretrained_vae_name_or_path
     base = check_base_model(base_folder(getattr(found.args, flag), f"--{flag}", vae))
-    check_scheduler(base)
+    check_scheduler(base)  # one that cannot draw is no base
     found.base = base
 
 
 def check_resolution(found: Found) -> None:
     """UserError if the VAE cannot encode crops of --resolution."""
-    if found.base is not None and found.args.resolution % found.base.vae_scale_factor:
-        resolution, factor = found.args.resolution, found.base.vae_scale_factor
+    resolution, factor = found.args.resolution, found.base.vae_scale_factor
+    if resolution % factor:
         lower = resolution // factor * factor
         near = f"{lower} or {lower + factor}" if lower else str(factor)
         raise UserError(f"--resolution {resolution} is not divisible by the VAE's factor {factor}; use {near}")
@@ -90,11 +91,7 @@ def check_output(found: Found) -> None:
             f"--output_dir {output} holds files that this program did not write ({shown}); name an empty or a new "
             f"folder, or move them away{goes_on}"
         )
-    existing = ownership.nearest_existing(output)
-    if not existing.is_dir():
-        raise UserError(f"--output_dir {output}: {existing} is a file, so no folder can be made in it")
-    if not ownership.is_writable(existing):
-        raise UserError(f"--output_dir {output}: no permission to write in {existing}")
+    ownership.check_writable(output, f"--output_dir {output}")
     if environment.is_main():
         check_not_in_use(output)
     if export_single_file:
@@ -107,9 +104,9 @@ def check_output(found: Found) -> None:
             )
 
 
-CHECKS: tuple[tuple[str, Check], ...] = (
-    ("launcher", find_launcher),
-    ("base model", find_base),
-    ("resolution", check_resolution),
-    ("output", check_output),
+CHECKS: tuple[Check, ...] = (
+    ("launcher", "", find_launcher),
+    ("base model", "", find_base),
+    ("resolution", "base", check_resolution),
+    ("output", "", check_output),
 )

@@ -25,22 +25,19 @@ def find_concepts(found: Found) -> None:
 
 def find_photos(found: Found) -> Iterator[Row]:
     """Their photos, all decoded."""
-    if found.concepts is not None:
-        crop = (found.args.resolution, found.args.center_crop, found.args.alpha_mask)
-        found.dataset = load_photos(found.concepts, *crop)
-        yield from describe_photos(found.dataset)
+    crop = (found.args.resolution, found.args.center_crop, found.args.alpha_mask)
+    found.dataset = load_photos(found.concepts, *crop)
+    yield from describe_photos(found.dataset)
 
 
 def check_prompts(found: Found) -> Iterator[Row]:
     """Each prompt's tokens, and whether captions name the subject."""
-    base, concepts, dataset, args = found.base, found.concepts, found.dataset, found.args
-    if base is None or concepts is None:
-        return
-    folder = args.tokenizer_name or base.folder / "tokenizer"
+    concepts, args = found.concepts, found.args
+    folder = args.tokenizer_name or found.base.folder / "tokenizer"
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"--tokenizer_name {folder} is not a tokenizer's folder: no tokenizer_config.json in it")
     tokenizer = load_quick_tokenizer(folder)
-    photos = dataset.photos if dataset else []
+    photos = found.dataset.photos if hasattr(found, "dataset") else []
     yield from (("captions", finding, NOTE) for finding in describe_names(concepts, photos, tokenizer))
     prompts = [photo.prompt for photo in photos] or [each.instance_prompt for each in concepts]
     prompts += [each.class_prompt for each in concepts if each.class_prompt] if args.with_prior_preservation else []
@@ -53,19 +50,15 @@ def check_prompts(found: Found) -> Iterator[Row]:
 
 def check_classes(found: Found) -> Iterator[Row]:
     """Which class images there are, with prior preservation."""
-    if found.base is not None and found.args.with_prior_preservation:
-        classes = {concept.class_data_dir: concept.class_prompt for concept in found.concepts or []}
-        for folder, prompt in classes.items():
-            if folder is not None and prompt is not None:
-                finding = check_class_images(folder, prompt, found.base, found.args.num_class_images)
-                yield "class images", *finding
+    classes = {concept.class_data_dir: concept.class_prompt for concept in found.concepts}
+    for folder, prompt in classes.items() if found.args.with_prior_preservation else ():
+        if folder is not None and prompt is not None:
+            yield "class images", *check_class_images(folder, prompt, found.base, found.args.num_class_images)
 
 
 def make_the_plan(found: Found) -> Iterator[Row]:
     """What follows from the arguments, the base, the photos and the device."""
     args, base, is_quick = found.args, found.base, found.is_quick
-    if base is None or found.dataset is None:
-        return
     yield from _describe_base(base, args.save_dtype or base.save_dtype)
     bf16 = "bf16" in (args.mixed_precision, args.prior_generation_precision) and not is_quick
     old_gpu = gpu_without_bf16() if bf16 else None
@@ -100,55 +93,43 @@ def _describe_base(base: BaseModel, save_dtype: str) -> Iterator[Row]:
 
 def find_start(found: Found) -> Iterator[Row]:
     """The checkpoint to resume from, if the run is still the same."""
-    plan, base, concepts, dataset = found.plan, found.base, found.concepts, found.dataset
-    if plan is not None and base is not None and concepts is not None and dataset is not None:
-        only_checks = found.args.dry_run or found.is_quick
-        found.sources = find_sources(plan, base, concepts, dataset, dry_run=only_checks)
-        checkpoint = found.sources.checkpoint
-        origin = f"{checkpoint.path}, " if checkpoint else ""
-        yield "output", str(plan.output_dir.resolve()), OK
-        yield "start", f"{origin}step {found.sources.first_step} of {plan.num_steps}", OK
+    plan, only_checks = found.plan, found.args.dry_run or found.is_quick
+    found.sources = find_sources(plan, found.base, found.concepts, found.dataset, dry_run=only_checks)
+    checkpoint = found.sources.checkpoint
+    origin = f"{checkpoint.path}, " if checkpoint else ""
+    yield "output", str(plan.output_dir.resolve()), OK
+    yield "start", f"{origin}step {found.sources.first_step} of {plan.num_steps}", OK
 
 
 def check_numbers(found: Found) -> Iterator[Row]:
     """Flags without effect, and numbers that can hardly be meant."""
-    if found.plan is not None and found.sources is not None:
-        yield from (
-            ("flag", finding, NOTE) for finding in resources.describe_flags(found.plan, len(found.sources.dataset))
-        )
-        named = dict(
-            schedule=resources.check_schedule,
-            save_dtype=resources.describe_rounding,
-            precision=resources.describe_launcher,
-        )
-        findings = [(name, describe(found.plan)) for name, describe in named.items()]
-        yield from ((name, finding, NOTE) for name, finding in findings if finding)
+    yield from (("flag", finding, NOTE) for finding in resources.describe_flags(found.plan, len(found.dataset)))
+    named = dict(schedule=resources.check_schedule, save_dtype=resources.describe_rounding)
+    named |= dict(precision=resources.describe_launcher)
+    yield from ((name, finding, NOTE) for name, say in named.items() if (finding := say(found.plan)))
 
 
 def check_disk_space(found: Found) -> Iterator[Row]:
     """The disk, against what the run takes of it."""
-    if found.plan is not None and found.sources is not None:
-        yield "disk", *resources.check_disk(found.plan, found.sources.base, found.sources.first_step)
+    yield "disk", *resources.check_disk(found.plan, found.sources.base, found.sources.first_step)
 
 
 def check_the_device(found: Found) -> Iterator[Row]:
     """Where the run would train."""
-    if found.plan is None or found.sources is None:
-        return
     if gpu_is_possible() and not found.is_quick:
         yield "device", *resources.check_device(found.plan.needs, found.args.low_memory)
     else:
         yield "device", "no GPU: training on the CPU", OK
 
 
-CHECKS: tuple[tuple[str, Check], ...] = (
-    ("subjects", find_concepts),
-    ("photos", find_photos),
-    ("prompt", check_prompts),
-    ("class images", check_classes),
-    ("base model", make_the_plan),
-    ("start", find_start),
-    ("schedule", check_numbers),
-    ("disk", check_disk_space),
-    ("device", check_the_device),
+CHECKS: tuple[Check, ...] = (
+    ("subjects", "", find_concepts),
+    ("photos", "concepts", find_photos),
+    ("prompt", "base concepts", check_prompts),
+    ("class images", "base concepts", check_classes),
+    ("base model", "base dataset", make_the_plan),
+    ("start", "plan", find_start),
+    ("schedule", "sources", check_numbers),
+    ("disk", "sources", check_disk_space),
+    ("device", "sources", check_the_device),
 )

@@ -3,7 +3,6 @@
 import textwrap
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
@@ -19,29 +18,34 @@ OK, NOTE, STOP = "ok", "note", "STOP"
 Row = tuple[str, str, str]  # what was checked, what was found, and one of these
 
 
-@dataclass
 class Found:
-    """The parts of a run with these arguments; None: not looked for yet, or a check failed.
+    """The parts of a run with these arguments; those that a check has found.
 
     `is_quick`: what needs torch, whose import takes longer than all the rest, is left out.
     """
 
-    args: Namespace
-    is_quick: bool
-    base: "BaseModel | None" = None
-    concepts: "list[Concept] | None" = None
-    dataset: "InstanceDataset | None" = None
-    plan: "Plan | None" = None
-    sources: "Sources | None" = None
+    base: "BaseModel"
+    concepts: "list[Concept]"
+    dataset: "InstanceDataset"
+    plan: "Plan"
+    sources: "Sources"
+
+    def __init__(self, args: Namespace, is_quick: bool):
+        self.args, self.is_quick = args, is_quick
 
 
-Check = Callable[[Found], Iterable[Row] | None]  # adds what it finds to Found, and says it
+# What it is about, the parts that it needs, and a function that adds what it finds to Found, and says it.
+Check = tuple[str, str, Callable[[Found], Iterable[Row] | None]]
 
 
-def rows_of(checks: Iterable[tuple[str, Check]], found: Found) -> list[Row]:
-    """The rows of all checks. One that fails is a row of its own in a dry run, else its UserError is raised."""
+def rows_of(checks: Iterable[Check], found: Found) -> list[Row]:
+    """The rows of all checks that have what they need. One that fails is a row of its own in a dry run, else its
+    UserError is raised.
+    """
     rows: list[Row] = []
-    for name, check in checks:
+    for name, needs, check in checks:
+        if not all(hasattr(found, part) for part in needs.split()):
+            continue
         try:
             rows += check(found) or ()
         except UserError as error:

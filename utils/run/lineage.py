@@ -1,4 +1,4 @@
-"""Which checkpoints there are in a folder, by their files alone."""
+"""Which checkpoints there are in a folder, by their files alone, and from which a run goes on."""
 
 import json
 import math
@@ -12,8 +12,12 @@ from utils import PROGRAM
 from utils.errors import UserError
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.hashing import sha256_of_all
+from utils.files.json_files import read_json
+from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE
 from utils.models.folder import UNET_STEM
 from utils.models.weight_files import safetensors_header
+from utils.runtime import environment
+from utils.values import as_path
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "training_state.safetensors"
@@ -120,6 +124,56 @@ def newest_whole(found: list[Checkpoint]) -> tuple[Checkpoint | None, list[str]]
             return checkpoint, damaged
         damaged.append(reason)
     return None, damaged
+
+
+def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: bool) -> Checkpoint | None:
+    """The checkpoint to resume from: --resume_from_checkpoint's, or the latest if torchrun restarts the run.
+
+    The latest is the newest that is whole; what is passed over is said. None: the run starts anew. Raises UserError if
+    there is no such checkpoint, if it is damaged, and if a fresh start would leave an unfinished run's behind.
+    """
+    run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
+    own = list_checkpoints(output_dir, lineage_of(run)) if run.get("run_id") else []
+    is_restarted = environment.is_restarted(run.get("launch"), may_start_over) and (
+        environment.num_restarts() > 0 or run.get("status") != "complete"
+    )
+    if wanted == "latest" or (is_restarted and own):
+        checkpoint = _latest(output_dir, own)
+    elif wanted is not None:
+        path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else as_path(wanted)
+        checkpoint = read_checkpoint(path)
+        if checkpoint is None:
+            found = ", ".join(found.path.name for found in list_checkpoints(output_dir)) or "none"
+            raise UserError(
+                f"--resume_from_checkpoint {wanted}: {path} is not a whole checkpoint of this program; "
+                f"in {output_dir} there are: {found}"
+            )
+        if reason := damage(checkpoint):
+            line = list_checkpoints(path.parent, lineage_of(checkpoint.state))
+            whole, _ = newest_whole([each for each in line if each.path != path])
+            raise UserError(f"{reason}; {f'{whole.path} is whole' if whole else 'there is no other of its run'}")
+    else:
+        checkpoint = None
+        if own and run.get("status") != "complete" and not may_start_over:
+            raise UserError(
+                f"--output_dir {output_dir} holds an unfinished run with {own[-1].path.name}: resume it with "
+                f"--resume_from_checkpoint latest, or start over with --overwrite_output_dir"
+            )
+    return checkpoint
+
+
+def _latest(output_dir: Path, own: list[Checkpoint]) -> Checkpoint | None:
+    """The newest of a run's own checkpoints that is whole; says which later ones are passed over. May be UserError."""
+    checkpoint, damaged = newest_whole(own)
+    if own and checkpoint is None:
+        raise UserError(f"no checkpoint in {output_dir} is whole: {damaged[-1]}; name another --output_dir")
+    last, known = checkpoint.step if checkpoint else -1, {each.path for each in own}
+    numbered = ((path, CHECKPOINT_NAME.fullmatch(path.name)) for path in sorted(output_dir.glob("checkpoint-*")))
+    foreign = [path for path, name in numbered if name and int(name[1]) > last and path not in known]
+    for reason in [*damaged, *(f"{path} is no whole checkpoint of this run" for path in foreign)]:
+        if environment.is_main():
+            print(f"passed over: {reason}", flush=True)
+    return checkpoint
 
 
 def discard(path: Path) -> None:

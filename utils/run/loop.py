@@ -26,7 +26,7 @@ from utils.run.lineage import list_checkpoints
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.record import RunRecord
-from utils.run.resume import Sources, base_files, differences, rank_inputs, resume_command
+from utils.run.resume import Sources, changed_file, differences, rank_inputs, resume_command
 from utils.runtime.colossal import barrier, get_accelerator, launch, leave
 from utils.runtime.determinism import deterministic_kernels
 from utils.runtime.environment import is_main
@@ -94,13 +94,14 @@ class TrainingRun:
             print(self.record.summary(optimizer.learning_rates.max().item()), flush=True)
         self.log = TrainingLog(plan, self.first_step, device, is_main=self.is_main)
         self._base_norm = optimizer.flat.norm()
+        self._lost: dict[int, str] = {}
 
     def __enter__(self) -> "TrainingRun":
         checkpoint = self.sources.checkpoint
         if checkpoint is not None:
             try:
                 restore(checkpoint, self.optimizer)
-                if why := self._why_lost():
+                if why := self._why_lost(self.first_step):
                     raise UserError(f"{checkpoint.path}: its weights are {why}; resume from an earlier checkpoint")
             except UserError:
                 self.record.stop()
@@ -131,7 +132,7 @@ class TrainingRun:
 
     def _checkpoint_if_due(self, num_steps: int) -> None:
         is_due = num_steps % self.plan.checkpointing_steps == 0
-        if is_due and self._why_lost():  # on every rank alike
+        if is_due and self._why_lost(num_steps):  # on every rank alike
             self._end_early(num_steps, NONFINITE)
         if self.checkpointer is None:
             return
@@ -148,18 +149,19 @@ class TrainingRun:
         """As _failure, also if the weights are lost, or if half of the steps or more had no finite loss at the end."""
         num_lost = self.plan.num_steps - self.log.last_finite if self.is_main else 0  # the others keep no log
         num_steps = self.plan.num_steps - self.first_step
-        return NONFINITE if (0 < num_steps <= 2 * num_lost) or self._why_lost() else self._failure()
+        return NONFINITE if (0 < num_steps <= 2 * num_lost) or self._why_lost(self.plan.num_steps) else self._failure()
 
-    def _why_lost(self) -> str:
-        """What is wrong with the weights, if nothing can be drawn with them."""
-        growth = self.optimizer.flat.norm() / self._base_norm
-        if growth <= MOST_GROWTH:
-            return ""
-        return f"{growth:.3g} times as large as the base's" if math.isfinite(growth) else "not finite"
+    def _why_lost(self, num_steps: int) -> str:
+        """What is wrong with the weights after so many steps, if nothing can be drawn with them; measured once."""
+        if num_steps not in self._lost:
+            growth = self.optimizer.flat.norm() / self._base_norm
+            why = f"{growth:.3g} times as large as the base's" if math.isfinite(growth) else "not finite"
+            self._lost = {num_steps: "" if growth <= MOST_GROWTH else why}
+        return self._lost[num_steps]
 
     def _end_early(self, num_steps: int, code: int) -> None:
         """Keeps the state after `num_steps` steps, unless the weights are lost, then raises RunFailed."""
-        why = self._why_lost()
+        why = self._why_lost(num_steps)
         if self.checkpointer is not None:
             self.log.flush()
             self.checkpointer.wait() if why else self.checkpointer.save_and_wait(num_steps)
@@ -199,10 +201,8 @@ class TrainingRun:
             return
         self.checkpointer.wait()
         self.log.close()
-        before, now = self.sources.base_files, base_files(self.sources.base)
-        changed = [path for path in now | before if now.get(path) != before.get(path)]
-        if changed:
-            self._fail(f"{changed[0]} has changed since the start, so the result would not be of one piece")
+        if changed := changed_file(self.sources):
+            self._fail(f"{changed} has changed since the start, so the result would not be of one piece")
         try:
             self.plan.output_dir.mkdir(parents=True, exist_ok=True)
             result = self._write_pipeline()

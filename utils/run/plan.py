@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     """What follows from the arguments, the photos, the base, the ranks and the device.
 
     `arguments` are the command line's as JSON values, with the defaults filled in: what run.json records. `changed`
-    are those that are not what they are without their flags.
+    are those that are not what they are without their flags. A field with a flag's name is that flag's value.
     """
 
     arguments: Keywords
@@ -83,49 +83,36 @@ def make_plan(
         num_steps=args.max_train_steps,
         num_ranks=num_ranks,
         samples_per_step=samples_per_step,
-        mixed_precision=args.mixed_precision,
         needs=memory_needs(args, num_parameters=num_parameters, num_ranks=num_ranks),
-        seed=args.seed,
-        deterministic=args.deterministic,
-        loss={name: getattr(args, name) for name in LOSS} | dict(prior_loss_weight=prior_loss_weight),
+        loss=_named(args, *LOSS) | dict(prior_loss_weight=prior_loss_weight),
         uses_cuda_graph=not args.no_cuda_graph,
         reads_ahead=on_gpu and args.offload_optimizer == "none" and not args.with_prior_preservation,
         **_inputs(args, samples_per_step, num_ranks),
         **_updates(args, samples_per_step),
-        **_output(args),
+        checkpoints=dict(save_dtype=args.save_dtype, total_limit=args.checkpoints_total_limit),
+        **_named(args, *(name for name in Plan._fields if hasattr(args, name))),
     )
 
 
 def _inputs(args: Namespace, samples_per_step: int, num_ranks: int) -> dict[str, Any]:
+    drawing = dict(num_inference_steps=args.validation_inference_steps, guidance_scale=args.validation_guidance_scale)
     encoding = dict(
-        tokenizer_name=args.tokenizer_name,
-        validation_prompts=args.validation_prompt or [],
-        validation_negative_prompt=args.validation_negative_prompt,
-        drawing=dict(
-            num_inference_steps=args.validation_inference_steps, guidance_scale=args.validation_guidance_scale
-        ),
-        seed=args.seed,
+        **_named(args, "tokenizer_name", "seed"),
+        shown=[*args.validation_prompt, args.validation_negative_prompt or ""] if args.validation_prompt else [],
+        drawing=drawing,
         num_samples=args.max_train_steps * samples_per_step,
     )
     sampling = dict(
-        seed=args.seed,
+        **_named(args, "seed", "noise_offset"),
         num_ranks=num_ranks,
         batch_size=args.train_batch_size,
         num_micro_batches=args.gradient_accumulation_steps,
-        noise_offset=args.noise_offset,
     )
-    validation = dict(
-        every=args.validation_steps or (DEFAULT_VALIDATION_STEPS if args.validation_prompt else 0),
-        num_images=args.num_validation_images,
-        seed=args.seed,
-    )
+    every = args.validation_steps or (DEFAULT_VALIDATION_STEPS if args.validation_prompt else 0)
+    validation = dict(every=every, num_images=args.num_validation_images, seed=args.seed)
     class_images = dict(
-        num_class_images=args.num_class_images,
-        sample_batch_size=args.sample_batch_size,
+        **_named(args, "num_class_images", "sample_batch_size", "resolution", "center_crop", "seed"),
         precision=args.prior_generation_precision,
-        resolution=args.resolution,
-        center_crop=args.center_crop,
-        seed=args.seed,
         uses_cuda_graph=not args.no_cuda_graph,
     )
     drawn = class_images if args.with_prior_preservation else None
@@ -142,30 +129,20 @@ def _updates(args: Namespace, samples_per_step: int) -> dict[str, Any]:
         power=args.lr_power,
     )
     optimizer = dict(
+        **_named(args, "max_grad_norm", "use_8bit_adam", "gradient_checkpointing", "offload_optimizer"),
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
         weight_decay=args.adam_weight_decay,
-        max_grad_norm=args.max_grad_norm,
-        use_8bit_adam=args.use_8bit_adam,
-        gradient_checkpointing=args.gradient_checkpointing,
-        offload_optimizer=args.offload_optimizer,
     )
     return dict(learning_rates=learning_rates, optimizer=optimizer)
 
 
-def _output(args: Namespace) -> dict[str, Any]:
-    return dict(
-        output_dir=args.output_dir,
-        checkpoints=dict(save_dtype=args.save_dtype, total_limit=args.checkpoints_total_limit),
-        checkpointing_steps=args.checkpointing_steps,
-        max_nonfinite_steps=args.max_nonfinite_steps,
-        save_dtype=args.save_dtype,
-        save_format=args.save_format,
-        export_single_file=args.export_single_file,
-    )
+def _named(args: Namespace, *names: str) -> dict[str, Any]:
+    """The flags of these names, for a function that calls them so."""
+    return {name: getattr(args, name) for name in names}
 
 
 def memory_needs(args: Namespace, *, num_parameters: int, num_ranks: int) -> MemoryNeeds:
     """What decides how much memory a run takes; --mixed_precision must be filled in."""
-    flags = {name: getattr(args, name) for name in MemoryNeeds._fields if hasattr(args, name)}
+    flags = _named(args, *(name for name in MemoryNeeds._fields if hasattr(args, name)))
     return MemoryNeeds(num_parameters=num_parameters, num_ranks=num_ranks, fp32=args.mixed_precision == "no", **flags)

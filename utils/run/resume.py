@@ -1,4 +1,4 @@
-"""From which checkpoint a run resumes, and whether it would still be the same run: what it is made from, as hashes."""
+"""Whether a run that resumes would still be the same: what it is made from, as hashes."""
 
 import hashlib
 import importlib
@@ -16,15 +16,13 @@ from utils.data.class_images import plan_classes
 from utils.dataset import InstanceDataset, Photo
 from utils.errors import UserError, shortened
 from utils.files.hashing import in_background, sha256_of
-from utils.files.json_files import read_json
-from utils.files.ownership import CHECKPOINT_NAME, EXPORTED_FROM, RUN_FILE, result_of, run_of
+from utils.files.ownership import EXPORTED_FROM, result_of, run_of
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, MODEL_PARTS, BaseModel
 from utils.run import lineage
 from utils.run.lineage import Checkpoint
 from utils.run.plan import Plan
 from utils.runtime import environment
 from utils.runtime.process import typed
-from utils.values import as_path
 
 INPUT_PLACES = (
     *("pretrained_model_name_or_path", "pretrained_vae_name_or_path", "tokenizer_name"),
@@ -49,6 +47,7 @@ NOT_COMPARED = set(
         "config debug dry_run resume_from_checkpoint allow_changes overwrite_output_dir max_nonfinite_steps"
     ).split()
 )
+TRAINED_ON = (*MODEL_PARTS, MODEL_INDEX)  # of a base; the rest of it is copied alone
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
 
@@ -82,7 +81,7 @@ def find_sources(
     Raises UserError if the run cannot be resumed.
     """
     wanted, output_dir = plan.arguments["resume_from_checkpoint"], plan.output_dir
-    checkpoint = find_checkpoint(output_dir, wanted, may_start_over=plan.arguments["overwrite_output_dir"])
+    checkpoint = lineage.find_checkpoint(output_dir, wanted, may_start_over=plan.arguments["overwrite_output_dir"])
     if checkpoint is not None and checkpoint.step > plan.num_steps:
         raise UserError(
             f"{checkpoint.path} is beyond --max_train_steps {plan.num_steps}; give more steps or resume from "
@@ -156,56 +155,6 @@ def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:
             f"they are kept until a checkpoint of that name, or the result, takes their place",
             flush=True,
         )
-
-
-def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: bool) -> Checkpoint | None:
-    """The checkpoint to resume from: --resume_from_checkpoint's, or the latest if torchrun restarts the run.
-
-    The latest is the newest that is whole; what is passed over is said. None: the run starts anew. Raises UserError if
-    there is no such checkpoint, if it is damaged, and if a fresh start would leave an unfinished run's behind.
-    """
-    run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
-    own = lineage.list_checkpoints(output_dir, lineage.lineage_of(run)) if run.get("run_id") else []
-    is_restarted = environment.is_restarted(run.get("launch"), may_start_over) and (
-        environment.num_restarts() > 0 or run.get("status") != "complete"
-    )
-    if wanted == "latest" or (is_restarted and own):
-        checkpoint = _latest(output_dir, own)
-    elif wanted is not None:
-        path = output_dir / wanted if CHECKPOINT_NAME.fullmatch(wanted) else as_path(wanted)
-        checkpoint = lineage.read_checkpoint(path)
-        if checkpoint is None:
-            found = ", ".join(found.path.name for found in lineage.list_checkpoints(output_dir)) or "none"
-            raise UserError(
-                f"--resume_from_checkpoint {wanted}: {path} is not a whole checkpoint of this program; "
-                f"in {output_dir} there are: {found}"
-            )
-        if reason := lineage.damage(checkpoint):
-            line = lineage.list_checkpoints(path.parent, lineage.lineage_of(checkpoint.state))
-            whole, _ = lineage.newest_whole([each for each in line if each.path != path])
-            raise UserError(f"{reason}; {f'{whole.path} is whole' if whole else 'there is no other of its run'}")
-    else:
-        checkpoint = None
-        if own and run.get("status") != "complete" and not may_start_over:
-            raise UserError(
-                f"--output_dir {output_dir} holds an unfinished run with {own[-1].path.name}: resume it with "
-                f"--resume_from_checkpoint latest, or start over with --overwrite_output_dir"
-            )
-    return checkpoint
-
-
-def _latest(output_dir: Path, own: list[Checkpoint]) -> Checkpoint | None:
-    """The newest of a run's own checkpoints that is whole; says which later ones are passed over. May be UserError."""
-    checkpoint, damaged = lineage.newest_whole(own)
-    if own and checkpoint is None:
-        raise UserError(f"no checkpoint in {output_dir} is whole: {damaged[-1]}; name another --output_dir")
-    last, known = checkpoint.step if checkpoint else -1, {each.path for each in own}
-    numbered = ((path, CHECKPOINT_NAME.fullmatch(path.name)) for path in sorted(output_dir.glob("checkpoint-*")))
-    foreign = [path for path, name in numbered if name and int(name[1]) > last and path not in known]
-    for reason in [*damaged, *(f"{path} is no whole checkpoint of this run" for path in foreign)]:
-        if environment.is_main():
-            print(f"passed over: {reason}", flush=True)
-    return checkpoint
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -311,7 +260,9 @@ def determinants(plan: Plan, class_images: list[Path], dataset: InstanceDataset,
         num_ranks=plan.num_ranks,
         photos=photo_hashes(dataset.photos, plan.arguments["instance_prompt"]),
         class_images=in_numbered_folders({str(path): sha256_of(path) for path in class_images if path.is_file()}),
-        base_model=base_hashes["sha256"],
+        base_model={
+            name: digest for name, digest in base_hashes["sha256"].items() if name.split("/")[0] in TRAINED_ON
+        },
         tokenizer={path.name: sha256_of(path) for path in tokenizer if path.is_file()},
     )
 
@@ -324,7 +275,20 @@ def base_files(base: BaseModel) -> dict[Path, tuple[int, int]]:
 
 
 def hash_files(base: BaseModel) -> dict[str, Any]:
-    """Folder and SHA-256 of every file of the base that training reads."""
-    files = [base.folder / MODEL_INDEX]
-    files += sorted(path for part in MODEL_PARTS for path in base.files(part).values())
-    return dict(folder=str(base.folder), sha256={str(p.relative_to(base.folder)): sha256_of(p) for p in files})
+    """Folder and SHA-256 of base_files, by their names in the folder."""
+    return dict(folder=str(base.folder), sha256={name_in(base, path): sha256_of(path) for path in base_files(base)})
+
+
+def name_in(base: BaseModel, path: Path) -> str:
+    """A file's name in the base's folder."""
+    return path.relative_to(base.folder).as_posix()
+
+
+def changed_file(sources: Sources) -> Path | None:
+    """The first file of the base that is not what it was; where the time of change is another its content decides."""
+    base, before, now = sources.base, sources.base_files, base_files(sources.base)
+    for path in [path for path in before | now if before.get(path) != now.get(path)]:
+        was = sources.base_hashes.result()["sha256"].get(name_in(base, path)) if sources.base_hashes else None
+        if path not in now or sha256_of(path) != was:
+            return path
+    return None

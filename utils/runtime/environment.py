@@ -118,13 +118,24 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def meeting_place() -> tuple[str, int]:
+    """Address and port of the store that the ranks meet in."""
+    if not has_launcher():
+        return "127.0.0.1", 0
+    return os.environ.get("MASTER_ADDR", "127.0.0.1"), _number("MASTER_PORT", 29500)  # torchrun's
+
+
+def agent_has_store() -> bool:
+    """Whether torchrun's agent has opened that store; else rank 0 does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 @contextlib.contextmanager
 def as_torchrun_says_it() -> Iterator[None]:
     """A context in which the variables that ColossalAI reads are there, whoever started this process."""
-    port = os.environ.get("MASTER_PORT", "29500") if has_launcher() else "0"  # 29500: torchrun's
-    address = os.environ.get("MASTER_ADDR", "127.0.0.1") if has_launcher() else "127.0.0.1"
+    address, port = meeting_place()
     numbers = dict(RANK=rank(), LOCAL_RANK=local_rank(), WORLD_SIZE=num_ranks())
-    values = {name: str(value) for name, value in numbers.items()} | dict(MASTER_ADDR=address, MASTER_PORT=port)
+    values = {name: str(value) for name, value in numbers.items()} | dict(MASTER_ADDR=address, MASTER_PORT=str(port))
     before = dict(os.environ)
     os.environ.update(values)
     try:

@@ -1,15 +1,17 @@
-"""The process: where its time goes, how its programs are typed, how wide what it prints may be, its progress bars."""
+"""The process: where its time goes, how its programs are typed, what it prints and how wide, its progress bars."""
 
 import contextlib
 import gc
+import io
 import os
+import select
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -79,6 +81,53 @@ def typed_module(name: str) -> list[str]:
     """The words that run a module, `utils.export`: in another folder than the project's Python is told where it is."""
     command = [typed("python"), "-m", name]
     return command if Path.cwd().resolve() == PROJECT else ["env", f"PYTHONPATH={PROJECT}", *command]
+
+
+def make_printable() -> None:
+    """Whatever is printed from now on can be: what a terminal's encoding lacks is spelled out, as \\u732b; what cannot
+    be written (the disk is full, a pipe's reader or the terminal has gone, there is no stdout) is dropped.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):  # a stream whose file was exchanged beneath it
+                stream = _lasting(stream)
+                stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
+
+
+def _lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream over a _LastingFile; itself if it is a stand-in (pytest's), of no file, or one of those."""
+    if type(stream) is not io.TextIOWrapper or type(getattr(stream.buffer, "raw", stream.buffer)) is not io.FileIO:
+        return stream
+    with contextlib.suppress(OSError):
+        stream.flush()
+    file = _LastingFile(stream)
+    return io.TextIOWrapper(
+        file if stream.write_through else io.BufferedWriter(file),  # as Python does with -u
+        encoding=stream.encoding,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _LastingFile(io.FileIO):
+    """The file of an open stream. What cannot be written is dropped, each time anew: a full disk may get space."""
+
+    def __init__(self, stream: io.TextIOWrapper):
+        super().__init__(stream.fileno(), "w", closefd=False)
+        self.stream = stream  # it closes the file when nothing holds it any more
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        with contextlib.suppress(OSError):
+            while rest:
+                count = super().write(rest)
+                if count is None:  # whoever shares the terminal set it not to wait
+                    select.select([], [self], [])
+                else:
+                    rest = rest[count:]
+        return len(data)
 
 
 def columns() -> int | None:

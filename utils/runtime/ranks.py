@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError, shortened
-from utils.runtime.environment import as_torchrun_says_it, num_ranks, rank, under_torchrun
+from utils.runtime.environment import agent_has_store, meeting_place, num_ranks, rank, under_torchrun
 
 T = TypeVar("T")
 EXIT_LOST_RANK = 3
@@ -29,14 +29,16 @@ EXIT_LOST_RANK = 3
 LOST_RANK_SIGN = re.compile(
     r"gloo|nccl|connection (was likely )?(closed|reset|refused)|remote process exited|broken pipe|wait timeout", re.I
 )
-SECONDS_TO_MEET = 1800  # torch's own; a rank may hash gigabytes on a slow disk first
+SECONDS_TO_MEET = 600  # as torchrun's and NCCL's own; a rank may hash gigabytes on a slow disk first
+IN_TIME = f"within {SECONDS_TO_MEET // 60} minutes"
 
 
 def meet(ready: Callable[[], dict], differences: Callable[[dict, dict], list[str]]) -> dist.Store | None:
     """Waits for all ranks and compares what each says of its inputs: `ready()`, JSON values, alike on all.
 
-    Raises UserError on all of them if one differs from rank 0, or if `ready` is a mistake somewhere. Returns a store
-    that nobody else writes to; None, and nothing is compared, if there is one rank.
+    Raises UserError on all of them if one differs from rank 0, if `ready` is a mistake somewhere, or if one does not
+    come; where it is rank 0 itself, the others say so and exit. Returns a store that nobody else writes to; None, and
+    nothing is compared, if there is one rank.
     """
     if num_ranks() == 1:
         ready()
@@ -47,44 +49,66 @@ def meet(ready: Callable[[], dict], differences: Callable[[dict, dict], list[str
     except (UserError, OSError) as error:
         complaint = str(error)
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch waits without Python's handlers
-    with as_torchrun_says_it():
-        store, *_ = next(dist.rendezvous("env://", rank(), num_ranks()))
-    room = _room(store, json.dumps([complaint, inputs]))
+    with _rank_0_in_time():
+        room, missing = _room(_store(), json.dumps([complaint, inputs]))
     signal.signal(signal.SIGINT, handler)
     if rank() == 0:
-        said = [json.loads(room.get(f"inputs-{number}")) for number in range(num_ranks())]
-        room.set("verdict", _verdict(said, differences))
-    verdict = room.get("verdict").decode()
-    if verdict:
+        come = [number for number in range(num_ranks()) if number not in missing]
+        said = [json.loads(room.get(f"inputs-{number}")) for number in come]
+        absent = f"of {num_ranks()} ranks these have not come {IN_TIME}: {', '.join(map(str, missing))}"
+        room.set("verdict", absent if missing else _verdict(said, differences))
+    room.wait(["verdict"], timedelta(seconds=2 * SECONDS_TO_MEET))
+    if verdict := room.get("verdict").decode():
         room.set(f"heard-{rank()}", "")
         if rank() == 0:  # the store may end with it
             with contextlib.suppress(RuntimeError):
-                room.wait([f"heard-{number}" for number in range(num_ranks())], timedelta(seconds=10))
+                room.wait([f"heard-{number}" for number in come], timedelta(seconds=10))
         raise UserError(verdict)
     return room
 
 
-def _room(store: dist.Store, inputs: str) -> dist.Store:
-    """The part of a store that these ranks alone write to, with their inputs: after a restart torchrun's still holds
-    what the ranks wrote that died. Rank 0 names it to those that have just knocked.
+@contextlib.contextmanager
+def _rank_0_in_time() -> Iterator[None]:
+    """A context that ends the process in one line, with code 3, if rank 0 is not there, which else speaks for all."""
+    try:
+        yield
+    except (RuntimeError, TimeoutError) as error:
+        if rank() == 0:
+            raise
+        place = "{}, port {}".format(*meeting_place())
+        print(f"error: rank {rank()}: rank 0 has not come {IN_TIME} to {place}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_LOST_RANK) from error
+
+
+def _store() -> dist.Store:
+    """The launcher's store, or rank 0's. It does not wait for the others itself: it would not say who is missing."""
+    is_own, patience = rank() == 0 and not agent_has_store(), timedelta(seconds=SECONDS_TO_MEET)
+    options: Any = dict(is_master=is_own, timeout=patience, wait_for_workers=False, multi_tenant=True)
+    return dist.TCPStore(*meeting_place(), num_ranks(), **options)
+
+
+def _room(store: dist.Store, inputs: str) -> tuple[dist.Store, list[int]]:
+    """The part of a store that these ranks alone write to, with their inputs, and who has not come, on rank 0: after a
+    restart torchrun's still holds what the ranks wrote that died. Rank 0 names it to those that have just knocked.
     """
-    end, others, name = time.monotonic() + SECONDS_TO_MEET, range(1, num_ranks()), uuid.uuid4().hex
+    end, missing, name = time.monotonic() + SECONDS_TO_MEET, list(range(1, num_ranks())), uuid.uuid4().hex
     if rank() == 0:
         room = dist.PrefixStore(name, store)
         room.set("inputs-0", inputs)
-        while missing := [number for number in others if not room.check([f"inputs-{number}"])]:
+        while missing and time.monotonic() < end:
             knocked = [f"knock-{number}" for number in missing if store.check([f"knock-{number}"])]
             store.set("room", json.dumps([name, *(store.get(knock).decode() for knock in knocked)]))
-            if time.monotonic() > end:
-                raise UserError(f"ranks {missing} have not come within {SECONDS_TO_MEET / 60:.0f} minutes")
             time.sleep(0.05)
-        return room
+            missing = [number for number in missing if not room.check([f"inputs-{number}"])]
+        return room, missing
     store.set(f"knock-{rank()}", name)
     while name not in (found := json.loads(store.get("room"))):
+        if time.monotonic() > end:
+            raise TimeoutError
         time.sleep(0.05)
     room = dist.PrefixStore(found[0], store)
     room.set(f"inputs-{rank()}", inputs)
-    return room
+    return room, []
 
 
 def _verdict(said: list, differences: Callable[[dict, dict], list[str]]) -> str:
