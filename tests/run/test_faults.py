@@ -143,6 +143,12 @@ def test_the_base_changes_underneath(flags, output, tmp_path, base, change):
     assert (output / "model_index.json").exists()
 
 
+def test_a_base_that_was_touched_is_the_same(flags, output, tmp_path, base):
+    argv = as_argv(flags | dict(max_train_steps=6, pretrained_model_name_or_path=base))
+    code, _ = act_after_3_steps(argv, tmp_path, lambda: [path.touch() for path in base.rglob("*")])
+    assert code == 0 and (output / "model_index.json").exists()
+
+
 def test_a_rank_that_dies_ends_the_others(flags, output, tmp_path):
     ranks = start_ranks(2, as_argv(flags | dict(max_train_steps=5000, checkpointing_steps=3)), tmp_path / "text")
     wait_for(lambda: list_checkpoints(output))
