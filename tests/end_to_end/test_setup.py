@@ -138,10 +138,12 @@ def test_what_an_earlier_run_left_is_not_evaluated_after_a_training_that_fails(t
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(PYTHON_OF_RUN_SH)
     (tmp_path / "bin/python").chmod(0o755)
-    result = bash(ROOT, "run.sh", VENV=str(tmp_path), SAID=str(tmp_path / "said"), CODE=str(code))
+    variables = dict(VENV=str(tmp_path), SAID=str(tmp_path / "said"), CODE=str(code))
+    result = bash(ROOT, "run.sh", "--overwrite_output_dir", **variables)
     said = (tmp_path / "said").read_text()
     assert result.returncode == code and "train_dreambooth_colossalai.py" in said
     assert ("evaluate.py" in said) == (code == 0)
+    assert said.endswith("--overwrite_output_dir\n")  # its page too
 
 
 def test_another_folder_lies_over_model(tmp_path):
