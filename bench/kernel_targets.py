@@ -5,9 +5,9 @@ python -m bench.kernel_targets [--targets 75 80 86 89 90 100 120] [--dtypes fp16
 Triton's wheel brings NVIDIA's assembler. A stand-in for the driver names the architecture; the UNet's forward and
 backward pass, the updates and the sampling run on the meta device, and each launch becomes a compilation. Stable
 Diffusion v1's UNet at 512 pixels: training with batches of 1, 2, 8 and 16 (class images double 1 and 8), plain and
-with gradient checkpointing, updates of scattered and of flat gradients, in 8 bits and not; sampling 1, 4 and 8 images
-with guidance. Accumulated gradients and offloaded updates launch the same kernels. --small: a small UNet, training
-with a batch of 1, and each kernel as it is launched first.
+with gradient checkpointing, updates in 8 bits and not; sampling 1, 4 and 8 images with guidance. Accumulated gradients
+and offloaded updates launch the same kernels. --small: a small UNet, training with a batch of 1, and each kernel as it
+is launched first.
 
 For each architecture and dtype: how many variants, the most registers a thread, bytes of spilled registers, and bytes
 of shared memory, against what the architecture has. 1 if one of them does not compile or does not fit.
@@ -168,7 +168,7 @@ def train(config: dict, dtype: torch.dtype, batches: tuple[int, ...], *, checkpo
         unet = UNet2DConditionModel(**config).train()
     if checkpoints:
         enable_gradient_checkpointing(unet)
-    flat = FlatParameters(unet, dtype, "meta", torch.channels_last, scattered_grads=not eight_bit)
+    flat = FlatParameters(unet, dtype, "meta", torch.channels_last, scattered_grads=True)
     fused_unet.install(unet)
     optimizer = MasterWeightsOptimizer(flat, learning_rates=[1e-6], use_8bit_adam=eight_bit)
     for batch in batches:

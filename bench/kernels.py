@@ -122,13 +122,13 @@ def optimizer():
     weight = torch.randn(n, device="cuda", dtype=torch.float16)
     remainder = torch.zeros(n, device="cuda", dtype=torch.int16)
     grads = list(torch.randn_like(weight).split(1 << 20))
-    table = operations.gradient_table([grad.numel() for grad in grads], "cuda")
+    table = operations.gradient_table([grad.numel() for grad in grads], torch.float16, "cuda")
     table.set_addresses(grads)
     scalars = torch.tensor([1.0, 1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.0316, 1.0, 1.0], device="cuda")
     ms = median_ms(lambda: table.adamw_(weight, remainder, source, target, scalars))
     say(f"adamw_: {ms:.2f} ms, {26 * n / ms / 1e6:.0f} GB/s")
     out = torch.zeros(1, device="cuda")
-    ms = median_ms(lambda: table.grad_norm_(torch.float16, out))
+    ms = median_ms(lambda: table.grad_norm_(out))
     say(f"grad_norm_: {ms:.2f} ms, {2 * n / ms / 1e6:.0f} GB/s")
 
 

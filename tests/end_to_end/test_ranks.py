@@ -85,7 +85,7 @@ class GatheredGradients:
         for part, gradient in zip(self.flat.views(self.grad), gradients, strict=True):
             part.copy_(gradient)
 
-    def grad_norm_(self, grad_dtype: torch.dtype, out: torch.Tensor) -> None:
+    def grad_norm_(self, out: torch.Tensor) -> None:
         operations.grad_norm_(self.grad, out)
 
     def adamw_(self, weight: torch.Tensor, remainder: torch.Tensor | None, *state: torch.Tensor) -> None:

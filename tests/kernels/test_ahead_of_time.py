@@ -7,11 +7,19 @@ from utils.kernels import ahead_of_time, operations
 from utils.kernels.ahead_of_time import compile_ahead
 
 
+def table_of(gradient: torch.Tensor):
+    """The gradient as the kernels take it."""
+    table = operations.gradient_table([gradient.numel()], gradient.dtype, gradient.device)
+    table.set_addresses([gradient])
+    table.holds = gradient  # it has the address alone
+    return table
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 class TestOnAGpu:
     def test_no_kernel_runs_in_a_rehearsal_and_all_run_after_it(self):
-        grad = torch.ones(1 << 16, device="cuda", dtype=torch.float16)
+        grad = table_of(torch.ones(1 << 16, device="cuda", dtype=torch.float16))
         out = torch.full((1,), -1.0, device="cuda")
         image = torch.randn(2, 64, 8, 8, device="cuda", dtype=torch.float16, requires_grad=True)
         weight, bias = torch.ones(64, device="cuda", dtype=torch.float16), torch.zeros(64, device="cuda").half()
@@ -39,13 +47,14 @@ class TestOnAGpu:
 
         assert compile_ahead(fails) == "RuntimeError: first line"
         out = torch.zeros(1, device="cuda")
-        operations.grad_norm_(torch.ones(4096, device="cuda"), out)
+        operations.grad_norm_(table_of(torch.ones(4096, device="cuda")), out)
         assert out.item() == 64.0
 
     def test_after_a_rehearsal_a_launch_is_only_a_launch(self, monkeypatch):
         from triton.runtime import driver
 
-        grad, out = torch.full((1 << 12,), 0.5, device="cuda", dtype=torch.bfloat16), torch.zeros(1, device="cuda")
+        grad = table_of(torch.full((1 << 12,), 0.5, device="cuda", dtype=torch.bfloat16))
+        out = torch.zeros(1, device="cuda")
         assert compile_ahead(lambda: operations.grad_norm_(grad, out)) is None
         monkeypatch.setattr(driver.active, "launcher_cls", lambda *args: pytest.fail("a launcher is made"))
         operations.grad_norm_(grad, out)

@@ -67,7 +67,7 @@ def test_the_kernel_computes_what_torch_computes(monkeypatch, device, weight_dty
         pytest.skip(TRITON_ONLY)
     if INTERPRETED:  # one program after the other
         monkeypatch.setattr(operations.adamw, "_NORM_PROGRAMS", 8)
-    table = operations.gradient_table(list(numels), device)
+    table = operations.gradient_table(list(numels), weight_dtype or torch.float32, device)
     assert table.is_aligned == aligned
     expected = adamw_state(sum(numels), weight_dtype, device)
     state = [None if buffer is None else buffer.clone() for buffer in expected]
@@ -80,12 +80,12 @@ def test_the_kernel_computes_what_torch_computes(monkeypatch, device, weight_dty
         pieces = [piece.clone() for piece in grad.split(list(numels))]
         table.set_addresses(pieces)
         operations.grad_norm_(grad, norms[0])
-        table.grad_norm_(dtype, norms[1])
+        operations.grad_norm_(table, norms[1])
         assert relative_error(*norms) < 1e-5 if applies else norms.isnan().all()
         scalars = adamw_scalars(step, 0.25, applies, device)
         before = [None if buffer is None else buffer.clone() for buffer in state]
         operations.adamw_(*expected[:2], grad, *expected[2:], scalars)
-        table.adamw_(*state, scalars)
+        operations.adamw_(*state[:2], table, *state[2:], scalars)
         assert applies or all(now is None or torch.equal(now, then) for now, then in zip(state, before, strict=True))
     number = scalars[-1].int()
     change, expected_change = masters(state, number) - start, masters(expected, number) - start

@@ -20,10 +20,9 @@ def make_optimizer(offload="none", *, device="cuda", eight_bit=False, weight_dty
     """Of 1.1 million parameters, as build_unet makes it."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv2d(4, 64, 3), torch.nn.Linear(1024, 1024), torch.nn.Linear(1024, 24))
-    scatters = device == "cuda" and not eight_bit
-    options = dict(scattered_grads=scatters, offload_optimizer=offload)
+    options = dict(scattered_grads=device == "cuda", offload_optimizer=offload)
     flat = FlatParameters(module, weight_dtype, device, torch.channels_last, **options)
-    assert scatters == (flat.grad is None)
+    assert (device == "cuda") == (flat.grad is None)
     return MasterWeightsOptimizer(flat, learning_rates=[1e-3], use_8bit_adam=eight_bit)
 
 

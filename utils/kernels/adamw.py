@@ -16,8 +16,7 @@ from utils.kernels import rounding
 
 BLOCK = 1024
 _NORM_PROGRAMS = 2048  # fixed, so that the order of summation does not depend on the GPU
-_NORM_BLOCK = 4096  # of a flat gradient
-_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _STEP = tl.constexpr(rounding.STEP)
 _FACTOR, _OTHER_FACTOR = tl.constexpr(rounding.FACTORS[0]), tl.constexpr(rounding.FACTORS[1])
 _GRID, _GRIDS = tl.constexpr(rounding.GRID), tl.constexpr(1 / rounding.GRID)
@@ -171,23 +170,6 @@ def _sums_of_squares_scattered(address_ptr, count_ptr, part_ptr, num_full, num_b
 
 
 @triton.jit
-def _sums_of_squares(grad_ptr, part_ptr, n, num_blocks, BLOCK: tl.constexpr):
-    """Each program sums every `num_programs`-th block; the first one also takes the incomplete block at the end."""
-    program = tl.program_id(0)
-    at = grad_ptr + program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(program, num_blocks, tl.num_programs(0)):
-        grad = tl.load(at).to(tl.float32)
-        total += grad * grad
-        at += tl.num_programs(0) * BLOCK
-    if program == 0:
-        index = n // BLOCK * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
-        grad = tl.load(grad_ptr + index, mask=index < n, other=0.0).to(tl.float32)
-        total += grad * grad
-    tl.store(part_ptr + program, tl.sum(total, 0))
-
-
-@triton.jit
 def root_of_sum(part_ptr, out_ptr, num_parts, BLOCK: tl.constexpr):
     """out[0] = the square root of the sum of part [num_parts], at most BLOCK of them."""
     index = tl.arange(0, BLOCK)
@@ -199,15 +181,24 @@ class GradientTable:
 
     Args:
         numels: number of elements of each parameter, in the flat buffer's order.
+        dtype: the gradients'.
 
     If every parameter starts at a multiple of 8 elements, as Stable Diffusion's do, the kernels read and write 16
     bytes at once; else single values, because a 16-byte access at an odd start is an error of the GPU.
 
-    Full blocks come first, a parameter's incomplete last block among the others, so that only those need a mask.
+    Blocks are counted from each parameter's start. Full ones come first, a parameter's incomplete last block among the
+    others, so that only those need a mask. For blocks of the flat buffer itself there are `bounds`, the index of each
+    parameter's first element and of the end, `place`, the address of each gradient, and `parameter_at`, the number of
+    the parameter at every BLOCK-th element.
     """
 
-    def __init__(self, numels: list[int], device: torch.device | str):
-        starts = [0, *itertools.accumulate(numels[:-1])]
+    def __init__(self, numels: list[int], dtype: torch.dtype, device: torch.device | str):
+        bounds = torch.tensor([0, *itertools.accumulate(numels)])
+        *starts, total = bounds.tolist()
+        at = torch.searchsorted(bounds, torch.arange(0, total, BLOCK), right=True) - 1
+        self.bounds, self.parameter_at = bounds.to(device), at.to(device, torch.int32)
+        self.place = torch.zeros(len(numels), dtype=torch.int64, device=device)
+        self.dtype = dtype
         self.is_aligned = all(start % 8 == 0 for start in starts)
         full = [(p, o) for p, n in enumerate(numels) for o in range(0, n - BLOCK + 1, BLOCK)]
         rest = [(p, n // BLOCK * BLOCK) for p, n in enumerate(numels) if n % BLOCK]
@@ -224,38 +215,29 @@ class GradientTable:
         """Points the table at `gradients`, dense and in the parameters' layout; not part of a captured graph."""
         addresses = torch.tensor([gradient.data_ptr() for gradient in gradients])
         addresses = addresses.pin_memory() if self.address.is_cuda else addresses
-        on_device = addresses.to(self.address.device, non_blocking=True)
-        torch.add(on_device[self.parameter], self.offset, alpha=gradients[0].element_size(), out=self.address)
+        self.place.copy_(addresses, non_blocking=True)
+        torch.add(self.place[self.parameter], self.offset, alpha=self.dtype.itemsize, out=self.address)
 
     def adamw_(
         self, weight: Tensor, remainder: Tensor | None, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
     ) -> None:
-        """As kernels.operations.adamw_, with gradients in the weights' dtype: 26 bytes a parameter.
+        """As kernels.operations.adamw_, 26 bytes a parameter.
 
         Remainder and moments may be in pinned host memory, where training.packed.host_memory_problem finds none.
         """
         table = (self.address, self.start, self.count)
         buffers = (weight, remainder, exp_avg, exp_avg_sq, scalars)
-        constants = dict(IS_SPLIT=remainder is not None, GRAD_DTYPE=_DTYPES[weight.dtype], BLOCK=BLOCK, num_warps=4)
+        constants = dict(IS_SPLIT=remainder is not None, GRAD_DTYPE=DTYPES[self.dtype], BLOCK=BLOCK, num_warps=4)
         for first, count, masked in ((0, self.num_full, False), (self.num_full, self.num_rest, True)):
             if count:
                 _adamw_scattered[(count,)](*table, *buffers, first, self.is_aligned, MASKED=masked, **constants)
 
-    def grad_norm_(self, grad_dtype: torch.dtype, out: Tensor) -> None:
+    def grad_norm_(self, out: Tensor) -> None:
         """As kernels.operations.grad_norm_."""
         blocks = (self.num_full, self.num_full + self.num_rest)
-        options = dict(GRAD_DTYPE=_DTYPES[grad_dtype], BLOCK=BLOCK, num_warps=4)
+        options = dict(GRAD_DTYPE=DTYPES[self.dtype], BLOCK=BLOCK, num_warps=4)
         _sums_of_squares_scattered[(_NORM_PROGRAMS,)](self.address, self.count, self.part, *blocks, **options)
         root_of_sum[(1,)](self.part, out, _NORM_PROGRAMS, BLOCK=_NORM_PROGRAMS)
-
-
-def grad_norm_(grad: Tensor, out: Tensor) -> None:
-    """See kernels.operations.grad_norm_."""
-    num_blocks = grad.numel() // _NORM_BLOCK
-    num_programs = max(1, min(_NORM_PROGRAMS, num_blocks))
-    part = torch.empty(num_programs, dtype=torch.float32, device=grad.device)
-    _sums_of_squares[(num_programs,)](grad, part, grad.numel(), num_blocks, BLOCK=_NORM_BLOCK, num_warps=8)
-    root_of_sum[(1,)](part, out, num_programs, BLOCK=_NORM_PROGRAMS)
 
 
 @triton.jit

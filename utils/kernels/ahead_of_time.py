@@ -49,8 +49,8 @@ def _compile_only() -> Iterator[None]:
     with ThreadPoolExecutor(os.cpu_count(), **options) as executor, AsyncCompileMode(executor) as mode:
         submit = mode.submit
 
-        def submit_ready(key: str, compile_kernel: Callable[[], Any], finalize: Callable) -> Any:
-            return submit(key, functools.partial(_make_ready, compile_kernel), finalize)
+        def submit_ready(key: str, compile_kernel: Callable[[], Any], *callbacks: Callable) -> Any:
+            return submit(key, functools.partial(_make_ready, compile_kernel), *callbacks)
 
         mode.submit = submit_ready
 

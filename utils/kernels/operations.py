@@ -4,7 +4,8 @@ Images are [B, C, H, W] and run channels_last in and out; statistics and sums ar
 results are bit-reproducible; nothing syncs the host, so everything can be captured in a CUDA graph. Without Triton, on
 a CPU and for shapes the kernels are not made for, the plain torch definition runs. Linear layers, without a bias, are
 torch's: several of one input are one product, and gradients are written where they will be read. Updates are AdamW,
-AdamW with moments in 8 bits, and the gradient's norm; on a GPU AdamW's is adamw.GradientTable.adamw_.
+AdamW with moments in 8 bits, and the gradient's norm: by Triton of gradients in an adamw.GradientTable, else of a flat
+one.
 """
 
 import os
@@ -193,16 +194,16 @@ def project(x: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
     return joint.split([weight.shape[0] for weight in weights], dim=-1)
 
 
-def gradient_table(numels: list[int], device: torch.device | str) -> Any:
+def gradient_table(numels: list[int], dtype: torch.dtype, device: torch.device | str) -> Any:
     """An adamw.GradientTable for parameters of `numels` elements each; None without Triton."""
-    return adamw.GradientTable(numels, device) if HAS_TRITON else None
+    return adamw.GradientTable(numels, dtype, device) if HAS_TRITON else None
 
 
 @torch.no_grad()
 def adamw_(
     weight: Tensor,
     remainder: Tensor | None,
-    grad: Tensor,
+    grad: Any,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     scalars: Tensor,
@@ -213,12 +214,15 @@ def adamw_(
     Args:
         weight, remainder: the fp32 masters as kernels.rounding splits them; without a remainder the weights, fp32, are
             the masters.
-        grad: in the weight's dtype or fp32, multiplied by grad_scale.
+        grad: in the weight's dtype or fp32, multiplied by grad_scale; or a gradient_table.
         exp_avg, exp_avg_sq: fp32.
         scalars: fp32 [10]: grad_scale, lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, sqrt(1 - beta2**t), apply,
             and how many updates there are after this one. With apply 0 nothing changes, whatever the gradient holds.
         first: where the buffers begin in the flat buffer of all parameters.
     """
+    if not isinstance(grad, Tensor):
+        grad.adamw_(weight, remainder, exp_avg, exp_avg_sq, scalars)
+        return
     grad_scale, lr, beta1, beta2, eps, weight_decay, correction1, correction2_sqrt, apply, number = scalars.unbind()
     # An update that must not happen is one with decay factors 1, and gradient and learning rate 0.
     applies = apply != 0
@@ -241,10 +245,10 @@ def adamw_(
 
 
 def adamw_8bit_(
-    weight: Tensor, remainder: Tensor | None, grad: Tensor, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
+    weight: Tensor, remainder: Tensor | None, grad: Any, exp_avg: Any, exp_avg_sq: Any, scalars: Tensor
 ) -> None:
     """As adamw_, with moments that are packed.EightBit, rounded after their use: 14 bytes a parameter."""
-    if runs_triton(grad):
+    if not isinstance(grad, Tensor):
         adamw_8bit.adamw_8bit_(weight, remainder, grad, exp_avg, exp_avg_sq, scalars)
         return
     for piece in exp_avg.pieces():
@@ -255,10 +259,10 @@ def adamw_8bit_(
             eight_bit[piece].pack_(values)
 
 
-def grad_norm_(grad: Tensor, out: Tensor) -> None:
-    """out[0] = the fp32 Euclidean norm of the flat grad [N]; inf and NaN propagate."""
-    if runs_triton(grad):
-        adamw.grad_norm_(grad, out)
+def grad_norm_(grad: Any, out: Tensor) -> None:
+    """out[0] = the fp32 Euclidean norm of the flat grad [N], or of a gradient_table's; inf and NaN propagate."""
+    if not isinstance(grad, Tensor):
+        grad.grad_norm_(out)
         return
     # A norm of norms: torch adds all squares of a row into a few fp32 numbers, too few for a whole model's.
     whole = grad.numel() // _ROW * _ROW

@@ -46,7 +46,7 @@ def build_unet(
         weight_dtype,
         device,
         torch.channels_last if on_gpu else torch.contiguous_format,
-        scattered_grads=on_gpu and not use_8bit_adam,
+        scattered_grads=on_gpu,
         offload_optimizer=offload_optimizer,
     )
     if ahead:

@@ -66,12 +66,17 @@ class FlatParameters:
             parameter.data = self._shaped(self.weight[piece], parameter)
         mark("weights placed")
         self.grad: Tensor | None = None
-        self.grad_table: Any = operations.gradient_table(numels, device) if scattered_grads else None
+        self.grad_table: Any = operations.gradient_table(numels, weight_dtype, device) if scattered_grads else None
         if self.grad_table is not None:
             return
         self.grad = torch.zeros(num_elements, dtype=weight_dtype, device=device)
         for (_, parameter), grad in zip(self.parameters, self.views(self.grad), strict=True):
             parameter.grad = grad
+
+    @property
+    def gradients(self) -> Any:
+        """As kernels.operations takes them: the buffer, or the table of where they lie."""
+        return self.grad if self.grad_table is None else self.grad_table
 
     def norm(self) -> float:
         """The weights' Euclidean norm, to be compared with an earlier one: on a CPU its fp32 sum is too small."""

@@ -47,17 +47,14 @@ def memory_parts(needs: MemoryNeeds) -> dict[str, float]:
     """Bytes of GPU memory at the peak, by what they are for; their sum is the estimate.
 
     On one rank gradients take the place of the activations that the backward pass frees: the larger of the two counts.
-    The buckets in which several ranks reduce gradients are there all the time, and so is the buffer that 8-bit moments
-    need, beside those.
+    The buckets in which several ranks reduce gradients are there all the time.
     """
     count, moment = needs.num_parameters, EIGHT_BIT if needs.use_8bit_adam else 4
     images = needs.train_batch_size * (2 if needs.with_prior_preservation else 1)
     activations = ACTIVATIONS_CHECKPOINTED if needs.gradient_checkpointing else ACTIVATIONS
     activations *= images * (needs.resolution / 512) ** 2 * (2 if needs.fp32 else 1)
     gradients = count * (4 if needs.fp32 else 2)
-    if needs.num_ranks > 1:
-        gradients *= 2 if needs.use_8bit_adam else 1
-    elif not needs.use_8bit_adam:
+    if needs.num_ranks == 1:
         activations = max(0, activations - gradients)
     return {
         "weights": count * (4 if needs.fp32 else 2),

@@ -29,7 +29,7 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         betas, eps, weight_decay: AdamW's.
         max_grad_norm: clip the unscaled gradient's 2-norm to this; 0 switches clipping off.
         initial_scale: first loss scale for float16 weights; other dtypes have none (it stays 1).
-        use_8bit_adam: moments in 8 bits each; needs gradients in a buffer.
+        use_8bit_adam: moments in 8 bits each.
 
     A gradient with an inf or NaN is not applied: it halves the scale, counts in `num_skipped`, and does not advance
     the learning-rate schedule.
@@ -48,7 +48,6 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         growth_interval: int = GROWTH_INTERVAL,
         use_8bit_adam: bool = False,
     ):
-        assert not (use_8bit_adam and parameters.grad is None)
         weight = torch.nn.Parameter(parameters.weight, requires_grad=False)
         super().__init__(
             torch.optim.AdamW([weight], lr=learning_rates[0], betas=betas, eps=eps, weight_decay=weight_decay)
@@ -127,12 +126,9 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         self._update(self.learning_rates[:1], grad_norm, self.loss_scale, nothing)
 
     def _measure_grad_norm(self) -> None:
-        if self.flat.grad is not None:
-            operations.grad_norm_(self.flat.grad, self._scaled_grad_norm)
-            return
-        if not torch.cuda.is_current_stream_capturing():
+        if self.flat.grad_table is not None and not torch.cuda.is_current_stream_capturing():
             self.flat.bind_grads()
-        self.flat.grad_table.grad_norm_(self.flat.weight.dtype, self._scaled_grad_norm)
+        operations.grad_norm_(self.flat.gradients, self._scaled_grad_norm)
 
     def _update(self, lr: Tensor, grad_norm: Tensor, loss_scale: Tensor, finite: Tensor) -> None:
         """Clips and applies the gradients if they are `finite`."""
@@ -142,9 +138,6 @@ class MasterWeightsOptimizer(OptimizerWrapper):
         number = self.num_applied + finite
         parts = [clip / loss_scale, lr, self._constants, corrections[0], corrections[1].sqrt(), finite, number]
         scalars = torch.cat([part.double().reshape(-1) for part in parts]).float()
-        masters = self.flat.weight, self.flat.masters.remainder
-        if self.flat.grad is None:
-            self.flat.grad_table.adamw_(*masters, self.exp_avg, self.exp_avg_sq, scalars)
-            return
         update: Any = operations.adamw_8bit_ if isinstance(self.exp_avg, EightBit) else operations.adamw_
-        update(*masters, self.flat.grad, self.exp_avg, self.exp_avg_sq, scalars)
+        moments = self.exp_avg, self.exp_avg_sq
+        update(self.flat.weight, self.flat.masters.remainder, self.flat.gradients, *moments, scalars)
