@@ -55,9 +55,7 @@ def training_parser() -> Parser:
 
 
 def _add_files(add: Add) -> None:
-    add(
-        "--pretrained_model_name_or_path", "the base: a folder, one file, a Hub name in the cache", Path, required=True
-    )
+    add("--pretrained_model_name_or_path", "the base: a folder, a file, a cached Hub name", Path, required=True)
     add("--pretrained_vae_name_or_path", "another VAE than the base's: a folder, or one file", Path)
     add("--tokenizer_name", "folder of another CLIPTokenizer than the base's own", Path)
     add("--instance_data_dir", "the photos of the subject; NAME.txt beside NAME.jpg says what that one shows", Path)
@@ -124,9 +122,7 @@ def _add_output(add: Add) -> None:
     add("--logging_dir", "TensorBoard's, inside --output_dir (!)", Path, Path("logs"))
     add("--checkpointing_steps", "a checkpoint every N steps", positive_int, 500)
     add("--checkpoints_total_limit", "keep the newest N of them (default: all)", positive_int)
-    add(
-        "--resume_from_checkpoint", "a checkpoint's folder, 'checkpoint-N' in --output_dir, or the 'latest' there", str
-    )
+    add("--resume_from_checkpoint", "its folder, 'checkpoint-N' in --output_dir, or the 'latest' there", str)
     add("--allow_changes", "resume also with other photos, base model or arguments", bool)
     add("--overwrite_output_dir", "start over where an unfinished run's checkpoints, or another's result, are", bool)
 
@@ -158,9 +154,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[argparse.Namespac
     args.gradient_checkpointing |= args.low_memory
     args.offload_optimizer = args.offload_optimizer or ("all" if args.low_memory else "none")
     if args.logging_dir.is_absolute() or ".." in args.logging_dir.parts:
-        raise UserError(
-            f"--logging_dir {args.logging_dir} is not inside --output_dir; give it a relative name like 'logs'"
-        )
+        raise UserError(f"--logging_dir {args.logging_dir} is not inside --output_dir; give it a name like 'logs'")
     if args.logging_dir.parts and is_reserved(args.logging_dir.parts[0]):
         raise UserError(f"--logging_dir {args.logging_dir} is a part of the result; give it a name like 'logs'")
     if args.resume_from_checkpoint is not None and args.overwrite_output_dir:

@@ -53,9 +53,7 @@ def find_photos(
     skipped = [(path, reason) for path, reason in reasons.items() if reason is not None]
     if not photos and not may_be_empty:
         found = f"; it holds only {', '.join(p.name for p, _ in skipped[:5])}" if skipped else ""
-        raise UserError(
-            f"{flag}: no photo in {directory}{found}; JPEG, PNG, WebP, HEIC, AVIF and JPEG XL files are read"
-        )
+        raise UserError(f"{flag}: no photo in {directory}{found}; JPEG, PNG, WebP, HEIC, AVIF and JPEG XL are read")
     return photos, skipped
 
 
@@ -159,17 +157,13 @@ class InstanceDataset(Crops):
         self.alpha_mask = alpha_mask
         self.photos = [self._read(path, captions.get(path, prompt)) for path in paths]
         self.sizes = [photo.pixels.shape[1:] for photo in self.photos]
-        advice = "give it one, remove the photo, or leave out --alpha_mask"
         for number, photo in enumerate(self.photos if alpha_mask else ()):
-            if photo.opacity is None:
-                continue
-            if not photo.opacity.any():
-                raise UserError(f"{photo.path} is transparent everywhere: nothing of it would be learned; {advice}")
-            if self.has_one_crop(number) and not self._crop(photo.opacity, *self.crop_origin(number, (0, 0))).any():
-                raise UserError(
-                    f"{photo.path} is transparent in all of its middle, which --center_crop uses: nothing of it would "
-                    f"be learned; {advice}"
-                )
+            used, where = photo.opacity, "everywhere"
+            if used is not None and used.any() and self.has_one_crop(number):
+                used, where = self._crop(used, *self.crop_origin(number, (0, 0))), "in all of its middle"
+            if used is not None and not used.any():
+                advice = "nothing of it would be learned; give it one, remove the photo, or leave out --alpha_mask"
+                raise UserError(f"{photo.path} is transparent {where}: {advice}")
 
     def _read(self, path: Path, prompt: str) -> Photo:
         decoded = read_photo(path)

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from utils.errors import UserError
 
 # Accepted, and of no effect: switches, flags with any value, and flags of which some values mean what is done anyway.
-SWITCHES = (
-    "enable_xformers_memory_efficient_attention set_grads_to_none pre_compute_text_embeddings allow_tf32".split()
-)
+SWITCHES = [
+    "enable_xformers_memory_efficient_attention",
+    "set_grads_to_none",
+    "pre_compute_text_embeddings",
+    "allow_tf32",
+]
 ANY_VALUE = ["dataloader_num_workers", "local_rank", "validation_scheduler"]
 SOME_VALUES = {  # name: (these, what to do about another)
     "variant": (["fp16"], "of the variants only fp16 is read, by itself: leave --variant out"),
@@ -64,9 +67,8 @@ def report_to(text: str) -> str:
     """--report_to's value: all is TensorBoard, the only one there is beside metrics.jsonl."""
     if text not in REPORTS:
         advice = "; its logs can be sent there: wandb sync --sync-tensorboard OUTPUT_DIR/logs"
-        raise argparse.ArgumentTypeError(
-            f"{text} is not here: none, or tensorboard{advice if text == 'wandb' else ''}"
-        )
+        known = f"none, or tensorboard{advice if text == 'wandb' else ''}"
+        raise argparse.ArgumentTypeError(f"{text} is not here: {known}")
     return text
 
 

@@ -15,9 +15,7 @@ from pathlib import Path
 
 STAGING_PREFIX = ".assembling-"
 # What a kernel or a FUSE program answers if it does not know a call, or not for this kind of file.
-UNKNOWN = frozenset(
-    (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.EPERM, errno.EACCES)
-)
+UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.EPERM, errno.EACCES}
 NO_SYNC = UNKNOWN | {errno.EBADF, errno.EISDIR, errno.EROFS}
 NO_RENAME = UNKNOWN | {errno.EEXIST, errno.EXDEV}  # EXDEV: of a folder that an overlay has from a lower layer
 _said: set[str] = set()

@@ -65,9 +65,8 @@ def kept_names(folder: Path) -> list[str]:
 def overlap(one: Path, other: Path) -> bool:
     """Whether two folders are one, or one holds the other, whatever the case of their names on this disk."""
     one, other = one.resolve(), other.resolve()
-    return any(is_same_place(one, place) for place in (other, *other.parents)) or any(
-        is_same_place(other, place) for place in one.parents
-    )
+    pairs = [*((one, place) for place in (other, *other.parents)), *((other, place) for place in one.parents)]
+    return any(is_same_place(*pair) for pair in pairs)
 
 
 def nearest_existing(path: Path) -> Path:
@@ -126,9 +125,7 @@ def is_own_output(folder: Path) -> bool:
 def check_export_file(path: Path) -> None:
     """A file can be written to `path`: it ends in .safetensors, and an existing one is this program's. UserError."""
     if path.suffix.lower() != ".safetensors":
-        raise UserError(
-            f"{path}: a single file is written as safetensors; give it a name like {path.stem}.safetensors"
-        )
+        raise UserError(f"{path}: a single file is safetensors; give it a name like {path.stem}.safetensors")
     if os.path.lexists(path) and not _is_own_export(path):
         raise UserError(f"{path} exists and was not written by this program; give another name, or move it away")
     check_writable(path.parent, path)

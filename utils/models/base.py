@@ -113,21 +113,18 @@ def _with_vae(folder: Path, vae: Path) -> Path:
     links = {part: str(path.resolve()) for part, path in (parts | {"vae": place}).items()}
     index = read_json(folder / MODEL_INDEX) | {"vae": ["diffusers", "AutoencoderKL"]}
     name = hashlib.sha256(repr((links, index)).encode()).hexdigest()[:16]
-    made = cache_folder() / f"{folder.resolve().name}-with-{place.resolve().name}-{name}"
+    cache = cache_folder()
+    made = cache / f"{folder.resolve().name}-with-{place.resolve().name}-{name}"
     if _is_linked(made, links):
         return made
-    made.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with staging_folder(made.parent) as staging:
-            for part, target in links.items():
-                (staging / part).symlink_to(target)
-            write_json(staging / MODEL_INDEX, index)
-            if not _is_linked(made, links):
-                shutil.rmtree(made, ignore_errors=True)
-                move(staging, made)
-    except OSError:
-        if not _is_linked(made, links):  # else another rank was quicker
-            raise
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache / ".lock"), staging_folder(cache) as staging:  # of several ranks one makes it
+        for part, target in links.items():
+            (staging / part).symlink_to(target)
+        write_json(staging / MODEL_INDEX, index)
+        if not _is_linked(made, links):
+            shutil.rmtree(made, ignore_errors=True)
+            move(staging, made)
     return made
 
 

@@ -224,10 +224,8 @@ def _settings(model: BaseModel, run: Mapping[str, Any]) -> str:
         settings["strength"] = f"{strength:g} times the way from the base to the trained weights"
     versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
     settings |= {"prediction type": model.prediction_type, "device": run.get("device"), "versions": versions}
-    said = {
-        name: value for name, value in settings.items() if re.fullmatch(r"[\w ]+", name) and value not in (None, "")
-    }
-    lines = [f"| {name} | {_escaped(str(value))} |" for name, value in said.items()]
+    said = [(name, value) for name, value in settings.items() if re.fullmatch(r"[\w ]+", name)]
+    lines = [f"| {name} | {_escaped(str(value))} |" for name, value in said if value not in (None, "")]
     others = ", ".join(f"{name} {value}" for name, value in defaults.items()).replace("`", "'")
     head = "## Training\nWith ColossalAI's TorchDDP plugin and fp32 master weights.\n\n| | |\n|---|---|\n"
     changed = ((each["step"], _escaped("; ".join(each["changed"]))) for each in changes_of(run))

@@ -135,9 +135,8 @@ def _part(path: Path, part: str, tensors: Tensors) -> Tensors:
         if num_blocks := count(found, r"encoder\.down_blocks\.(\d+)\."):  # diffusers' names
             found = {single_file.original_vae_name(name, num_blocks): value for name, value in found.items()}
     if part == "text_encoder":
-        found = {
-            single_file.original_text_name(name): value for name, value in found.items() if "position_ids" not in name
-        }
+        kept = ((name, value) for name, value in found.items() if "position_ids" not in name)
+        found = {single_file.original_text_name(name): value for name, value in kept}
     for name, value in found.items():
         if value.dtype not in DTYPES:
             raise UserError(f"{path}: {prefix}{name} is {value.dtype}; give a file in float16 or float32")

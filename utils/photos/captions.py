@@ -107,16 +107,13 @@ def _read_metadata(path: Path, find: Callable[[str], list[Path]]) -> Iterator[tu
             raise UserError(f"{path}, line {number}, needs a file_name and one text or prompt that says what it shows")
         found = find(meant(name).removeprefix("./"))
         if not found:
-            raise UserError(
-                f"{path}, line {number}: there is no photo {name!r} in the folder; correct or remove the line"
-            )
+            raise UserError(f"{path}, line {number}: there is no photo {name!r} here; correct or remove the line")
         yield from ((photo, texts.copy().pop()) for photo in found)
 
 
 def _only_one(photo: Path, found: list[tuple[Path, str]]) -> str:
     for path, text in found[1:]:
         if text != found[0][1]:
-            raise UserError(
-                f"{photo} has two captions that differ, in {found[0][0].name} and in {path.name}; keep one of them"
-            )
+            two = f"in {found[0][0].name} and in {path.name}"
+            raise UserError(f"{photo} has two captions that differ, {two}; keep one of them")
     return found[0][1]

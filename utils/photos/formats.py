@@ -59,9 +59,7 @@ def open_photo(path: Path) -> Iterator[Image.Image]:
     except UserError:
         raise
     except Exception as error:  # every decoder has exceptions of its own
-        raise UserError(
-            f"{path} cannot be decoded: {_reason(error)}; replace it or remove it from the folder"
-        ) from error
+        raise UserError(f"{path} cannot be decoded: {_reason(error)}; replace or remove it") from error
 
 
 @contextlib.contextmanager

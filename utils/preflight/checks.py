@@ -99,9 +99,7 @@ def check_output(found: Found) -> None:
         # It may lie in the output folder, but in no folder that a run fills or replaces there.
         place, folders = output.resolve(), export_single_file.resolve().parents
         if is_reserved(next((folder.name for folder in folders if is_same_place(folder.parent, place)), "")):
-            raise UserError(
-                f"--export_single_file {export_single_file} lies among the run's own files; name another folder"
-            )
+            raise UserError(f"--export_single_file {export_single_file} lies among the run's own; name another folder")
 
 
 CHECKS: tuple[Check, ...] = (

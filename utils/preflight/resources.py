@@ -120,9 +120,7 @@ def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
         return no_gpu()
     num_ranks = environment.local_world_size() or 1
     if num_ranks > torch.cuda.device_count():
-        raise UserError(
-            f"--nproc_per_node {num_ranks}, but torch sees {torch.cuda.device_count()} GPUs here; start as many ranks"
-        )
+        raise UserError(f"--nproc_per_node {num_ranks}, but torch sees {torch.cuda.device_count()} GPUs here")
     device = torch.device("cuda", environment.local_rank())
     if needs.offload_optimizer != "none":
         from utils.training.packed import host_memory_problem
@@ -176,9 +174,7 @@ def check_schedule(plan: Plan) -> str | None:
     lr, name = plan.learning_rates["lr"], plan.learning_rates["lr_scheduler"]
     warmup, steps = plan.learning_rates["num_warmup_steps"], plan.num_steps
     if name == "polynomial" and lr <= POLYNOMIAL_END:
-        raise UserError(
-            f"--lr_scheduler polynomial ends at {POLYNOMIAL_END:g}: --learning_rate {lr:g} is not above it"
-        )
+        raise UserError(f"--lr_scheduler polynomial ends at {POLYNOMIAL_END:g}: --learning_rate {lr:g} is not above")
     if name == "constant" or warmup < steps:
         return None
     reached = lr * (steps - 1) / warmup

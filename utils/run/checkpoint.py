@@ -10,9 +10,9 @@ Tensors are stored by parameter name, contiguous: a checkpoint of one memory lay
 import hashlib
 import math
 import os
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -59,8 +59,7 @@ class Checkpointer:
         self.unet_config, self.describe, self.save_dtype = unet_config, describe, save_dtype
         self.lineage, self.total_limit, self.say = lineage, total_limit, say
         self.seconds = 0.0  # that the last write took
-        self._thread: threading.Thread | None = None
-        self._outcome: tuple[str, BaseException | None] = ("", None)
+        self._written: Future[str] | None = None
 
     def save(self, step: int) -> None:
         """Takes the state after `step` steps and starts writing it; waits only for the checkpoint before.
@@ -69,46 +68,42 @@ class Checkpointer:
         """
         self.wait()
         arrived = self.snapshot.take()
-        self._thread = threading.Thread(target=self._write, args=(step, arrived), name=f"checkpoint-{step}")
-        self._thread.start()
-        if self.snapshot.is_shared:
-            self._thread.join()
+        thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint-{step}")
+        self._written = thread.submit(self._write, step, arrived)
+        thread.shutdown(wait=self.snapshot.is_shared)
 
     def report(self) -> None:
         """Says how the last write went, if it is over."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._written is not None and self._written.done():
             self.wait()
 
     def wait(self, *, may_fail: bool = True) -> None:
         """Waits for the write under way and says how it went; RunFailed if it failed and may not."""
-        if self._thread is None:
-            return
-        self._thread.join()
-        self._thread = None
-        line, error = self._outcome
-        if error is not None and not isinstance(error, (OSError, UserError)):
-            raise error
-        if error is not None and not may_fail:
-            raise RunFailed(line)
-        self.say(line)
+        written, self._written = self._written, None
+        try:
+            if written is not None:
+                self.say(written.result())
+        except RunFailed as error:
+            if not may_fail:
+                raise
+            self.say(str(error))
 
     def save_and_wait(self, step: int) -> None:
         """Writes the state after `step` steps before it returns; RunFailed if that cannot be done."""
         self.save(step)
         self.wait(may_fail=False)
 
-    def _write(self, step: int, arrived: Callable[[], None]) -> None:
-        name, started = f"checkpoint-{step}", time.perf_counter()
-        error: BaseException | None = None
+    def _write(self, step: int, arrived: Callable[[], None]) -> str:
+        """The line to say of a checkpoint, once it is there. RunFailed if it cannot be written."""
+        started = time.perf_counter()
         try:
             arrived()
             num_bytes = self._commit(step)
-            self.seconds = time.perf_counter() - started
-            line = f"{name}: {num_bytes / 1e9:.3g} GB written in {self.seconds:.1f} s"
-        except BaseException as caught:
-            error = caught
-            line = f"{name} could not be written to {self.output_dir}: {getattr(caught, 'strerror', None) or caught}"
-        self._outcome = line, error
+        except (OSError, UserError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise RunFailed(f"checkpoint-{step} could not be written to {self.output_dir}: {why}") from error
+        self.seconds = time.perf_counter() - started
+        return f"checkpoint-{step}: {num_bytes / 1e9:.3g} GB written in {self.seconds:.1f} s"
 
     def _commit(self, step: int) -> int:
         """Assembles the checkpoint in a hidden folder, moves it into place, then removes those beyond the limit."""

@@ -150,11 +150,8 @@ def rank_inputs(plan: Plan, sources: Sources) -> dict:
 def _say_what_is_left(output_dir: Path, checkpoint: Checkpoint) -> None:
     names = ", ".join(later.path.name for later in lineage.left_behind(output_dir, checkpoint))
     if names:
-        print(
-            f"the run branches off at step {checkpoint.step}: {names} are not its own, so 'latest' passes over them; "
-            f"they are kept until a checkpoint of that name, or the result, takes their place",
-            flush=True,
-        )
+        kept = "they are kept until a checkpoint of that name, or the result, takes their place"
+        print(f"the run branches off at step {checkpoint.step}: 'latest' passes over {names}; {kept}", flush=True)
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -260,9 +257,7 @@ def determinants(plan: Plan, class_images: list[Path], dataset: InstanceDataset,
         num_ranks=plan.num_ranks,
         photos=photo_hashes(dataset.photos, plan.arguments["instance_prompt"]),
         class_images=in_numbered_folders({str(path): sha256_of(path) for path in class_images if path.is_file()}),
-        base_model={
-            name: digest for name, digest in base_hashes["sha256"].items() if name.split("/")[0] in TRAINED_ON
-        },
+        base_model={name: each for name, each in base_hashes["sha256"].items() if name.split("/")[0] in TRAINED_ON},
         tokenizer={path.name: sha256_of(path) for path in tokenizer if path.is_file()},
     )
 
@@ -276,19 +271,15 @@ def base_files(base: BaseModel) -> dict[Path, tuple[int, int]]:
 
 def hash_files(base: BaseModel) -> dict[str, Any]:
     """Folder and SHA-256 of base_files, by their names in the folder."""
-    return dict(folder=str(base.folder), sha256={name_in(base, path): sha256_of(path) for path in base_files(base)})
-
-
-def name_in(base: BaseModel, path: Path) -> str:
-    """A file's name in the base's folder."""
-    return path.relative_to(base.folder).as_posix()
+    digests = {path.relative_to(base.folder).as_posix(): sha256_of(path) for path in base_files(base)}
+    return dict(folder=str(base.folder), sha256=digests)
 
 
 def changed_file(sources: Sources) -> Path | None:
     """The first file of the base that is not what it was; where the time of change is another its content decides."""
-    base, before, now = sources.base, sources.base_files, base_files(sources.base)
-    for path in [path for path in before | now if before.get(path) != now.get(path)]:
-        was = sources.base_hashes.result()["sha256"].get(name_in(base, path)) if sources.base_hashes else None
-        if path not in now or sha256_of(path) != was:
-            return path
-    return None
+    before, now = sources.base_files, base_files(sources.base)
+    touched = [path for path in before | now if before.get(path) != now.get(path)]
+    known = sources.base_hashes.result()["sha256"] if sources.base_hashes and touched else {}
+    names = {path: path.relative_to(sources.base.folder).as_posix() for path in touched}
+    changed = (path for path in touched if path not in now or sha256_of(path) != known.get(names[path]))
+    return next(changed, None)
