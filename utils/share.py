@@ -16,6 +16,7 @@ from utils.models.card import CARD_FILE, PICTURE_FILE, clean_record, without_pat
 from utils.models.check import check_base_model
 from utils.models.folder import FROZEN_PARTS, MODEL_INDEX, BaseModel
 from utils.models.saving import copy_part
+from utils.models.weight_files import clean_metadata
 
 VOCABULARIES = ("vocab.json", "tokenizer.json", "added_tokens.json")  # of words, some of which look like paths
 
@@ -59,6 +60,8 @@ def copy_for_sharing(model: BaseModel, target: Path) -> None:
     for path in target.rglob("*.json"):
         if path.name not in VOCABULARIES:
             write_json(path, without_paths(read_json(path)))
+    for path in target.rglob("*.safetensors"):
+        clean_metadata(path, without_paths)
     write_json(target / RUN_FILE, clean_record(run_of(folder)))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from huggingface_hub import metadata_load
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import evaluate
 from tests.helpers.pipelines import edit_json, write_shards
@@ -185,18 +186,22 @@ def test_a_folder_to_upload(output, trained, tmp_path, capsys, flags):
 @pytest.mark.parametrize(
     "path", ["/home/alice/acme", "~/acme", r"C:\Users\alice\acme", "file:///mnt/acme", "../acme/sd"]
 )
-def test_no_json_file_of_the_base_names_a_place(flags, base, tmp_path, path):
+def test_no_file_of_the_base_names_a_place(flags, base, tmp_path, path):
     words = {"_name_or_path": f"{path}/unet", "from": [f"made by {path}/x.py"], "url": "https://a.org/b/c"}
     edit_json(base / "model_index.json", _name_or_path=f"{path}/sd")
     write_shards(base, "text_encoder")
     for name in ("unet/config.json", "scheduler/scheduler_config.json"):
         edit_json(base / name, **words)
     edit_json(base / "tokenizer/tokenizer_config.json", special_tokens_map_file=f"{path}/map.json")
+    file = base / "vae/diffusion_pytorch_model.safetensors"
+    save_file(load_file(file), file, {"format": "pt", "made_from": f"{path}/vae.ckpt"})
     run(flags, pretrained_model_name_or_path=base, export_single_file=tmp_path / "one.safetensors")
     assert run_main(share, [str(tmp_path / "output"), str(tmp_path / "new")]) == 0
     texts = [each.read_text() for each in (tmp_path / "new").rglob("*.json")]
-    texts += [str(read_tensors(tmp_path / "one.safetensors")[1])]
+    weights = [tmp_path / "one.safetensors", *(tmp_path / "new").rglob("*.safetensors")]
+    texts += [str(read_tensors(each)[1]) for each in weights]
     assert not [text for text in texts if "acme" in text or "alice" in text] and len(texts) > 9
+    assert "'made_from': 'vae.ckpt'" in str(texts)
     found = json.loads((tmp_path / "new/unet/config.json").read_text())
     assert (found["_name_or_path"], found["from"], found["url"]) == ("unet", ["made by x.py"], "https://a.org/b/c")
     vocabulary = "tokenizer/vocab.json"

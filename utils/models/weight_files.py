@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,18 +127,39 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     from safetensors.torch import load, load_file
 
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        length, header = _read_header(path)
         said = header.pop("__metadata__", {})
         texts = {name: value for name, value in said.items() if isinstance(value, str)}
         if texts == said:
             return load_file(path), texts
         content = path.read_bytes()  # the library refuses such a header: without it the tensors stay where they are
-        plain = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
-        return load(content[:8] + plain + content[8 + length :]), texts
+        return load(content[:8] + _as_header(header, length) + content[8 + length :]), texts
     except Exception as error:  # as below
         raise _unfit(path, f"is not a whole safetensors file ({first_line(error)})") from None
+
+
+def clean_metadata(path: Path, clean: Callable[[Any], Any]) -> None:
+    """What a safetensors file says beside its tensors becomes what `clean` makes of it, which is no longer."""
+    length, header = _read_header(path)
+    said = header.get("__metadata__")
+    if (cleaned := clean(said)) != said:
+        with path.open("r+b") as file:
+            file.seek(8)
+            file.write(_as_header(header | {"__metadata__": cleaned}, length))
+
+
+def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """A safetensors file's header, which may hold what the library refuses, and how many bytes it takes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return length, json.loads(file.read(length))
+
+
+def _as_header(header: dict[str, Any], length: int) -> bytes:
+    """In so many bytes, so that the tensors stay where they are."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+    assert len(text) == length
+    return text
 
 
 def read_onto(paths: Iterable[Path], device: "torch.device | str") -> Tensors:
