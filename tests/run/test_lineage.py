@@ -23,7 +23,7 @@ class TestBranches:
         branch = dict(self.OTHER, resume_from_checkpoint="checkpoint-2", checkpointing_steps=2, max_train_steps=5000)
         process = Process(as_argv(flags | branch | changes), tmp_path / "text", die_after(killed_after))
         assert process.wait() == -signal.SIGKILL
-        assert "branches off at step 2: checkpoint-4, checkpoint-6 are not its own" in process.text()
+        assert "branches off at step 2: 'latest' passes over checkpoint-4, checkpoint-6" in process.text()
         assert [row["step"] for row in rows(output)][:2] == [1, 2]
 
     @pytest.mark.parametrize("killed_after", [3, 5])
