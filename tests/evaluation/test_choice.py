@@ -96,5 +96,9 @@ def test_the_chosen_ones_number_is_of_pictures_that_it_was_not_chosen_by():
     assert [entry["name"] for entry in found["entries"]] == ["finetuned@0.5", "finetuned"]
     assert (found["chosen"], found["command"]) == ("finetuned", None)
     assert found["sentence"].startswith(("Take the result. 12%", "Take the result. 13%"))  # 0.1 of 0.8, not 0.3
-    notes = ["not found nearer to your photos; 1 of 1 other prompts kept", "1 of 1 other prompts kept"]
-    assert [entry["note"] for entry in found["entries"]] == notes
+    assert [entry["note"] for entry in found["entries"]] == ["not found nearer to your photos", ""]
+    table.others["candidates/finetuned"] = [dict(prompt="a boat", kept=False)]
+    assert (
+        describe(table, KNOWS, Path("base"), Path("missing"))["entries"][1]["note"]
+        == "loses other prompts: 0 of 1 kept"
+    )

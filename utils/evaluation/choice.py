@@ -149,14 +149,13 @@ def _candidate(table: ImageTable, scorer: Scorer, name: str, last_step: int | No
 
 
 def _note(candidate: Candidate, scorer: Scorer, num_looks: int) -> str:
-    """Why a candidate is out, and what it keeps; neither by a scorer that does not know such photos."""
-    why, kept = "", ""
+    """Why a candidate is out; nothing by a scorer that does not know such photos."""
     if candidate.num_copies:
-        why = COPIES
-    elif scorer.knows and not scorer.no_way and not candidate.gains(num_looks):
-        why = "not found nearer to your photos"
-    elif scorer.knows and not scorer.no_way and not candidate.keeps_others:
-        why = LOSES
-    if candidate.kept and scorer.knows:
-        kept = "{} of {} other prompts kept".format(*candidate.kept)
-    return "; ".join(filter(None, (why, kept)))
+        return COPIES
+    if not scorer.knows or scorer.no_way:
+        return ""
+    if not candidate.gains(num_looks):
+        return "not found nearer to your photos"
+    return (
+        "{3}: {0} of {1} kept".format(*candidate.kept, LOSES) if candidate.kept and not candidate.keeps_others else ""
+    )
