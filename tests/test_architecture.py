@@ -51,11 +51,13 @@ LATE_IMPORTS = {
     },
     "models.weight_files": {"safetensors.torch": TORCH, "torch": TORCH},
     "photos.formats": {
-        "PIL.TiffImagePlugin": "only a TIFF needs it; 17 modules, 12 ms",
         "pillow_heif": MAY_BE_MISSING,
         "pillow_jxl": MAY_BE_MISSING,
     },
-    "preflight.checks": {"utils.preflight.sources": "numpy, Pillow, 150 ms: complaints about folders come before it"},
+    "preflight.checks": dict.fromkeys(
+        ["utils.preflight.resources", "utils.preflight.sources"],
+        "numpy, Pillow, 150 ms: complaints about folders come before them",
+    ),
     "preflight.resources": {"torch": TORCH, "utils.training.packed": TORCH},
     "run.logs": {"torch.utils.tensorboard": "only --report_to needs it; 177 modules, 200 ms"},
     "run.resume": {"utils.runtime.colossal": "takes as long as the base's hashing in a thread, which is waited for"},

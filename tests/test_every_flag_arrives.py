@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from PIL import Image
+from PIL import Image, ImageOps
 
 import evaluate
 import train_dreambooth_colossalai
@@ -128,6 +128,9 @@ def write_inputs(folder: Path) -> None:
     write_pipeline(folder / "other", seed=1)
     write_photos(folder / "photos")
     write_photos(folder / "other photos", 3, size=(64, 64))
+    for path in list(write_photos(folder / "screenshots", 3).iterdir()):
+        ImageOps.expand(Image.open(path), (0, 20)).save(path.with_suffix(".png"))
+        path.unlink()
     write_photos(folder / "wide", 3, size=(96, 48))
     write_cut_out(folder / "cut out")
     write_other_tokenizer(folder)
@@ -330,6 +333,7 @@ TRAINING = {
     "resolution": changes(losses, resolution=48),
     "center_crop": center_crop,
     "alpha_mask": alpha_mask,
+    "crop_bars": changes(losses, without=dict(instance_data_dir="{inputs}/screenshots"), crop_bars=True),
     "train_batch_size": changes(losses, most_at_once("UNet2DConditionModel"), train_batch_size=2),
     "num_train_epochs": changes(num_steps, without=dict(max_train_steps=None), num_train_epochs=2),
     "max_train_steps": changes(num_steps, max_train_steps=2),
@@ -342,6 +346,7 @@ TRAINING = {
     "low_memory": Row(dict(low_memory=True), lambda run, other: run.saved_bytes < 0.7 * other.saved_bytes, {}),
     "mixed_precision": changes(losses, mixed_precision="bf16"),
     "dry_run": shows(lambda run: run.printed.startswith("preflight") and not run.output.exists(), dry_run=True),
+    "json": shows(lambda run: run.printed.startswith('{"exit_code": 0'), dry_run=True, json=True),
     "max_nonfinite_steps": "tests/run/test_faults.py",
     "no_cuda_graph": "there are no CUDA graphs on a CPU; tests/training/test_train_step.py on a GPU",
     "deterministic": shows(lambda run: run.is_deterministic, deterministic=True),

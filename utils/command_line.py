@@ -25,7 +25,7 @@ from utils.values import as_path, as_text, meant, read_text
 EXIT_INTERRUPTED = 130
 SECONDS_FOR_RANK_0 = 0.5  # torchrun ends all ranks as soon as one has failed: rank 0 must have spoken by then
 # Of an earlier run's arguments, those that a new one does not take over.
-PER_RUN = ("config", "debug", "dry_run", "resume_from_checkpoint", "allow_changes", "overwrite_output_dir")
+PER_RUN = ("config", "debug", "dry_run", "json", "resume_from_checkpoint", "allow_changes", "overwrite_output_dir")
 
 HOW_CONFIG = 'write it like {"learning_rate": 1e-6, "center_crop": true}, with the flags without their dashes'
 _leaving: list[int] = []  # the exit code, once leave() was called
@@ -198,7 +198,7 @@ def run_main(
 ) -> int:
     """Runs `main(argv)` and returns the exit code.
 
-    A UserError becomes one line on stderr, from rank 0 only, and exit code 2, as does a package that is not installed;
+    A UserError becomes one line on stderr, from rank 0 only, and its exit code, and a package that is not installed 2;
     RunFailed and failures of the file system (a full disk, say) likewise, with exit code 1; Ctrl-C 130, with the line
     `interrupted`. With --debug among the arguments, errors are raised with their tracebacks.
     """
@@ -210,9 +210,9 @@ def run_main(
             raise
         line, exit_code = str(error), getattr(error, "exit_code", 1)
         if isinstance(error, ModuleNotFoundError):
-            line += f"; {HOW_TO_INSTALL}"
+            line, exit_code = f"{line}; {HOW_TO_INSTALL}", EXIT_USER_ERROR
         _say(line if exit_code > 128 else f"error: {line}")
-        return EXIT_USER_ERROR if isinstance(error, UserError | ModuleNotFoundError) else exit_code
+        return exit_code
     except KeyboardInterrupt:
         _say(interrupted)
         return EXIT_INTERRUPTED

@@ -87,10 +87,10 @@ def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
             )
 
 
-def load_photos(concepts: list[Concept], resolution: int, center_crop: bool, alpha_mask: bool) -> InstanceDataset:
-    """One InstanceDataset of all subjects' photos."""
+def load_photos(concepts: list[Concept], resolution: int, **options: bool) -> InstanceDataset:
+    """One InstanceDataset of all subjects' photos, with its options."""
     dataset, *others = [
-        InstanceDataset(concept.instance_data_dir, resolution, center_crop, concept.instance_prompt, alpha_mask)
+        InstanceDataset(concept.instance_data_dir, resolution, prompt=concept.instance_prompt, **options)
         for concept in concepts
     ]
     for other in others:

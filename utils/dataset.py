@@ -3,9 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,7 +12,7 @@ from PIL import Image
 from utils.errors import UserError
 from utils.photos.captions import SUFFIXES as CAPTION_SUFFIXES
 from utils.photos.captions import read_captions
-from utils.photos.decoding import decode, find_bars, read_photo, upright_size
+from utils.photos.decoding import decode, read_photo, treat_bars, upright_size
 from utils.photos.formats import NOT_AN_IMAGE, why_not_a_photo
 
 if TYPE_CHECKING:  # imported where it is used: the preflight needs no torch, whose import takes longer than all else
@@ -24,8 +22,8 @@ if TYPE_CHECKING:  # imported where it is used: the preflight needs no torch, wh
 class Photo(NamedTuple):
     """A decoded photo: `pixels` uint8 [3,H,W], whose shorter side is the training resolution.
 
-    `done` and `notes` are read_photo's; `bars` the pixels of one colour along the original's sides, of those with any;
-    `opacity` uint8 [H,W] of the pixels, None if all are opaque.
+    `original_size` is that of the photo without bars that are cut off, `done` and `notes` are the decoder's; `opacity`
+    uint8 [H,W] of the pixels, None if all are opaque.
     """
 
     path: Path
@@ -35,7 +33,6 @@ class Photo(NamedTuple):
     prompt: str = ""
     done: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    bars: Mapping[str, int] = MappingProxyType({})
     opacity: np.ndarray | None = None
 
 
@@ -130,6 +127,7 @@ class InstanceDataset(Crops):
         center_crop: crop the middle instead of a random place.
         prompt: what the photos show; a caption beside a photo replaces it for that photo.
         alpha_mask: the photos' opacity weighs the loss; without, it matters no more once they lie on white.
+        crop_bars: bars of one colour along a photo's edges are cut off.
 
     Attributes:
         num_captions: photos whose prompt is a caption.
@@ -146,6 +144,7 @@ class InstanceDataset(Crops):
         center_crop: bool = False,
         prompt: str = "",
         alpha_mask: bool = False,
+        crop_bars: bool = False,
     ):
         paths, skipped = find_photos(Path(directory))
         captions, caption_files = read_captions(paths, [path for path, _ in skipped])
@@ -155,6 +154,7 @@ class InstanceDataset(Crops):
         self.center_crop = center_crop
         self.instance_prompt = prompt
         self.alpha_mask = alpha_mask
+        self.crop_bars = crop_bars
         self.photos = [self._read(path, captions.get(path, prompt)) for path in paths]
         self.sizes = [photo.pixels.shape[1:] for photo in self.photos]
         for number, photo in enumerate(self.photos if alpha_mask else ()):
@@ -166,7 +166,7 @@ class InstanceDataset(Crops):
                 raise UserError(f"{photo.path} is transparent {where}: {advice}")
 
     def _read(self, path: Path, prompt: str) -> Photo:
-        decoded = read_photo(path)
+        decoded = treat_bars(read_photo(path), crop_bars=self.crop_bars)
         pixels = np.array(resize_shorter_side(decoded.image, self.resolution))
         return Photo(
             path=path,
@@ -176,7 +176,6 @@ class InstanceDataset(Crops):
             prompt=prompt,
             done=tuple(decoded.done),
             notes=tuple(decoded.notes),
-            bars={} if decoded.alpha else find_bars(decoded.image),
             opacity=np.array(resize_shorter_side(decoded.alpha, self.resolution)) if decoded.alpha else None,
         )
 

@@ -4,11 +4,20 @@ import os
 from pathlib import Path
 
 EXIT_USER_ERROR = 2
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 SHOWN = 3  # of a list
 
 
 class UserError(ValueError):
     """Something the user can fix: the message says what is wrong, where, and what to do."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class TryAgain(UserError):
+    """Something that may pass without the user: the same command will do then."""
+
+    exit_code = EXIT_TRY_AGAIN
 
 
 class RunFailed(RuntimeError):

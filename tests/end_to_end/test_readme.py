@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers.pipelines import write_512_pixel_pipeline, write_photos
 from tests.helpers.script import LAUNCHER_VARIABLES, ROOT
@@ -235,6 +236,18 @@ def test_every_command_of_more_than_one_wish_runs(newcomer):
     run_page(WISHES, tree, environment | dict(CHECKPOINTING_STEPS="10"), **few)
     assert (tree / "earlier.safetensors").is_file() and (tree / "weaker/model_index.json").is_file()
     assert [len(list(tree.glob(made))) for made in ("cat_images/*.png", "both/*/report.html")] == [4, 2]
+
+
+def test_what_a_queue_is_shown_can_be_read():
+    """Neither a cluster is here nor Kubernetes: the shell's and YAML's parsers are."""
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    scripts = [text for language, text in blocks_of(page) if language == "bash"]
+    codes = [subprocess.run(["bash", "-n"], input=text, text=True).returncode for text in scripts]
+    job = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    variables = set(re.findall(r"\$\{([A-Z_]+):", (ROOT / "run.sh").read_text(encoding="utf-8")))
+    assert codes == [0, 0] and {each["name"] for each in container["env"]} <= variables
+    assert parser_flags() >= {word for word in container["args"] if word.startswith("--") and "=" not in word}
 
 
 def test_the_recipes_command_is_in_it():

@@ -119,8 +119,14 @@ def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_pat
 
 def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkeypatch):
     texts, loaded = [], []
+    load_weights = loading._load_weights
+
+    def noting(cls, *args, **options):
+        loaded.append(cls.__name__)
+        return load_weights(cls, *args, **options)
+
     monkeypatch.setattr(drawing.PromptEmbeddings, "__call__", spy(drawing.PromptEmbeddings.__call__, texts))
-    monkeypatch.setattr(loading, "_check_whole", lambda module, *_: loaded.append(type(module).__name__))
+    monkeypatch.setattr(loading, "_load_weights", noting)
     more = "--checkpoint all --strength 0.5 1 --only generate --batch_size 1"
     assert run(trained_dir, tmp_path / "result", *more.split()) == 0
     assert sorted(loaded) == ["AutoencoderKL", "CLIPTextModel", *2 * ["UNet2DConditionModel"]]

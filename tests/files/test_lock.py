@@ -14,7 +14,7 @@ import train_dreambooth_colossalai as script
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, as_argv, rows, run, run_json
 from utils.command_line import run_main
-from utils.errors import UserError
+from utils.errors import EXIT_TRY_AGAIN, UserError
 from utils.files import lock
 from utils.files.lock import SECONDS_FOR_A_DYING_RUN, check_not_in_use, hold_output
 from utils.files.ownership import HOLDER_FILE, LOCK_FILE
@@ -30,7 +30,7 @@ def test_a_second_run_is_refused_and_the_first_goes_on(flags, output, tmp_path, 
     wait_for(lambda: len(rows(output)) > 2)
     for changes in (LATEST, dict(overwrite_output_dir=True), dict(dry_run=True)):
         second = Process(as_argv(flags | changes), tmp_path / "second", wait_less)
-        assert second.wait() == 2
+        assert second.wait() == EXIT_TRY_AGAIN
     text = second.text()
     holder = f"process {first[0].pid} on {socket.gethostname()}"
     assert text.count(f"--output_dir {output} is in use by another run ({holder}): wait for it, end it") == 3
@@ -43,7 +43,7 @@ def test_a_second_run_is_refused_and_the_first_goes_on(flags, output, tmp_path, 
 def test_an_evaluation_in_a_folder_that_is_in_use_is_refused(tmp_path, capsys):
     argv = [f"--output_dir={tmp_path / 'result'}", "--only=report"]
     with hold_output(tmp_path / "result", is_main=True):
-        assert run_main(evaluate.main, argv) == 2
+        assert run_main(evaluate.main, argv) == EXIT_TRY_AGAIN
     assert f"--output_dir {tmp_path / 'result'} is in use by another run" in capsys.readouterr().err
 
 
@@ -67,7 +67,7 @@ def test_both_started_at_once(flags, tmp_path):
         pause_after(6, lambda: "is in use" in texts_of_both())()
 
     both = [Process(argv, tmp_path / name, meet_after_the_preflight) for name in "ab"]
-    assert sorted(finish(both)) == [0, 2]
+    assert sorted(finish(both)) == [0, EXIT_TRY_AGAIN]
     texts = [process.text() for process in both]
     assert sum("is in use by another run" in text for text in texts) == 1
     assert len(rows(output)) == 12 and not list(output.glob(".*"))

@@ -1,10 +1,17 @@
-"""Bars along a photo's edges: how thick they are, and what is none."""
+"""Bars along a photo's edges: how thick they are, what is none, and a photo without them."""
+
+import json
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from utils.photos.decoding import find_bars
+from utils import PROGRAM
+from utils.dataset import InstanceDataset
+from utils.evaluation.photos import load_photos
+from utils.photos.decoding import decode, find_bars
+
+SIDES = ("top", "bottom", "left", "right")
 
 
 def noise(width: int = 120, height: int = 90) -> Image.Image:
@@ -46,6 +53,35 @@ def test_a_plain_background_is_no_bar():
     assert find_bars(image) == {}
     assert find_bars(Image.new("RGB", (300, 200), "white")) == {}
     assert find_bars(noise()) == {}
+
+
+@pytest.mark.parametrize("bars", [dict(top=40, bottom=37), dict(left=25), dict(top=20, bottom=20, left=9, right=9)])
+def test_they_are_cut_off(tmp_path, bars):
+    framed("black", **bars).save(tmp_path / "a.png")
+    assert np.array_equal(decode(tmp_path / "a.png", crop_bars=True), noise())
+    (photo,) = InstanceDataset(tmp_path, 90, crop_bars=True).photos
+    assert np.array_equal(photo.pixels, np.asarray(noise()).transpose(2, 0, 1)) and photo.original_size == (120, 90)
+    said = ", ".join(f"{side} {bars[side]}" for side in SIDES if side in bars)
+    assert photo.done[-1] == f"bars cut off ({said} pixels)"
+
+
+def test_without_the_flag_they_stay_and_what_is_transparent_is_no_bar(tmp_path):
+    framed("black", top=40).save(tmp_path / "a.png")
+    cut_out = framed("black", top=40)
+    cut_out.putalpha(Image.linear_gradient("L").resize(cut_out.size))
+    cut_out.save(tmp_path / "b.png")
+    for crop_bars, sizes in ((False, [(120, 130), (120, 130)]), (True, [(120, 90), (120, 130)])):
+        dataset = InstanceDataset(tmp_path, 90, alpha_mask=True, crop_bars=crop_bars)
+        assert [photo.original_size for photo in dataset.photos] == sizes
+    assert dataset.photos[1].opacity.shape == dataset.photos[1].pixels.shape[1:]
+
+
+def test_the_evaluation_sees_what_was_trained_on(tmp_path):
+    (photos := tmp_path / "photos").mkdir()
+    framed("black", top=40).save(photos / "a.png")
+    for crop_bars, size in ((True, (120, 90)), (False, (120, 130))):
+        (tmp_path / "run.json").write_text(json.dumps(dict(program=PROGRAM, arguments=dict(crop_bars=crop_bars))))
+        assert [photo.size for photo in load_photos(photos, tmp_path).values()] == [size]
 
 
 def test_a_picture_of_one_pixel():

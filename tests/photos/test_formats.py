@@ -2,7 +2,6 @@
 
 import builtins
 import importlib
-import struct
 
 import numpy as np
 import pytest
@@ -65,7 +64,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, kind, module, package
 def test_packages_are_imported_only_for_such_photos(tmp_path):
     save(tmp_path, "a.png", Image.new("RGB", (4, 4)))
     code = "import sys; from utils.dataset import InstanceDataset; InstanceDataset(sys.argv[1], 4)\n"
-    code += "print({'pillow_heif', 'pillow_jxl', 'PIL.TiffImagePlugin'} & set(sys.modules))"
+    code += "print({'pillow_heif', 'pillow_jxl'} & set(sys.modules))"
     done = run_python(code, tmp_path)
     assert done.stdout.strip() == "set()", done.stderr
 
@@ -100,49 +99,6 @@ def test_camera_raw_by_its_first_bytes(tmp_path, magic, name):
     assert f"({RAW_MAGIC[magic]})" in refused(tmp_path / name)
 
 
-def tiff(*directories: dict, order: str = "<", nested: int | None = None) -> bytes:
-    """A TIFF with these tags of one number each; from number `nested` on, the directories lie inside the first."""
-    content = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
-    chained = directories if nested is None else directories[:nested]
-    inner = directories[len(chained) :]
-    size = {
-        number: 2 + 12 * (len(tags) + (number == 0 and bool(inner))) + 4 for number, tags in enumerate(directories)
-    }
-    start = [8 + sum(size[earlier] for earlier in range(number)) for number in range(len(directories))]
-    for number, tags in enumerate(directories):
-        if number == 0 and inner:
-            assert len(inner) == 1
-            tags = tags | {330: start[len(chained)]}
-        content += struct.pack(f"{order}H", len(tags))
-        for tag, value in sorted(tags.items()):
-            content += struct.pack(f"{order}HHII", tag, 4, 1, value)
-        following = start[number + 1] if number + 1 < len(chained) else 0
-        content += struct.pack(f"{order}I", following)
-    return content
-
-
-SIZE = {256: 160, 257: 120}
-THUMBNAIL, WHOLE = SIZE | {254: 1, 259: 1, 262: 2}, SIZE | {254: 0, 259: 1}
-RAW_TIFFS = {
-    "a mosaic inside, as NEF and ARW": tiff(THUMBNAIL, WHOLE | {262: 32803}, nested=1),
-    "a mosaic next, as PEF": tiff(THUMBNAIL, WHOLE | {262: 32803}),
-    "a mosaic at once": tiff(WHOLE | {262: 32803}),
-    "its pattern": tiff(THUMBNAIL | {254: 0}, WHOLE | {33422: 1}, nested=1),
-    "linear raw": tiff(WHOLE | {262: 34892}),
-    "DNG": tiff(WHOLE | {262: 2, 50706: 0x01040000}),
-    "DNG of the other order": tiff(WHOLE | {262: 2, 50706: 0x01040000}, order=">"),
-    "a maker's compression": tiff(THUMBNAIL | {254: 0}, WHOLE | {259: 34713}, nested=1),
-    "a preview first": tiff(THUMBNAIL, WHOLE | {262: 2}, nested=1),
-}
-
-
-@pytest.mark.parametrize("kind", RAW_TIFFS)
-@pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
-def test_camera_raw_in_a_tiff(tmp_path, kind, name):
-    (tmp_path / name).write_bytes(RAW_TIFFS[kind])
-    refused(tmp_path / name)
-
-
 def test_an_ordinary_tiff_is_read(tmp_path):
     """With the camera's EXIF and maker's note kept, of several pages, with a thumbnail after it, or large-file."""
     tags = TiffImagePlugin.ImageFileDirectory_v2()
@@ -160,11 +116,3 @@ def test_an_ordinary_tiff_is_read(tmp_path):
     save(tmp_path, "f.tif", picture, save_all=True, append_images=[thumbnail])
     for photo in InstanceDataset(tmp_path, 32).photos:
         assert np.abs(photo.pixels.transpose(1, 2, 0).astype(int) - upright_picture())[::31, ::63].max() <= 3
-
-
-def test_a_tiff_whose_directories_go_in_a_circle(tmp_path):
-    content = bytearray(tiff(WHOLE | {262: 2}))
-    content[-4:] = struct.pack("<I", 8)
-    (tmp_path / "a.tif").write_bytes(content)
-    with pytest.raises(UserError, match="a.tif cannot be"):
-        InstanceDataset(tmp_path, 16)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from tests.helpers.fuzzing import FUZZ, SECONDS_OF_FUZZ
 from tests.helpers.photos import turned, write_cut_out
@@ -23,7 +23,7 @@ from utils.command_line import run_main
 from utils.dataset import InstanceDataset
 from utils.errors import UserError
 from utils.models.loading import load_tokenizer
-from utils.preflight.photos import describe_prompt, load_quick_tokenizer
+from utils.preflight.photos import blur_effect, describe_prompt, load_quick_tokenizer
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, body: bytes = b"\0" * 100) -> bytes:
@@ -142,7 +142,7 @@ def test_what_is_said_of_photos(tmp_path, tiny_pipeline_dir, capsys):
     assert rows["see-through.png: PNG 50x40, transparency on white, each crop shows 80%"] == "ok"
     assert rows["small.jpg: JPEG 16x16, CMYK made RGB, enlarged 2.0 times, it will look soft"] == "note"
     assert rows["the same file twice: again.jpg, photo-0.jpg: keep one of them"] == "note"
-    assert rows["nearly alike: again.jpg, nearly.png; other views and places teach more"] == "note"
+    assert rows["nearly alike: photo-0.jpg, nearly.png; keep one and add other views"] == "note"
     assert rows["notes.txt: not an image"] == "note" and rows[".DS_Store: hidden"] == "ok"
     assert not any("turned" in row and "nearly" in row for row in rows)
 
@@ -170,7 +170,42 @@ def test_bars_are_said(tmp_path, tiny_pipeline_dir, capsys):
     screenshot.paste(Image.open(photos / "photo-0.jpg"), (0, 25))
     screenshot.save(photos / "screenshot.png")
     (row,) = [row for row in rows(tiny_pipeline_dir, photos, tmp_path, capsys) if "screenshot" in row]
-    assert "bars of one colour are learned too, cut them off (top 25, bottom 15 pixels)" in row
+    assert "bars of one colour are learned too, --crop_bars cuts them off (top 25, bottom 15 pixels)" in row
+    found = rows(tiny_pipeline_dir, photos, tmp_path, capsys, "--crop_bars")
+    assert found["screenshot.png: PNG 48x88, bars cut off (top 25, bottom 15 pixels)"] == "ok"
+
+
+def test_the_blur_effect():
+    """Of a step, whose differences of 1 become nine of a ninth; of a slope, which stays; of nothing at all."""
+    step = np.zeros((3, 40, 40), np.uint8)
+    step[:, :, 20:] = 90
+    slope = np.tile(np.arange(120, dtype=np.uint8), (3, 120, 1))
+    assert blur_effect(step) == pytest.approx(1 / 9) and blur_effect(step.transpose(0, 2, 1)) == blur_effect(step)
+    assert blur_effect(slope) > 0.95 and blur_effect(np.zeros((3, 20, 20), np.uint8)) == 0
+
+
+def test_few_small_and_blurred_photos_are_notes(tmp_path, tiny_pipeline_dir, capsys):
+    photos = write_photos(tmp_path / "photos", 1)
+    cat = Image.open(ROOT / "instance/cat-3.jpg")
+    cat.filter(ImageFilter.GaussianBlur(3)).save(photos / "blurred.png")
+    cat.resize((250, 250)).save(photos / "small.png")
+    found = rows(tiny_pipeline_dir, photos, tmp_path, capsys, "--resolution=512")
+    assert found["blurred.png: PNG 512x512, blurred: use a sharper one"] == "note"
+    assert found["small.png: PNG 250x250, enlarged 2.0 times, it will look soft"] == "note"
+    assert found[f"3 in {photos}"] == "ok"
+    cat.save(photos / "blurred.png")
+    (photos / "small.png").unlink()
+    found = rows(tiny_pipeline_dir, photos, tmp_path, capsys, "--resolution=512")
+    assert found["blurred.png: PNG 512x512"] == "ok"
+    assert found[f"2 in {photos}; with fewer than three the model learns the pictures, not the subject"] == "note"
+
+
+def test_a_refused_photo_names_the_page(tmp_path, tiny_pipeline_dir, capsys):
+    photos = write_photos(tmp_path / "photos", 1)
+    (photos / "cut.jpg").write_bytes((photos / "photo-0.jpg").read_bytes()[:300])
+    code, out, _ = dry_run(tiny_pipeline_dir, photos, tmp_path, capsys)
+    (row,) = [row for row in rows_of(out) if "cut.jpg" in row]
+    assert code == 2 and row.endswith("replace it or remove it from the folder (docs/photos.md)")
 
 
 def test_captions_are_said(tmp_path, tiny_pipeline_dir, capsys):

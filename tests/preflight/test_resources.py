@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.script import UNET_FILE, dry_run, make_args, run
-from utils.errors import UserError
+from utils.errors import TryAgain, UserError
 from utils.models.check import check_base_model
 from utils.models.folder import FROZEN_PARTS, read_base
 from utils.models.single_file import export_single_file
@@ -56,7 +56,7 @@ def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
     without = base.num_parameters * 4 + sum(path.stat().st_size for path in copied)
     free = {"bytes": without + tensors}
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Namespace(total=1, free=free["bytes"]))
-    with pytest.raises(UserError, match="too little disk space"):
+    with pytest.raises(TryAgain, match="too little disk space"):
         resources.check_disk(plan, base, 0)
     free["bytes"] = without + int(tensors * 1.3)  # the headers of files so small
     resources.check_disk(plan, base, 0)

@@ -1,7 +1,17 @@
 """The table of the checks: every problem at once, and a verdict."""
 
-from tests.helpers.script import ROOT, dry_run, rows_of, run
+import json
+from unittest.mock import ANY
+
+import pytest
+
+from tests.helpers.script import ROOT, as_argv, dry_run, rows, rows_of, run
+from train_dreambooth_colossalai import main
+from utils.arguments import parse_args
+from utils.models.folder import FROZEN_PARTS, read_base
 from utils.preflight.table import as_text
+from utils.run.plan import memory_needs
+from utils.training.memory import memory_needed
 
 
 def test_a_dry_run_lists_every_problem(tmp_path, tiny_pipeline_dir, capsys):
@@ -21,6 +31,30 @@ def test_a_run_shows_first_what_is_odd(flags, capsys):
     assert lines[0].startswith("note  flag  --checkpoints_total_limit: no effect")
     assert lines[1].startswith("ready to train (") and lines[1].endswith("checks, 1 note; --dry_run lists them)")
     assert lines[2].startswith("4 photos at 32 px")
+
+
+def test_a_dry_run_for_a_program(flags, output, tmp_path, capsys):
+    """One object and nothing else; what a resumed run has still to do is known by the steps that it made."""
+    run(flags, max_train_steps=4, checkpointing_steps=2)
+    metrics = output / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(row | dict(step_time=2.0)) + "\n" for row in rows(output)))
+    capsys.readouterr()
+    more = dict(json=True, dry_run=True, resume_from_checkpoint="latest", save_dtype="fp32", num_train_epochs=5)
+    assert main(as_argv(flags | dict(max_train_steps=10, checkpointing_steps=3) | more)) == 0
+    found = json.loads(capsys.readouterr().out)
+    base = read_base(flags["pretrained_model_name_or_path"])
+    copied = sum(path.stat().st_size for part in FROZEN_PARTS for path in base.files(part).values())
+    assert found["disk"]["needed"] == copied + base.num_parameters * (4 + 2 * 12) and found["disk"]["free"] > 1e6
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    assert [name for name in found if f"`{name}`" not in page] == []
+    assert found["training_seconds"] == 12.0 and found["exit_code"] == 0 and found["problems"] == []
+    assert dict(check="flag", finding=ANY) in found["notes"] and found["settings"]["max_train_steps"] == 10
+    assert found["host_memory"]["needed"] == 12 * base.num_parameters and found["gpu_memory"]["free"] is None
+    needs = memory_needs(parse_args(as_argv(flags)), num_parameters=base.num_parameters, num_ranks=1)
+    assert found["gpu_memory"]["needed"] == pytest.approx(memory_needed(needs), abs=1)
+    assert main(as_argv(flags | dict(json=True, dry_run=True, output_dir=tmp_path / "new", resolution=33))) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["exit_code"] == 2 and [each["check"] for each in found["problems"]] == ["resolution"]
 
 
 def test_a_table_cannot_be_written_into_by_a_name():

@@ -9,14 +9,13 @@ from utils.models.folder import read_base
 
 
 def update_card(output_dir: Path, metrics: dict | None) -> None:
-    """Writes the card of the pipeline that drew, by samples.json; says so. A folder that cannot be written keeps its.
+    """Writes the card of the pipeline that drew, by samples.json. A folder that cannot be written keeps its.
 
     Args:
         metrics: metrics.json; None without scores.
     """
     folder, picture = model_folder(read_samples(output_dir), FINETUNED), output_dir / COMPARISON_FILE
     try:
-        if write_card(read_base(folder), metrics=metrics, picture=picture if picture.is_file() else None):
-            print(f"{folder / CARD_FILE} has the scores and the comparison picture")
+        write_card(read_base(folder), metrics=metrics, picture=picture if picture.is_file() else None)
     except (OSError, UserError) as error:
         print(f"note: {folder / CARD_FILE} stays as it was ({getattr(error, 'strerror', None) or error})")

@@ -68,7 +68,7 @@ def generate(plan: EvaluationPlan, hashing: Future) -> None:
     device = gpu.pick_device()
     for each in (plan, plan.candidates or plan):
         each.mixed_precision = pick_precision(plan.mixed_precision, device)
-    photos = load_photos(plan.instance_data_dir)
+    photos = load_photos(plan.instance_data_dir, plan.finetuned_model_name_or_path)
     if plan.instance_data_dir is not None and not photos:
         warn(f"--instance_data_dir {plan.instance_data_dir} holds no photo: {COMPARISON_FILE} shows none")
     turns = WeightsInTurn(plan, load_pipelines(plan, device))

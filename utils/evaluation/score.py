@@ -39,7 +39,7 @@ PAPER_ENCODERS["clip_t"] = PAPER_ENCODERS["clip_i"]
 def score(plan: EvaluationPlan, samples: dict) -> dict:
     """Computes every metric that there is a model for; writes metrics.json, and returns it."""
     loaded, folder = load_encoders(plan, samples, pick_device()), photos_folder(plan, samples)
-    table = ImageTable(samples, plan.output_dir, load_photos(folder), loaded)
+    table = ImageTable(samples, plan.output_dir, load_photos(folder, model_folder(samples, FINETUNED)), loaded)
     record = dict(
         written_by=WRITTEN_BY,
         format=METRICS_FORMAT,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.errors import UserError
+from utils.errors import TryAgain
 from utils.files.atomic import replace_path
 from utils.files.ownership import HOLDER_FILE, LOCK_FILE
 
@@ -84,7 +84,7 @@ def _alone_in(output_dir: Path, seconds: float) -> Iterator[OSError | None]:
             holder = ""
             with contextlib.suppress(OSError):
                 holder = (output_dir / HOLDER_FILE).read_text(errors="replace").strip()
-            raise UserError(
+            raise TryAgain(
                 f"--output_dir {output_dir} is in use by another run ({holder or 'which has just started'}): wait for "
                 f"it, end it, or give this one a folder of its own"
             ) from None

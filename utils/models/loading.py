@@ -47,18 +47,14 @@ def _load(cls: Any, folder: Path, **options: Any) -> Any:
         return cls.from_pretrained(folder, local_files_only=True, **options)
 
 
-def _load_weights(base: BaseModel, part: str) -> torch.nn.Module:
-    """One of CLASSES, float32 on the CPU.
-
-    Raises UserError if the file lacks a tensor, which the libraries would fill in at random, or if one is not finite.
-    """
-    if part == "unet":
-        return load_unet(base)
-    place, options = base.folder / part, dict(torch_dtype=torch.float32, output_loading_info=True)
-    options["use_safetensors"] = base.weights[part].kind == SAFETENSORS  # else it is looked for, and missed
+def _load_weights(cls: Any, base: BaseModel, part: str, **options: Any) -> torch.nn.Module:
+    """A part with weights. Raises UserError if the file lacks some, which the libraries would fill in at random, and
+    if one is not finite."""
+    place = base.folder / part
     with _plain_folder(base, part) as plain:
         try:
-            module, loading = _load(CLASSES[part], plain, **options)
+            options["use_safetensors"] = base.weights[part].kind == SAFETENSORS  # else it is looked for, and missed
+            module, loading = _load(cls, plain, output_loading_info=True, **options)
         except UserError as error:
             raise UserError(str(error).replace(str(plain), str(place))) from error
     _check_whole(module, sorted(loading["missing_keys"]), place)
@@ -119,7 +115,7 @@ def load_frozen(
     It is loaded as float32: transformers would read the weights in the dtype that config.json names, and not in the
     file's. A GPU rounds and reorders what it has been given much faster than the CPU could before: the bits are equal.
     """
-    module = _load_weights(base, part).requires_grad_(False).eval()
+    module = _load_weights(CLASSES[part], base, part, torch_dtype=torch.float32).requires_grad_(False).eval()
     for value in (*module.parameters(), *module.buffers()):
         moved, dtype = value.data.to(device), weight_dtype if value.is_floating_point() else value.dtype
         value.data = moved.to(dtype, memory_format=memory_format if value.dim() == 4 else torch.preserve_format)
@@ -159,7 +155,7 @@ def load_safety_checker(folder: Path, device: torch.device | str) -> torch.nn.Mo
 
 
 def load_unet(base: BaseModel, tensors: dict[str, torch.Tensor] | None = None) -> torch.nn.Module:
-    """UNet2DConditionModel in training mode, float32: FlatParameters takes it from there. Raises as the others.
+    """UNet2DConditionModel in training mode, float32: FlatParameters takes it from there. Raises as _load_weights.
 
     Args:
         tensors: its weights, where they have been read before, on whichever device they are; they become the module's,

@@ -17,7 +17,7 @@ HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}  # an ICC profile's colour space: Pillow's mode
 SAME_AS_SRGB = 2  # a profile that changes no value by more is sRGB, whatever it is called
 PROBE_LEVELS = range(0, 256, 15)
-# Of a bar of one colour along a photo's edge, as around a photo in a screenshot.
+# Of a bar of one colour along a photo's edge, as around a photo in a screenshot (docs/photos.md).
 TOLERANCE = 8  # of 255: what JPEG does to one colour
 IN_THE_BAR, IN_THE_PHOTO = 0.7, 0.4  # at least, and at most, so much of a row has the bar's colour
 PURE = 0.97  # so much at least of the rows next to the photo, where no phone shows anything
@@ -38,9 +38,10 @@ class DecodedPhoto(NamedTuple):
     notes: list[str]
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, *, crop_bars: bool = False) -> Image.Image:
     """The photo in RGB as read_photo gives it, which see for what is done and raised."""
-    return read_photo(path).image
+    photo = read_photo(path)
+    return (treat_bars(photo, crop_bars=True) if crop_bars else photo).image
 
 
 def read_photo(path: Path) -> DecodedPhoto:
@@ -171,6 +172,21 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     return max(ImageChops.difference(converted, probe.convert("RGB")).tobytes()) <= SAME_AS_SRGB
 
 
+def treat_bars(photo: DecodedPhoto, *, crop_bars: bool) -> DecodedPhoto:
+    """The photo without the bars along its edges, or with a note on them; a transparent one as it is."""
+    bars = {} if photo.alpha else find_bars(photo.image)
+    if not bars:
+        return photo
+    said = f"{', '.join(f'{side} {thickness}' for side, thickness in bars.items())} pixels"
+    if not crop_bars:
+        note = f"bars of one colour are learned too, --crop_bars cuts them off ({said})"
+        return photo._replace(notes=[*photo.notes, note])
+    width, height = photo.image.size
+    left, top, right, bottom = (bars.get(side, 0) for side in ("left", "top", "right", "bottom"))
+    image = photo.image.crop((left, top, width - right, height - bottom))
+    return photo._replace(image=image, done=[*photo.done, f"bars cut off ({said})"])
+
+
 def find_bars(image: Image.Image) -> dict[str, int]:
     """Pixels of bar at "top", "bottom", "left" and "right" of an RGB image, those that have one.
 
@@ -187,18 +203,11 @@ def find_bars(image: Image.Image) -> dict[str, int]:
 
 def _thickness(rows: np.ndarray) -> int:
     """Rows of bar at the beginning of uint8 [H,W,3]; 0 if there is none."""
-    rows = rows[:, :: max(1, rows.shape[1] // NUM_SAMPLES)]
-    colour = np.median(rows[0], axis=0)
-
-    def share(row: int) -> float:
-        return float((np.abs(rows[row] - colour).max(axis=1) <= TOLERANCE).mean())
-
-    height = len(rows)
-    end = next((row for row in range(height) if share(row) < IN_THE_BAR), height)
-    if end < max(3, NARROWEST * height) or end == height:
+    rows = rows[:, :: max(1, rows.shape[1] // NUM_SAMPLES)].astype(np.int16)
+    share = (np.abs(rows - np.median(rows[0], axis=0)) <= TOLERANCE).all(axis=2).mean(axis=1)
+    end = int(np.argmax(share < IN_THE_BAR))  # 0 if there is no such row
+    if end < max(3, NARROWEST * len(rows)):
         return 0
-    last_rows = range(max(0, end - TRANSITION), end)
-    ends_sharply = any(
-        share(row) >= PURE and share(min(row + TRANSITION, height - 1)) <= IN_THE_PHOTO for row in last_rows
-    )
-    return end if ends_sharply else 0
+    last_rows = np.arange(max(0, end - TRANSITION), end)
+    beyond = np.minimum(last_rows + TRANSITION, len(rows) - 1)
+    return end if ((share[last_rows] >= PURE) & (share[beyond] <= IN_THE_PHOTO)).any() else 0

@@ -4,9 +4,8 @@ import contextlib
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -29,13 +28,6 @@ RAW_MAGIC = {  # (offset, bytes): the format
     (6, b"HEAPCCDR"): "CRW",
     (8, b"CR\2"): "CR2",
 }
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Tags of TIFF 6.0, TIFF/EP (ISO 12234-2) and DNG 1.7, and the values of camera makers.
-NEW_SUBFILE_TYPE, COMPRESSION, PHOTOMETRIC, SUB_IFDS, CFA_PATTERN, DNG_VERSION = 254, 259, 262, 330, 33422, 50706
-REDUCED_IMAGE = 1  # a bit of NEW_SUBFILE_TYPE
-RAW_PHOTOMETRIC = {32803, 34892}  # colour filter array, linear raw
-RAW_COMPRESSION = {32767, 32769, 32770, 34713, 65000, 65535}  # Sony, Epson, Samsung, Nikon, Kodak, Pentax
-MAX_DIRECTORIES = 32
 
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
 AVIF_BRANDS = {b"avif", b"avis"}
@@ -141,41 +133,4 @@ def _camera_raw(path: Path, head: bytes) -> str | None:
         if head.startswith(magic, offset):
             return name
     suffix = path.suffix.lower()
-    if suffix in RAW_SUFFIXES:
-        return suffix[1:].upper()
-    return _raw_tiff(path, head) if head.startswith(TIFF_MAGIC) else None
-
-
-def _raw_tiff(path: Path, head: bytes) -> str | None:
-    """What in a TIFF's directories says that it is camera raw: most of these are TIFFs with a thumbnail first."""
-    try:
-        directories = list(_directories(path, head))
-    except Exception:  # damaged: Pillow's complaint names it
-        return None
-    if any(DNG_VERSION in each for each in directories):
-        return "DNG"
-    for each in directories:
-        if each.get(PHOTOMETRIC) in RAW_PHOTOMETRIC or CFA_PATTERN in each or each.get(COMPRESSION) in RAW_COMPRESSION:
-            return "a sensor's pixels in a TIFF"
-    reduced = [each.get(NEW_SUBFILE_TYPE, 0) & REDUCED_IMAGE for each in directories]
-    return "a TIFF with a preview first" if reduced and reduced[0] and not all(reduced) else None
-
-
-def _directories(path: Path, head: bytes) -> Iterator[Mapping[int, Any]]:
-    """The tags of a TIFF's images, {tag: value} each: the file's first, then the others and those inside them."""
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2  # only for a TIFF
-
-    with path.open("rb") as file:
-        header = head[: 16 if head[2:4] in (b"+\0", b"\0+") else 8]
-        pending, seen = [ImageFileDirectory_v2(header).next], {0}
-        while pending and len(seen) < MAX_DIRECTORIES:
-            offset = pending.pop(0)
-            if offset in seen:
-                continue
-            seen.add(offset)
-            directory = ImageFileDirectory_v2(header)
-            file.seek(offset)
-            directory.load(file)
-            nested = directory.get(SUB_IFDS, ())
-            pending += [directory.next, *(nested if isinstance(nested, tuple) else (nested,))]
-            yield directory
+    return suffix[1:].upper() if suffix in RAW_SUFFIXES else None

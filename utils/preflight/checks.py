@@ -3,19 +3,20 @@
 What needs neither a photo nor a plan comes first, and imports nothing that takes time: such complaints are instant.
 """
 
+import json
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from utils.errors import EXIT_USER_ERROR, UserError
+from utils.errors import UserError
 from utils.files import ownership
 from utils.files.atomic import is_same_place
 from utils.files.lock import check_not_in_use
 from utils.models.base import base_folder
 from utils.models.check import check_base_model, check_scheduler
 from utils.models.folder import is_reserved
-from utils.preflight.table import NOTE, Check, Found, Row, as_text, num_problems, rows_of
+from utils.preflight.table import NOTE, Check, Found, Row, as_lists, as_text, rows_of
 from utils.run.lineage import list_checkpoints
 from utils.runtime import environment
 from utils.runtime.process import columns
@@ -34,18 +35,23 @@ def run_preflight(
     """Makes all the checks and prints what is odd, `notes` first, on rank 0; `is_quick`: but those that need torch.
 
     What a run does and what it is made from, None if a check failed, which a dry run alone survives; its exit code.
-    Raises UserError at the first problem, but with --dry_run prints the whole table, with the problems of all checks.
+    Raises UserError at the first problem, but with --dry_run prints the whole table, with the problems of all checks;
+    with --json too, those and what the run takes as one JSON object (docs/serving.md).
     """
     found = Found(args, is_quick)
     rows = [("flag", note, NOTE) for note in notes] + rows_of(CHECKS, found)
 
-    from utils.preflight import sources  # photos: only now, so that what comes before is instant
+    from utils.preflight import resources, sources  # photos: only now, so that what comes before is instant
 
     rows += rows_of(sources.CHECKS, found)
-    if environment.is_main():
+    exit_code = min(found.exit_codes, default=0)  # what may pass is worth another try only if it is alone
+    plan, made_from = getattr(found, "plan", None), getattr(found, "sources", None)
+    if environment.is_main() and args.dry_run and args.json:
+        needs = resources.as_numbers(plan, made_from)
+        print(json.dumps(dict(exit_code=exit_code, **as_lists(rows), **needs)), flush=True)
+    elif environment.is_main():
         print(as_text(rows, columns(), in_full=args.dry_run), flush=True)  # a log gets whole lines
-    plan, sources_ = getattr(found, "plan", None), getattr(found, "sources", None)
-    return plan, sources_, EXIT_USER_ERROR if num_problems(rows) else 0
+    return plan, made_from, exit_code
 
 
 def find_launcher(found: Found) -> Iterator[Row]:
@@ -99,7 +105,7 @@ def check_output(found: Found) -> None:
         # It may lie in the output folder, but in no folder that a run fills or replaces there.
         place, folders = output.resolve(), export_single_file.resolve().parents
         if is_reserved(next((folder.name for folder in folders if is_same_place(folder.parent, place)), "")):
-            raise UserError(f"--export_single_file {export_single_file} lies among the run's own; name another folder")
+            raise UserError(f"--export_single_file {export_single_file} lies among the run's own files; name another")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,13 @@ from utils.dataset import InstanceDataset, Photo
 from utils.errors import UserError
 
 LARGE_PIXELS = 50_000_000
-SMALL_FACTOR = 1.5  # enlarging a photo more than so is worth a note
 SMALL_SHARE = 0.5  # of a photo in a crop
-NEAR_BITS = 6  # of the 64 of a difference hash
+# Measured on real photos (docs/photos.md).
+FEW_PHOTOS = 3
+BLURRED = 0.55  # blur effect, of crops of SHARP_PIXELS or more
+SHARP_PIXELS = 192
+SMALL_FACTOR = 2.0  # enlarged by it, most sharp photos are as soft as a blurred one
+NEAR_BITS = 8  # of the 64 of a difference hash
 MAX_TOKENS = 77
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
 
@@ -25,7 +29,8 @@ PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[
 def describe_photos(dataset: InstanceDataset) -> Iterator[tuple[str, str, str]]:
     """The table's rows: folders, each photo, captions, duplicates, and what was skipped."""
     for folder, count in Counter(photo.path.parent.resolve() for photo in dataset.photos).items():
-        yield "photos", f"{count} in {folder}", "ok"
+        few = "; with fewer than three the model learns the pictures, not the subject" if count < FEW_PHOTOS else ""
+        yield "photos", f"{count} in {folder}{few}", "note" if few else "ok"
     for photo in dataset.photos:
         finding, verdict = describe_photo(photo, dataset)
         yield "photo", f"{photo.path.name}: {finding}", verdict
@@ -43,11 +48,11 @@ def describe_photo(photo: Photo, dataset: InstanceDataset) -> tuple[str, str]:
     width, height = photo.original_size
     said, notes = list(photo.done), list(photo.notes)
     factor = dataset.resolution / min(width, height)
-    notes += [f"enlarged {factor:.1f} times, it will look soft"] if factor > SMALL_FACTOR else []
+    if factor >= SMALL_FACTOR:
+        notes.append(f"enlarged {factor:.1f} times, it will look soft")
+    elif factor <= 1 and dataset.resolution >= SHARP_PIXELS and blur_effect(photo.pixels) > BLURRED:
+        notes.append("blurred: use a sharper one")
     notes += [f"very large ({width * height / 1e6:.0f} megapixels)"] if width * height > LARGE_PIXELS else []
-    if photo.bars:
-        sides = ", ".join(f"{side} {pixels}" for side, pixels in photo.bars.items())
-        notes.append(f"bars of one colour are learned too, cut them off ({sides} pixels)")
     rows, columns = photo.pixels.shape[1:]
     share = dataset.resolution**2 / (rows * columns)
     if share < 1:
@@ -72,31 +77,42 @@ def describe_captions(dataset: InstanceDataset) -> tuple[str, str] | None:
     return f"of {given} of {total} photos{rest}", "note"
 
 
-def difference_hash(pixels: np.ndarray) -> int:
-    """64 bits of whether brightness grows from left to right, of uint8 [3,H,W]."""
+def blur_effect(pixels: np.ndarray) -> float:
+    """0 to 1 of uint8 [3,H,W]: how much of the differences between neighbours stays when they are blurred again (Crete
+    et al., The blur effect, 2007), in the direction in which more does.
+    """
+    grey, found = pixels.mean(axis=0, dtype=np.float32), [0.0]
+    for image in (grey, grey.T):
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(image, ((0, 0), (4, 4)), mode="edge"), 9, axis=1)
+        before, after = (np.abs(np.diff(each, axis=1)) for each in (image, windows.mean(axis=-1)))
+        if before.any():
+            found.append(1 - float(np.maximum(before - after, 0).sum() / before.sum()))
+    return max(found)
+
+
+def difference_hash(pixels: np.ndarray) -> np.ndarray:
+    """64 times whether brightness grows from left to right, bool [8,8], of uint8 [3,H,W]."""
     image = Image.fromarray(pixels.transpose(1, 2, 0)).convert("L").resize((9, 8), Image.Resampling.BOX)
-    values = list(image.tobytes())
-    bits = [values[row * 9 + column] < values[row * 9 + column + 1] for row in range(8) for column in range(8)]
-    return sum(bit << place for place, bit in enumerate(bits))
+    return np.asarray(image)[:, :-1] < np.asarray(image)[:, 1:]
 
 
-def describe_duplicates(photos: list[Photo]) -> list[str]:
-    """A phrase for photos that are one file again, and one for those that are nearly the same; none if all differ."""
-    again: dict[int, list[str]] = defaultdict(list)  # {number of the first: names of the others}
-    near: dict[int, list[str]] = defaultdict(list)
-    hashes = [difference_hash(photo.pixels) for photo in photos]
-    for later, photo in enumerate(photos):
-        for earlier, other in enumerate(photos[:later]):
-            is_again = photo.sha256 == other.sha256
-            if is_again or (hashes[later] ^ hashes[earlier]).bit_count() <= NEAR_BITS:
-                (again if is_again else near)[earlier].append(photo.path.name)
-                break
-    said = "the same file twice: {}: keep one of them", "nearly alike: {}; other views and places teach more"
-    names = [
-        "; ".join(", ".join([photos[first].path.name, *others]) for first, others in group.items())
-        for group in (again, near)
-    ]
-    return [phrase.format(group) for phrase, group in zip(said, names, strict=True) if group]
+def describe_duplicates(photos: list[Photo]) -> Iterator[str]:
+    """A phrase for photos that are one file again, and one for those that are nearly the same."""
+    hashes = {photo.sha256: difference_hash(photo.pixels) for photo in photos}
+
+    def in_groups(among: list[Photo], is_like: Callable[[Photo, Photo], bool]) -> str:
+        groups: list[list[Photo]] = []
+        for photo in among:
+            group = next((group for group in groups if is_like(group[0], photo)), [])
+            groups += [] if group else [group]
+            group.append(photo)
+        return "; ".join(", ".join(photo.path.name for photo in group) for group in groups if group[1:])
+
+    if again := in_groups(photos, lambda one, other: one.sha256 == other.sha256):
+        yield f"the same file twice: {again}: keep one of them"
+    once = list({photo.sha256: photo for photo in photos}.values())
+    if near := in_groups(once, lambda one, other: (hashes[one.sha256] != hashes[other.sha256]).sum() <= NEAR_BITS):
+        yield f"nearly alike: {near}; keep one and add other views"
 
 
 def load_quick_tokenizer(folder: Path) -> Tokenizer:

@@ -1,18 +1,22 @@
 """What a run asks for: disk space, GPU memory, a GPU that torch can use; numbers that can hardly be meant."""
 
+import math
 import os
 import shutil
+import statistics
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from utils.errors import UserError
-from utils.files.ownership import nearest_existing
+from utils.errors import TryAgain, UserError
+from utils.files.json_files import read_rows
+from utils.files.ownership import METRICS_FILE, nearest_existing
 from utils.models.folder import FROZEN_PARTS, BaseModel
 from utils.run.plan import Plan
+from utils.run.resume import Sources
 from utils.runtime import environment
-from utils.runtime.gpu import no_gpu
+from utils.runtime.gpu import gpu_is_possible, no_gpu
 from utils.training import memory
 from utils.training.memory import GB, MemoryNeeds
 
@@ -32,6 +36,7 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Namespace], Any], str], ...] = (
     ("validation_steps", lambda a: a.validation_steps > a.max_train_steps, "beyond the last step"),
     ("checkpoints_total_limit", lambda a: a.checkpointing_steps > a.max_train_steps, "in a run without a checkpoint"),
     ("logging_dir", lambda a: a.report_to == "none", "without --report_to tensorboard"),
+    ("json", lambda a: not a.dry_run, "without --dry_run"),
     ("allow_changes", lambda a: not a.resume_from_checkpoint, "without --resume_from_checkpoint"),
 )
 # Between which values a number is taken without a word; beyond, a digit or a sign may be wrong (docs/flags.md).
@@ -55,14 +60,25 @@ USUAL = {
     "passes": (0, 5000),
 }
 MEANT = dict(samples_per_step="batch size x accumulation x ranks", passes="the times that a photo is shown")
+MEASURED_STEPS = 50  # the last ones that a run has made say how long a step takes
 FP16_REACH = 2**12  # a number that changes by less than this part of it is the same in fp16
 
 
-def check_disk(plan: Plan, base: BaseModel, first_step: int) -> tuple[str, str]:
-    """What the result and the checkpoints will take, against what is free; UserError if it is too little.
+class DiskNeeds(NamedTuple):
+    """Bytes that a run writes, of them those that it copies, and what one of its checkpoints takes."""
 
-    A single file counts on its own disk.
-    """
+    result: int
+    copied: int
+    checkpoint: int
+    num_checkpoints: int
+
+    @property
+    def total(self) -> int:
+        return self.result + self.num_checkpoints * self.checkpoint
+
+
+def disk_needs(plan: Plan, base: BaseModel, first_step: int) -> DiskNeeds:
+    """On the output folder's disk, from `first_step` on; UserError if a single file's own disk is too full."""
     count = base.num_parameters
     unet_bytes = count * (4 if plan.save_dtype == "fp32" else 2)
     place = nearest_existing(plan.output_dir)
@@ -74,19 +90,24 @@ def check_disk(plan: Plan, base: BaseModel, first_step: int) -> tuple[str, str]:
     most = plan.num_steps // plan.checkpointing_steps - first_step // plan.checkpointing_steps
     if limit := plan.checkpoints["total_limit"]:
         most = min(most, limit + 1)
-    usage = shutil.disk_usage(place)
-    needed, free = result + most * checkpoint, usage.free
-    said = f"{result / GB:.2g} GB for the result, {frozen / GB:.2g} copied"
-    said += f", {most} checkpoint{'' if most == 1 else 's'} of {checkpoint / GB:.2g} GB" if most else ""
+    return DiskNeeds(result, frozen, checkpoint, most)
+
+
+def check_disk(plan: Plan, base: BaseModel, first_step: int) -> tuple[str, str]:
+    """What the result and the checkpoints will take, against what is free; UserError if it is too little."""
+    needs, usage = disk_needs(plan, base, first_step), shutil.disk_usage(nearest_existing(plan.output_dir))
+    most, free = needs.num_checkpoints, usage.free
+    said = f"{needs.result / GB:.2g} GB for the result, {needs.copied / GB:.2g} copied"
+    said += f", {most} checkpoint{'' if most == 1 else 's'} of {needs.checkpoint / GB:.2g} GB" if most else ""
     if usage.total == 0:  # some mounted buckets and network folders do not know
         return f"{said}; the disk does not say how much is free", "note"
     said += f"; {free / GB:.3g} GB free"
-    if needed > free:
-        raise UserError(
+    if needs.total > free:
+        raise TryAgain(
             f"--output_dir {plan.output_dir}: too little disk space ({said}); free some, choose another disk, or keep "
             f"fewer checkpoints with --checkpoints_total_limit or --checkpointing_steps"
         )
-    if needed + checkpoint > free:
+    if needs.total + needs.checkpoint > free:
         return f"{said}: no room for the checkpoint that a signal would ask for", "note"
     return said, "ok"
 
@@ -153,6 +174,30 @@ def _compare_memory(needs: MemoryNeeds, low_memory: bool, gpu: str, free: float)
         said += f"; a checkpoint's copy takes {copy / GB:.1f} GB of the host's memory, {left / GB:.1f} GB free"
         return f"{said}: training will wait while parts of it are written without one", "note"
     return said, "ok"
+
+
+def as_numbers(plan: Plan | None, sources: Sources | None) -> dict[str, Any]:
+    """What a run takes and what is free, in bytes, for JSON; the seconds that its training is still going to take, by
+    the steps that it has made before; its settings. None is not known. The GPU's memory is what it takes on a GPU.
+    """
+    if plan is None or sources is None:
+        return dict.fromkeys(("gpu_memory", "host_memory", "disk", "training_seconds", "settings"))
+    gpu_free, host_free = None, memory.free_host_memory()
+    if gpu_is_possible():
+        import torch
+
+        gpu_free = torch.cuda.mem_get_info(environment.local_rank())[0] if torch.cuda.is_available() else None
+    on_host = memory.host_memory_needed(plan.needs) + memory.checkpoint_memory_needed(plan.needs)
+    rows = read_rows(plan.output_dir / METRICS_FILE)[-MEASURED_STEPS:] if sources.checkpoint else []
+    seconds = [row["step_time"] * (plan.num_steps - sources.first_step) for row in rows if "step_time" in row]
+    free = shutil.disk_usage(nearest_existing(plan.output_dir)).free
+    return dict(
+        gpu_memory=dict(needed=round(memory.memory_needed(plan.needs)), free=gpu_free),
+        host_memory=dict(needed=round(on_host), free=round(host_free) if math.isfinite(host_free) else None),
+        disk=dict(needed=disk_needs(plan, sources.base, sources.first_step).total, free=free),
+        training_seconds=round(statistics.median(seconds), 1) if seconds else None,
+        settings=dict(plan.arguments),
+    )
 
 
 def describe_flags(plan: Plan, num_photos: int) -> Iterator[str]:

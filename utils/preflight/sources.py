@@ -25,8 +25,11 @@ def find_concepts(found: Found) -> None:
 
 def find_photos(found: Found) -> Iterator[Row]:
     """Their photos, all decoded."""
-    crop = (found.args.resolution, found.args.center_crop, found.args.alpha_mask)
-    found.dataset = load_photos(found.concepts, *crop)
+    options = {name: getattr(found.args, name) for name in ("center_crop", "alpha_mask", "crop_bars")}
+    try:
+        found.dataset = load_photos(found.concepts, found.args.resolution, **options)
+    except UserError as error:
+        raise UserError(f"{error} (docs/photos.md)") from None
     yield from describe_photos(found.dataset)
 
 

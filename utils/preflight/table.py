@@ -32,6 +32,7 @@ class Found:
 
     def __init__(self, args: Namespace, is_quick: bool):
         self.args, self.is_quick = args, is_quick
+        self.exit_codes: list[int] = []  # of a dry run's problems
 
 
 # What it is about, the parts that it needs, and a function that adds what it finds to Found, and says it.
@@ -52,12 +53,14 @@ def rows_of(checks: Iterable[Check], found: Found) -> list[Row]:
             if not found.args.dry_run:
                 raise
             rows.append((name, str(error), STOP))
+            found.exit_codes.append(error.exit_code)
     return rows
 
 
-def num_problems(rows: list[Row]) -> int:
-    """Rows that stop the run."""
-    return sum(verdict == STOP for *_, verdict in rows)
+def as_lists(rows: list[Row]) -> dict[str, list[dict[str, str]]]:
+    """What stops the run, and what is odd, for JSON."""
+    lists = dict(problems=STOP, notes=NOTE)
+    return {name: [dict(check=c, finding=f) for c, f, v in rows if v == verdict] for name, verdict in lists.items()}
 
 
 def as_text(rows: list[Row], columns: int | None = None, *, in_full: bool = True) -> str:
@@ -78,6 +81,6 @@ def as_text(rows: list[Row], columns: int | None = None, *, in_full: bool = True
     notes = sum(verdict == NOTE for *_, verdict in rows)
     counted = f"{len(rows)} checks, {notes} note{'' if notes == 1 else 's'}"
     counted += "" if in_full else "; --dry_run lists them"
-    problems = num_problems(rows)
+    problems = sum(verdict == STOP for *_, verdict in rows)
     verdict = f"NOT READY: {problems} to fix" if problems else "ready to train"
     return "\n".join([*lines, f"{verdict} ({counted})"])

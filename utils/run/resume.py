@@ -44,12 +44,12 @@ NOT_COMPARED = set(
         "validation_prompt validation_negative_prompt validation_inference_steps validation_guidance_scale "
         "validation_steps num_validation_images checkpointing_steps checkpoints_total_limit "
         # How the run starts and ends.
-        "config debug dry_run resume_from_checkpoint allow_changes overwrite_output_dir max_nonfinite_steps"
+        "config debug dry_run json resume_from_checkpoint allow_changes overwrite_output_dir max_nonfinite_steps"
     ).split()
 )
 TRAINED_ON = (*MODEL_PARTS, MODEL_INDEX)  # of a base; the rest of it is copied alone
 SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
-FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run")
+FLAGS_OF_ONE_START = ("--resume_from_checkpoint", "--overwrite_output_dir", "--allow_changes", "--dry_run", "--json")
 
 
 class Sources(NamedTuple):

@@ -32,7 +32,7 @@ def write_report(output_dir: Path, samples: dict, metrics: dict | None) -> None:
     folder = model_folder(samples, FINETUNED)
     run = run_of(folder)
     compared = (metrics or {}).get("photos", {}).get("folder")  # else those that were named when the images were drawn
-    photos = load_photos(photos_named(samples) if compared is None else Path(compared))
+    photos = load_photos(photos_named(samples) if compared is None else Path(compared), folder)
     album = Album(output_dir, samples, metrics, photos)
     choice = metrics["choice"] if metrics is not None else None
     page = TEMPLATES.get_template("report.html.jinja").render(
