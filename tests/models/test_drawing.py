@@ -1,18 +1,16 @@
 """Images depend on prompt, settings and seed alone, whatever they are drawn together with."""
 
-import json
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from transformers import CLIPConfig
+from safetensors.torch import load_file, save_file
 
+from tests.helpers.encoders import write_safety_checker
 from tests.helpers.pipelines import largest_difference
 from utils.errors import UserError
-from utils.models.drawing import NotANumber, initial_latents, is_blank, num_denoising_steps, sample, truncated_text
+from utils.models.drawing import NotANumber, is_blank, num_denoising_steps, sample, truncated_text
 from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 
@@ -29,15 +27,6 @@ def pipeline(tiny_pipeline_dir):
 @pytest.fixture(scope="module")
 def images(pipeline):
     return sample(pipeline, PROMPT, [0, 1, 2, 3], num_inference_steps=STEPS)
-
-
-def test_latents_of_an_image_come_from_its_generator_alone(pipeline):
-    def draw(*seeds):
-        return initial_latents(pipeline, [torch.Generator().manual_seed(seed) for seed in seeds], 32, 48)
-
-    assert draw(4, 5).shape == (2, 4, 8, 12)
-    assert torch.equal(draw(4, 5, 6)[1:2], draw(5))
-    assert not torch.equal(draw(4), draw(5))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
@@ -142,26 +131,12 @@ def test_the_prompt_of_no_words_is_sampled(pipeline):
     assert len(sample(pipeline, "", [0, 1], num_inference_steps=1)) == 2
 
 
-def add_safety_checker(folder: Path, threshold: float) -> None:
-    """Adds a feature extractor and a safety checker that objects to every similarity above `threshold`."""
-    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    vision = sizes | dict(image_size=32, patch_size=16)
-    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=sizes, vision_config=vision, projection_dim=8))
-    torch.nn.init.constant_(checker.concept_embeds_weights, threshold)
-    torch.nn.init.normal_(checker.concept_embeds)
-    checker.save_pretrained(folder / "safety_checker")
-    (folder / "feature_extractor").mkdir()
-    size = dict(size=32, crop_size=32, feature_extractor_type="CLIPFeatureExtractor")
-    (folder / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(size))
-    index = json.loads((folder / "model_index.json").read_text())
-    index |= dict(feature_extractor=["transformers", "CLIPFeatureExtractor"])
-    index |= dict(safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
-    (folder / "model_index.json").write_text(json.dumps(index))
-
-
 @pytest.mark.parametrize(("threshold", "blank"), [(-2.0, True), (2.0, False)])
 def test_the_safety_checker_blacks_out_what_it_objects_to(base, threshold, blank):
-    add_safety_checker(base, threshold)
+    file = write_safety_checker(base) / "safety_checker/model.safetensors"
+    tensors = load_file(file)
+    tensors["concept_embeds_weights"].fill_(threshold)  # it objects to every similarity above that
+    save_file(tensors, file, {"format": "pt"})
     pipeline = load_pipeline(read_base(base), torch.float32, CPU, safety_checker=True)
     assert is_blank(sample(pipeline, PROMPT, [0], num_inference_steps=1)[0]) == blank
     assert load_pipeline(read_base(base), torch.float32, CPU).safety_checker is None
