@@ -172,6 +172,7 @@ def newcomer(tmp_path) -> tuple[Path, dict[str, str]]:
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     environment |= dict(
         PATH=f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        PROGRAMS=str(programs),
         PIPELINE=str(write_512_pixel_pipeline(tmp_path / "pipeline")),
         VENV=sys.prefix,
         NUM_INFERENCE_STEPS="2",
@@ -191,6 +192,7 @@ def run_page(page: str, tree: Path, environment: dict[str, str], **replaced: str
     for language, text in blocks_of(page):
         if language != "text":
             script += text if language == "bash" else f"python - <<'END_OF_PYTHON'\n{text}END_OF_PYTHON\n"
+    script = script.replace("/activate\n", '/activate; PATH="$PROGRAMS:$PATH"\n')  # nothing is downloaded all the same
     for old, new in replaced.items():
         assert old in script, old
         script = script.replace(old, new)

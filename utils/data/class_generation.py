@@ -27,7 +27,7 @@ from utils.runtime.process import progress_bar
 from utils.runtime.ranks import on_all_ranks
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-ADVICE = drawing.Advice("class images", "--sample_batch_size", "--prior_generation_precision fp16")
+SMALLER = ("--sample_batch_size", "--prior_generation_precision fp16")
 MAX_ATTEMPTS = 4  # with a seed of its own each, before a blank image counts as the model's fault
 
 
@@ -105,7 +105,7 @@ def make_batch(pipeline: Any, plan: ClassPlan, numbers: list[int], seed: int) ->
     settings = {name: plan.settings[name] for name in names}
     for attempt in range(MAX_ATTEMPTS):
         seeds = [image_seed(seed, number, attempt) for number in numbers]
-        batch = drawing.draw(pipeline, seeds, advice=ADVICE, **settings)
+        batch = drawing.draw(pipeline, seeds, smaller=SMALLER, **settings)
         is_finite = batch.isfinite().flatten(1).all(1).tolist()
         blank = []
         for number, image_seed_, image, is_whole in zip(numbers, seeds, to_pil(batch), is_finite, strict=True):

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from utils.runtime.libraries import quiet_libraries
 
@@ -22,24 +22,11 @@ from utils.models.folder import BaseModel, in_pixels
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5
 
 
-class Advice(NamedTuple):
-    """What to say if the GPU's memory is too small to draw a batch."""
-
-    images: str  # what they are called
-    batch_flag: str  # the flag that makes the batch smaller
-    for_one: str  # what to give if the batch is of one image already
-
-    def line(self, num_images: int) -> str:
-        """One line."""
-        flag = f"{self.batch_flag} {num_images // 2}" if num_images > 1 else self.for_one
-        return f"the GPU's memory is too small for {num_images} {self.images} at once: give {flag}"
-
-
 class NotANumber(UserError):
     """A pipeline draws NaN or infinity."""
 
 
-SAMPLING_ADVICE = Advice("images", "--batch_size", "a smaller --height and --width")
+SMALLER = ("--batch_size", "a smaller --height and --width")
 
 
 class PromptEmbeddings:
@@ -115,7 +102,7 @@ def sample(
         for start in range(0, len(seeds), batch_size):
             texts = prompts[start : start + batch_size]
             options |= embeddings.of_batch(pipeline, texts)
-            batch = draw(pipeline, seeds[start : start + batch_size], advice=SAMPLING_ADVICE, **options)
+            batch = draw(pipeline, seeds[start : start + batch_size], smaller=SMALLER, **options)
             check_numbers(batch, texts, pipeline)
             images += to_pil(batch)
     return images
@@ -177,7 +164,7 @@ def draw(
     *,
     height: int,
     width: int,
-    advice: Advice | None = None,
+    smaller: tuple[str, str] | None = None,
     output_type: str = "pt",
     **arguments: Any,
 ) -> torch.Tensor:
@@ -186,7 +173,8 @@ def draw(
     Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
 
     Args:
-        advice: for the UserError that is raised if the GPU's memory is too small; None leaves torch's own error.
+        smaller: for the UserError if the GPU's memory is too small, the flag that makes the batch smaller, and what
+            else to give for one image; None leaves torch's own error.
         output_type, arguments: the pipeline's own; prompt_embeds are of all images [1,77,D], or one row an image.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -198,9 +186,10 @@ def draw(
         with quiet_libraries():
             return pipeline(latents=latents, generator=generators, **options).images
     except torch.cuda.OutOfMemoryError as error:
-        if advice is None:
+        if smaller is None:
             raise
-        raise UserError(advice.line(len(seeds))) from error
+        flag = f"{smaller[0]} {len(seeds) // 2}" if len(seeds) > 1 else smaller[1]
+        raise UserError(f"the GPU's memory is too small for {len(seeds)} images at once: give {flag}") from error
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
