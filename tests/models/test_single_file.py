@@ -124,7 +124,7 @@ def test_a_file_of_someone_elses_is_not_replaced(tmp_path, tiny_pipeline_dir, ca
     assert run_main(main, [str(tiny_pipeline_dir), str(tmp_path / "x.ckpt")]) == 2
     assert "a name like x.safetensors" in capsys.readouterr().err
     assert run_main(main, [str(tiny_pipeline_dir), str(tmp_path / "text.safetensors" / "x.safetensors")]) == 2
-    assert "nothing can be written in" in capsys.readouterr().err
+    assert "text.safetensors is a file, so no folder can be made in it" in capsys.readouterr().err
 
 
 def test_a_failure_leaves_no_file(tmp_path, tiny_pipeline_dir, monkeypatch):
