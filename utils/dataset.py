@@ -78,7 +78,10 @@ def _resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 
 
 class Crops:
-    """Square crops of images whose shorter side is `resolution`, R; `sizes` are (height, width) of each."""
+    """Square crops of images whose shorter side is `resolution`, R, in pixels; `sizes` are (height, width) of each.
+
+    `center_crop`: the middle instead of a random place.
+    """
 
     resolution: int
     center_crop: bool
@@ -123,8 +126,6 @@ class InstanceDataset(Crops):
 
     Args:
         directory: folder of photos; anything else in it is skipped and listed in `skipped`.
-        resolution: side R of the square crops in pixels.
-        center_crop: crop the middle instead of a random place.
         prompt: what the photos show; a caption beside a photo replaces it for that photo.
         alpha_mask: the photos' opacity weighs the loss; without, it matters no more once they lie on white.
         crop_bars: bars of one colour along a photo's edges are cut off.
@@ -205,12 +206,8 @@ class InstanceDataset(Crops):
 
 
 class ClassDataset(Crops):
-    """The class images that are used, decoded when they are asked for; an InstanceDataset to whoever draws crops.
-
-    Args:
-        images: (path, class prompt) each.
-        resolution: side R of the square crops in pixels.
-        center_crop: crop the middle instead of a random place.
+    """The class images that are used, (path, class prompt) each, decoded when they are asked for; an InstanceDataset
+    to whoever draws crops.
     """
 
     alpha_mask = False  # every position of a class image counts alike

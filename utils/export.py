@@ -25,7 +25,6 @@ BASE_FLAG = "--pretrained_model_name_or_path"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
     parser = Parser(prog="python -m utils.export", description="Writes a pipeline folder anew, as you need it.")
     add = parser.add_argument
     add("folder", type=Path, metavar="PIPELINE_DIR", help="a folder that training wrote, or a base")

@@ -96,7 +96,12 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
         if metadata is None:
             foreign.append(path)
             continue
-        _check_settings(folder, metadata["settings"], settings)
+        for name, value in settings.items():
+            if (theirs := metadata["settings"].get(name)) != value:
+                raise UserError(
+                    f"--class_data_dir {folder} holds images made with another {name.replace('_', ' ')}, {theirs!r}, "
+                    f"not {value!r}; name another folder, or empty this one"
+                )
         found.add(metadata["number"])
     if foreign and not found:
         if len(foreign) < num_class_images:
@@ -112,15 +117,6 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
     used = [folder / file_name(number) for number in sorted([*found, *missing])[:num_class_images]]
     notes = [f"left out: {len(foreign)} images in {folder} that this program did not make"] if foreign else []
     return ClassPlan(folder, prompt, settings, len(found), missing, used, notes)
-
-
-def _check_settings(folder: Path, theirs: dict, ours: dict) -> None:
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            raise UserError(
-                f"--class_data_dir {folder} holds images made with another {name.replace('_', ' ')}, "
-                f"{theirs.get(name)!r}, not {value!r}; name another folder, or empty this one"
-            )
 
 
 def plan_classes(

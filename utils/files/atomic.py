@@ -91,10 +91,8 @@ def replace_path(path: Path, write: Callable[[Path], object], *, is_shared: bool
     """`write(part)` writes a file beside `path`, which is then synced and renamed to it.
 
     So `path` is the old file or the whole new one, never a part of it; it has the permissions of any new file. What a
-    killed process left of `part` goes, as does a link that somebody put there: it is never followed.
-
-    Args:
-        is_shared: other processes may write the same file at the same time. Each then has a `part` of its own.
+    killed process left of `part` goes, as does a link that somebody put there: it is never followed. If the file
+    `is_shared`, other processes may write it at the same time, each with a `part` of its own.
     """
     part = path.with_name(f".{path.name}.{f'{os.getpid()}.' if is_shared else ''}part")
     try:

@@ -125,8 +125,7 @@ def check_same_unet(base: Path, tuned: Path) -> None:
 def replaced_file(base: Path, digests: Mapping[Path, str], run: Mapping[str, Any]) -> Path | None:
     """The first of a base's files that is not what a run.json says was trained from; None if it says nothing of it.
 
-    Args:
-        digests: SHA-256 of the files in `base` that are about to be used.
+    `digests` are the SHA-256 of the files in `base` that are about to be used.
     """
     recorded = run.get("base_model", {}).get("sha256")
     if not isinstance(recorded, Mapping):

@@ -58,10 +58,7 @@ def export_folder(model: BaseModel, tuned: Path, base: Path, target: Path, stren
     """Writes a pipeline folder: all of `model`, with the UNet of `tuned` at `strength` of its way from `base`.
 
     Its run.json is the model's, with where it came from, so that evaluate.py finds prompts and photos. An earlier
-    export's card and picture, which tell of other weights, go.
-
-    Args:
-        dtype: fp32 or fp16, of the UNet; None: as in `tuned`.
+    export's card and picture, which tell of other weights, go. `dtype` is the UNet's; None: as in `tuned`.
     """
     target.mkdir(parents=True, exist_ok=True)
     save_dtype = SAVE_DTYPES[dtype or find_weights(tuned, "unet").save_dtype]
@@ -84,9 +81,7 @@ def export_lora(
 ) -> float:
     """Writes the change from `base` to `tuned` as a LoRA to the file `path`; returns how much of it is in there.
 
-    Args:
-        model: the pipeline, whose run.json says what the file's header says of it.
-        dtype: fp32 or fp16; None: fp16, as LoRA files usually are.
+    The file's header says what the run.json of `model` says. `dtype` None is fp16, as LoRA files usually are.
     """
     state_dict, share = extract_lora(base, tuned, rank, strength=strength, dtype=SAVE_DTYPES[dtype or "fp16"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,9 +116,7 @@ def blend(base: torch.Tensor, tuned: torch.Tensor, strength: float) -> torch.Ten
 def blended_weights(base: Path, tuned: Path, strength: float) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the UNet in `tuned` at `strength`, one at a time, in the dtypes of its file.
 
-    Args:
-        base, tuned: folders with a unet/ in them, of one architecture: else UserError. At strength 1 the base is not
-            read.
+    UserError unless both folders' UNets are of one architecture. At strength 1 the base is not read.
     """
     if strength != 1:
         check_same_unet(base, tuned)
@@ -151,11 +144,8 @@ def extract_lora(
 ) -> tuple[dict[str, torch.Tensor], float]:
     """The LoRA of `rank` nearest to strength x (tuned - base), and its share of the squared change, in [0, 1].
 
-    Args:
-        base, tuned: folders with a unet/ in them.
-        rank: singular values a layer; a layer with fewer has as many as it has.
-
-    Raises UserError if the two are equal: nothing would be in the file.
+    A layer with fewer singular values has as many as it has. Raises UserError if the two are equal: nothing would be
+    in the file.
     """
     before, state_dict, held, whole = read_weights(base, "unet"), {}, 0.0, 0.0
     for name, value in blended_weights(base, tuned, strength):

@@ -67,11 +67,6 @@ def session(plan: Plan, sources: Sources) -> Iterator[torch.device]:
 class TrainingRun:
     """One run in its output folder: resumes, logs, writes checkpoints, and ends early with a clear line if it must.
 
-    Args:
-        plan, sources, class_dataset: what is run, and on what.
-        argv: the command line, for run.json and the command that resumes.
-        optimizer: whose state is restored and saved, in place.
-
     `with run:` restores the state and listens to signals; `run.log` can be used before it.
     """
 

@@ -46,9 +46,7 @@ def predict(
 class TrainStep:
     """The eager definition of a step: forward and backward of every micro-batch, then one update.
 
-    Args:
-        unet, optimizer, booster: as boosted.
-        inputs: the prompts, the noise scheduler and the VAE's scaling factor.
+    `unet`, `optimizer` and `booster` are as boosted.
     """
 
     def __init__(self, unet: Any, optimizer: MasterWeightsOptimizer, booster: Any, inputs: TrainingInputs, loss: Loss):
@@ -104,11 +102,8 @@ class CapturedStep:
     """A TrainStep whose every operation is captured in one CUDA graph after a few eager steps, then replayed.
 
     The eager step is the definition: the graph runs the same kernels on the same buffers, only without the host
-    launching each. Everything must run on one stream that is not the default one (see `training_stream`).
-
-    Args:
-        train_step: the eager step.
-        say: told, in one line, why the steps stay eager if the capture fails.
+    launching each. Everything must run on one stream that is not the default one (see `training_stream`). `say` is
+    told, in one line, why the steps stay eager if the capture fails.
     """
 
     def __init__(self, train_step: TrainStep, say: Callable[[str], None]):

@@ -23,11 +23,9 @@ class Validation:
 
     Args:
         unet: the bare UNet2DConditionModel that is being trained.
-        inputs: the photos' latents and prompts; `inputs.sampler` draws the samples, None without a prompt for them.
         loss: the training's, of which every timestep counts alike here.
-        is_main: whether this rank validates.
         every: steps between validations; 0: there are none.
-        num_images: samples a validation, with the seeds seed, seed + 1, ...
+        num_images: samples a validation, with the seeds seed, seed + 1, ...; none without `inputs.sampler`.
     """
 
     def __init__(
