@@ -14,28 +14,20 @@ from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, UNetMidB
 
 from tests.helpers.graphs import replace_graphs
 from tests.helpers.kernels import DEVICES, relative_error
+from tests.helpers.pipelines import UNET_CONFIG
 from utils.models import captured_unet, fused_unet
 from utils.models.drawing import sample
 from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
 from utils.training.train_step import fastest_step
 
-UNET_CONFIG = dict(
-    sample_size=8,
-    block_out_channels=(32, 64),
-    layers_per_block=1,
-    cross_attention_dim=32,
-    attention_head_dim=4,
-    norm_num_groups=8,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
+WIDER = UNET_CONFIG | dict(block_out_channels=(32, 64), cross_attention_dim=32, attention_head_dim=4)
 
 
 def small_unet(device, dtype=torch.float32, flattens=True):
     """A UNet in channels_last; with `flattens` its parameters lie one after the other in one buffer."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**UNET_CONFIG).to(device, dtype).to(memory_format=torch.channels_last)
+    unet = UNet2DConditionModel(**WIDER).to(device, dtype).to(memory_format=torch.channels_last)
     if flattens:
         buffer = torch.empty(unet.num_parameters(), device=device, dtype=dtype)
         for parameter, flat in zip(
