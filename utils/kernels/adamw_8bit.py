@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from utils.kernels import adamw
 from utils.kernels.adamw import DTYPES, GradientTable, load_master, store_master
 
 BLOCK = 256  # packed.BLOCK
-_ROWS = 4  # blocks a program
+_ROWS = adamw.BLOCK // BLOCK  # blocks a program: the table has the parameter at the first value of each program's
 _SMALLEST_SIGNED = tl.constexpr(2.0**-100)
 _SMALLEST_SQUARED = tl.constexpr(2.0**-45)
 _MORE = tl.constexpr(1 + 2.0**-21)  # than the square: what is between two levels goes up, however it was rounded
