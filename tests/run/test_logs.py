@@ -75,9 +75,9 @@ def test_steps_before_a_resume_do_not_stop_it(flags, output):
     log.close()
 
 
-@pytest.mark.parametrize(("draws", "said"), [("1000", "about 7 min in all"), ("0", "about 4 min in all"), ("", "")])
+@pytest.mark.parametrize(("draws", "said"), [("1000", "about 8 min in all"), ("0", "about 4 min in all"), ("", "")])
 def test_how_long_in_all(output, monkeypatch, capsys, draws, said):
-    """100 steps of 2 s are left, then 1000 denoising steps of 0.45 x 2 s / 4 each; 10 s are over, and 6 s to come."""
+    """100 steps of 2 s are left, then 1000 denoising steps of 0.5 x 2 s / 4 each; 10 s are over, and 6 s to come."""
     output.mkdir()
     monkeypatch.setenv(DRAWS_AFTERWARDS, draws)
     monkeypatch.setattr(process, "marks", {"first step": 6.0})

@@ -14,7 +14,6 @@ from utils.concepts import Concept
 from utils.dataset import InstanceDataset, Photo
 from utils.errors import UserError
 
-LARGE_PIXELS = 50_000_000
 SMALL_SHARE = 0.5  # of a photo in a crop
 # Measured on real photos (docs/photos.md).
 FEW_PHOTOS = 3
@@ -52,7 +51,6 @@ def describe_photo(photo: Photo, dataset: InstanceDataset) -> tuple[str, str]:
         notes.append(f"enlarged {factor:.1f} times, it will look soft")
     elif factor <= 1 and dataset.resolution >= SHARP_PIXELS and blur_effect(photo.pixels) > BLURRED:
         notes.append("blurred: use a sharper one")
-    notes += [f"very large ({width * height / 1e6:.0f} megapixels)"] if width * height > LARGE_PIXELS else []
     rows, columns = photo.pixels.shape[1:]
     share = dataset.resolution**2 / (rows * columns)
     if share < 1:

@@ -27,9 +27,7 @@ from utils.training.train_step import METRICS
 LOSS_SMOOTHING = 0.95
 TENSORBOARD = "TensorBoard's files"
 STEPS_TO_TELL = 8  # after so many steps it is said how long all will take; the first three may be slower
-# What a picture's denoising step takes, of what a sample of a training step takes: four of them at once on a CPU and
-# on an H100 (docs/benchmarks.md).
-OF_A_SAMPLE = 0.45
+OF_A_SAMPLE = 0.5  # of a training step's sample is a picture's denoising step: on a CPU, and at batch 4 on an H100
 MAX_STEPS_BEHIND = 8  # how many steps the GPU's results may lag before they are waited for
 
 
