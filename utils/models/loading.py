@@ -177,11 +177,8 @@ def load_sampling_scheduler(base: BaseModel) -> Any:
     return _load(getattr(diffusers, base.index["scheduler"][1]), base.folder / "scheduler")
 
 
-def quick_scheduler(scheduler: Any) -> Any:
-    """DPM-Solver++ with the noise schedule of a pipeline's own scheduler: near its pictures in a few steps.
-
-    Its class is named here alone: where there is a scipy, it takes a second to import.
-    """
+def quick_scheduler(scheduler: Any) -> diffusers.DPMSolverMultistepScheduler:
+    """DPM-Solver++ with the noise schedule of a pipeline's own scheduler: near its pictures in a few steps."""
     with quiet_libraries():
         return diffusers.DPMSolverMultistepScheduler.from_config(scheduler.config)
 

@@ -36,7 +36,7 @@ USED = {
     "transformers": ("CLIPTextModel", "CLIPTokenizer"),
     "diffusers": (
         *("AutoencoderKL", "UNet2DConditionModel", "StableDiffusionPipeline"),
-        *("DDPMScheduler", "PNDMScheduler"),
+        *("DDPMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"),
     ),
 }
 # Packages that the libraries import only because they are there. Nothing here uses them; together they take as long to
