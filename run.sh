@@ -29,7 +29,7 @@ run() {  # a command, to its end; this script ends with its exit code if that is
   [ "$code" = 0 ] || exit "$code"
 }
 
-[ -n "${VENV:-}" ] || run bash "$project/setup.sh"
+[ -n "${VENV:-}" ] || run bash "$project/setup.sh" >&2  # stdout is the run's, and JSON with --json
 python="${VENV:-$project/.venv}/bin/python"
 [ -x "$python" ] || {
   printf 'run.sh: there is no %q: VENV=DIR names a virtual environment, or leave it out for .venv\n' "$python" >&2
