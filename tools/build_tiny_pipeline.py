@@ -6,7 +6,7 @@ The vocabulary is CLIP's published list of merges; requirements-tools.txt says w
 weights. PHOTOS holds the photos that tools/photo_boxes.txt names (cats by Max Ogden, BSD; objects of
 google/dreambooth, CC BY 4.0), which are not committed. Each stage leaves its state in --state and goes on from there,
 so that a build may take several commands: `--stages vae --vae_seconds 300 --limit 100` does the first third of it.
-The default budgets are about twenty minutes on one H200, with the decoder beside the UNet; with small ones
+The default budgets are about half an hour on one H200, with the decoder beside the UNet; with small ones
 (`--clip_seconds 5 ...`) it runs on a CPU.
 """
 
@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from transformers import CLIPTokenizer
 
 from tools import previews, tiny_clip, tiny_models, tiny_training, tiny_unet, tiny_vae
-from tools.drawings import COLOURS
+from tools.drawings import COLOURS, with_articles
 from tools.teacher import Teacher
-from tools.tiny_pictures import make_pictures, to_tensor
+from tools.tiny_pictures import make_pictures, to_tensor, tokenize
 
 START = time.monotonic()
 
@@ -34,15 +35,17 @@ def parse_args(argv=None):
     parser.add_argument("--photos", type=Path, required=True, help="the folder of photos")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--state", type=Path, default=Path("state"), help="what stages leave for each other")
+    parser.add_argument("--begin_with", type=Path, help="both folders of an earlier build, which go on learning")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the learning rates: less when they go on")
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds of a stage in this command")
     parser.add_argument("--model_dir", type=Path, default=Path("model"), help="both folders are made in here")
     parser.add_argument("--previews", type=Path, default=Path("previews"), help="sheets go here")
     parser.add_argument("--num_drawings", type=int, default=64000)
     parser.add_argument("--num_photos", type=int, default=64000, help="captioned crops of photos")
     parser.add_argument("--num_details", type=int, default=30000, help="recoloured crops of any size, for the VAE")
-    for stage, seconds in dict(clip=120, vae=235, unet=640, decoder=290).items():
+    for stage, seconds in dict(clip=120, eyes=150, vae=535, unet=800, decoder=300).items():
         parser.add_argument(f"--{stage}_seconds", type=float, default=seconds)
-    for stage, size in dict(clip=1024, vae=64, unet=512).items():
+    for stage, size in dict(clip=1024, eyes=256, vae=64, unet=512).items():
         parser.add_argument(f"--{stage}_batch_size", type=int, default=size)
     parser.add_argument("--num_inference_steps", type=int, default=25, help="of the previews")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count())
@@ -61,6 +64,11 @@ def load_pictures(args, device):
     return pictures
 
 
+def begun(args, part, module):
+    """The new module, or (--begin_with) an earlier build's."""
+    return type(module).from_pretrained(args.begin_with / part).float() if args.begin_with else module
+
+
 def trained(args, name, module, device):
     """What a stage has left, rounded to float16 as it will be saved, computing in float32."""
     module.load_state_dict(torch.load(args.state / f"{name}-trained.pt", weights_only=True, map_location=device))
@@ -72,7 +80,8 @@ def leave(args, name, module):
 
 
 def budget(args, name, device):
-    return tiny_training.Budget(args.state / f"{name}.pt", getattr(args, f"{name}_seconds"), device, log, args.limit)
+    path, seconds = args.state / f"{name}.pt", getattr(args, f"{name}_seconds")
+    return tiny_training.Budget(path, seconds, device, log, args.limit, rate=args.rate)
 
 
 def clip_stage(args, device):
@@ -80,15 +89,30 @@ def clip_stage(args, device):
     with torch.no_grad(), tiny_training.autocast(device):
         parts = [teacher.features(part.float() / 127.5 - 1) for part in pictures.pixels.split(256)]
     pictures.features = torch.cat(parts).bfloat16()
-    clip = tiny_models.new_clip().to(device)
+    clip = begun(args, "tiny-clip", tiny_models.new_clip()).to(device)
     tiny_clip.train_clip(clip, pictures, budget(args, "clip", device), args.clip_batch_size)
     leave(args, "clip", clip)
+
+
+def eyes_stage(args, device):
+    """The CLIP's image tower alone, after what it learned with its text tower."""
+    pictures = load_pictures(args, device)
+    clip = trained(args, "clip", tiny_models.new_clip(), device)
+    for part in (clip.vision_model, clip.visual_projection, clip.text_projection):
+        part.requires_grad_(True)
+    clip.logit_scale.requires_grad_(True)
+    tokenizer = CLIPTokenizer.from_pretrained(args.state / "tokenizer")
+    prompts = tokenize(tokenizer, [with_articles(f"a photo of a {kind}") for kind in tiny_clip.KINDS])
+    kinds = tiny_clip.kinds_of(tokenizer.batch_decode(pictures.input_ids, skip_special_tokens=True))
+    spent = budget(args, "eyes", device)
+    tiny_clip.train_eyes(clip, Teacher(device), pictures, prompts, kinds, spent, args.eyes_batch_size)
+    leave(args, "eyes", clip)
 
 
 def vae_stage(args, device, name="vae"):
     """The autoencoder, or (name: decoder) its decoder alone, going on from it."""
     pictures = load_pictures(args, device)
-    decoder_only, vae = name == "decoder", tiny_models.new_vae().to(device)
+    decoder_only, vae = name == "decoder", begun(args, "tiny-stable-diffusion/vae", tiny_models.new_vae()).to(device)
     if decoder_only:
         vae = trained(args, "vae", vae, device).requires_grad_(True)
     drawings, photos = pictures.pixels.tensor_split([pictures.num_drawings])
@@ -114,7 +138,7 @@ def unet_stage(args, device):
     hidden_states = tiny_clip.encode_captions(clip, pictures.input_ids)
     spread = (mean * scaling_factor).std((0, 2, 3)).tolist()
     log(f"vae: scaling factor {scaling_factor:.4f}, channel deviations {[round(value, 2) for value in spread]}")
-    unet = tiny_models.new_unet().to(device)
+    unet = begun(args, "tiny-stable-diffusion/unet", tiny_models.new_unet()).to(device)
     cache = (mean * scaling_factor, std * scaling_factor, hidden_states, pictures)
     tiny_unet.train_unet(unet, cache, budget(args, "unet", device), args.unet_batch_size)
     leave(args, "unet", unet)
@@ -122,7 +146,7 @@ def unet_stage(args, device):
 
 def write_stage(args, device):
     """Both folders, from what the stages have left."""
-    clip = trained(args, "clip", tiny_models.new_clip(), device)
+    clip = trained(args, "eyes", tiny_models.new_clip(), device)
     vae = trained(args, "decoder", tiny_models.new_vae(), device)
     vae.register_to_config(scaling_factor=torch.load(args.state / "scaling_factor.pt"))
     unet = trained(args, "unet", tiny_models.new_unet(), device)
@@ -156,6 +180,7 @@ def pictures_stage(args, device):
 STAGES = dict(
     pictures=pictures_stage,
     clip=clip_stage,
+    eyes=eyes_stage,
     vae=vae_stage,
     unet=unet_stage,
     decoder=functools.partial(vae_stage, name="decoder"),

@@ -12,6 +12,7 @@ from tools import tiny_models
 from tools.cut_outs import draw_cut_out, write_cut_outs
 from tools.drawings import draw
 from tools.photos import captioned_crop, detail_crop
+from tools.rendered import render
 from tools.tiny_photos import PhotoWorld
 
 CONTEXT_LENGTH = 77  # tokens
@@ -58,13 +59,14 @@ def make_pictures(args, device, log):
         crops = pool.map(captioned_crop, few, chunksize=100)
         details = pool.map(detail_crop, range(first, first + args.num_details // 3), chunksize=100)
         composed = pool.map(functools.partial(draw_cut_out, folder=folder), cut, chunksize=100)
+        rendered = pool.map(render, range(first, first + args.num_photos // 8), chunksize=50)
         held_out = pool.map(draw, test)
     log(f"{len(drawings)} drawings")
     world, rng = PhotoWorld(args.photos, device), np.random.default_rng(args.seed)
     counts = [min(512, args.num_photos - done) for done in range(0, args.num_photos, 512)]
     parts = [world.batch(rng, count) for count in counts]
     free = [world.details(rng, min(512, args.num_details)).cpu() for _ in range(0, args.num_details, 512)]
-    made = [*drawings, *crops, *composed]
+    made = [*drawings, *crops, *composed, *rendered]
     captions = [caption for _, caption, *_ in made] + [caption for _, part in parts for caption in part]
     pixels = to_tensor([pixels for pixels, *_ in made])
     pixels = torch.cat([pixels, *[part.cpu().permute(0, 3, 1, 2) for part, _ in parts]])

@@ -15,9 +15,9 @@ class Budget:
     iteration ends, after `seconds` in all or `limit` seconds of this command.
     """
 
-    def __init__(self, path, seconds, device, report, limit=math.inf, min_steps=4):
+    def __init__(self, path, seconds, device, report, limit=math.inf, min_steps=4, rate=1.0):
         self.path, self.seconds, self.device, self.report = path, seconds, device, report
-        self.limit, self.min_steps = limit, min_steps
+        self.limit, self.min_steps, self.rate = limit, min_steps, rate
         self.kept, self.step, self.spent, self.num_reports = {}, 0, 0.0, 0
 
     @property

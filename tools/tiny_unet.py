@@ -45,10 +45,10 @@ def train_unet(unet, cache, budget, batch_size):
         update(optimizer, loss, parameters)
         return loss.detach()
 
-    set_lr(optimizer, 1e-3, budget.step, budget.fraction)
+    set_lr(optimizer, 1e-3 * budget.rate, budget.step, budget.fraction)
     run_step = captured(step_function, device)
     for step, fraction in budget:
-        set_lr(optimizer, 1e-3, step, fraction)
+        set_lr(optimizer, 1e-3 * budget.rate, step, fraction)
         loss = run_step()
         average.update(step)
         budget.note(step, fraction, loss=loss)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tools.tiny_training import Average, autocast, captured, new_optimizer, set_lr, to_unit, update
 
 # Weights of the teacher's distance and of the discriminator, which joins in after this fraction of the time.
-JOINT, DECODER_ONLY = (0.35, 0.3, 0.4), (0.6, 0.15, 0.15)
+JOINT, DECODER_ONLY = (0.6, 0.2, 0.3), (0.6, 0.15, 0.15)
 NUM_JUDGED = 32  # pictures of a batch that the teacher looks at
 
 
@@ -107,7 +107,7 @@ def train_vae(vae, teacher, drawings, details, budget, batch_size, decoder_only=
     phase = (DECODER_ONLY if decoder_only else JOINT)[-1]
     phases = {}
     for step, fraction in budget:
-        set_lr(optimizer, 3e-4 if decoder_only else 8e-4, step, fraction)
+        set_lr(optimizer, (3e-4 if decoder_only else 8e-4) * budget.rate, step, fraction)
         set_lr(judge, 4e-4, step, fraction)
         judged = fraction >= phase
         asked = judged and fraction >= phase + 0.02  # it must have learned something before it is asked
