@@ -4,6 +4,8 @@ import gzip
 import importlib.util
 import itertools
 import json
+import math
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +20,9 @@ from tools import (
     build_tiny_pipeline,
     cut_outs,
     drawings,
+    rendered,
     teacher,
+    tiny_clip,
     tiny_models,
     tiny_photos,
     tiny_pictures,
@@ -240,3 +244,34 @@ def test_written_folders_hold_every_weight_and_keep_to_their_sizes(tmp_path, voc
     for name, value in clip.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-3, atol=1e-6)
     assert all(name.startswith("text_model.") for name in load_file(folder / "text_encoder" / "model.safetensors"))
+
+
+def test_a_rendered_thing_is_lit_from_one_side_and_lies_within_the_frame():
+    for shape, seed in itertools.product(rendered.THINGS, range(3)):
+        layer = np.asarray(rendered.layer_of(shape(random.Random(seed)), random.Random(seed), (200, 60, 60)), float)
+        again = rendered.layer_of(shape(random.Random(seed)), random.Random(seed), (200, 60, 60))
+        assert np.array_equal(layer, again) and layer.shape == (64, 64, 4)
+        inside = layer[..., 3] > 250
+        assert 0.02 < inside.mean() < 0.8 and np.ptp(layer[inside].mean(1)) > 40
+
+
+def test_the_eyes_learn_and_the_text_tower_stays(tmp_path, clock):
+    class Doubtful:  # every class of ImageNet is as likely as the others
+        network = SimpleNamespace(_fc=lambda pooled: torch.zeros(len(pooled), 1000))
+
+        def maps(self, pixels):
+            return [torch.ones(len(pixels), 1280, 2, 2)]
+
+    assert tiny_clip.kinds_of(["a red cat", "sks plush toy on grass", "galaxies", "catalogue"]) == [0, 10, -1, -1]
+    _, opinions = tiny_clip.Opinions(Doubtful(), CPU)(torch.zeros(1, 3, 64, 64))
+    torch.testing.assert_close(opinions, torch.full_like(opinions, -math.log(opinions.shape[1])))  # no dog
+    pixels = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
+    ids = torch.full((3, 77), 49407)
+    pictures = tiny_pictures.Pictures(pixels, 3, torch.tensor([0, 1, 1, 2, 2, 2]), ids, pixels, [])
+    clip = tiny_models.new_clip()
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    budget = tiny_training.Budget(tmp_path / "eyes.pt", 0.1, CPU, lambda line: None)
+    prompts = ids[:1].repeat(len(tiny_clip.KINDS), 1)
+    tiny_clip.train_eyes(clip, Doubtful(), pictures, prompts, [-1, 0, 4], budget, 4)
+    moved = {name for name, value in clip.state_dict().items() if not torch.equal(value, before[name])}
+    assert "visual_projection.weight" in moved and not any(name.startswith("text_model.") for name in moved)
