@@ -354,7 +354,7 @@ def test_a_file_is_no_output_folder(capsys, monkeypatch, trained_dir, result):
     result.write_text("a file")
     for folder in (result, result / "below"):
         stderr = assert_refused(capsys, monkeypatch, trained_dir, result, "--output_dir", str(folder))
-        assert f"--output_dir {folder}: nothing can be written in {result}" in stderr
+        assert f"--output_dir {folder}: {result} is a file, so no folder can be made in it" in stderr
 
 
 def test_debug_shows_the_traceback(trained_dir, result):

@@ -88,5 +88,6 @@ def test_only_what_is_read_is_hashed(revision, tmp_path, photos_dir):
     hashed = run_json(tmp_path / "output")["base_model"]["sha256"]
     weights = {name for name in hashed if name.endswith(("bin", "safetensors"))}
     stem = "diffusion_pytorch_model.safetensors"
-    assert weights == {f"unet/{stem}", f"vae/{stem}", "text_encoder/model.safetensors"}
+    parts = ("text_encoder", "safety_checker")  # the latter is only copied
+    assert weights == {f"unet/{stem}", f"vae/{stem}", *(f"{part}/model.safetensors" for part in parts)}
     assert not [name for name in hashed if "ipynb" in name] and len(read_base(base).weights) == 4
