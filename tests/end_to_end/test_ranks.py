@@ -333,7 +333,7 @@ def test_two_nodes(spread_flags, one_process, tmp_path):
     node = ["--nnodes", 2, "--nproc_per_node", 1, "--rdzv_id", "test", "--rdzv_backend", "c10d"]
     node += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
     agents = [start(node, TRAIN, argv) for _ in range(2)]
-    said = [agent.communicate(timeout=240) for agent in agents]
+    said = [agent.communicate(timeout=600) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert sum("photos at 32 px" in stdout for stdout, _ in said) == 1
     found = rows(tmp_path / "ranks")

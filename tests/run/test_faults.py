@@ -222,7 +222,7 @@ def test_torchrun_restarts_a_run_of_two_ranks(flags, tmp_path, monkeypatch):
     whole = bits(tmp_path / "output")
     shutil.rmtree(tmp_path / "output")
     process = start(["--standalone", "--nproc_per_node=2", "--max_restarts=1"], RANK_PROGRAM, argv)
-    _, stderr = process.communicate(timeout=200)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     assert bits(tmp_path / "output") == whole and len(rows(tmp_path / "output")) == 8
     assert run_json(tmp_path / "output")["status"] == "complete"
