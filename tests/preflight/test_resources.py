@@ -203,10 +203,16 @@ def test_a_result_in_fp16_that_hardly_changes(tmp_path):
         (dict(learning_rate=5e6), ["--learning_rate: 5e+06 is not in 1e-08 to 0.001; is it meant?"]),
         (dict(learning_rate=5e-16), ["--learning_rate: 5e-16 is not in"]),
         (dict(learning_rate=1e-3), []),
+        (dict(noise_offset=5.0, snr_gamma=0.05), ["--snr_gamma: 0.05 is not in 1 to 20", "--noise_offset: 5 is not"]),
+        (dict(adam_beta1=0.999, adam_beta2=0.9), ["--adam_beta1: 0.999 is not in 0.5 to 0.99; is it meant?"]),
+        (dict(adam_beta2=0), ["--adam_beta2: 0 is not in"]),
+        (dict(max_grad_norm=0, adam_weight_decay=0), []),
+        (dict(max_train_steps=80_000, train_batch_size=1), ["the times that a photo is shown: 20000 is not in"]),
+        (dict(gradient_accumulation_steps=400), ["batch size x accumulation x ranks: 1600 is not in 1 to 256"]),
     ],
 )
 def test_flags_without_effect_and_numbers_that_can_hardly_be_meant(tmp_path, given, said):
-    found = list(resources.describe_flags(plan_of(tmp_path, **given)))
+    found = list(resources.describe_flags(plan_of(tmp_path, **given), 4))
     assert len(found) == len(said) and all(map(str.startswith, found, said)), found
 
 
@@ -217,7 +223,7 @@ def test_a_rate_is_judged_as_it_is_scaled(tmp_path):
         (True, 1, "--scale_lr: no effect on steps"),
     ):
         args.train_batch_size = batch
-        (found,) = resources.describe_flags(make_plan(args, **COUNTS))
+        (found,) = resources.describe_flags(make_plan(args, **COUNTS), 4)
         assert found.startswith(said)
 
 

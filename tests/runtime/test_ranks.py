@@ -134,8 +134,9 @@ class TestSignals:
             write = Checkpointer._write
 
             def slow(self, step, arrived):
-                write(self, step, arrived)
+                line = write(self, step, arrived)
                 self.seconds = seconds
+                return line
 
             Checkpointer._write = slow
 

@@ -1,4 +1,4 @@
-"""What a run asks for: disk space, GPU memory, a GPU that torch can use; flags that have no effect."""
+"""What a run asks for: disk space, GPU memory, a GPU that torch can use; numbers that can hardly be meant."""
 
 import math
 import os
@@ -39,7 +39,27 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Namespace], Any], str], ...] = (
     ("json", lambda a: not a.dry_run, "without --dry_run"),
     ("allow_changes", lambda a: not a.resume_from_checkpoint, "without --resume_from_checkpoint"),
 )
-USUAL_RATES = 1e-8, 1e-3  # beyond them a digit or a sign is wrong
+# Between which values a number is taken without a word; beyond, a digit or a sign may be wrong (docs/flags.md).
+USUAL = {
+    "learning_rate": (1e-8, 1e-3),
+    "adam_beta1": (0.5, 0.99),
+    "adam_beta2": (0.9, 0.9999),
+    "adam_weight_decay": (0, 0.1),
+    "adam_epsilon": (1e-12, 1e-3),
+    "max_grad_norm": (0, 100),
+    "lr_num_cycles": (1, 100),
+    "lr_power": (0.1, 10),
+    "snr_gamma": (1, 20),
+    "noise_offset": (0, 0.1),
+    "prior_loss_weight": (0, 10),
+    "num_class_images": (1, 5000),
+    "validation_guidance_scale": (0, 30),
+    "validation_inference_steps": (1, 250),
+    "num_validation_images": (1, 64),
+    "samples_per_step": (1, 256),
+    "passes": (0, 5000),
+}
+MEANT = dict(samples_per_step="batch size x accumulation x ranks", passes="the times that a photo is shown")
 MEASURED_STEPS = 50  # the last ones that a run has made say how long a step takes
 FP16_REACH = 2**12  # a number that changes by less than this part of it is the same in fp16
 
@@ -180,16 +200,18 @@ def as_numbers(plan: Plan | None, sources: Sources | None) -> dict[str, Any]:
     )
 
 
-def describe_flags(plan: Plan) -> Iterator[str]:
-    """A phrase for each flag that has no effect, and for a learning rate that can hardly be meant."""
-    found = Namespace(**plan.arguments, changed=plan.changed, samples_per_step=plan.samples_per_step)
+def describe_flags(plan: Plan, num_photos: int) -> Iterator[str]:
+    """A phrase for each flag that has no effect, and for each number that can hardly be meant."""
+    rate, passes = plan.learning_rates["lr"], plan.num_steps * plan.samples_per_step / num_photos
+    found = dict(plan.arguments, changed=plan.changed, samples_per_step=plan.samples_per_step, passes=passes)
     for flags, is_so, when in WITHOUT_EFFECT:
         given = [f"--{name}" for name in flags.split() if name in plan.changed and plan.arguments[name]]
-        if given and is_so(found):
+        if given and is_so(Namespace(**found)):
             yield f"{', '.join(given)}: no effect {when}"
-    rate, (least, most) = plan.learning_rates["lr"], USUAL_RATES
-    if not least <= rate <= most:
-        yield f"--learning_rate: {rate:g} is not in {least:g} to {most:g}; is it meant?"
+    for name, (least, most) in USUAL.items():
+        value = rate if name == "learning_rate" else found[name]
+        if value is not None and not least <= value <= most:
+            yield f"{MEANT.get(name, f'--{name}')}: {value:g} is not in {least:g} to {most:g}; is it meant?"
 
 
 def check_schedule(plan: Plan) -> str | None:
