@@ -222,7 +222,7 @@ def test_every_command_of_the_walkthrough_runs(newcomer):
     (table,) = [text for language, text in blocks_of(WALKTHROUGH) if language == "text"]
     same = [line for line in table.splitlines() if not any(part in line for part in DEPENDS_ON_THE_MACHINE)]
     assert [line for line in same if line not in said.splitlines()] == [] and len(same) > 10
-    assert "1 of 2: train" in said and "does not know such photos" in said
+    assert "1 of 2: train" in said and "one of your photos again (95%: " in said
     assert (tree / "lora-4.png").stat().st_size > 1000
     shared = {path.name for path in (tree / "whiskers-to-share").iterdir()}
     assert {"README.md", "run.json", "model_index.json", "unet"} <= shared
