@@ -19,7 +19,7 @@ SIZES = [round(round(SIDE * zoom) * MIDDLE) for zoom in ZOOMS]  # of the middles
 LEAST_CONTRAST = 1.0  # levels of 255: what is flatter is like nothing
 COPY = 0.84
 """The least sameness of a copy. bench/near_duplicates.py, 132 photos of 25 subjects: of their copies all are found; of
-the photos, each left out once, 4.5% are called copies of another of their subject, two of these six are there twice."""
+the photos, each left out once, 4.5% are called copies of another of their subject; two of the six are there twice."""
 
 
 class Greys(NamedTuple):
