@@ -59,6 +59,21 @@ def _levels(sizes, smallest, MOST: tl.constexpr):
 
 
 @triton.jit
+def _update(grad, exp_avg, root, master, scalars_ptr):
+    """As kernels.adamw.adamw_update, with the second moment's root in its place, before and after."""
+    beta1 = tl.load(scalars_ptr + 2)
+    beta2 = tl.load(scalars_ptr + 3)
+    lr = tl.load(scalars_ptr + 1)
+    grad = grad.to(tl.float32) * tl.load(scalars_ptr)
+    exp_avg = beta1 * exp_avg + (1.0 - beta1) * grad
+    root = tl.sqrt(beta2 * (root * root) + (1.0 - beta2) * grad * grad)
+    denominator = root * (1.0 / tl.load(scalars_ptr + 7)) + tl.load(scalars_ptr + 4)
+    step_size = lr / tl.load(scalars_ptr + 6)
+    master = master * (1.0 - lr * tl.load(scalars_ptr + 5)) - step_size * exp_avg / denominator
+    return exp_avg, root, master
+
+
+@triton.jit
 def _whole(levels):
     return (levels + _TO_WHOLE).to(tl.int32, bitcast=True)
 
@@ -96,17 +111,9 @@ def _adamw_8bit(bound_ptr, place_ptr, parameter_ptr, weight_ptr, remainder_ptr, 
         grad = _gradient(bound_ptr, place_ptr, parameter, start, end, place, first_index, lane, n, GRAD_DTYPE,
                          ROWS * BLOCK)
 
-        # kernels.adamw.adamw_update
-        beta1 = tl.load(scalars_ptr + 2)
-        beta2 = tl.load(scalars_ptr + 3)
-        lr = tl.load(scalars_ptr + 1)
-        grad = grad.to(tl.float32) * tl.load(scalars_ptr)
+        exp_avg = _values(levels, scales, 127)
         root = _values(levels_sq, scales_sq, 255)
-        exp_avg = beta1 * _values(levels, scales, 127) + (1.0 - beta1) * grad
-        root = tl.sqrt(beta2 * (root * root) + (1.0 - beta2) * grad * grad)
-        denominator = root * (1.0 / tl.load(scalars_ptr + 7)) + tl.load(scalars_ptr + 4)
-        step_size = lr / tl.load(scalars_ptr + 6)
-        master = master * (1.0 - lr * tl.load(scalars_ptr + 5)) - step_size * exp_avg / denominator
+        exp_avg, root, master = _update(grad, exp_avg, root, master, scalars_ptr)
         store_master(master, weight_ptr, remainder_ptr, index, mask, scalars_ptr, IS_SPLIT)
 
         levels, scales = _levels(tl.abs(exp_avg), _SMALLEST_SIGNED, 127)
