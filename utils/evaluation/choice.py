@@ -156,6 +156,5 @@ def _note(candidate: Candidate, scorer: Scorer, num_looks: int) -> str:
         return ""
     if not candidate.gains(num_looks):
         return "not found nearer to your photos"
-    return (
-        "{3}: {0} of {1} kept".format(*candidate.kept, LOSES) if candidate.kept and not candidate.keeps_others else ""
-    )
+    kept = candidate.kept
+    return f"{LOSES}: {kept[0]} of {kept[1]} kept" if kept and not candidate.keeps_others else ""

@@ -36,9 +36,11 @@ def data_uri(image: Image.Image, most_bytes: int) -> str:
     image = image.convert("RGB")
     own = max(image.size)
     sides = [side for side in (own, *SIDES) if side <= min(own, SIDES[0])]
-    contents = (webp(image, side) for side in sides)
-    fitting = next((content for content in contents if len(content) <= most_bytes), None)
-    return f"data:image/webp;base64,{base64.b64encode(fitting or webp(image, sides[-1])).decode()}"
+    for side in sides:
+        content = webp(image, side)
+        if len(content) <= most_bytes:
+            break
+    return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
 
 
 def picture(image: Image.Image | Path, alt: str, most_bytes: int) -> Picture:
