@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded; the libra
 if "OMP_WAIT_POLICY" not in os.environ:
     # How often torch's threads look for each other before they sleep: by default for milliseconds, which are lost each
     # time that another program keeps one of them from running. libgomp reads it when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 __version__ = "0.1.0"  # CHANGELOG.md says what it has
 PROGRAM = "train_dreambooth_colossalai"
 OWN_HOME = "{}/{}-{}".format(os.environ.get("TMPDIR") or "/tmp", PROGRAM, getattr(os, "getuid", int)())
