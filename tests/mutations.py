@@ -79,9 +79,6 @@ the loss is computed in half precision -> tests/test_diffusion.py
 min-SNR weights of the noise for the velocity -> tests/test_diffusion.py
 -/ (snr + 1)).float()
 +/ snr).float()
-a mask's loss is that of a sum -> tests/test_diffusion.py
--position_weights.flatten(1).sum(1).clamp(min=SMALLEST_WEIGHT)
-+position_weights.flatten(1).sum(1).clamp(min=1e9)
 the class images' loss counts once, whatever the weight -> tests/test_diffusion.py
 -instance_loss + self.prior_loss_weight * class_loss
 +instance_loss + class_loss
@@ -304,10 +301,6 @@ a rank's loss is its own mean, not its share -> tests/end_to_end/test_ranks.py
 the loss is not divided among micro-batches -> tests/end_to_end/test_ranks.py -k 2x1x3
 -self.booster.backward(losses[0] / num_shares, self.optimizer)
 +self.booster.backward(losses[0], self.optimizer)
-=== utils/training/validation.py
-the validation loss counts what a mask leaves out -> tests/test_every_flag_arrives.py -k alpha_mask
--self.mean_loss(model_pred, target, None, position_weights)
-+self.mean_loss(model_pred, target, None, None)
 """
 
 

@@ -176,31 +176,7 @@ def test_fixed_crops(tmp_path, sizes, center_crop, expected):
     assert InstanceDataset(tmp_path, 16, center_crop).has_fixed_crops is expected
 
 
-def cut_out(folder, name: str, opaque: tuple[slice, slice], size: tuple[int, int] = (64, 32)) -> None:
-    """A red photo of which only some pixels, (rows, columns), are opaque."""
-    rgba = np.zeros((size[1], size[0], 4), np.uint8)
-    rgba[..., 0] = 200
-    rgba[(*opaque, 3)] = 255
-    save(folder, name, Image.fromarray(rgba))
-
-
-def test_opacity_is_cropped_as_the_pixels_are(tmp_path):
-    cut_out(tmp_path, "a.png", (slice(8, 24), slice(40, 56)))
-    dataset = InstanceDataset(tmp_path, 32, alpha_mask=True)
-    for left in (0, 20, 32):
-        is_red = dataset.pixel_values(0, 0, left)[1] == -1  # what is not opaque lies on white
-        assert torch.equal(dataset.opacity(0, 0, left)[0] == 1, is_red)
-        assert dataset.opacity(0, 0, left).shape == (1, 32, 32)
-
-
-def test_a_photo_with_nothing_to_learn_from_is_refused(tmp_path):
-    cut_out(tmp_path, "a.png", (slice(0, 32), slice(0, 10)))
-    assert len(InstanceDataset(tmp_path, 32, alpha_mask=True)) == 1
-    with pytest.raises(UserError, match="a.png is transparent in all of its middle: nothing"):
-        InstanceDataset(tmp_path, 32, center_crop=True, alpha_mask=True)
-    cut_out(tmp_path, "b.png", (slice(0, 0), slice(0, 0)))
-    with pytest.raises(UserError, match="b.png is transparent everywhere: nothing .* or leave out --alpha_mask"):
-        InstanceDataset(tmp_path, 32, alpha_mask=True)
-    plain = InstanceDataset(tmp_path, 32)
-    assert plain.photos[1].notes == ("transparent everywhere: only white is left",)
-    assert (plain.photos[1].pixels == 255).all()
+def test_a_photo_that_is_transparent_everywhere_is_white_and_noted(tmp_path):
+    save(tmp_path, "a.png", Image.new("RGBA", (64, 32), (200, 0, 0, 0)))
+    (photo,) = InstanceDataset(tmp_path, 32).photos
+    assert photo.notes == ("transparent everywhere: only white is left",) and (photo.pixels == 255).all()

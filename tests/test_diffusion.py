@@ -96,35 +96,6 @@ def test_the_prompt_is_padded_to_77_tokens_and_encoded_without_gradient(tiny_pip
     assert not text_encoder.training and not any(p.requires_grad for p in text_encoder.parameters())
 
 
-def test_positions_are_weighed_within_each_sample():
-    """Each sample's error is its own weighted mean, so that a small subject counts as much as a large one."""
-    generator = torch.Generator().manual_seed(0)
-    model_pred, target = torch.randn(2, 3, 4, 6, 5, generator=generator)
-    position_weights = torch.rand(3, 1, 6, 5, generator=generator)
-    position_weights[1, :, :3] = 0
-    sample_weights = torch.tensor([1.0, 0.5, 2.0])
-    errors = (model_pred - target).double().square()
-    each = [(e.mean(0) * w[0]).sum() / w.sum() for e, w in zip(errors, position_weights.double(), strict=True)]
-    found = LOSS.mean(model_pred, target, None, position_weights)
-    torch.testing.assert_close(found.double(), torch.stack(each).mean())
-    found = LOSS.mean(model_pred, target, sample_weights, position_weights)
-    torch.testing.assert_close(found.double(), (torch.stack(each) * sample_weights).mean())
-    changed = target.clone()
-    changed[1, :, :3] += 100
-    assert torch.equal(LOSS.mean(model_pred, changed, sample_weights, position_weights), found)
-
-
-def test_weights_of_one_are_the_plain_mean_and_of_zero_nothing():
-    model_pred, target = torch.randn(2, 2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
-    plain = LOSS.mean(model_pred, target)
-    torch.testing.assert_close(LOSS.mean(model_pred, target, None, torch.ones(2, 1, 6, 5)), plain)
-    torch.testing.assert_close(LOSS.mean(model_pred, target, None, torch.full((1, 1, 6, 5), 0.3)), plain)
-    model_pred.requires_grad_()
-    nothing = LOSS.mean(model_pred, target, None, torch.zeros(2, 1, 6, 5))
-    nothing.backward()
-    assert nothing == 0 and not model_pred.grad.any()
-
-
 class TestLossWeights:
     """min-SNR and prior preservation against their closed forms."""
 
@@ -163,15 +134,6 @@ class TestLossWeights:
         torch.testing.assert_close(class_loss.double(), each[3:].mean())
         torch.testing.assert_close(both, instance_loss + 0.5 * class_loss)
 
-    def test_position_weights_are_of_the_photos_alone(self):
-        generator = torch.Generator().manual_seed(0)
-        model_pred, target = torch.randn(2, 6, 4, 2, 2, generator=generator)
-        position_weights = torch.rand(3, 1, 2, 2, generator=generator)
-        loss = Loss(make_scheduler(), "cpu", prior_loss_weight=1.0)
-        _, instance_loss, class_loss = loss(model_pred, target, torch.zeros(6, dtype=torch.int64), position_weights)
-        assert torch.equal(instance_loss, loss.mean(model_pred[:3], target[:3], None, position_weights))
-        assert torch.equal(class_loss, loss.mean(model_pred[3:], target[3:]))
-
     def test_another_kind_of_loss_is_one_method(self):
         """Photos, class images, weights and validation follow it: no way to the mean goes around it."""
 
@@ -183,7 +145,6 @@ class TestLossWeights:
         each = (model_pred - target).abs().flatten(1).mean(1)
         loss = Absolute(make_scheduler(), "cpu", prior_loss_weight=1.0)
         for weights in (None, torch.ones(4)):
-            for positions in (None, torch.ones(1, 1, 2, 2)):
-                torch.testing.assert_close(loss.mean(model_pred, target, weights, positions), each.mean())
+            torch.testing.assert_close(loss.mean(model_pred, target, weights), each.mean())
         _, *halves = loss(model_pred, target, torch.zeros(4, dtype=torch.int64))
         torch.testing.assert_close(torch.stack(halves), each.view(2, 2).mean(1))

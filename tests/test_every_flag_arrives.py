@@ -25,7 +25,6 @@ from PIL import Image, ImageOps
 import evaluate
 import train_dreambooth_colossalai
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
-from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import write_photos, write_pipeline
 from tests.helpers.script import SHORT, as_argv, bits, rows
 from tests.helpers.tolerances import ANOTHER_ORDER
@@ -132,7 +131,6 @@ def write_inputs(folder: Path) -> None:
         ImageOps.expand(Image.open(path), (0, 20)).save(path.with_suffix(".png"))
         path.unlink()
     write_photos(folder / "wide", 3, size=(96, 48))
-    write_cut_out(folder / "cut out")
     write_other_tokenizer(folder)
     write_encoders(folder)
     (folder / "prompts.txt").write_text("a sks cat in the snow\na sks cat on a beach\n")
@@ -239,15 +237,6 @@ def gradient_checkpointing(runs: Runs) -> None:
     assert losses(run) == pytest.approx(losses(other), rel=ANOTHER_ORDER["loss"])
 
 
-def alpha_mask(runs: Runs) -> None:
-    cut_out = dict(instance_data_dir="{inputs}/cut out", validation_steps=3)
-    masked, plain = runs("train", **cut_out, alpha_mask=True), runs("train", **cut_out)
-    assert losses(masked) != losses(plain)
-    assert validated(masked)[0]["validation_loss"] != validated(plain)[0]["validation_loss"]  # before the first step
-    opaque = losses(runs("train", alpha_mask=True))
-    assert opaque == pytest.approx(losses(runs("train")), rel=ANOTHER_ORDER["loss"])
-
-
 def center_crop(runs: Runs) -> None:
     wide = dict(instance_data_dir="{inputs}/wide")
     assert losses(runs("train", **wide, center_crop=True)) != losses(runs("train", **wide))
@@ -332,7 +321,6 @@ TRAINING = {
     "seed": changes(losses, seed=7),
     "resolution": changes(losses, resolution=48),
     "center_crop": center_crop,
-    "alpha_mask": alpha_mask,
     "crop_bars": changes(losses, without=dict(instance_data_dir="{inputs}/screenshots"), crop_bars=True),
     "train_batch_size": changes(losses, most_at_once("UNet2DConditionModel"), train_batch_size=2),
     "num_train_epochs": changes(num_steps, without=dict(max_train_steps=None), num_train_epochs=2),

@@ -56,7 +56,6 @@ RUNS = {  # name: flags besides COMMON and, unless --concepts_list is among them
     "wide": [FP32, WIDE],
     "centre": [FP32, WIDE, "--center_crop"],
     "captions": [FP32, CUT_OUTS],
-    "alpha_mask": [FP32, CUT_OUTS, "--alpha_mask"],
     "snr": [FP32, "--snr_gamma=5"],
     "noise_offset": [FP32, "--noise_offset=0.1"],
     "deterministic": [FP32, "--deterministic"],

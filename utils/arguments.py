@@ -79,7 +79,6 @@ def _add_run(add: Add) -> None:
     add("--seed", "fixes every random draw (!)", seed_int, 0)
     add("--resolution", "side of the training crops in pixels", positive_int, 512)
     add("--center_crop", "crop the middle of a photo that is not square, not a random place", bool)
-    add("--alpha_mask", "what is transparent in a photo does not count in the loss", bool)
     add("--crop_bars", "cut off bars of one colour along a photo's edges, as a screenshot has", bool)
     add("--train_batch_size", "photos per rank and forward pass", positive_int, 4)
     add("--num_train_epochs", "passes over the photos, not the class images (!)", positive_int, 1)

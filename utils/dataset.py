@@ -22,8 +22,7 @@ if TYPE_CHECKING:  # imported where it is used: the preflight needs no torch, wh
 class Photo(NamedTuple):
     """A decoded photo: `pixels` uint8 [3,H,W], whose shorter side is the training resolution.
 
-    `original_size` is that of the photo without bars that are cut off, `done` and `notes` are the decoder's; `opacity`
-    uint8 [H,W] of the pixels, None if all are opaque.
+    `original_size` is that of the photo without bars that are cut off, `done` and `notes` are the decoder's.
     """
 
     path: Path
@@ -33,7 +32,6 @@ class Photo(NamedTuple):
     prompt: str = ""
     done: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    opacity: np.ndarray | None = None
 
 
 def find_photos(
@@ -97,15 +95,10 @@ class Crops:
             return int(round(spare[0] / 2)), int(round(spare[1] / 2))
         return int(position[0] * (spare[0] + 1)), int(position[1] * (spare[1] + 1))
 
-    def has_one_crop(self, photo: int) -> bool:
-        """Whether an image is square, or the crop is centred."""
-        height, width = self.sizes[photo]
-        return self.center_crop or height == width
-
     @property
     def has_fixed_crops(self) -> bool:
-        """Whether every image has one crop only."""
-        return all(map(self.has_one_crop, range(len(self))))
+        """Whether every image has one crop only: it is square, or the crop is centred."""
+        return self.center_crop or all(height == width for height, width in self.sizes)
 
     def pixels(self, photo: int) -> np.ndarray:
         """uint8 [3,H,W] of image number `photo`."""
@@ -115,10 +108,8 @@ class Crops:
         """float32 [3,R,R] in [-1,1] of a crop."""
         import torch
 
-        return torch.from_numpy(self._crop(self.pixels(photo), top, left)).float() / 127.5 - 1.0
-
-    def _crop(self, pixels: np.ndarray, top: int, left: int) -> np.ndarray:
-        return pixels[..., top : top + self.resolution, left : left + self.resolution]
+        crop = self.pixels(photo)[:, top : top + self.resolution, left : left + self.resolution]
+        return torch.from_numpy(crop).float() / 127.5 - 1.0
 
 
 class InstanceDataset(Crops):
@@ -127,15 +118,13 @@ class InstanceDataset(Crops):
     Args:
         directory: folder of photos; anything else in it is skipped and listed in `skipped`.
         prompt: what the photos show; a caption beside a photo replaces it for that photo.
-        alpha_mask: the photos' opacity weighs the loss; without, it matters no more once they lie on white.
         crop_bars: bars of one colour along a photo's edges are cut off.
 
     Attributes:
         num_captions: photos whose prompt is a caption.
 
     Raises:
-        UserError: no folder, no photo, or an unreadable one; captions that are of no photo, or contradict each other;
-            with alpha_mask, a photo of which nothing is opaque.
+        UserError: no folder, no photo, or an unreadable one; captions that are of no photo, or contradict each other.
     """
 
     def __init__(
@@ -144,7 +133,6 @@ class InstanceDataset(Crops):
         resolution: int,
         center_crop: bool = False,
         prompt: str = "",
-        alpha_mask: bool = False,
         crop_bars: bool = False,
     ):
         paths, skipped = find_photos(Path(directory))
@@ -154,17 +142,9 @@ class InstanceDataset(Crops):
         self.resolution = resolution
         self.center_crop = center_crop
         self.instance_prompt = prompt
-        self.alpha_mask = alpha_mask
         self.crop_bars = crop_bars
         self.photos = [self._read(path, captions.get(path, prompt)) for path in paths]
         self.sizes = [photo.pixels.shape[1:] for photo in self.photos]
-        for number, photo in enumerate(self.photos if alpha_mask else ()):
-            used, where = photo.opacity, "everywhere"
-            if used is not None and used.any() and self.has_one_crop(number):
-                used, where = self._crop(used, *self.crop_origin(number, (0, 0))), "in all of its middle"
-            if used is not None and not used.any():
-                advice = "nothing of it would be learned; give it one, remove the photo, or leave out --alpha_mask"
-                raise UserError(f"{photo.path} is transparent {where}: {advice}")
 
     def _read(self, path: Path, prompt: str) -> Photo:
         decoded = treat_bars(read_photo(path), crop_bars=self.crop_bars)
@@ -177,7 +157,6 @@ class InstanceDataset(Crops):
             prompt=prompt,
             done=tuple(decoded.done),
             notes=tuple(decoded.notes),
-            opacity=np.array(resize_shorter_side(decoded.alpha, self.resolution)) if decoded.alpha else None,
         )
 
     def extend(self, other: "InstanceDataset") -> None:
@@ -195,22 +174,11 @@ class InstanceDataset(Crops):
         """uint8 [3,H,W] of photo number `photo`."""
         return self.photos[photo].pixels
 
-    def opacity(self, photo: int, top: int, left: int) -> "torch.Tensor":
-        """float32 [1,R,R] in [0,1] of a crop: 1 is opaque."""
-        import torch
-
-        opacity = self.photos[photo].opacity
-        if opacity is None:
-            return torch.ones(1, self.resolution, self.resolution)
-        return torch.from_numpy(self._crop(opacity, top, left)).float().unsqueeze(0) / 255
-
 
 class ClassDataset(Crops):
     """The class images that are used, (path, class prompt) each, decoded when they are asked for; an InstanceDataset
     to whoever draws crops.
     """
-
-    alpha_mask = False  # every position of a class image counts alike
 
     def __init__(self, images: list[tuple[Path, str]], resolution: int, center_crop: bool = False):
         self.resolution = resolution

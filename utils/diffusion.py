@@ -5,8 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-SMALLEST_WEIGHT = 1e-6  # below that of one position, of which a pixel in 64 is 1/255 opaque
-
 
 @torch.no_grad()
 def encode_images(vae: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,50 +78,35 @@ class Loss:
         self.prior_loss_weight = prior_loss_weight
 
     def __call__(
-        self,
-        model_pred: torch.Tensor,
-        target: torch.Tensor,
-        timesteps: torch.Tensor,
-        position_weights: torch.Tensor | None = None,
+        self, model_pred: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What a batch is trained on, the photos' loss in it, and the class images' (0 without any).
 
-        `position_weights` are of the photos alone. Each half is a mean of its own, with its own samples' weights.
+        Each half is a mean of its own, with its own samples' weights.
         """
         weights = None if self.timestep_weights is None else self.timestep_weights.index_select(0, timesteps)
         if self.prior_loss_weight is None:
-            loss = self.mean(model_pred, target, weights, position_weights)
+            loss = self.mean(model_pred, target, weights)
             return loss, loss, torch.zeros_like(loss)
         instance_weights, class_weights = (None, None) if weights is None else weights.chunk(2)
         (instance_pred, class_pred), (instance_target, class_target) = model_pred.chunk(2), target.chunk(2)
-        instance_loss = self.mean(instance_pred, instance_target, instance_weights, position_weights)
+        instance_loss = self.mean(instance_pred, instance_target, instance_weights)
         class_loss = self.mean(class_pred, class_target, class_weights)
         return instance_loss + self.prior_loss_weight * class_loss, instance_loss, class_loss
 
     def mean(
-        self,
-        model_pred: torch.Tensor,
-        target: torch.Tensor,
-        sample_weights: torch.Tensor | None = None,
-        position_weights: torch.Tensor | None = None,
+        self, model_pred: torch.Tensor, target: torch.Tensor, sample_weights: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The mean over samples, a scalar; validation's loss, where all timesteps count alike.
 
         Args:
             model_pred, target: [B,4,h,w].
             sample_weights: [B]; each sample's error is multiplied by its own before the mean over samples.
-            position_weights: [B,1,h,w] or [1,1,h,w] in [0,1]; each sample's error is the mean over positions weighed
-                by these, and 0 if all of them are 0.
         """
-        if sample_weights is None and position_weights is None:
+        if sample_weights is None:
             return self.errors(model_pred, target, "mean")
-        each = self.errors(model_pred, target, "none")
-        if position_weights is None:
-            errors = each.flatten(1).mean(1)
-        else:
-            weighed = (each.mean(1, keepdim=True) * position_weights).flatten(1).sum(1)
-            errors = weighed / position_weights.flatten(1).sum(1).clamp(min=SMALLEST_WEIGHT)
-        return (errors if sample_weights is None else errors * sample_weights).mean()
+        errors = self.errors(model_pred, target, "none").flatten(1).mean(1)
+        return (errors * sample_weights).mean()
 
     def errors(self, model_pred: torch.Tensor, target: torch.Tensor, reduction: str) -> torch.Tensor:
         """The kind of loss: squared errors in float32 (Ho et al. 2020, eq. 14), or ("mean") their mean."""

@@ -37,6 +37,7 @@ _REFUSED = {  # what to do: the flags
     "put that UNet's folder into a copy of the base, in the place of unet/": "externel_unet_path",
     "--offload_optimizer moments or all keeps the optimizer's state in the host's memory": "offload_optim_frac",
     "the UNet itself is trained; leave it out": "rank lora_dropout lora_alpha use_lora lora_r",
+    "what is transparent in a photo lies on white; leave it out": "alpha_mask",
     "photos are resized bilinearly, as the recipe does; leave it out": "image_interpolation_mode",
     "--validation_steps N says how many steps lie between validations": "validation_epochs",
     "--gradient_accumulation_steps N": "gradient_accumulation",

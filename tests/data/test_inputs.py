@@ -2,12 +2,9 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from tests.helpers.photos import save, write_cut_out
 from tests.helpers.pipelines import write_photos
 from utils.data.inputs import InstanceLatents
 from utils.dataset import InstanceDataset
@@ -19,15 +16,15 @@ from utils.models.loading import load_frozen
 class CountingVAE(torch.nn.Module):
     """A VAE whose latent distribution is a plain function of its input, and that counts its calls."""
 
-    def __init__(self, factor: int = 2):
+    def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
-        self.factor, self.calls = factor, []
+        self.calls = []
 
     def encode(self, pixel_values: torch.Tensor) -> SimpleNamespace:
         assert pixel_values.dtype == self.weight.dtype and not torch.is_grad_enabled()
         self.calls.append(pixel_values.clone())
-        mean = torch.nn.functional.avg_pool2d(pixel_values, self.factor)[:, [0, 1, 2, 0]]
+        mean = torch.nn.functional.avg_pool2d(pixel_values, 2)[:, [0, 1, 2, 0]]
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean, std=mean.abs() + 0.5))
 
 
@@ -105,26 +102,3 @@ def test_fixed_crops_that_do_not_fit_into_the_cache_keep_the_vae(square, monkeyp
     latents = InstanceLatents(square, CountingVAE(), {"": 0})
     for photo in range(4):
         assert torch.equal(latents.moments(photo, (0.0, 0.0)), free.moments(photo, (0.0, 0.0)))
-
-
-def test_opacity_is_averaged_over_the_pixels_of_each_position(tmp_path):
-    """Soft edges stay soft; the weights are of the very crop that is encoded."""
-    alpha = np.random.default_rng(0).integers(0, 256, (32, 48), np.uint8)
-    rgba = np.dstack([np.full((32, 48, 3), 90, np.uint8), alpha])
-    save(tmp_path, "a.png", Image.fromarray(rgba))
-    dataset = InstanceDataset(tmp_path, 32, alpha_mask=True)
-    latents = InstanceLatents(dataset, CountingVAE(factor=8), {"": 0})
-    assert latents.has_position_weights
-    for place, left in ((0.0, 0), (0.5, 8), (0.99, 16)):
-        expected = alpha[:, left : left + 32].reshape(4, 8, 4, 8).mean((1, 3)) / 255
-        found = latents.position_weights(0, (0.0, place))
-        assert found.shape == (1, 4, 4) and found.dtype == torch.float32
-        np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-6)
-
-
-def test_a_centred_crop_takes_the_middle_of_the_mask_too(tmp_path):
-    dataset = InstanceDataset(write_cut_out(tmp_path / "p", (96, 32)), 32, center_crop=True, alpha_mask=True)
-    latents = InstanceLatents(dataset, CountingVAE(factor=8), {"": 0})
-    assert latents.vae is None  # nothing is left to encode, and the weights need no VAE
-    weights = latents.position_weights(1, (0.3, 0.7))
-    assert weights.tolist() == [[[1.0, 1.0, 0.0, 0.0]] * 4]

@@ -71,16 +71,6 @@ def save(folder: Path, name: str, image: Image.Image, **options) -> Path:
     return folder / name
 
 
-def write_cut_out(folder: Path, size: tuple[int, int] = (48, 48)) -> Path:
-    """Two photos of colour noise of which only the left half is opaque."""
-    folder.mkdir(parents=True)
-    for number in range(2):
-        values = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 4), np.uint8)
-        values[..., 3] = np.where(np.arange(size[0]) < size[0] // 2, 255, 0)
-        Image.fromarray(values).save(folder / f"cut-{number}.png")
-    return folder
-
-
 D50 = (0.9642, 1.0, 0.8249)
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))  # XYZ of D50
 ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))

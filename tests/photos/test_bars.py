@@ -71,9 +71,8 @@ def test_without_the_flag_they_stay_and_what_is_transparent_is_no_bar(tmp_path):
     cut_out.putalpha(Image.linear_gradient("L").resize(cut_out.size))
     cut_out.save(tmp_path / "b.png")
     for crop_bars, sizes in ((False, [(120, 130), (120, 130)]), (True, [(120, 90), (120, 130)])):
-        dataset = InstanceDataset(tmp_path, 90, alpha_mask=True, crop_bars=crop_bars)
+        dataset = InstanceDataset(tmp_path, 90, crop_bars=crop_bars)
         assert [photo.original_size for photo in dataset.photos] == sizes
-    assert dataset.photos[1].opacity.shape == dataset.photos[1].pixels.shape[1:]
 
 
 def test_the_evaluation_sees_what_was_trained_on(tmp_path):

@@ -109,12 +109,13 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path, suffix):
 
 def test_what_was_done_is_said(tmp_path):
     upright = read_photo(save(tmp_path, "a.jpg", Image.new("RGB", (40, 30)), exif=turned(6)))
-    assert upright.done == ["JPEG 30x40", "turned upright (EXIF 6)"] and upright.alpha is None and upright.notes == []
+    assert upright.done == ["JPEG 30x40", "turned upright (EXIF 6)"]
+    assert not upright.has_transparency and upright.notes == []
     opaque = read_photo(save(tmp_path, "b.png", Image.new("RGBA", (4, 4), (1, 2, 3, 255))))
-    assert opaque.done == ["PNG 4x4"] and opaque.alpha is None
+    assert opaque.done == ["PNG 4x4"] and not opaque.has_transparency
     seen_through = read_photo(save(tmp_path, "c.png", Image.new("LA", (4, 4), (9, 51))))
     assert seen_through.done == ["PNG 4x4", "LA made RGB", "transparency on white"]
-    assert seen_through.alpha.getpixel((0, 0)) == 51
+    assert seen_through.has_transparency
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     animated = read_photo(save(tmp_path, "d.webp", frames[0], save_all=True, append_images=frames[1:]))
     assert animated.done == ["WEBP 8x8", "first of 2 frames"]

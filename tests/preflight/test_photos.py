@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from tests.helpers.fuzzing import FUZZ, SECONDS_OF_FUZZ
-from tests.helpers.photos import turned, write_cut_out
+from tests.helpers.photos import turned
 from tests.helpers.pipelines import write_photos
 from tests.helpers.script import EMBEDDED, ROOT, TRAIN, as_argv, dry_run, rows_of
 from train_dreambooth_colossalai import main
@@ -216,14 +216,6 @@ def test_captions_are_said(tmp_path, tiny_pipeline_dir, capsys):
     assert found["of 1 of 2 photos; the others, such as photo-1.jpg, show 'a cat'"] == "note"
     (photos / "photo-1.txt").write_text("a cat")
     assert rows(tiny_pipeline_dir, photos, tmp_path, capsys)["of all 2 photos"] == "ok"
-
-
-def test_how_much_of_a_photo_counts_is_said(tmp_path, tiny_pipeline_dir, capsys):
-    photos = write_cut_out(tmp_path / "photos")
-    Image.new("RGB", (48, 48), (9, 99, 9)).save(photos / "whole.png")
-    found = rows(tiny_pipeline_dir, photos, tmp_path, capsys, "--alpha_mask")
-    assert found["cut-0.png: PNG 48x48, transparency on white, 50% of it counts in the loss"] == "ok"
-    assert found["whole.png: PNG 48x48, no transparency: all of it counts in the loss"] == "note"
 
 
 @pytest.mark.parametrize(("word", "is_named"), [("SKS cat", True), ("sks", True), ("cat", False), ("sksy cat", False)])

@@ -4,9 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.photos import write_cut_out
 from tests.helpers.pipelines import write_photos
-from tests.helpers.script import UNET_FILE, losses, run, weight_change
+from tests.helpers.script import UNET_FILE, run, weight_change
 from utils.training.optimizer import MasterWeightsOptimizer
 from utils.training.train_step import WARM_UP_STEPS
 
@@ -54,15 +53,6 @@ def test_prior_preservation_in_the_graph(prior, tmp_path, capsys):
     graph_rows, eager_rows = graph_and_eager(prior, tmp_path, capsys)
     for name in ("instance_loss", "class_loss"):
         assert [row[name] for row in graph_rows] == pytest.approx([row[name] for row in eager_rows], rel=1e-4)
-
-
-def test_the_alpha_mask_in_the_graph(flags, tmp_path, capsys):
-    """Random crops of photos that are opaque on the left alone: the graph must read each step's own weights."""
-    flags |= dict(instance_data_dir=write_cut_out(tmp_path / "photos", (64, 48)))
-    graph_rows, eager_rows = graph_and_eager(flags | dict(alpha_mask=True), tmp_path, capsys)
-    assert losses(graph_rows) == pytest.approx(losses(eager_rows), rel=1e-4)
-    plain_rows = run(flags, learning_rate=1e-4, max_train_steps=len(eager_rows))
-    assert losses(plain_rows) != pytest.approx(losses(eager_rows), rel=1e-2)
 
 
 def test_an_overflow_inside_the_graph_is_skipped(flags, monkeypatch):

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from utils.data.randomness import CLASS, INSTANCE, draw_sample, photo_index, sample_indices
 from utils.dataset import ClassDataset, InstanceDataset
@@ -38,7 +37,6 @@ class InstanceLatents:
     Attributes:
         prompt_rows: of each photo, the row of its prompt in TrainingInputs.encoder_hidden_states.
         shape: (4, R/8, R/8), a latent's.
-        has_position_weights: whether the photos' transparency weighs the loss (--alpha_mask).
     """
 
     def __init__(
@@ -50,10 +48,8 @@ class InstanceLatents:
     ):
         self.dataset = dataset
         self.vae: torch.nn.Module | None = vae
-        self.has_position_weights = dataset.alpha_mask
         self.prompt_rows = [rows[dataset.prompt(photo)] for photo in range(len(dataset))]
         self._moments: dict[tuple[int, int, int], torch.Tensor] = {}
-        self._position_weights: dict[tuple[int, int, int], torch.Tensor] = {}
         self._cached_bytes = 0
         _, channels, height, width = self.moments(0, (0.0, 0.0)).shape
         self.shape = (channels, height, width)
@@ -89,16 +85,6 @@ class InstanceLatents:
             self._moments[key] = moments
             self._cached_bytes += moments.nbytes
         return moments
-
-    def position_weights(self, photo: int, position: tuple[float, float]) -> torch.Tensor:
-        """float32 [1,h,w] in [0,1]: the mean opacity of the pixels behind each position of the crop at `position`."""
-        key = (photo, *self.dataset.crop_origin(photo, position))
-        if key not in self._position_weights:
-            assert isinstance(self.dataset, InstanceDataset), "every position of a class image counts alike"
-            opacity = self.dataset.opacity(*key).unsqueeze(0)
-            weights = F.interpolate(opacity, size=self.shape[1:], mode="area")[0]
-            self._position_weights[key] = weights.to(self.moments(photo, position).device)
-        return self._position_weights[key]
 
 
 class TrainingInputs(NamedTuple):
@@ -192,8 +178,7 @@ class MicroBatch(NamedTuple):
     """What one forward pass needs: float32 [B,4,h,w] each, but `timesteps` and `prompt_rows` int64 [B].
 
     With prior preservation the first half are photos, the second class images. `prompt_rows` are rows of
-    TrainingInputs.encoder_hidden_states. `position_weights` float32 [B,1,h,w] are of the photos alone; None without
-    --alpha_mask.
+    TrainingInputs.encoder_hidden_states.
     """
 
     latent_mean: torch.Tensor
@@ -202,11 +187,6 @@ class MicroBatch(NamedTuple):
     noise: torch.Tensor
     timesteps: torch.Tensor
     prompt_rows: torch.Tensor
-    position_weights: torch.Tensor | None = None
-
-    def clone(self) -> "MicroBatch":
-        """The same values in memory of their own."""
-        return self._replace(**{name: each.clone() for name, each in self._asdict().items() if each is not None})
 
 
 class BatchSource:
@@ -248,7 +228,4 @@ class BatchSource:
             noise, integers = noise.pin_memory(), integers.pin_memory()
         latent_noise, noise = noise.to(self.device, non_blocking=True)
         timesteps, rows = integers.to(self.device, non_blocking=True)
-        weighed = [(latents, sample) for latents, sample in drawn if latents.has_position_weights]
-        weights = [latents.position_weights(sample.photo, sample.crop) for latents, sample in weighed]
-        position_weights = torch.stack(weights) if weights else None
-        return MicroBatch(mean, std, latent_noise, noise, timesteps, rows, position_weights)
+        return MicroBatch(mean, std, latent_noise, noise, timesteps, rows)

@@ -27,13 +27,13 @@ NUM_SAMPLES = 256  # pixels of a row that are looked at
 
 
 class DecodedPhoto(NamedTuple):
-    """`image` is RGB with white behind what is transparent; `alpha` its opacity, mode L, or None if all is opaque.
+    """`image` is RGB with white behind what is transparent, if `has_transparency`.
 
     `done` says what the file is and what was done to it, `notes` what its owner should know: phrases for the table.
     """
 
     image: Image.Image
-    alpha: Image.Image | None
+    has_transparency: bool
     done: list[str]
     notes: list[str]
 
@@ -63,7 +63,7 @@ def read_photo(path: Path) -> DecodedPhoto:
         done += [f"first of {num_frames} frames"] if num_frames > 1 else []
         notes += [odd] if odd else []
         notes += ["transparent everywhere: only white is left"] if alpha and not alpha.getbbox() else []
-        return DecodedPhoto(_on_white(rgb, alpha), alpha, done, notes)
+        return DecodedPhoto(_on_white(rgb, alpha), alpha is not None, done, notes)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -174,7 +174,7 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 
 def treat_bars(photo: DecodedPhoto, *, crop_bars: bool) -> DecodedPhoto:
     """The photo without the bars along its edges, or with a note on them; a transparent one as it is."""
-    bars = {} if photo.alpha else find_bars(photo.image)
+    bars = {} if photo.has_transparency else find_bars(photo.image)
     if not bars:
         return photo
     said = f"{', '.join(f'{side} {thickness}' for side, thickness in bars.items())} pixels"

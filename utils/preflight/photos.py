@@ -56,10 +56,6 @@ def describe_photo(photo: Photo, dataset: InstanceDataset) -> tuple[str, str]:
     if share < 1:
         shown = f"the middle {share:.0%} is used" if dataset.center_crop else f"each crop shows {share:.0%}"
         (notes if share < SMALL_SHARE else said).append(shown)
-    if dataset.alpha_mask and photo.opacity is None:
-        notes.append("no transparency: all of it counts in the loss")
-    elif photo.opacity is not None and dataset.alpha_mask:
-        said.append(f"{photo.opacity.mean() / 255:.0%} of it counts in the loss")
     return ", ".join(said + notes), "note" if notes else "ok"
 
 

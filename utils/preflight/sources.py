@@ -25,9 +25,10 @@ def find_concepts(found: Found) -> None:
 
 def find_photos(found: Found) -> Iterator[Row]:
     """Their photos, all decoded."""
-    options = {name: getattr(found.args, name) for name in ("center_crop", "alpha_mask", "crop_bars")}
+    args = found.args
+    options = dict(center_crop=args.center_crop, crop_bars=args.crop_bars)
     try:
-        found.dataset = load_photos(found.concepts, found.args.resolution, **options)
+        found.dataset = load_photos(found.concepts, args.resolution, **options)
     except UserError as error:
         raise UserError(f"{error} (docs/photos.md)") from None
     yield from describe_photos(found.dataset)

@@ -79,7 +79,7 @@ class TrainStep:
         inputs = self.inputs
         latents = sample_latents(batch.latent_mean, batch.latent_std, batch.latent_noise, inputs.scaling_factor)
         model_pred, target = predict(self.unet, inputs, latents, batch.noise, batch.timesteps, batch.prompt_rows)
-        losses = self.loss(model_pred, target, batch.timesteps, batch.position_weights)
+        losses = self.loss(model_pred, target, batch.timesteps)
         self.booster.backward(losses[0] / num_shares, self.optimizer)
         return torch.stack(losses).detach() / num_shares
 
@@ -128,14 +128,13 @@ class CapturedStep:
                 return self.train_step(micro_batches)
         for static, fresh in zip(self._inputs, micro_batches, strict=True):
             for target, source in zip(static, fresh, strict=True):
-                if target is not None and source is not None:
-                    target.copy_(source, non_blocking=True)
+                target.copy_(source, non_blocking=True)
         assert self._graph is not None and self._metrics is not None
         self._graph.replay()
         return self._metrics
 
     def _capture(self, micro_batches: list[MicroBatch]) -> None:
-        self._inputs = [batch.clone() for batch in micro_batches]
+        self._inputs = [MicroBatch(*map(torch.clone, batch)) for batch in micro_batches]
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):

@@ -57,27 +57,25 @@ class Validation:
     def loss(self) -> float:
         """Mean over photos and timesteps of the denoising loss."""
         losses = []
-        for *parts, position_weights in self._batches:
-            for part in zip(*(part.split(2) for part in parts), strict=True):
-                model_pred, target = predict(self.unet, self.inputs, *part)
-                losses.append(self.mean_loss(model_pred, target, None, position_weights))
+        for batch in self._batches:
+            for part in zip(*(part.split(2) for part in batch), strict=True):
+                losses.append(self.mean_loss(*predict(self.unet, self.inputs, *part)))
         return torch.stack(losses).mean().item()
 
-    def _fixed_batch(self, photo: int) -> tuple[Any, ...]:
-        """`predict`'s inputs of a photo at every validation timestep, and its position weights [1,1,h,w] or None."""
+    def _fixed_batch(self, photo: int) -> tuple[torch.Tensor, ...]:
+        """`predict`'s inputs of a photo at every validation timestep."""
         latents, num_timesteps = self.inputs.latents, self.inputs.num_train_timesteps
-        device, middle = self.inputs.encoder_hidden_states.device, (0.5, 0.5)
+        device = self.inputs.encoder_hidden_states.device
         sizes: Any = dict(num_photos=1, latent_shape=latents.shape, num_train_timesteps=num_timesteps)
         first = photo * NUM_TIMESTEPS
         indices = range(first, first + NUM_TIMESTEPS)
         samples = [draw_sample(self.seed, index, **sizes, stream=VALIDATION) for index in indices]
         latent_noise = torch.stack([torch.from_numpy(sample.latent_noise) for sample in samples]).to(device)
         timesteps = [int((k + 0.5) * num_timesteps / NUM_TIMESTEPS) for k in range(NUM_TIMESTEPS)]
-        mean, std = latents.moments(photo, middle)
+        mean, std = latents.moments(photo, (0.5, 0.5))
         return (
             sample_latents(mean, std, latent_noise, self.inputs.scaling_factor),
             torch.stack([torch.from_numpy(sample.noise) for sample in samples]).to(device),
             torch.tensor(timesteps, device=device),
             torch.full((NUM_TIMESTEPS,), latents.prompt_rows[photo], device=device),
-            latents.position_weights(photo, middle).unsqueeze(0) if latents.has_position_weights else None,
         )
