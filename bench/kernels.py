@@ -1,10 +1,9 @@
-"""Times the fused operations, and the UNet's forward + backward with and without them, on one GPU in about a minute.
+"""Times the UNet's forward + backward with and without the fused operations, and the update, on one GPU.
 
-python -m bench.kernels [unet] [optimizer] [operations]
+python -m bench.kernels [unet] [optimizer]
 
-Device times by events around replays of CUDA graphs, medians, random data; operations rotate over buffers larger than
-the L2 cache. The UNet has Stable Diffusion v1.4's shape and random weights in one flat buffer, fp16, channels_last,
-64x64 latents.
+Device times by events around replays of CUDA graphs, medians, random data. The UNet has Stable Diffusion v1.4's shape
+and random weights in one flat buffer, fp16, channels_last, 64x64 latents.
 """
 
 import time
@@ -19,10 +18,8 @@ from utils.kernels import operations
 from utils.models import fused_unet
 
 START = time.time()
-ROTATED_BYTES = 256 << 20
 NUM_PARAMETERS = 859_520_964
 TOP = 25
-IMAGE_SHAPES = ((1, 320, 64), (1, 960, 64), (1, 1280, 32), (1, 1280, 16), (1, 2560, 8), (8, 320, 64), (8, 1920, 32))
 
 
 def say(*words):
@@ -41,76 +38,6 @@ def capture(function):
     with torch.cuda.graph(graph):
         function()
     return graph
-
-
-def operation_us(function, inputs):
-    """Microseconds of function(*inputs), forward and forward + backward, over rotating copies of the inputs."""
-    num_bytes = sum(t.numel() * t.element_size() for t in inputs)
-    copies = [
-        [t.detach().clone().requires_grad_() for t in inputs] for _ in range(min(24, 2 + ROTATED_BYTES // num_bytes))
-    ]
-    output_grad = [torch.randn_like(o) for o in as_tuple(function(*inputs))]
-
-    def forward():
-        with torch.no_grad():
-            for copy in copies:
-                function(*copy)
-
-    def forward_backward():
-        for copy in copies:
-            torch.autograd.grad(as_tuple(function(*copy)), copy, output_grad)
-
-    return [1e3 * median_ms(capture(f).replay, 5) / len(copies) for f in (forward, forward_backward)]
-
-
-def as_tuple(outputs):
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def compare(name, plain, fused, inputs, num_tensors):
-    """num_tensors: of the first input's size, that a forward + backward must at least read or write."""
-    rows = [operation_us(function, inputs) for function in (plain, fused)]
-    traffic = num_tensors * inputs[0].numel() * 2 / rows[1][1] / 1e3
-    say(f"{name:34s} torch {rows[0][0]:7.1f} {rows[0][1]:7.1f}   fused {rows[1][0]:7.1f} {rows[1][1]:7.1f}"
-        f"   {rows[0][1] / rows[1][1]:4.1f}x {traffic:5.0f} GB/s")  # fmt: skip
-
-
-def compare_operations():
-    """Each fused operation against torch's own."""
-    half = dict(device="cuda", dtype=torch.float16)
-    say("microseconds: forward, forward + backward; how many times faster and what bandwidth the fused one's both are")
-    for batch, channels, size in IMAGE_SHAPES:
-        x = torch.randn(batch, size, size, channels, **half).permute(0, 3, 1, 2)
-        weight, bias = torch.randn(2, channels, **half)
-
-        def plain(x, weight, bias):
-            return F.silu(F.group_norm(x, 32, weight, bias, 1e-5)).contiguous(memory_format=torch.channels_last)
-
-        def fused(x, weight, bias):
-            return operations.group_norm(x, weight, bias, 32, 1e-5, True)
-
-        compare(f"GroupNorm+SiLU {batch}x{channels}x{size}x{size}", plain, fused, (x, weight, bias), 8)
-    for rows, features in ((4096, 320), (256, 1280), (32768, 320)):
-        x, residual = torch.randn(2, 1, rows, features, **half)
-        weight, bias, x_bias = torch.randn(3, features, **half)
-
-        def plain_norm(x, residual, x_bias, weight, bias):
-            total = x + x_bias + residual
-            return total, F.layer_norm(total, weight.shape, weight, bias)
-
-        def fused_norm(x, residual, x_bias, weight, bias):
-            return operations.add_layer_norm(x, weight, bias, 1e-5, residual, x_bias)
-
-        compare(f"add+LayerNorm {rows}x{features}", plain_norm, fused_norm, (x, residual, x_bias, weight, bias), 8)
-    for rows, width in ((4096, 1280), (256, 5120), (32768, 1280)):
-
-        def plain_geglu(x):
-            hidden, gate = x.chunk(2, dim=-1)
-            return hidden * F.gelu(gate)
-
-        compare(
-            f"GEGLU {rows}x{2 * width}", plain_geglu, operations.geglu, (torch.randn(1, rows, 2 * width, **half),), 4
-        )
 
 
 def optimizer():
@@ -217,7 +144,7 @@ def unet():
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the sections that are named, or all."""
-    sections = dict(unet=unet, optimizer=optimizer, operations=compare_operations)
+    sections = dict(unet=unet, optimizer=optimizer)
     parser = make_parser(__doc__, __spec__.name, results=False)
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(sections))
     chosen = parser.parse_args(argv).sections or list(sections)

@@ -29,15 +29,12 @@ KEPT_FREE = 0.7e9  # bytes: the CUDA context, a desktop
 SECONDS_BETWEEN_LOOKS = 0.02
 ROWS = {
     "default": (1, []),
-    "checkpointing": (1, ["--gradient_checkpointing"]),
     "8bit": (1, ["--use_8bit_adam"]),
     "moments": (1, ["--offload_optimizer=moments"]),
     "all": (1, ["--offload_optimizer=all"]),
     "low_memory": (1, ["--low_memory"]),
     "low_memory_8bit": (1, ["--low_memory", "--use_8bit_adam"]),
     "batch4": (4, []),
-    "batch4_checkpointing": (4, ["--gradient_checkpointing"]),
-    "batch4_low_memory": (4, ["--low_memory"]),
     "batch8": (8, []),
     "batch8_checkpointing": (8, ["--gradient_checkpointing"]),
 }

@@ -5,11 +5,11 @@ python -m bench.start [--model DIR] [--peer train_dreambooth.py] [--parts PART .
 Without --model: random weights of Stable Diffusion v1.4's shape on a GPU (512 px, fp16), the embedded model on a CPU.
 Every command is a process of its own, started as its users start it (torchrun; the peer, diffusers' DreamBooth
 script, by python), on the photos alone of --photos, and finds the libraries' bytecode, as pip leaves it. Parts:
-`cold` has an empty cache of Triton's kernels; `warm` is the same again, --repeats times, medians; `batch8` runs 60
-steps; `evaluate` is evaluate.py, whole, for 16 + 16 images; `run_sh` is `bash run.sh` on the embedded model without a
-GPU, in this environment; `peer` needs --peer. "first step" is its line in metrics.jsonl, or the peer's progress bar
-at 1. The marks are seconds after the worker's start, from run.json and samples.json. --json adds to what the file
-holds, so that parts can be measured one by one; ratios are printed of whatever it holds then.
+`cold` has an empty cache of Triton's kernels; `warm` is the same again, --repeats times, medians; `evaluate` is
+evaluate.py, whole, for 16 + 16 images; `run_sh` is `bash run.sh` on the embedded model without a GPU, in this
+environment; `peer` needs --peer. "first step" is its line in metrics.jsonl, or the peer's progress bar at 1. The
+marks are seconds after the worker's start, from run.json and samples.json. --json adds to what the file holds, so
+that parts can be measured one by one.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from bench.command_line import EMBEDDED, ROOT, make_parser, write_results
 from bench.random_sd14 import base_folder
 from utils.dataset import find_photos
 
-PARTS = ("cold", "warm", "batch8", "evaluate", "run_sh", "peer")
+PARTS = ("cold", "warm", "evaluate", "run_sh", "peer")
 
 
 def time_peer(peer: Path, flags: list[str], output: Path, steps: int) -> dict[str, Any]:
@@ -68,23 +68,20 @@ def measure(args: argparse.Namespace, model: Path, scratch: Path) -> dict[str, A
     on_gpu, photos, output, found = torch.cuda.is_available(), scratch / "photos", scratch / "output", {}
     copy_photos(args.photos, photos)
 
-    def run(batch_size: int, steps: int, kernels: str = "kernels") -> dict[str, Any]:
+    def run(steps: int, kernels: str = "kernels") -> dict[str, Any]:
         cache = dict(TRITON_CACHE_DIR=str(scratch / kernels))
-        return script.train(model, photos, output, batch_size, steps, [], 1, **cache)
+        return script.train(model, photos, output, 1, steps, [], 1, **cache)
 
     if "cold" in args.parts:
-        run(1, 2, "kernels of a run that fills caches")
-        found["cold"] = report("cold", run(1, args.steps))
-    if "batch8" in args.parts:
-        run(8, 2) if on_gpu else None  # its kernels
-        found["batch8"] = report("batch8", run(8, min(60, args.steps)))
+        run(2, "kernels of a run that fills caches")
+        found["cold"] = report("cold", run(args.steps))
     if "warm" in args.parts:
         if "cold" not in args.parts:
-            run(1, 2)
-        found["warm"] = report("warm", median_run(lambda: run(1, args.steps), args.repeats))
+            run(2)
+        found["warm"] = report("warm", median_run(lambda: run(args.steps), args.repeats))
     if "evaluate" in args.parts:
         if not output.exists():
-            run(1, 2)
+            run(2)
         num_images, steps = (16, 50) if on_gpu else (2, 4)
         for _ in range(2 if on_gpu else 1):  # the first compiles kernels
             cache = dict(TRITON_CACHE_DIR=str(scratch / "kernels"))
@@ -124,16 +121,6 @@ def copy_photos(source: Path, target: Path) -> None:
         shutil.copy(path, target)
 
 
-def print_ratios(results: dict[str, Any]) -> None:
-    """The waits beside the peer's, of what was measured."""
-    peer = results.get("peer")
-    for part in ("warm", "cold"):
-        for name in ("first_step", "prompt_back"):
-            if peer and part in results:
-                ratio = peer[name] / results[part][name]
-                print(f"{name}, {part}: {results[part][name]:.1f} s, the peer {peer[name]:.1f} s: {ratio:.2f} times")
-
-
 def machine() -> dict[str, Any]:
     """What the times are of."""
     num_gpus = torch.cuda.device_count()
@@ -165,7 +152,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             stack.enter_context(mock.patch.dict(os.environ, PYTHONPYCACHEPREFIX=str(scratch / "bytecode")))
             os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         results |= measure(args, model, scratch) | measure_others(args, model, scratch)
-    print_ratios(results)
     write_results(results, args.json)
     return results
 

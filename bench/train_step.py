@@ -1,6 +1,6 @@
 """Times the training script on Stable Diffusion v1.4's shape, beside a loop written the usual way.
 
-python -m bench.train_step [--model DIR] [--batch_sizes 1 8] [--steps 60] [--long_run 400] [--json FILE]
+python -m bench.train_step [--model DIR] [--batch_sizes 1 8] [--steps 60] [--json FILE]
 
 Without --model: random weights of that shape on a GPU, the embedded model on a CPU. Method: the script runs as its
 users run it, in its own process; ms a step is the median over its metrics.jsonl after the first 20 steps; the
@@ -68,7 +68,6 @@ def main(argv: list[str] | None = None) -> dict:
     parser = make_parser(__doc__, __spec__.name, model=True, photos=True)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8], help="images a step (1 8)")
     parser.add_argument("--steps", type=int, default=60, help="training steps a row (60)")
-    parser.add_argument("--long_run", type=int, default=0, help="steps of one more batch-1 run, timed as a whole")
     parser.add_argument("--no_reference", action="store_true", help="leave the usual loop out")
     args, flags = parser.parse_known_args(argv)
     device, resolution = ("cuda", 512) if torch.cuda.is_available() else ("cpu", 64)
@@ -76,10 +75,8 @@ def main(argv: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         model, output = base_folder(args.model, Path(scratch)), Path(scratch) / "output"
         results["flop_per_image"], results["num_parameters"] = flop_per_image(model, resolution, device)
-        runs = [(batch_size, args.steps) for batch_size in args.batch_sizes]
-        runs += [(args.batch_sizes[0], args.long_run)] if args.long_run else []
-        for batch_size, steps in runs:
-            results["ours"].append(script.train(model, args.photos, output, batch_size, steps, flags))
+        for batch_size in args.batch_sizes:
+            results["ours"].append(script.train(model, args.photos, output, batch_size, args.steps, flags))
             print_row("ours", results["ours"][-1], results)
         for batch_size in [] if args.no_reference else args.batch_sizes:
             found = time_reference_loop(model, resolution, batch_size, min(args.steps, 40), device)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from bench import evaluate as bench
-from bench import loss_curves, precision, start, train_step
+from bench import loss_curves, start, train_step
 from bench.timing import median_ms
 from tests.helpers.script import EMBEDDED, ROOT
 
@@ -66,31 +66,16 @@ def test_sampling_is_timed_and_compared(tmp_path, capsys, monkeypatch):
         ("evaluate.py's sampling", 1),
         ("evaluate.py's sampling", 2),
     ]
-    recipe = results["rows"][0]["seconds_an_image"]
-    for row in results["rows"]:
-        assert row["ratio"] == pytest.approx(recipe / row["seconds_an_image"])
-        assert row["images_a_second"] == pytest.approx(1 / row["seconds_an_image"])
-        assert row["first_call_seconds"] > 0
-    assert results["differences"]["pixels, graphs to plain, largest"] == 0  # on a CPU both are the plain pipeline
-    assert 0 <= results["differences"]["latents, plain to fp32"] < 1e-3
+    assert all(row["seconds_an_image"] > 0 and row["first_call_seconds"] > 0 for row in results["rows"])
+    assert results["largest_difference"] == 0  # on a CPU both are the plain pipeline
     assert json.loads(file.read_text())["rows"] == results["rows"]
-    assert "times the recipe's" in capsys.readouterr().out
+    assert "1.00 times as fast as the recipe's" in capsys.readouterr().out
 
 
 def test_the_median_of_several_calls_is_taken():
     pauses = iter([0.4, 0.0, 0.4, 0.0])  # the first is the warm-up
     assert median_ms(lambda: time.sleep(next(pauses)), repeats=3, on_gpu=False) < 300
     assert next(pauses, None) is None
-
-
-def test_what_rounding_costs_is_measured(tmp_path, tiny_pipeline_dir, photos_dir):
-    ways = ["fp16", "only inputs of the UNet rounded", "only weights rounded, stochastically"]
-    file, learning_rate = tmp_path / "rows.json", "--learning_rate=1e-3"
-    argv = [f"--model={tiny_pipeline_dir}", f"--photos={photos_dir}", "--resolution=32", "--device=cpu", learning_rate]
-    precision.main([*argv, "--steps", "1", "3", "--ways", *ways, f"--json={file}"])
-    rows = json.loads(file.read_text())
-    assert [(row["way"], row["steps"]) for row in rows] == [(way, steps) for way in ways for steps in (1, 3)]
-    assert all(0.5 < row["cosine"] < 1 and 0 < row["loss_difference"] < 0.1 for row in rows)
 
 
 PEER = """
