@@ -1,58 +1,31 @@
 """--choose: which models are compared, what is said of them, and the command that writes the chosen one."""
 
-import json
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import evaluate
 from tests.helpers.encoders import write_clip
-from tests.helpers.pipelines import write_pipeline
+from tests.helpers.evaluating import read, run, write_trained
 from tests.helpers.script import UNET_FILE
-from utils import PROGRAM
 from utils.command_line import run_main
 from utils.evaluation import candidates
 from utils.evaluation.candidates import candidate_models, export_command
 from utils.export import main as export
 from utils.models import drawing
-from utils.run.lineage import FORMAT, STATE_FILE
 from utils.runtime.process import typed
 
 QUICK = "DPMSolverMultistepScheduler"
 
 
-def write_checkpoint(folder: Path, base: Path, step: int) -> None:
-    unet = folder / f"checkpoint-{step}" / "unet"
-    shutil.copytree(base / "unet", unet)
-    weights = load_file(base / UNET_FILE)
-    save_file({name: (1 + step / 50) * value for name, value in weights.items()}, unet / Path(UNET_FILE).name)
-    state = dict(program=PROGRAM, format=FORMAT, step=step, run_id="own", ancestors=[])
-    (unet.parent / STATE_FILE).write_text(json.dumps(state))
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_pipeline_dir, photos_dir) -> Path:
-    """What training leaves, with checkpoints 5, 10 and 15; the last is the result. Never write into it."""
-    folder = write_pipeline(tmp_path_factory.mktemp("run") / "output", seed=1)
-    for step in (5, 10, 15):
-        write_checkpoint(folder, tiny_pipeline_dir, step)
-    arguments = dict(pretrained_model_name_or_path=str(tiny_pipeline_dir), instance_data_dir=str(photos_dir))
-    arguments |= dict(instance_prompt="a photo of sks cat")
-    run = dict(program=PROGRAM, run_id="own", ancestors=[], arguments=arguments, result=dict(num_steps=15))
-    (folder / "run.json").write_text(json.dumps(run))
-    return folder
-
-
-def run(trained: Path, result: Path, *more: str) -> int:
-    quick = ["--num_images", "2", "--num_drift_images", "1", "--num_inference_steps", "1", "--output_dir", str(result)]
-    return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
-
-
-def read(folder: Path, name: str) -> dict:
-    return json.loads((folder / name).read_text())
+    """With checkpoints 5, 10 and 15; the last is the result. Never write into it."""
+    folder, prompt = tmp_path_factory.mktemp("run") / "output", "a photo of sks cat"
+    return write_trained(folder, tiny_pipeline_dir, photos_dir, prompt, (5, 10, 15))
 
 
 def names(checkpoints: list[str], last: int | None) -> list[str]:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import evaluate
+from tests.helpers import evaluating
+from tests.helpers.evaluating import write_trained
 from tests.helpers.script import UNET_FILE
-from utils.command_line import run_main
 from utils.evaluation.comparison import Row, make_comparison, plan
 from utils.evaluation.prompts import PLACES, other_prompts
 from utils.files import png
@@ -28,16 +28,8 @@ OTHERS = other_prompts("cat")
 
 @pytest.fixture(scope="module")
 def trained_dir(tiny_pipeline_dir, photos_dir, tmp_path_factory) -> Path:
-    """What training leaves: another UNet, the rest as in the baseline, and run.json. Never write into it."""
-    folder = tmp_path_factory.mktemp("run") / "output"
-    shutil.copytree(tiny_pipeline_dir, folder)
-    weights = load_file(folder / UNET_FILE)
-    save_file({name: 1.3 * value for name, value in weights.items()}, folder / UNET_FILE, {"format": "pt"})
-    arguments = dict(
-        pretrained_model_name_or_path=str(tiny_pipeline_dir), instance_prompt=PROMPT, instance_data_dir=str(photos_dir)
-    )
-    (folder / "run.json").write_text(json.dumps(dict(program="train_dreambooth_colossalai", arguments=arguments)))
-    return folder
+    """Never write into it."""
+    return write_trained(tmp_path_factory.mktemp("run") / "output", tiny_pipeline_dir, photos_dir, PROMPT)
 
 
 @pytest.fixture
@@ -51,13 +43,8 @@ def result(tmp_path) -> Path:
     return tmp_path / "result"
 
 
-def arguments(finetuned: Path, result: Path, *more: str) -> list[str]:
-    quick = ["--num_images", "2", "--num_drift_images", "0", "--num_inference_steps", "2"]
-    return ["--finetuned_model_name_or_path", str(finetuned), "--output_dir", str(result), *quick, *more]
-
-
 def run(finetuned: Path, result: Path, *more: str) -> int:
-    return run_main(evaluate.main, arguments(finetuned, result, *more))
+    return evaluating.run(finetuned, result, "--num_drift_images=0", "--num_inference_steps=2", *more)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -88,8 +75,7 @@ def assert_refused(capsys, monkeypatch, finetuned: Path, result: Path, *more: st
 def first_result(trained_dir, tmp_path_factory) -> Path:
     """With what the flags are by default, num_drift_images among them."""
     folder = tmp_path_factory.mktemp("evaluate") / "result"
-    flags = [each for each in arguments(trained_dir, folder) if each not in ("--num_drift_images", "0")]
-    assert run_main(evaluate.main, flags) == 0
+    assert evaluating.run(trained_dir, folder, "--num_inference_steps=2") == 0
     return folder
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 from tests.helpers.encoders import write_clip, write_dino, write_safety_checker
+from tests.helpers.evaluating import read, run, scale_unet, write_state, write_trained
 from tests.helpers.script import UNET_FILE
-from utils import PROGRAM
 from utils.command_line import run_main
 from utils.dataset import decode
 from utils.evaluation import encoders, metrics
@@ -24,36 +24,15 @@ from utils.evaluation.samples import plan_samples
 from utils.evaluation.score import paper_columns
 from utils.models import drawing, loading
 from utils.models.folder import read_base
-from utils.run.lineage import FORMAT, STATE_FILE
 
 PROMPT = "a photo of sks cat"
 IMAGES = 2 * 2 + 4 + 2 + 8  # of a model: two prompts, other places, the class, other things
 
 
-def scale_unet(source: Path, target: Path, factor: float) -> None:
-    weights = load_file(source / UNET_FILE)
-    save_file({name: factor * value for name, value in weights.items()}, target / UNET_FILE, {"format": "pt"})
-
-
 @pytest.fixture(scope="module")
 def trained_dir(tiny_pipeline_dir, photos_dir, tmp_path_factory) -> Path:
-    """What training leaves, with two checkpoints. Never write into it."""
-    folder = shutil.copytree(tiny_pipeline_dir, tmp_path_factory.mktemp("run") / "output")
-    scale_unet(tiny_pipeline_dir, folder, 1.3)
-    for step in (5, 10):
-        shutil.copytree(tiny_pipeline_dir / "unet", folder / f"checkpoint-{step}" / "unet")
-        scale_unet(tiny_pipeline_dir, folder / f"checkpoint-{step}", 1 + step / 50)
-        write_state(folder, step)
-    arguments = dict(pretrained_model_name_or_path=str(tiny_pipeline_dir), instance_data_dir=str(photos_dir))
-    run = dict(
-        program=PROGRAM,
-        run_id="own",
-        command="torchrun train_dreambooth_colossalai.py --instance_prompt='a photo of sks cat'",
-        arguments=arguments | dict(instance_prompt=PROMPT, max_train_steps=15),
-        result=dict(num_steps=15),
-    )
-    (folder / "run.json").write_text(json.dumps(run))
-    return folder
+    """With two checkpoints. Never write into it."""
+    return write_trained(tmp_path_factory.mktemp("run") / "output", tiny_pipeline_dir, photos_dir, PROMPT, (5, 10))
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +40,6 @@ def models(tmp_path_factory) -> list[str]:
     root = tmp_path_factory.mktemp("encoders")
     clip, dino = write_clip(root / "clip"), write_dino(root / "dino")
     return ["--clip_model", str(clip), "--dino_model", str(dino)]
-
-
-def run(trained: Path, result: Path, *more: str) -> int:
-    quick = ["--num_images", "2", "--num_drift_images", "1", "--num_inference_steps", "1", "--output_dir", str(result)]
-    return run_main(evaluate.main, ["--finetuned_model_name_or_path", str(trained), *quick, *more])
-
-
-def read(folder: Path, name: str) -> dict:
-    return json.loads((folder / name).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +77,6 @@ def test_several_prompts_have_a_folder_each_for_every_model(whole, trained_dir):
     assert samples["models"]["checkpoint-5"]["path"] == str(trained_dir / "checkpoint-5" / "unet")
 
 
-def test_a_checkpoint_is_the_pipeline_with_that_unet(whole, trained_dir, tmp_path):
-    folder = shutil.copytree(trained_dir, tmp_path / "output")
-    shutil.rmtree(folder / "unet")
-    shutil.copytree(folder / "checkpoint-10/unet", folder / "unet")
-    pipeline = loading.load_pipeline(read_base(folder), torch.float32, torch.device("cpu"))
-    expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
-    with Image.open(whole / "images/checkpoint-10/a-photo-of-sks-cat/seed-1.png") as image:
-        assert np.abs(np.asarray(image, int) - expected).max() <= 1
-
-
 def test_texts_are_encoded_and_modules_loaded_once(trained_dir, tmp_path, monkeypatch):
     texts, loaded = [], []
     load_weights = loading._load_weights
@@ -145,12 +105,12 @@ def test_each_strength_is_a_row_and_its_pictures_are_those_of_the_blended_pipeli
     assert read(result, "samples.json")["models"]["checkpoint-10@0.5"]["strength"] == 0.5
 
     folder = shutil.copytree(trained_dir, tmp_path / "output")
-    base, tuned = (load_file(part / UNET_FILE) for part in (tiny_pipeline_dir, trained_dir / "checkpoint-10"))
-    save_file({name: (base[name] + value) / 2 for name, value in tuned.items()}, folder / UNET_FILE, {"format": "pt"})
-    pipeline = loading.load_pipeline(read_base(folder), torch.float32, torch.device("cpu"))
-    expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
-    with Image.open(result / "images/checkpoint-10@0.5/a-photo-of-sks-cat/seed-1.png") as image:
-        assert np.abs(np.asarray(image, int) - expected).max() <= 1
+    for name, factor in (("checkpoint-10@0.5", 1.1), ("checkpoint-10", 1.2)):  # the checkpoint's own is 1.2
+        scale_unet(tiny_pipeline_dir, folder, factor)
+        pipeline = loading.load_pipeline(read_base(folder), torch.float32, torch.device("cpu"))
+        expected = np.asarray(drawing.sample(pipeline, PROMPT, [1], num_inference_steps=1)[0], int)
+        with Image.open(result / f"images/{name}/a-photo-of-sks-cat/seed-1.png") as image:
+            assert np.abs(np.asarray(image, int) - expected).max() <= 1
     before = times(result)
     assert run(trained_dir, result, *more, "--strength", "0.5") == 0
     now = times(result)
@@ -282,13 +242,6 @@ def test_a_mistake_is_named(trained_dir, tmp_path, capsys, more, message):
     assert not (tmp_path / "result").exists()
 
 
-def write_state(folder, step, run_id="own"):
-    """Makes a checkpoint whole: its state.json, of the run `run_id`."""
-    (folder / f"checkpoint-{step}").mkdir(exist_ok=True)
-    state = dict(program=PROGRAM, format=FORMAT, step=step, run_id=run_id, ancestors=[])
-    (folder / f"checkpoint-{step}" / STATE_FILE).write_text(json.dumps(state))
-
-
 def test_all_checkpoints_are_the_runs_own(tmp_path):
     for step, run_id in ((2, "first"), (4, "first"), (6, "first"), (99, "foreign")):
         write_state(tmp_path, step, run_id)
@@ -364,7 +317,10 @@ def test_each_image_is_embedded_once(whole, models, tmp_path, monkeypatch):
     )
     folder = shutil.copytree(whole, tmp_path / "result")
     again = ["--only", "score", "--output_dir", str(folder), *models]
+    before = read(folder, "metrics.json")
     assert run_main(evaluate.main, again) == 0 and embedded == []
+    after = read(folder, "metrics.json")
+    assert "--only score" in after.pop("command") and "--only" not in before.pop("command") and after == before
     Image.new("RGB", (32, 32), (9, 9, 9)).save(folder / "output-1.png")
     assert run_main(evaluate.main, again) == 0 and embedded == [1, 1]  # by CLIP, by DINO
     (folder / "embeddings.npz").write_bytes(b"PK written_by_evaluate")
@@ -373,15 +329,6 @@ def test_each_image_is_embedded_once(whole, models, tmp_path, monkeypatch):
 
 def of_size(images) -> np.ndarray:
     return np.tile(np.eye(16)[0], (len(images), 1))
-
-
-def test_scoring_again_gives_the_same_but_for_the_command(whole, models, tmp_path):
-    folder = shutil.copytree(whole, tmp_path / "result")
-    before = read(folder, "metrics.json")
-    assert run_main(evaluate.main, ["--only", "score", "--output_dir", str(folder), *models]) == 0
-    after = read(folder, "metrics.json")
-    assert "--only score" in after.pop("command") and "--only" not in before.pop("command")
-    assert after == before
 
 
 def test_without_models_every_metric_says_what_it_needs(result):
