@@ -1,30 +1,19 @@
 """The doctor: what is amiss, and one command for each problem."""
 
-import re
-
 import pytest
 
-from tests.helpers.script import ROOT
 from utils import doctor
 from utils.runtime import gpu
+from utils.runtime.process import versions
 
 
 def test_packages():
-    newest = {name: versions[1] for name, versions in doctor.TESTED.items()}
-    assert {finding.level for finding in doctor.package_findings(newest)} == {"ok"}
-    newest.pop("numpy")
-    found = doctor.package_findings(newest | dict(torch="2.13.0+cpu", diffusers="0.8.0", colossalai="0.4.1"))
+    installed = versions()
+    assert {finding.level for finding in doctor.package_findings(installed)} == {"ok"}
+    found = doctor.package_findings(installed | dict(numpy="missing", colossalai="0.4.1"))
     by_level = {finding.what.split()[0]: finding for finding in found if finding.level != "ok"}
-    assert by_level.keys() == {"diffusers", "numpy", "colossalai"}
-    assert by_level["diffusers"].level == "note" and by_level["numpy"].level == "problem"
+    assert by_level.keys() == {"numpy", "colossalai"} and by_level["numpy"].level == "problem"
     assert by_level["colossalai"].command == "python -m pip install --no-deps colossalai==0.5.0"
-
-
-def test_the_pins_are_among_the_tested_versions():
-    pins = re.findall(r"^(\w+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    for chosen in (dict(pins), dict(reversed(pins))):  # some have another pin for Python 3.10
-        found = doctor.package_findings(dict(chosen, colossalai="0.5.0"))
-        assert [str(finding) for finding in found if finding.level != "ok"] == []
 
 
 def test_triton_needs_a_compiler_and_pythons_headers(monkeypatch, tmp_path):

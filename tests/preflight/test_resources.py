@@ -227,20 +227,8 @@ def test_a_rate_is_judged_as_it_is_scaled(tmp_path):
         assert found.startswith(said)
 
 
-def test_accelerates_precision_is_not_read(tmp_path, monkeypatch):
-    plan = plan_of(tmp_path)
-    assert resources.describe_launcher(plan) is None
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert resources.describe_launcher(plan) is None
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert resources.describe_launcher(plan).startswith(
-        "accelerate's mixed precision (bf16) is not read: the run is in no"
-    )
-
-
-def test_they_are_notes_in_the_table(tmp_path, tiny_pipeline_dir, photos_dir, capsys, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+def test_they_are_notes_in_the_table(tmp_path, tiny_pipeline_dir, photos_dir, capsys):
     flags = ["--lr_scheduler=cosine", "--max_train_steps=4", "--save_dtype=fp16", "--learning_rate=1e-6"]
     code, out, _ = dry_run(tiny_pipeline_dir, photos_dir, tmp_path, capsys, *flags)
     notes = [line.split()[1] for line in out.splitlines() if line.startswith("note")]
-    assert code == 0 and notes == ["schedule", "save_dtype", "precision"], json.dumps(out)
+    assert code == 0 and notes == ["schedule", "save_dtype"], json.dumps(out)

@@ -338,15 +338,6 @@ def logs(output: Path, suffix: str = "") -> dict[str, bytes | list[str]]:
     }
 
 
-def test_a_finished_run_that_goes_on_after_another_keeps_its_earlier_logs_aside(flags, output, tmp_path):
-    run(flags, checkpointing_steps=2, max_train_steps=4, **VALIDATED)
-    old = logs(output)
-    kill_after_3_steps(flags, tmp_path, **VALIDATED)
-    run(flags, resume_from_checkpoint="checkpoint-4", max_train_steps=5)
-    assert [row["step"] for row in rows(output)] == [5] and logs(output).keys() == {"metrics.jsonl"}
-    assert logs(output, ".previous") == old
-
-
 def test_torchrun_restarts_resume_by_themselves(flags, output, tmp_path, monkeypatch):
     argv = as_argv(flags | dict(max_train_steps=8, checkpointing_steps=2))
     assert finish(start_ranks(1, argv, tmp_path / "whole.txt")) == [0]

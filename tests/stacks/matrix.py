@@ -21,7 +21,7 @@ SEEDS = [0, 1]
 
 def run(legs_dir: Path, leg: str) -> int:
     """The golden trajectory; 1 where it is not the golden one."""
-    from utils.run.record import versions
+    from utils.runtime.process import versions
 
     folder = legs_dir / leg
     start = time.perf_counter()

@@ -149,15 +149,6 @@ def image_size(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
     return in_pixels(pipeline.unet.config.sample_size, pipeline.vae_scale_factor)
 
 
-def initial_latents(
-    pipeline: StableDiffusionPipeline, generators: list[torch.Generator], height: int, width: int
-) -> torch.Tensor:
-    """Noise [N, C, height/f, width/f] in fp32 on the CPU; row n is drawn from generators[n] alone."""
-    factor = pipeline.vae_scale_factor
-    shape = (1, pipeline.unet.config.in_channels, height // factor, width // factor)
-    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-
-
 def draw(
     pipeline: StableDiffusionPipeline,
     seeds: list[int],
@@ -178,7 +169,10 @@ def draw(
         output_type, arguments: the pipeline's own; prompt_embeds are of all images [1,77,D], or one row an image.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    latents = initial_latents(pipeline, generators, height, width).to(pipeline.unet.dtype)
+    factor = pipeline.vae_scale_factor
+    shape = (1, pipeline.unet.config.in_channels, height // factor, width // factor)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])  # float32, on the CPU
+    latents = noise.to(pipeline.unet.dtype)
     rows = arguments.get("prompt_embeds")
     of_each = len(seeds) // (1 if rows is None else len(rows))
     options = dict(num_images_per_prompt=of_each, height=height, width=width, output_type=output_type, **arguments)

@@ -19,7 +19,7 @@ from utils.files.ownership import run_of
 from utils.models.card import file_metadata, without_paths
 from utils.models.folder import BaseModel, find_weights
 from utils.models.saving import SAVE_DTYPES
-from utils.models.weight_files import read_tensors
+from utils.models.weight_files import Tensors, read_onto
 
 PREFIXES = dict(unet="model.diffusion_model.", vae="first_stage_model.", text_encoder="cond_stage_model.transformer.")
 CONFIG_KEY = "diffusers_config"  # in the header: what the tensors do not say of their configuration
@@ -148,12 +148,9 @@ def original_state_dict(base: BaseModel, unet_weights: Iterable[Named] | None = 
     return state_dict
 
 
-def read_weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path, part: str) -> Tensors:
     """The tensors of one part: from the files that diffusers would load."""
-    tensors = {}
-    for path in find_weights(folder, part).files:
-        tensors.update(read_tensors(path)[0])
-    return tensors
+    return read_onto(find_weights(folder, part).files, "cpu")
 
 
 def export_single_file(

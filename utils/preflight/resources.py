@@ -1,7 +1,6 @@
 """What a run asks for: disk space, GPU memory, a GPU that torch can use; numbers that can hardly be meant."""
 
 import math
-import os
 import shutil
 import statistics
 from argparse import Namespace
@@ -237,15 +236,4 @@ def describe_rounding(plan: Plan) -> str | None:
     return (
         f"{plan.num_steps} steps move a weight by {reach:.1g} at most: saved in fp16, those above "
         f"{reach * FP16_REACH:.1g} stay what they were; --save_dtype fp32 keeps every change"
-    )
-
-
-def describe_launcher(plan: Plan) -> str | None:
-    """A phrase if accelerate was told another precision than the run has: nothing of accelerate's is read."""
-    theirs = os.environ.get("ACCELERATE_MIXED_PRECISION", plan.mixed_precision)
-    if theirs == plan.mixed_precision:
-        return None
-    return (
-        f"accelerate's mixed precision ({theirs}) is not read: the run is in {plan.mixed_precision}; "
-        f"--mixed_precision says another"
     )

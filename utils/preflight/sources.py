@@ -109,7 +109,6 @@ def check_numbers(found: Found) -> Iterator[Row]:
     """Flags without effect, and numbers that can hardly be meant."""
     yield from (("flag", finding, NOTE) for finding in resources.describe_flags(found.plan, len(found.dataset)))
     named = dict(schedule=resources.check_schedule, save_dtype=resources.describe_rounding)
-    named |= dict(precision=resources.describe_launcher)
     yield from ((name, finding, NOTE) for name, say in named.items() if (finding := say(found.plan)))
 
 

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,14 @@ from utils.dataset import ClassDataset, Photo
 from utils.files import ownership
 from utils.files.atomic import move, replace_path
 from utils.files.hashing import in_background
-from utils.files.json_files import read_json_or_none, write_json
+from utils.files.json_files import write_json
 from utils.files.ownership import RUN_FILE, run_of
 from utils.run.lineage import discard, lineage_of, list_checkpoints, next_lineage
 from utils.run.logs import TrainingLog
 from utils.run.plan import Plan
 from utils.run.resume import Sources, determinants, training_defaults
 from utils.runtime import environment, process
-from utils.runtime.process import typed
-
-VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
+from utils.runtime.process import typed, versions
 
 
 class RunRecord:
@@ -148,10 +145,8 @@ class RunRecord:
 
     def _remove_earlier_runs(self) -> None:
         """What was kept of another run in this folder until its result was replaced."""
-        kept = read_json_or_none(self.plan.output_dir / ownership.PREVIOUS_NAMES[0]) or {}
-        if kept.get("run_id") not in (self.lineage.run_id, *(ancestor for ancestor, _ in self.lineage.ancestors)):
-            for name in ownership.PREVIOUS_NAMES:
-                _remove(self.plan.output_dir / name)
+        for name in ownership.PREVIOUS_NAMES:
+            _remove(self.plan.output_dir / name)
         for checkpoint in list_checkpoints(self.plan.output_dir):
             if not self.lineage.holds(checkpoint):
                 discard(checkpoint.path)
@@ -179,17 +174,6 @@ def photo_entry(photo: Photo, instance_prompt: str | None) -> dict:
     if photo.prompt != instance_prompt:
         entry.update(folder=str(photo.path.parent), prompt=photo.prompt)
     return entry
-
-
-def versions(names: tuple[str, ...] = VERSIONED) -> dict[str, str]:
-    """Python's and the installed packages' versions."""
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
 
 
 def device_name(device: torch.device) -> str:

@@ -78,11 +78,6 @@ class Finding(NamedTuple):
         return f"{self.level:8}{self.what}" + (f"\n        -> {self.command}" if self.command else "")
 
 
-def version_numbers(version: str) -> tuple[int, ...]:
-    """(2, 5, 1) of 2.5.1+cu124."""
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
-
-
 def gpu_findings(
     *,
     cuda: str | None,
@@ -110,7 +105,7 @@ def gpu_findings(
         there = f"driver {driver}" if driver else "GPU"
         return [Finding("problem", f"there is an NVIDIA {there}, but this torch is built for the CPU alone", UPSTREAM)]
     needed = OLDEST_DRIVER.get(int(cuda.split(".")[0]), 0)
-    if driver and version_numbers(driver)[0] < needed:
+    if driver and int(driver.split(".")[0]) < needed:
         what = f"NVIDIA driver {driver} is too old for torch's CUDA {cuda}, which needs {needed} or newer"
         return [Finding("problem", what, f"update the driver, or: {UPSTREAM}")]
     if not capabilities and driver is None:

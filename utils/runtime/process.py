@@ -1,15 +1,17 @@
-"""The process: where its time goes, how its programs are typed, what it prints and how wide, its progress bars."""
+"""The process: its versions, where its time goes, how its programs are typed, what it prints, its progress bars."""
 
 import contextlib
 import gc
 import io
 import os
+import platform
 import select
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,19 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parents[2]
+VERSIONED = ("torch", "colossalai", "diffusers", "transformers", "accelerate", "numpy", "Pillow", "safetensors")
 COLUMNS = 100  # of what is printed, at most: longer lines are hard to read
+
+
+def versions(names: tuple[str, ...] = VERSIONED) -> dict[str, str]:
+    """Python's and the packages' versions; "missing" of one that is not installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
 
 
 def _process_start() -> float:
