@@ -58,7 +58,7 @@ th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px soli
 {% endfor %}</table>
 {% for name in subjects %}<h2>{{ name }}</h2>
 <p><a href="{{ name }}/result/report.html">report</a></p>
-<img src="{{ name }}/result/comparison.png" alt="{{ name }}: photos, baseline, fine-tuned" loading="lazy">
+<img src="{{ name }}/result/comparison.png" alt="{{ name }}: photos, the base, the result" loading="lazy">
 {% endfor %}</html>
 """
 )

@@ -2,15 +2,16 @@
 
 python -m bench.near_duplicates FOLDER...   (a folder's photos show one subject; what lies in folders below, others)
 
-A copy: 90 to 100% of the photo's width and height, half of them mirrored, brightness 0.85 to 1.15, 64 pixels, JPEG of
-quality 50 to 90. The others: each photo beside the rest of its folder, as it is and altered in the same way.
+A copy: 90 to 100% of the photo's width and height, half of them mirrored, brightness 0.85 to 1.15, 64 pixels, half of
+them blurred (Gaussian of up to 2 pixels), JPEG of quality 50 to 90. The others: each photo beside the rest of its
+folder, as it is and altered in the same way.
 """
 
 import io
 import random
 from pathlib import Path
 
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from bench.command_line import make_parser
 from utils.dataset import decode, find_photos
@@ -23,6 +24,7 @@ def altered(photo: Image.Image, draws: random.Random, side: int = 64) -> Image.I
     left, top = (draws.randint(0, length - size) for length in photo.size)
     copy = photo.crop((left, top, left + size, top + size)).resize((side, side), Image.Resampling.LANCZOS)
     copy = ImageOps.mirror(copy) if draws.random() < 0.5 else copy
+    copy = copy.filter(ImageFilter.GaussianBlur(draws.uniform(0, 2))) if draws.random() < 0.5 else copy
     file = io.BytesIO()
     ImageEnhance.Brightness(copy).enhance(draws.uniform(0.85, 1.15)).save(file, "JPEG", quality=draws.randint(50, 90))
     return Image.open(file)

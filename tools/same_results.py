@@ -148,7 +148,7 @@ VOLATILE_TEXT = [  # in this order
     r"<td>[^<]*(\d{4}-\d\d-\d\dT|seconds)[^<]*</td>|<th[^>]*>seconds[^<]*</th><td>[^<]*</td>",
     r"\d+(\.\d+)?(s|s/step|step/s|ms| s| images per second)\b|\d\d:\d\d(:\d\d)?|\d{2}:\d{2}<"
     r"|[0-9.?]+(step/s|s/step|image/s|s/image)|\x1b\[A",
-    r"(training|class images|baseline|fine-tuned|checkpoint-\d+): .*\|.*\n?",  # progress bars
+    r"(training|class images|the base|the result|step \d+)( at strength [\d.]+)?: .*\|.*\n?",  # progress bars
     r"[0-9.]+ GB free",
     r"[^\s\"<>]*bin/python[\d.]*",
     r"-(model|vae)-[0-9a-f]{16}",  # a converted file's folder: its hash depends on the order in the file's header

@@ -37,11 +37,11 @@ def test_altered_copies_are_found_and_lead_to_their_photo():
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (30, 0), (0, 30), (30, 30), (15, 15)])
-@pytest.mark.parametrize("mirror", [False, True])
-def test_a_crop_of_a_tenth_is_a_copy_whichever_corner_is_left(corner, mirror):
+@pytest.mark.parametrize(("mirror", "blur"), [(False, 0.7), (True, 0.7), (False, 2), (True, 2)])
+def test_a_crop_of_a_tenth_is_a_copy_whichever_corner_is_left_and_if_it_is_blurred(corner, mirror, blur):
     left, top = corner
     crop = PHOTOS[2].crop((left, top, left + 270, top + 270)).resize((64, 64), Image.Resampling.LANCZOS)
-    crop = (ImageOps.mirror(crop) if mirror else crop).filter(ImageFilter.GaussianBlur(0.7))
+    crop = (ImageOps.mirror(crop) if mirror else crop).filter(ImageFilter.GaussianBlur(blur))
     (index,), (sameness,) = nearest(prepare([crop]), prepare(PHOTOS))
     assert index == 2 and COPY <= sameness <= 1.001
     (back,) = nearest(prepare([PHOTOS[2]]), prepare([crop]))[1]

@@ -19,7 +19,6 @@ from utils.dataset import decode
 from utils.evaluation import encoders, metrics
 from utils.evaluation.arguments import parse_args
 from utils.evaluation.plan import find_checkpoints, make_plan
-from utils.evaluation.prompts import other_prompts
 from utils.evaluation.samples import plan_samples
 from utils.evaluation.score import paper_columns
 from utils.models import drawing, loading
@@ -299,13 +298,15 @@ def test_changes_are_differences_to_the_baseline_image_by_image(whole):
     assert record["changes"]["finetuned"].keys() == metrics.METRICS.keys()
 
 
-def test_other_pictures_are_held_against_the_prompts_that_were_drawn(whole, models):
+@pytest.mark.parametrize(("name", "role"), [("others", "other"), ("places", "place")])
+def test_pictures_are_held_against_the_prompts_of_their_kind_that_were_drawn(whole, models, name, role):
     clip = encoders.load_clip(Path(models[1]), torch.device("cpu"))
-    found = read(whole, "metrics.json")["others"]["finetuned"]
+    found = read(whole, "metrics.json")[name]["finetuned"]
     prompts = [other["prompt"] for other in found]
-    assert prompts == other_prompts("cat")
+    assert prompts == [prompt["text"] for prompt in read(whole, "samples.json")["prompts"] if prompt["role"] == role]
     texts = [*prompts, "a photo of a cat"]
-    nearest = (clip.images([decode(whole / other["file"]) for other in found]) @ clip.texts(texts).T).argmax(axis=1)
+    of_any = clip.texts([text.replace("sks cat", "a cat") for text in texts])
+    nearest = (clip.images([decode(whole / other["file"]) for other in found]) @ of_any.T).argmax(axis=1)
     assert [other["nearest"] for other in found] == [texts[place] for place in nearest]
     assert [other["kept"] for other in found] == [texts[place] == p for place, p in zip(nearest, prompts, strict=True)]
 

@@ -36,8 +36,10 @@ def table(
     )
 
 
-def said_of(table, scorer=KNOWS, *, lost=(), copies=0, compared=8, reads=True):
-    table.others = dict(finetuned=others(*lost), baseline=others()) if reads else dict(finetuned=[], baseline=[])
+def said_of(table, scorer=KNOWS, *, lost=(), ignored=(), copies=0, compared=8, reads=True):
+    none: dict[str, list] = dict(finetuned=[], baseline=[])
+    table.others = dict(finetuned=others(*lost), baseline=others()) if reads else none
+    table.places = dict(finetuned=others(*ignored)[:4], baseline=others()[:4]) if reads else none
     table.copies = dict(finetuned=([dict(file=str(number)) for number in range(copies)], compared))
     said = say(table, scorer, "finetuned")
     sentences = [(sentence["kind"], sentence["text"]) for sentence in said["sentences"]]
@@ -51,9 +53,20 @@ def test_three_sentences_each_with_its_interval():
     share, low, high = map(int, re.findall(r"(\d+)%(?!:)", way.replace("95%:", "")))
     assert low < share < high and share == pytest.approx(60, abs=3)
     assert "of the way from the base's pictures to your photos" in way and way.endswith("by CLIP-I.")
-    assert kept.startswith("7 of 8 pictures of other things fit their own prompt best (95%: ")
-    assert kept.endswith("of the base's 8 of 8.")
+    assert kept == (
+        "7 of 8 pictures of other things (95%: 47% to 100%) and 4 of 4 of your subject in other places (95%: 40% to "
+        "100%) fit their own prompt best; of the base's 8 of 8 and 4 of 4."
+    )
     assert copies.startswith("2 of 8 pictures of your subject are one of your photos again (95%: ")
+
+
+def test_places_that_were_all_ignored_are_said_and_none_are_not():
+    said = dict(said_of(table(0.56, 0.2, 0.8), ignored=range(4)).sentences)["others"]
+    assert " and 0 of 4 of your subject in other places (95%: 0% to 60%) fit their own prompt best" in said
+    nowhere = sentences.others([(7, 8), (8, 8)], [(0, 0), (0, 0)])
+    assert nowhere == (
+        "7 of 8 pictures of other things (95%: 47% to 100%) fit their own prompt best; of the base's 8 of 8."
+    )
 
 
 def test_zero_is_the_base_and_100_are_the_photos():

@@ -80,7 +80,7 @@ def measured(samples: dict) -> dict:
     entries[0]["copies"] = [dict(file=quick[-1]["file"], photo=photo, sameness=0.9)]
     texts = dict(way="62% of the way from the base's pictures to your photos (95%: 51% to 73%), by DINO.")
     texts |= dict(
-        others="3 of 4 pictures of other things fit their own prompt best (95%: 19% to 99%); of the base's 4 of 4."
+        others="3 of 4 pictures of other things (95%: 19% to 99%) fit their own prompt best; of the base's 4 of 4."
     )
     texts |= dict(copies="1 of 8 pictures of your subject is one of your photos again (95%: 0% to 53%).")
     says = dict(
@@ -104,6 +104,7 @@ def measured(samples: dict) -> dict:
             real_clip=dict(value=0.9),
         ),
         others={model: [other for other in others if f"/{model}/" in other["file"]] for model in models},
+        places={model: [] for model in models},
         copies={model: copies if model == "finetuned" else [] for model in tuned},
         choice=choice | dict(equal=[], entries=entries),
         paper={},

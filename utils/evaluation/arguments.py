@@ -74,12 +74,8 @@ def _add_sampling_flags(add: Callable[..., object]) -> None:
     add("--num_images", type=positive_int, default=4, help="images per model and prompt (4)")
     other = "the same for prompts without the subject; 0: no other places either (1)"
     add("--num_drift_images", type=non_negative_int, default=1, help=other)
-    add(
-        "--seed",
-        type=seed_int,
-        default=0,
-        help="seed of image 1; image k has seed + k - 1, the next prompt's 1000 more (0)",
-    )
+    seeds = "seed of image 1; image k has seed + k - 1, the next prompt's 1000 more (0)"
+    add("--seed", type=seed_int, default=0, help=seeds)
     add("--num_inference_steps", type=positive_int, default=50, help="denoising steps (50)")
     add("--guidance_scale", type=non_negative_float, default=7.5, help="of the prompt; 1 switches it off (7.5)")
     add("--batch_size", type=positive_int, help="images sampled at once; smaller takes less memory (all of them)")

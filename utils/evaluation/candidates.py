@@ -36,7 +36,7 @@ def distance(name: str, last_step: int | None) -> float:
 def label(name: str) -> str:
     """A model's name for people."""
     model, _, strength = name.partition("@")
-    said = {BASELINE: BASELINE, FINETUNED: "the result"}.get(model) or f"step {step_of(model)}"
+    said = {BASELINE: "the base", FINETUNED: "the result"}.get(model) or f"step {step_of(model)}"
     return f"{said} at strength {strength}" if strength else said
 
 

@@ -17,6 +17,7 @@ from utils.dataset import decode
 from utils.errors import UserError, of_file
 from utils.evaluation import comparison
 from utils.evaluation.candidates import FOLDER as CANDIDATES
+from utils.evaluation.candidates import label
 from utils.evaluation.photos import load_photos
 from utils.evaluation.plan import EvaluationPlan
 from utils.evaluation.prompts import OTHER, PLACE, SUBJECT
@@ -185,7 +186,7 @@ def draw(session: Session, wanted: list[Sample]) -> Iterator[tuple[Sample, Image
     with progress_bar("drawing", num_steps, "step", shown=bool(groups)) as bar:
         for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
             name, seeds, prompts = group[0].model, [s.seed for s in group], [s.prompt for s in group]
-            bar.set_description(name.replace(FINETUNED, "fine-tuned"))
+            bar.set_description(label(name))
             pipeline = turns.pipeline(name, [later[0].model for later in groups[number + 1 :]])
             try:
                 images = drawing.sample(
@@ -262,13 +263,11 @@ def write_comparison(plan: EvaluationPlan, samples: list[Sample], photos: dict[P
     cells, names = [comparison.square(photo) for photo in shown], [f"photo {n}" for n in range(1, len(shown) + 1)]
     rows = [comparison.Row("your photos", note, cells, names)] if shown else []
     captions = [f"seed {seed}" for seed in seeds]
-    for model, label, folder in (
-        (BASELINE, "baseline", plan.pretrained_model_name_or_path),
-        (FINETUNED, "fine-tuned", plan.finetuned_model_name_or_path),
-    ):
+    folders = {BASELINE: plan.pretrained_model_name_or_path, FINETUNED: plan.finetuned_model_name_or_path}
+    for model, folder in folders.items():
         own = [sample for sample in samples if (sample.model, sample.prompt) == (model, first)]
         images = [decode(plan.output_dir / sample.file) for sample in own]
-        rows.append(comparison.Row(label, folder.resolve().name, images, captions))
+        rows.append(comparison.Row(label(model), folder.resolve().name, images, captions))
         captions = []
     num_subject = sum(prompt.role == SUBJECT for prompt in plan.prompts)
     said = f"the first of {num_subject} prompts, " if num_subject > 1 else ""

@@ -56,8 +56,8 @@ class ImageTable:
         values: of the columns that can be computed, [N].
         text: text to unit vector [D], the subject's own name left out; None without a text tower.
         blank: files of images of one colour.
-        others: by model, of each image of other things, which of the drawn prompts it is nearest to; none unless CLIP
-            reads.
+        others, places: by model, of each image of other things and of the subject in other places, which of such
+            prompts that were drawn, or the bare class, it is nearest to; none unless CLIP reads.
         copies: by model, (pictures of the subject that are a photo again, of how many that were compared).
     """
 
@@ -84,7 +84,7 @@ class ImageTable:
         self.text = self._reader(encoders["clip"])
         self.values = self._values()
         models = dict.fromkeys(entry["model"] for entry in self.entries)
-        self.others = {model: self._others(model) for model in models}
+        self.others, self.places = ({name: self._nearest(name, role) for name in models} for role in (OTHER, PLACE))
         self.copies = self._copies(models, pictures, photos)
 
     def _reader(self, clip: Encoder | None) -> Callable[[str], np.ndarray] | None:
@@ -114,8 +114,8 @@ class ImageTable:
                 groups.setdefault(entry["prompt"], []).append(index)
         return np.array(list(groups.values()), int) if groups else np.empty((0, 0), int)
 
-    def _others(self, model: str) -> list[dict]:
-        rows, class_name = self.rows(model, OTHER), self.samples["class_name"]
+    def _nearest(self, model: str, role: str) -> list[dict]:
+        rows, class_name = self.rows(model, role), self.samples["class_name"]
         if self.text is None or not rows.size:
             return []
         prompts = [self.entries[row[0]]["prompt"] for row in rows]

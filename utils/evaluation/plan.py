@@ -90,8 +90,6 @@ def check_generate(args: EvaluationPlan) -> Notes:
     base = base_folder(args.pretrained_model_name_or_path, BASELINE_FLAG, args.pretrained_vae_name_or_path)
     baseline = check_pipeline(base, BASELINE_FLAG, safety_checker=args.safety_checker)
     args.pretrained_model_name_or_path = base
-    if base.samefile(tuned):
-        notes.append(("warning", f"{BASELINE_FLAG} and {FINETUNED_FLAG} are one folder: both rows will be the same"))
     if args.negative_prompt and args.guidance_scale <= 1:
         notes.append(("note", f"--guidance_scale {args.guidance_scale:g}: --negative_prompt has no effect"))
         args.negative_prompt = None

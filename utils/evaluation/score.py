@@ -62,10 +62,7 @@ def measure(table: ImageTable) -> dict:
     """metrics.json's part on the models: their numbers, and what is said of them."""
     samples, tested = table.samples, scorer.test(table)
     models, tuned = list(samples["models"]), [model for model in samples["models"] if model != BASELINE]
-    blank = [entry for entry in samples["images"] if entry["file"] in table.blank]
     found = {model: model_metrics(table, model) for model in models}
-    for model in models:
-        found[model]["blank_images"] = [entry["file"] for entry in blank if entry["model"] == model]
     folders = [model_folder(samples, model) for model in (BASELINE, FINETUNED)]
     return dict(
         scorer=dict(knows=tested.knows, encoder=tested.encoder or None, line=tested.line),
@@ -73,6 +70,7 @@ def measure(table: ImageTable) -> dict:
         models=found,
         changes={model: changes(table, model) for model in tuned},
         others={model: table.others[model] for model in models},
+        places={model: table.places[model] for model in models},
         copies={model: table.copies[model][0] for model in tuned},
         choice=choice.describe(table, tested, *folders) if samples.get("candidates") else None,
     )
@@ -110,8 +108,9 @@ def embedded_clip(baseline: Path) -> Path | None:
 
 
 def model_metrics(table: ImageTable, model: str) -> dict:
-    """Every metric of one model: its value, or null and the reason."""
-    found = {}
+    """Every metric of one model: its value, or null and the reason; and its images of one colour."""
+    blank = [entry["file"] for entry in table.entries if entry["model"] == model and entry["file"] in table.blank]
+    found: dict = dict(blank_images=blank)
     for key in METRICS:
         values = _values(table, model, key)
         found[key] = dict(value=None, reason=values) if isinstance(values, str) else dict(value=float(values.mean()))

@@ -11,7 +11,7 @@ from utils.evaluation.metrics import LIKENESS, real_similarity
 from utils.evaluation.prompts import SUBJECT
 from utils.evaluation.samples import BASELINE
 from utils.evaluation.scorer import FEW_PICTURES, NO_PHOTOS, Scorer
-from utils.evaluation.wording import percent
+from utils.evaluation.wording import listed, percent
 
 NO_OTHERS = "needs two pictures of other things or more: --class_name, --drift_prompt, and --num_drift_images above 0"
 LEAST_TEXTS = 2
@@ -31,8 +31,8 @@ def say(table: ImageTable, scorer: Scorer, model: str) -> dict:
     if scorer.knows:
         way, reason = _way(table, scorer, model)
         add("way", way, "How far it has come was not measured", reason)
-        counted = count_kept(table.others[model]), count_kept(table.others[BASELINE])
-        text = others(*counted) if counted[0][1] >= LEAST_TEXTS and not scorer.no_others else ""
+        things, places = ([count_kept(by[name]) for name in (model, BASELINE)] for by in (table.others, table.places))
+        text = others(things, places) if things[0][1] >= LEAST_TEXTS and not scorer.no_others else ""
         add("others", text, "Other prompts were not measured", scorer.no_others or NO_OTHERS)
     else:
         add("scorer", scorer.line)
@@ -75,17 +75,26 @@ def count_kept(pictures: list[dict]) -> tuple[int, int]:
     return sum(2 * sum(kept) > len(kept) for kept in by_prompt.values()), len(by_prompt)
 
 
-def others(ours: tuple[int, int], theirs: tuple[int, int]) -> str:
-    """'7 of 8 pictures of other things fit their own prompt best (95%: 47 to 100%); of the base's 8 of 8.'"""
-    low, high = intervals.share(*ours)
-    text = f"{ours[0]} of {ours[1]} pictures of other things fit their own prompt best (95%: "
-    return f"{text}{percent(low)} to {percent(high)}); of the base's {theirs[0]} of {theirs[1]}."
+def others(things: list[tuple[int, int]], places: list[tuple[int, int]]) -> str:
+    """'7 of 8 pictures of other things (95%: 47% to 100%) fit their own prompt best; of the base's 8 of 8.'
+
+    Args:
+        things, places: what count_kept found of the model and of the base; with no place, nothing is said of places.
+    """
+    said = {"pictures of other things": things, "of your subject in other places": places}
+    said = {what: counted for what, counted in said.items() if counted[0][1]}
+    ours = [f"{kept} of {number} {what} ({_ends(kept, number)})" for what, ((kept, number), _) in said.items()]
+    theirs = [f"{kept} of {number}" for _, (kept, number) in said.values()]
+    return f"{listed(ours)} fit their own prompt best; of the base's {listed(theirs)}."
 
 
 def copies(found: int, looked_at: int) -> str:
-    """'None of 8 pictures of your subject is one of your photos again (95%: 0 to 37%).'"""
-    low, high = intervals.share(found, looked_at)
-    count = "None" if not found else str(found)
-    verb = "is" if found < 2 else "are"
+    """'None of 8 pictures of your subject is one of your photos again (95%: 0% to 37%).'"""
+    count, verb = found or "None", "is" if found < 2 else "are"
     text = f"{count} of {looked_at} pictures of your subject {verb} one of your photos again"
-    return f"{text} (95%: {percent(low)} to {percent(high)})."
+    return f"{text} ({_ends(found, looked_at)})."
+
+
+def _ends(count: int, number: int) -> str:
+    low, high = intervals.share(count, number)
+    return f"95%: {percent(low)} to {percent(high)}"

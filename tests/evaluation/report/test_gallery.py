@@ -58,7 +58,7 @@ def test_the_strip_is_in_the_order_of_the_choice_and_all_its_images_are_there(re
 def test_without_a_choice_the_strip_is_of_all_models(result):
     edit_json(result / "samples.json", candidates=None)
     album, _ = read(result)
-    assert [cell.caption for cell in strip(album, None).cells] == ["baseline", "step 250", "the result"]
+    assert [cell.caption for cell in strip(album, None).cells] == ["the base", "step 250", "the result"]
     assert strip(album, None).title == ""  # in as many steps as the rest
     album.images = [entry for entry in album.images if entry["model"] != "checkpoint-250"]
     assert strip(album, None).cells == []
@@ -87,10 +87,12 @@ def test_a_pair_is_the_photo_and_the_picture(result):
 
 def test_what_is_said_of_single_images(result):
     metrics = json.loads((result / "metrics.json").read_text())
+    metrics["places"]["finetuned"] = [place := dict(metrics["others"]["finetuned"][2], kept=False, nearest="a cat")]
     metrics["others"]["finetuned"][0] |= dict(kept=False, nearest="a photo of a <cup>")
     metrics["models"]["baseline"]["blank_images"] = [blank := metrics["others"]["baseline"][0]["file"]]
     (result / "metrics.json").write_text(json.dumps(metrics))
     album, _ = read(result)
     assert album.image(metrics["others"]["finetuned"][0]["file"], "").note == "nearer to “a photo of a <cup>”"
+    assert album.image(place["file"], "").note == "nearer to “a cat”"
     assert album.image(blank, "").note == "one colour"
     assert album.image(metrics["others"]["finetuned"][1]["file"], "").note == ""

@@ -183,5 +183,5 @@ def rest(album: Album) -> dict[str, list[Set]]:
 def notes(metrics: dict) -> dict[str, str]:
     """What is said of single images, by their files."""
     found = {file: "one colour" for model in metrics["models"].values() for file in model["blank_images"]}
-    others = [other for pictures in metrics["others"].values() for other in pictures]
-    return found | {each["file"]: f"nearer to “{each['nearest']}”" for each in others if not each["kept"]}
+    pictures = [each for role in ("others", "places") for model in metrics[role].values() for each in model]
+    return found | {each["file"]: f"nearer to “{each['nearest']}”" for each in pictures if not each["kept"]}

@@ -21,26 +21,16 @@ class Picture(NamedTuple):
     height: int
 
 
-def webp(image: Image.Image, side: int) -> bytes:
-    """The RGB image as WebP, at most `side` pixels on its longer side."""
-    lossless = max(image.size) <= LOSSLESS_SIDE
-    image = image.copy()
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "WEBP", lossless=lossless, quality=WEBP_QUALITY)
-    return file.getvalue()
-
-
 def data_uri(image: Image.Image, most_bytes: int) -> str:
     """The image as large as `most_bytes` allow, its own size at most; the smallest of SIDES if even that is more."""
-    image = image.convert("RGB")
     own = max(image.size)
-    sides = [side for side in (own, *SIDES) if side <= min(own, SIDES[0])]
-    for side in sides:
-        content = webp(image, side)
-        if len(content) <= most_bytes:
+    for side in (side for side in (own, *SIDES) if side <= min(own, SIDES[0])):
+        file, smaller = io.BytesIO(), image.convert("RGB")
+        smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
+        smaller.save(file, "WEBP", lossless=own <= LOSSLESS_SIDE, quality=WEBP_QUALITY)
+        if file.tell() <= most_bytes:
             break
-    return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def picture(image: Image.Image | Path, alt: str, most_bytes: int) -> Picture:
