@@ -135,12 +135,20 @@ def test_each_image_carries_its_settings(first_result, tiny_pipeline_dir):
         )
 
 
-def test_the_sheet_holds_photos_baseline_and_finetuned(first_result, photos_dir, trained_dir, tiny_pipeline_dir):
+def test_the_sheet_holds_photos_and_both_models_images_also_in_places(
+    first_result, photos_dir, trained_dir, tiny_pipeline_dir
+):
     photos = [Image.open(photos_dir / f"photo-{number}.jpg") for number in (0, 1)]
     rows = [Row("your photos", "2 of 4", photos, ["photo 1", "photo 2"])]  # no names of files: it is shared
-    for label, stem, folder in (("the base", "baseline", tiny_pipeline_dir), ("the result", "output", trained_dir)):
-        images = [Image.open(first_result / f"{stem}-{number}.png") for number in (1, 2)]
-        rows.append(Row(label, folder.name, images, ["seed 0", "seed 1"] if stem == "baseline" else []))
+    entries = json.loads((first_result / "samples.json").read_text())["images"]
+    for role, captions in (("subject", ["seed 0", "seed 1"]), ("place", PLACES)):
+        for label, model, folder in (
+            ("the base", "baseline", tiny_pipeline_dir),
+            ("the result", "finetuned", trained_dir),
+        ):
+            files = [entry["file"] for entry in entries if (entry["role"], entry["model"]) == (role, model)]
+            images = [Image.open(first_result / file) for file in files]
+            rows.append(Row(label, folder.name, images, captions if model == "baseline" else ()))
     expected = make_comparison(PROMPT, "2 steps, guidance 7.5, 32 x 32 pixels", rows)
     assert np.array_equal(pixels(first_result / "comparison.png"), np.asarray(expected))
 

@@ -255,20 +255,20 @@ def describe(session: Session, entries: list[dict]) -> dict:
 
 
 def write_comparison(plan: EvaluationPlan, samples: list[Sample], photos: dict[Path, Image.Image]) -> None:
-    """comparison.png: the photos, then the baseline's and the fine-tuned images of the first prompt."""
+    """comparison.png: the photos, then both models' images of the first prompt, and of the subject in other places."""
     first = plan.prompts[0].text
-    seeds = [plan.seed + number for number in range(plan.num_images)]
-    shown = list(photos.values())[: len(seeds)]
+    shown = list(photos.values())[: plan.num_images]
     note = f"{len(shown)} of {len(photos)}" if len(shown) < len(photos) else ""
     cells, names = [comparison.square(photo) for photo in shown], [f"photo {n}" for n in range(1, len(shown) + 1)]
     rows = [comparison.Row("your photos", note, cells, names)] if shown else []
-    captions = [f"seed {seed}" for seed in seeds]
     folders = {BASELINE: plan.pretrained_model_name_or_path, FINETUNED: plan.finetuned_model_name_or_path}
-    for model, folder in folders.items():
-        own = [sample for sample in samples if (sample.model, sample.prompt) == (model, first)]
-        images = [decode(plan.output_dir / sample.file) for sample in own]
-        rows.append(comparison.Row(label(model), folder.resolve().name, images, captions))
-        captions = []
+    seeds = {sample.file: f"seed {sample.seed}" for sample in samples if sample.prompt == first}
+    places = {sample.file: beyond(first, sample.prompt) for sample in samples if sample.role == PLACE}
+    for captions in filter(None, (seeds, places)):
+        for model, folder in folders.items():
+            own = [sample.file for sample in samples if sample.model == model and sample.file in captions]
+            images, above = [decode(plan.output_dir / file) for file in own], [captions[file] for file in own]
+            rows.append(comparison.Row(label(model), folder.resolve().name, images, above * (model == BASELINE)))
     num_subject = sum(prompt.role == SUBJECT for prompt in plan.prompts)
     said = f"the first of {num_subject} prompts, " if num_subject > 1 else ""
     said += f"{plan.num_inference_steps} steps, guidance {plan.guidance_scale:g}, {plan.width} x {plan.height} pixels"
@@ -276,6 +276,11 @@ def write_comparison(plan: EvaluationPlan, samples: list[Sample], photos: dict[P
     png.save_png(
         plan.output_dir / COMPARISON_FILE, comparison.make_comparison(first, said, rows), png_text(plan, first)
     )
+
+
+def beyond(first: str, prompt: str) -> str:
+    """What a prompt says beyond the first one: 'on grass' of 'a photo of my cat on grass'."""
+    return prompt.removeprefix(os.path.commonprefix([first, prompt])).strip() or prompt
 
 
 def png_text(plan: EvaluationPlan, prompt: str, **image: object) -> dict:
