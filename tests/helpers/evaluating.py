@@ -28,10 +28,10 @@ def write_state(folder: Path, step: int, run_id: str = "own") -> None:
 def write_trained(folder: Path, base: Path, photos: Path, prompt: str, steps: tuple[int, ...] = ()) -> Path:
     """The output of 15 steps: UNets of its own, in checkpoints too; the rest is the base's."""
     shutil.copytree(base, folder)
-    scale_unet(base, folder, 1.3)
+    scale_unet(base, folder, 2.5)
     for step in steps:
         shutil.copytree(base / "unet", folder / f"checkpoint-{step}" / "unet")
-        scale_unet(base, folder / f"checkpoint-{step}", 1 + step / 50)
+        scale_unet(base, folder / f"checkpoint-{step}", 1 + step / 10)
         write_state(folder, step)
     arguments = dict(pretrained_model_name_or_path=str(base), instance_data_dir=str(photos), instance_prompt=prompt)
     run = dict(program=PROGRAM, run_id="own", arguments=arguments | dict(max_train_steps=15))
