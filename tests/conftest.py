@@ -35,6 +35,12 @@ def pytest_runtest_call(item):
         raise
 
 
+def pytest_runtest_setup(item):
+    """What is marked `gpu` needs one."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
 def pytest_collection_finish():
     """A million objects of the libraries and of the tests stay to the end: the collector need not look at them."""
     gc.collect()

@@ -24,7 +24,6 @@ from utils.models.loading import common_components, load_pipeline
 
 MODELS = {model.name: model for model in plan_models(["checkpoint-5"], [0.5, 0.75, 1.0])}
 ORDER = [*MODELS, "finetuned@0.5", FINETUNED, BASELINE, "checkpoint-5@0.75"]
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +112,14 @@ def pixels(pipeline, captured: CapturedUNet | None = None, steps: int = 3) -> np
     return np.stack([np.asarray(image, int) for image in images])
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=needs_gpu)])
-def test_on_a_gpu_the_graph_draws_what_a_newly_captured_blended_pipeline_draws(tmp_path, dtype):
+@pytest.mark.gpu
+def test_on_a_gpu_the_graph_draws_what_a_newly_captured_blended_pipeline_draws(tmp_path):
     tuned = copytree(EMBEDDED, tmp_path / "tuned")
     weights = load_file(tuned / UNET_FILE)
     save_file({key: 0.8 * value for key, value in weights.items()}, tuned / UNET_FILE, {"format": "pt"})
     copytree(tuned / "unet", tuned / "checkpoint-5" / "unet")
     folders = (EMBEDDED, tuned)
-    turns, captured = take_turns(folders, dtype, "cuda"), CapturedUNet(pytest.fail)
+    turns, captured = take_turns(folders, torch.float16, "cuda"), CapturedUNet(pytest.fail)
     drawn, places = {}, set()
     for number, name in enumerate(names := [BASELINE, FINETUNED, "finetuned@0.5", "finetuned@0.75"]):
         pipeline = turns.pipeline(name, names[number + 1 :])
@@ -129,5 +128,5 @@ def test_on_a_gpu_the_graph_draws_what_a_newly_captured_blended_pipeline_draws(t
     assert len(places) == 1 and len(captured._graphs) == 1  # the graph's own buffer, whichever model's turn it is
     assert np.abs(drawn["finetuned@0.5"] - drawn[FINETUNED]).mean() > 2
     for name in names:
-        fresh = load_pipeline(read_base(write(folders, name, tmp_path / name)), dtype, torch.device("cuda"))
+        fresh = load_pipeline(read_base(write(folders, name, tmp_path / name)), torch.float16, torch.device("cuda"))
         assert np.abs(pixels(fresh, CapturedUNet(pytest.fail), steps=10) - drawn[name]).mean() <= 0.1

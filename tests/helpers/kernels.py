@@ -10,7 +10,7 @@ from utils.training.packed import EightBit
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_ONLY = "says something about Triton only"
-GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+GPU_MARKS = [pytest.mark.gpu]
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
 
 

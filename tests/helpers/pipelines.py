@@ -156,8 +156,10 @@ def listing(folder: Path) -> dict[str, tuple]:
     return {name: (found.st_mode, found.st_size, found.st_mtime_ns, found.st_ino) for name, found in entries.items()}
 
 
-def edit_json(path: Path, **entries) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+def edit_json(path: Path, *without: str, **entries) -> None:
+    """Takes keys away, and sets others."""
+    values = {key: value for key, value in json.loads(path.read_text()).items() if key not in without}
+    path.write_text(json.dumps(values | entries))
 
 
 def edited(part: str, **entries) -> Callable[[Path], None]:

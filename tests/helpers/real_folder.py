@@ -17,23 +17,17 @@ PREPROCESSOR |= dict(feature_extractor_type="CLIPFeatureExtractor", resample=3, 
 PREPROCESSOR |= dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
 
 
-def remove_keys(path: Path, *keys: str) -> None:
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in values.items() if key not in keys}))
-
-
 def write_main(folder: Path) -> Path:
     """The main branch of 2023-08: of every part plain and fp16 weights, of the UNet non_ema too, each in both formats.
 
     Variants that are not to be read are zeros.
     """
     write_safety_checker(write_pipeline(folder))
-    remove_keys(folder / "model_index.json", "requires_safety_checker")
-    edit_json(folder / "model_index.json", _diffusers_version="0.2.2")
+    edit_json(folder / "model_index.json", "requires_safety_checker", _diffusers_version="0.2.2")
     (folder / "feature_extractor/preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     for part in ("unet", "vae"):
         edit_json(folder / part / "config.json", _diffusers_version="0.2.2")
-    remove_keys(folder / "vae/config.json", "scaling_factor", "force_upcast", "_name_or_path")
+    edit_json(folder / "vae/config.json", "scaling_factor", "force_upcast", "_name_or_path")
     left = dict(name_or_path="openai/clip-vit-large-patch14", special_tokens_map_file="./special_tokens_map.json")
     edit_json(folder / "tokenizer/tokenizer_config.json", **left)
     hidden = folder / "scheduler/.ipynb_checkpoints"
@@ -76,7 +70,7 @@ def make_pointers(folder: Path, pattern: str) -> None:
 def first_commit(folder: Path) -> None:
     keep(folder, ".bin")
     edit_json(folder / "model_index.json", feature_extractor=["transformers", "CLIPFeatureExtractor"])
-    remove_keys(folder / "scheduler/scheduler_config.json", "steps_offset", "prediction_type", "timestep_spacing")
+    edit_json(folder / "scheduler/scheduler_config.json", "steps_offset", "prediction_type", "timestep_spacing")
 
 
 def fp16_branch(folder: Path) -> None:

@@ -16,7 +16,6 @@ def table_of(gradient: torch.Tensor):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 class TestOnAGpu:
     def test_no_kernel_runs_in_a_rehearsal_and_all_run_after_it(self):
         grad = table_of(torch.ones(1 << 16, device="cuda", dtype=torch.float16))

@@ -20,7 +20,6 @@ from utils.models.loading import load_pipeline
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of my cat."
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
 @pytest.fixture
@@ -150,10 +149,8 @@ def changed_embedded(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("dtype", "largest", "mean"),
-    [pytest.param(torch.float32, 3, 0.05, marks=needs_gpu), pytest.param(torch.float16, 255, 1.5, marks=needs_gpu)],
-)
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "largest", "mean"), [(torch.float32, 3, 0.05), (torch.float16, 255, 1.5)])
 def test_graphs_draw_what_the_plain_pipeline_draws(changed_embedded, dtype, largest, mean):
     device = torch.device("cuda")
     options = dict(seeds=range(6), num_inference_steps=20, batch_size=4)

@@ -127,6 +127,7 @@ OTHERS_WORDS = [
     "```",
     "a\u2028b\rc",
     "caf\udce9",
+    "a <b>photo</b> of [sks](http://x) | cat: 'yes'\n# no",
 ]
 
 
@@ -145,17 +146,7 @@ def test_no_words_keep_the_card_from_being_written_and_none_are_markup(output, b
     assert front_matter(output)["instance_prompt"] == words and "license" not in front_matter(output)
     body = text.split(MARK)[1].replace("\\<script\\>", "")
     assert "<script>" not in body.replace(f"x '{html}`", "") and "\n---\nb" not in body
-
-
-def test_words_of_the_user_are_no_markup(output):
-    record = run_json(output)
-    record["arguments"]["instance_prompt"] = "a <b>photo</b> of [sks](http://x) | cat: 'yes'\n# no"
-    (output / "run.json").write_text(json.dumps(record))
-    write_card(read_base(output))
-    text = (output / "README.md").read_text(encoding="utf-8")
-    assert front_matter(output)["instance_prompt"] == record["arguments"]["instance_prompt"]
-    body = text.split("```")[0].split("---", 2)[2]
-    assert "<b>" not in body.replace("\\<b\\>", "") and "\n# no" not in body
+    assert "<b>" not in body.split("```")[0].replace("\\<b\\>", "") and "\n# no" not in body.split("```")[0]
 
 
 def test_the_licence_is_that_of_the_bases_own_card(flags, base, tmp_path):

@@ -19,6 +19,7 @@ from utils.models import captured_unet, fused_unet
 from utils.models.drawing import sample
 from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
+from utils.training.flat_parameters import FlatParameters
 from utils.training.train_step import fastest_step
 
 WIDER = UNET_CONFIG | dict(block_out_channels=(32, 64), cross_attention_dim=32, attention_head_dim=4)
@@ -27,17 +28,10 @@ WIDER = UNET_CONFIG | dict(block_out_channels=(32, 64), cross_attention_dim=32, 
 def small_unet(device, dtype=torch.float32, flattens=True):
     """A UNet in channels_last; with `flattens` its parameters lie one after the other in one buffer."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**WIDER).to(device, dtype).to(memory_format=torch.channels_last)
+    unet = UNet2DConditionModel(**WIDER).to(device).to(memory_format=torch.channels_last)
     if flattens:
-        buffer = torch.empty(unet.num_parameters(), device=device, dtype=dtype)
-        for parameter, flat in zip(
-            unet.parameters(), buffer.split([p.numel() for p in unet.parameters()]), strict=True
-        ):
-            shape = parameter.shape
-            is_image = parameter.dim() == 4
-            view = flat.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2) if is_image else flat.view(shape)
-            parameter.data = view.copy_(parameter.data)
-    return unet.train()
+        FlatParameters(unet, dtype, device, torch.channels_last)
+    return unet.to(dtype).train()
 
 
 def unet_inputs(device, dtype=torch.float32):
@@ -184,7 +178,6 @@ def test_a_run_and_a_drawing_say_what_is_not_fused(is_renamed, tiny_pipeline_dir
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_fused_unet_is_as_near_to_float32_as_the_plain_one(dtype):
     reference = forward_backward(small_unet("cuda"), unet_inputs("cuda"))
@@ -197,7 +190,6 @@ def test_fused_unet_is_as_near_to_float32_as_the_plain_one(dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_fused_unet_is_captured_in_a_cuda_graph():
     unet, inputs = small_unet("cuda", torch.float16), unet_inputs("cuda", torch.float16)
     fused_unet.install(unet)

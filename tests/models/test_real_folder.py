@@ -8,8 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from tests.helpers.real_folder import REFUSED, REVISIONS, write_main
-from tests.helpers.script import as_argv, dry_run, losses, rows, run_json
-from train_dreambooth_colossalai import main
+from tests.helpers.script import SHORT, dry_run, losses, run, run_json
 from utils import export, share
 from utils.files.json_files import read_json
 from utils.models.base import base_folder
@@ -37,26 +36,25 @@ def revision(published, tmp_path):
 def expected(published, tmp_path_factory, photos_dir) -> list[float]:
     """The losses of the plain float32 weights."""
     output = tmp_path_factory.mktemp("expected") / "output"
-    assert main(as_argv(flags_of(published, photos_dir, output))) == 0
-    return losses(rows(output))
+    return train(published, photos_dir, output)
 
 
-def flags_of(base: Path, photos: Path, output: Path) -> dict:
-    given = dict(pretrained_model_name_or_path=base, instance_data_dir=photos, output_dir=output)
-    given |= dict(instance_prompt="a photo of sks cat", resolution=32, train_batch_size=1, max_train_steps=2)
-    return given | dict(learning_rate=1e-3, lr_warmup_steps=0, mixed_precision="no")
+def train(base: Path, photos: Path, output: Path) -> list[float]:
+    """The losses of two steps."""
+    inputs = dict(pretrained_model_name_or_path=base, instance_data_dir=photos, output_dir=output)
+    return losses(run(SHORT | inputs, max_train_steps=2))
 
 
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")  # of the first commit
 @pytest.mark.parametrize("name", REVISIONS)
 def test_a_revision_is_trained_exported_and_shared(revision, tmp_path, photos_dir, expected, capfd, name):
     base, output = revision(name), tmp_path / "output"
-    assert main(as_argv(flags_of(base, photos_dir, output))) == 0
+    found = train(base, photos_dir, output)
     said = "".join(capfd.readouterr())
     assert "An error occurred" not in said and "Traceback" not in said
     has_checker = not name.startswith("checker")
     assert ("the result gets no safety checker" in said) == (not has_checker)
-    assert losses(rows(output)) == (pytest.approx(expected, rel=1e-2) if "fp16" in name else expected)
+    assert found == (pytest.approx(expected, rel=1e-2) if "fp16" in name else expected)
     index = read_json(output / "model_index.json")
     assert (index["safety_checker"] == [None, None]) == (not has_checker) == (not (output / "safety_checker").exists())
     for folder in (output, tmp_path / "shared"):
@@ -84,7 +82,7 @@ def test_weights_of_flax_and_onnx_are_refused_as_such(revision, tmp_path, photos
 def test_only_what_is_read_is_hashed(revision, tmp_path, photos_dir):
     """Of the 46 GB that a clone takes on the disk, 5.5."""
     base = revision("main")
-    assert main(as_argv(flags_of(base, photos_dir, tmp_path / "output"))) == 0
+    train(base, photos_dir, tmp_path / "output")
     hashed = run_json(tmp_path / "output")["base_model"]["sha256"]
     weights = {name for name in hashed if name.endswith(("bin", "safetensors"))}
     stem = "diffusion_pytorch_model.safetensors"

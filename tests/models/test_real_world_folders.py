@@ -7,16 +7,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from tests.helpers.pipelines import PARTS, rename_vae_attention, write_index, write_shards
-from train_dreambooth_colossalai import main
+from tests.helpers.pipelines import PARTS, edit_json, rename_vae_attention, write_index, write_shards
+from tests.helpers.script import SHORT, run
 from utils.models.folder import read_base
 from utils.models.loading import load_pipeline
-
-
-def edit_json(path: Path, **changes) -> None:
-    """Sets keys of a JSON file; None takes one away."""
-    values = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
-    path.write_text(json.dumps(values))
 
 
 def weight_file(base: Path, part: str) -> Path:
@@ -27,8 +21,8 @@ def old_versions(base: Path) -> None:
     edit_json(base / "model_index.json", _diffusers_version="0.2.2")
     for part in ("unet", "vae"):
         edit_json(base / part / "config.json", _diffusers_version="0.2.2", _name_or_path="/somewhere/else")
-    old = dict(clip_sample=False, _diffusers_version="0.8.0", skip_prk_steps=True, trained_betas=None)
-    edit_json(base / "scheduler/scheduler_config.json", prediction_type=None, timestep_spacing=None, **old)
+    old = dict(clip_sample=False, _diffusers_version="0.8.0", skip_prk_steps=True)
+    edit_json(base / "scheduler/scheduler_config.json", "prediction_type", "timestep_spacing", "trained_betas", **old)
 
 
 def non_ema_alone(base: Path) -> None:
@@ -43,7 +37,7 @@ def half_precision_in_the_configurations(base: Path) -> None:
     edit_json(base / "text_encoder/config.json", dtype="float16")  # as transformers 5 calls it
 
 
-NO_CHECKER = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=None)
+NO_CHECKER = ("safety_checker", "feature_extractor", "requires_safety_checker")
 KINDS = {
     "shards without an index": lambda b: [write_shards(b, part) for part in PARTS],
     "bin shards of the text encoder": lambda b: write_shards(b, "text_encoder", ".bin"),
@@ -51,27 +45,22 @@ KINDS = {
     "non_ema alone": non_ema_alone,
     "image to image": lambda b: edit_json(b / "model_index.json", _class_name="StableDiffusionImg2ImgPipeline"),
     "half precision in the configurations": half_precision_in_the_configurations,
-    "no length": lambda b: edit_json(b / "tokenizer/tokenizer_config.json", model_max_length=None),
-    "no scaling factor": lambda b: edit_json(b / "vae/config.json", scaling_factor=None, force_upcast=None),
+    "no length": lambda b: edit_json(b / "tokenizer/tokenizer_config.json", "model_max_length"),
+    "no scaling factor": lambda b: edit_json(b / "vae/config.json", "scaling_factor", "force_upcast"),
     "old names of the VAE": rename_vae_attention,
-    "index without safety checker": lambda b: edit_json(b / "model_index.json", **NO_CHECKER),
+    "index without safety checker": lambda b: edit_json(b / "model_index.json", *NO_CHECKER),
     "old versions": old_versions,
 }
 
 
-def argv(base: Path, photos: Path, output: Path) -> list[str]:
-    flags = [f"--pretrained_model_name_or_path={base}", f"--instance_data_dir={photos}", f"--output_dir={output}"]
-    flags += ["--instance_prompt=a cat", "--resolution=32", "--train_batch_size=1", "--max_train_steps=1"]
-    return [*flags, "--learning_rate=1e-3", "--lr_warmup_steps=0", "--mixed_precision=no"]
-
-
 def loss_and_result(base: Path, photos: Path, output: Path) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss of one step, and the weights of the UNet that the finished pipeline loads."""
-    assert main(argv(base, photos, output)) == 0
+    flags = SHORT | dict(pretrained_model_name_or_path=base, instance_data_dir=photos, output_dir=output)
+    (row,) = run(flags, max_train_steps=1)
     StableDiffusionPipeline.from_pretrained(output)  # as a user would
     assert json.loads((output / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
     pipeline = load_pipeline(read_base(output), torch.float32, torch.device("cpu"))
-    return json.loads((output / "metrics.jsonl").read_text())["loss"], pipeline.unet.state_dict()
+    return row["loss"], pipeline.unet.state_dict()
 
 
 @pytest.fixture(scope="module")

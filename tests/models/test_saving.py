@@ -315,7 +315,6 @@ def test_tensors_start_at_a_multiple_of_eight_bytes(tmp_path, length):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_what_leaves_a_gpu_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "PIECE", 64)
     values = {str(n): torch.randn(n, 3, 3, device="cuda").permute(2, 0, 1) for n in (1, 7, 8, 9, 50)}

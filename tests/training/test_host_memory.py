@@ -114,7 +114,6 @@ def test_a_snapshot_is_not_changed_by_later_steps(tmp_path, monkeypatch, free, e
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 class TestOnAGpu:
     @pytest.mark.parametrize("free", [0, 1e12])
     @pytest.mark.parametrize("offload", ["none", "moments"])

@@ -162,7 +162,6 @@ def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("fraction", [1e-6, 1e-3])
 def test_a_gpu_that_is_too_small(tmp_path, photos_dir, capsys, fraction):
     """The embedded model, on a card of which it may have next to nothing."""

@@ -9,7 +9,7 @@ from tests.helpers.script import UNET_FILE, run, weight_change
 from utils.training.optimizer import MasterWeightsOptimizer
 from utils.training.train_step import WARM_UP_STEPS
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+pytestmark = pytest.mark.gpu
 
 
 def graph_and_eager(flags: dict, tmp_path, capsys) -> tuple[list[dict], list[dict]]:
