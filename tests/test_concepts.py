@@ -101,7 +101,7 @@ GOOD = dict(instance_prompt="my cat", instance_data_dir="cats", class_prompt="a 
         ([GOOD, GOOD | dict(instance_data_dir="dogs", class_data_dir="cats")], "--class_data_dir cats overlaps cats"),
         ([GOOD | dict(class_data_dir="output/class")], "--class_data_dir output/class overlaps output"),
         ([GOOD | dict(instance_data_dir="output")], "--output_dir output overlaps the photos' folder output"),
-        ([GOOD, GOOD | dict(class_prompt="a dog")], "is given for two class prompts, 'a cat' and 'a dog'"),
+        ([GOOD, GOOD | dict(class_prompt="a dog")], "is given for two class prompts: give each a folder of its own"),
     ],
 )
 def test_a_malformed_list_of_concepts(tmp_path, entries, message):

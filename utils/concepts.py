@@ -81,10 +81,7 @@ def _check_folders(concepts: list[Concept], output_dir: Path) -> None:
             if overlap(folder, other):
                 raise UserError(f"--class_data_dir {folder} overlaps {other}; give the class images their own folder")
         if class_prompts.setdefault(folder.resolve(), concept.class_prompt) != concept.class_prompt:
-            raise UserError(
-                f"--class_data_dir {folder} is given for two class prompts, {class_prompts[folder.resolve()]!r} and "
-                f"{concept.class_prompt!r}; give each a folder of its own"
-            )
+            raise UserError(f"--class_data_dir {folder} is given for two class prompts: give each a folder of its own")
 
 
 def load_photos(concepts: list[Concept], resolution: int, **options: bool) -> InstanceDataset:

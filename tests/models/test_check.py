@@ -50,7 +50,7 @@ SPOILT = {
     "vae class": (edited("", vae=["diffusers", "VQModel"]), "vae is 'VQModel'.*AutoencoderKL"),
     "another architecture": (
         lambda b: (edit_index(b, "unet", None), shutil.rmtree(b / "unet"), shutil.rmtree(b / "text_encoder")),
-        "unet is None, but this program trains Stable Diffusion v1 pipelines",
+        "unet is None, but Stable Diffusion v1's is UNet2DConditionModel",
     ),
     "part null": (edited("", vae=[None, None]), "vae is None, but"),
     "no unet folder": (lambda b: shutil.rmtree(b / "unet"), r"unet/config\.json is missing"),
@@ -59,15 +59,15 @@ SPOILT = {
     "no scheduler": (lambda b: shutil.rmtree(b / "scheduler"), r"scheduler/scheduler_config\.json is missing"),
     "prediction type": (
         lambda b: edit_json(b / "scheduler/scheduler_config.json", prediction_type="sample"),
-        r"scheduler_config\.json: prediction_type is 'sample'; this program trains epsilon and v_prediction",
+        r"scheduler_config\.json: prediction_type is 'sample', not epsilon or v_prediction",
     ),
     "inpainting": (
         edited("unet", in_channels=9),
-        "in_channels is 9, but the VAE's latents have 4; inpainting and depth models cannot be trained",
+        "in_channels is 9: neither an inpainting nor a depth model is trained",
     ),
     "latent consistency model": (
         edited("", _class_name="LatentConsistencyModelPipeline"),
-        r"model_index\.json: this is a LatentConsistencyModelPipeline, but this program is for Stable Diffusion v1",
+        r"model_index\.json: this is a LatentConsistencyModelPipeline, but only StableDiffusionPipeline and",
     ),
     "time conditioning": (
         edited("unet", time_cond_proj_dim=256),

@@ -118,6 +118,5 @@ def make_batch(pipeline: Any, plan: ClassPlan, numbers: list[int], seed: int) ->
         if not numbers:
             return
     raise UserError(
-        f"the base model gave a blank or not-a-number image for {plan.prompt!r} {MAX_ATTEMPTS} times in a row; "
-        f"try --prior_generation_precision fp32"
+        f"{plan.prompt!r} came out blank {MAX_ATTEMPTS} times in a row; try --prior_generation_precision fp32"
     )

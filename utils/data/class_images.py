@@ -87,10 +87,7 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
     found, foreign = set(), []
     images, others = find_photos(folder, "--class_data_dir", may_be_empty=True) if folder.is_dir() else ([], [])
     if captions := [path for path, _ in others if looks_like_captions(path)]:
-        raise UserError(
-            f"--class_data_dir: {captions[0]} looks like captions, which class images do not have: all are taken as "
-            f"{prompt!r}; move it out of the folder"
-        )
+        raise UserError(f"--class_data_dir: {captions[0]} looks like captions, which are not read there: move it away")
     for path in images:
         metadata = read_metadata(path)
         if metadata is None:
@@ -106,8 +103,7 @@ def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_image
     if foreign and not found:
         if len(foreign) < num_class_images:
             raise UserError(
-                f"--class_data_dir {folder} holds {len(foreign)} images that this program did not make, and "
-                f"--num_class_images asks for {num_class_images}; made ones are not mixed with others: give "
+                f"--class_data_dir {folder} holds {len(foreign)} images that this program did not make: give "
                 f"--num_class_images {len(foreign)} to train on those, or name an empty folder"
             )
         note = f"this program did not make the images in {folder}: they are taken as {prompt!r}"
@@ -184,7 +180,4 @@ def check_used(plans: list[ClassPlan]) -> None:
     for plan in plans:
         absent = [path for path in plan.used if not path.is_file()]
         if absent:
-            raise UserError(
-                f"--class_data_dir {plan.folder}: {len(absent)} of {len(plan.used)} class images cannot be seen from "
-                f"every rank, {absent[0].name} first; it has to be one folder that all nodes share"
-            )
+            raise UserError(f"{absent[0]} cannot be seen from every rank: --class_data_dir has to be shared by all")

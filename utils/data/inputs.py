@@ -77,10 +77,7 @@ class InstanceLatents:
         if not moments.isfinite().all():
             dataset = self.dataset
             path = dataset.photos[photo].path if isinstance(dataset, InstanceDataset) else dataset.images[photo][0]
-            raise UserError(
-                f"the VAE's latents of {path} are NaN or infinite in {str(weight.dtype)[6:]}; "
-                f"use {OTHER_DTYPE}, or another VAE"
-            )
+            raise UserError(f"the VAE's latents of {path} are NaN or infinite: use {OTHER_DTYPE}, or another VAE")
         if self._cached_bytes + moments.nbytes <= MAX_CACHED_BYTES:
             self._moments[key] = moments
             self._cached_bytes += moments.nbytes
@@ -160,10 +157,7 @@ def encode_prompts(
         input_ids = loading.tokenize(text, tokenizer, text_encoder)
         rows.append(encode_prompt(text_encoder, input_ids.to(device)))
         if not rows[-1].isfinite().all():
-            raise UserError(
-                f"the text encoder's embedding of {text!r} is NaN or infinite in {str(weight_dtype)[6:]}; "
-                f"use {OTHER_DTYPE}, or another text_encoder/"
-            )
+            raise UserError(f"the text encoder gives NaN or infinity for {text!r}: use {OTHER_DTYPE}, or another one")
     return torch.cat(rows)
 
 

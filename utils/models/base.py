@@ -142,10 +142,7 @@ def _vae_folder(vae: Path) -> Path:
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{VAE_FLAG} {vae} is no VAE: give a folder with its config.json and weights, a pipeline's folder, or one "
-            f".safetensors or .ckpt file"
-        )
+        raise UserError(f"{VAE_FLAG} {vae} is no VAE: give a folder with its config.json and weights, or one file")
     return folder
 
 

@@ -70,10 +70,8 @@ def check_base_model(folder: Path, flag: str = "--pretrained_model_name_or_path"
     for name in ["tokenizer.json"] if (tokenizer / "tokenizer.json").is_file() else ["vocab.json", "merges.txt"]:
         check_file(tokenizer / name)
     if base.prediction_type not in PREDICTION_TYPES:
-        raise UserError(
-            f"{folder / CONFIG_FILES['scheduler']}: prediction_type is {base.prediction_type!r}; this program "
-            f"trains {' and '.join(PREDICTION_TYPES)}"
-        )
+        path, trained = folder / CONFIG_FILES["scheduler"], " or ".join(PREDICTION_TYPES)
+        raise UserError(f"{path}: prediction_type is {base.prediction_type!r}, not {trained}")
     for part in PART_CLASSES:
         check_config(folder / CONFIG_FILES[part], part, base.configs[part])
     check_fit(folder / CONFIG_FILES["unet"], **{part: base.configs[part] for part in PART_CLASSES})
@@ -91,10 +89,8 @@ def check_scheduler(base: BaseModel) -> None:
         what = f"which needs {package}: install it ('pip install {package}'), or name"
     else:
         return
-    raise UserError(
-        f"{base.folder / CONFIG_FILES['scheduler']}: the scheduler is {name}, {what} v1's own, PNDMScheduler, there "
-        f"and in {MODEL_INDEX}"
-    )
+    place = base.folder / CONFIG_FILES["scheduler"]
+    raise UserError(f"{place}: the scheduler is {name}, {what} v1's own, PNDMScheduler, there and in {MODEL_INDEX}")
 
 
 def check_pipeline(folder: Path, flag: str, *, safety_checker: bool = False) -> BaseModel:
@@ -105,10 +101,7 @@ def check_pipeline(folder: Path, flag: str, *, safety_checker: bool = False) -> 
     base = check_base_model(folder, flag)
     check_scheduler(base)
     if safety_checker and "safety_checker" not in base.weights:
-        raise UserError(
-            f"--safety_checker: {folder} has no safety_checker: leave the flag out, or use a folder with one "
-            f"({base.no_checker})"
-        )
+        raise UserError(f"--safety_checker: {folder} has no safety_checker ({base.no_checker}): leave the flag out")
     return base
 
 
@@ -116,10 +109,7 @@ def check_same_unet(base: Path, tuned: Path) -> None:
     """Raises UserError unless the UNets in two folders have the same tensors, by their names and shapes."""
     ours, theirs = (find_weights(folder, "unet").tensors for folder in (base, tuned))
     if {name: entry.shape for name, entry in ours.items()} != {name: entry.shape for name, entry in theirs.items()}:
-        raise UserError(
-            f"--pretrained_model_name_or_path {base}: its UNet and that in {tuned} are not of one architecture: "
-            f"name the base that {tuned} was trained from"
-        )
+        raise UserError(f"{base}: its UNet and that in {tuned} are not of one architecture; is it the base?")
 
 
 def replaced_file(base: Path, digests: Mapping[Path, str], run: Mapping[str, Any]) -> Path | None:
@@ -143,10 +133,7 @@ def _check_index(folder: Path, flag: str) -> None:
     index = read_json(path)
     for part, entry in index.items():
         if isinstance(entry, list) and (len(entry) != 2 or entry[0] not in LIBRARIES):
-            raise UserError(
-                f"{path}: {part} is {entry!r}, which is not a class of diffusers or transformers; "
-                f"nothing is ever imported from a model's folder"
-            )
+            raise UserError(f"{path}: {part} is {entry!r}: only classes of diffusers and transformers are imported")
     scheduler = index.get("scheduler")
     if not (isinstance(scheduler, list) and isinstance(scheduler[1], str)):
         raise UserError(f"{path}: scheduler is {scheduler!r}, not a class of diffusers; copy or download it again")
@@ -154,18 +141,12 @@ def _check_index(folder: Path, flag: str) -> None:
     if re.search("flax|onnx", str([class_name, index.get("unet")]), re.IGNORECASE):
         raise UserError(f"{path}: its weights are Flax's or ONNX's ({class_name}); take the model's main branch")
     if class_name not in PIPELINE_CLASSES:
-        raise UserError(
-            f"{path}: this is a {class_name}, but this program is for Stable Diffusion v1 pipelines: "
-            f"{' and '.join(PIPELINE_CLASSES)}"
-        )
+        raise UserError(f"{path}: this is a {class_name}, but only {' and '.join(PIPELINE_CLASSES)} are read")
     for part, expected in PART_CLASSES.items():
         entry = index.get(part)
         found = entry[1] if isinstance(entry, list) else entry
         if found != expected:
-            raise UserError(
-                f"{path}: {part} is {found!r}, but this program trains Stable Diffusion v1 pipelines, whose {part} is "
-                f"{expected}"
-            )
+            raise UserError(f"{path}: {part} is {found!r}, but Stable Diffusion v1's is {expected}")
 
 
 def check_is_folder(folder: Path, flag: str, advice: str) -> None:
@@ -177,11 +158,8 @@ def check_is_folder(folder: Path, flag: str, advice: str) -> None:
     name, is_recipes = str(folder), folder.name == RECIPES.name
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir()
     if (is_hub_name or is_recipes) and flag != "--instance_data_dir":
-        raise UserError(
-            f"{flag}: there is no folder {name}, and nothing is downloaded at run time; "
-            f"if you mean the model of that name on the Hugging Face Hub, fetch it first, for example with "
-            f"'{FETCH.format(RECIPES if is_recipes else name, folder.name)}'"
-        )
+        how = FETCH.format(RECIPES if is_recipes else name, folder.name)
+        raise UserError(f"{flag}: there is no folder {name}, and nothing is downloaded at run time; get it: '{how}'")
     raise UserError(f"{flag} {folder} does not exist: {advice}")
 
 
@@ -190,10 +168,9 @@ def _what_it_looks_like(folder: Path) -> str:
     if not names:
         return "it is empty: let training finish, or name another folder"
     if (found := CHECKPOINT_NAME.fullmatch(folder.name)) and "unet" in names and "vae" not in names:
-        words = [*typed_module("utils.export"), str(folder.parent), "NEW_FOLDER", "--checkpoint", found[1]]
+        words = shlex.join([*typed_module("utils.export"), str(folder.parent), "NEW_FOLDER", "--checkpoint", found[1]])
         return (
-            f"it is a checkpoint of a run: name {folder.parent} and --checkpoint {found[1]}, or the folder that "
-            f"'{shlex.join(words)}' writes"
+            f"it is a checkpoint of a run: name {folder.parent} and --checkpoint {found[1]}, or what '{words}' writes"
         )
     if {RUN_FILE, METRICS_FILE} & names or any(name.startswith((STAGING_PREFIX, "checkpoint-")) for name in names):
         return "it looks like an unfinished training output: let train_dreambooth_colossalai.py finish first"
@@ -239,13 +216,9 @@ def check_fit(path: Path, unet: dict, vae: dict, text_encoder: dict) -> None:
     """The configurations of the parts are of one model. Raises UserError naming `path`, where the UNet's is from."""
     latent_channels, in_channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
     if in_channels != latent_channels:
-        raise UserError(
-            f"{path}: in_channels is {in_channels}, but the VAE's latents have {latent_channels}; inpainting and "
-            f"depth models cannot be trained by this program"
-        )
+        raise UserError(f"{path}: in_channels is {in_channels}: neither an inpainting nor a depth model is trained")
     width, wanted = text_encoder.get("hidden_size"), unet.get("cross_attention_dim")
     if width != wanted:
         raise UserError(
-            f"{path}: the text encoder's hidden_size is {width}, but the UNet's cross_attention_dim is {wanted}; "
-            f"the two are not of one model"
+            f"{path}: the text encoder's hidden_size is {width}, but the UNet's cross_attention_dim is {wanted}"
         )

@@ -148,10 +148,8 @@ def _config(path: Path, part: str, tensors: Tensors, said: Mapping[str, dict]) -
     try:
         sizes = SIZES[part]({name: tuple(value.shape) for name, value in tensors.items()})
     except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"{path} holds no whole {PARTS[part]} of Stable Diffusion v1 ({PREFIXES[part]}{first_line(error)} is "
-            f"missing); give a file with UNet, VAE and text encoder"
-        ) from None
+        name = f"{PREFIXES[part]}{first_line(error)}"
+        raise UserError(f"{path} holds no whole {PARTS[part]} of Stable Diffusion v1: {name} is missing") from None
     config = _whole(part, sizes, said)
     check_config(path, part, config)
     return config
@@ -174,9 +172,7 @@ def _write_part(path: Path, part: str, tensors: Tensors, config: dict[str, Any],
         except Exception as error:  # what does not fit fails in many ways, and every one is about the file
             missing = isinstance(error, NotImplementedError)
             reason = "some of its tensors are missing" if missing else first_line(error)
-            raise UserError(
-                f"{path} holds no whole {PARTS[part]} of Stable Diffusion v1 ({reason}); copy or download it again"
-            ) from None
+            raise UserError(f"{path} holds no whole {PARTS[part]} of Stable Diffusion v1 ({reason})") from None
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     save_file(contiguous, folder / part / f"{WEIGHT_STEMS[part]}.safetensors", {"format": "pt"})
 

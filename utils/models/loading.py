@@ -63,10 +63,7 @@ def _load_weights(cls: Any, base: BaseModel, part: str, **options: Any) -> torch
 
 def _check_whole(module: torch.nn.Module, missing: list[str], place: Path) -> None:
     if missing:
-        raise UserError(
-            f"{place}: the weight file lacks {len(missing)} of {type(module).__name__}'s tensors, {missing[0]} first; "
-            f"copy or download the whole pipeline again"
-        )
+        raise UserError(f"{place}: the file lacks {len(missing)} of its tensors, {missing[0]} first: use another copy")
     check_finite(module, place)
 
 
@@ -97,10 +94,8 @@ def check_finite(module: torch.nn.Module, place: Path) -> None:
     for index in (~sums.isfinite()).nonzero().flatten().tolist():
         name, value = named[index]
         if count := int((~value.isfinite()).sum()):
-            raise UserError(
-                f"{place}: {count} of {value.numel()} values of {name} are NaN or infinite (a merge that failed, or a "
-                f"file damaged); use another copy of the {place.name}"
-            )
+            what = f"{count} of {value.numel()} values of {name}"
+            raise UserError(f"{place}: {what} are NaN or infinite (a merge that failed?): use another copy")
 
 
 def load_frozen(

@@ -169,10 +169,7 @@ def read_onto(paths: Iterable[Path], device: "torch.device | str") -> Tensors:
 
 def _read_pickle(path: Path, device: str) -> Tensors:
     if torch_version() < FIRST_SAFE_TORCH:
-        raise UserError(
-            f"{path} is a pickle, which this version of torch cannot read safely (CVE-2025-32434); install "
-            f"torch 2.6 or newer, or convert the file to safetensors"
-        )
+        raise UserError(f"{path} is a pickle, not safe to read before torch 2.6 (CVE-2025-32434): update it")
     import torch
 
     unknown = [f"{FRAMEWORK}callbacks.model_checkpoint.ModelCheckpoint"]
@@ -180,10 +177,7 @@ def _read_pickle(path: Path, device: str) -> Tensors:
         if check_file(path).startswith(b"PK"):
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if foreign := [name for name in unknown if not name.startswith(FRAMEWORK)]:
-            raise UserError(
-                f"{path} holds more than weights: reading it would run {foreign[0]}, which is not done; convert it to "
-                f"safetensors if you trust it, or take a copy in that format"
-            )
+            raise UserError(f"{path} holds more than weights: reading it would run {foreign[0]}; take a safetensors")
         # An empty class stands for each of the framework's, which are names beside the weights and are never used.
         known: list = [(type("Unused", (), {}), name) for name in unknown]
         # An open file: by a name that ends in .safetensors torch would take it for one.

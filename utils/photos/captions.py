@@ -42,10 +42,7 @@ def read_captions(photos: list[Path], others: list[Path]) -> tuple[dict[Path, st
         elif path.suffix.lower() not in SUFFIXES:
             raise UserError(f"{path} looks like captions and is not read: {HOW}; or move it out of the folder")
         elif not (owners := find_by_stem(path.stem)):
-            raise UserError(
-                f"{path} looks like a caption, and there is no photo called {path.stem!r}: name it after its photo, "
-                f"NAME.txt for NAME.jpg, or move it out of the folder"
-            )
+            raise UserError(f"{path} looks like a caption, and there is no photo called {path.stem!r}: rename it")
         else:
             text = _read_text(path, owners[0])
             for photo in owners:

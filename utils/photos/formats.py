@@ -94,10 +94,7 @@ def prepare(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(64)
     if raw := _camera_raw(path, head):
-        raise UserError(
-            f"{path} is a camera raw photo ({raw}), of which only a small preview could be read; develop it and save "
-            f"it as JPEG, PNG or TIFF"
-        )
+        raise UserError(f"{path} is a camera raw photo ({raw}), which is not read: develop it and save a JPEG")
     brands = _brands(head)
     if brands & AVIF_BRANDS:
         return True  # Pillow reads it; before 11.3 it does not

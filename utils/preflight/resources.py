@@ -118,10 +118,7 @@ def _export_bytes(base: BaseModel, unet_bytes: int, export_place: Path, place: P
     if _same_device(export_place, place):
         return needed
     if (free := shutil.disk_usage(export_place).free) < needed:
-        raise UserError(
-            f"--export_single_file: the file takes {needed / GB:.2g} GB, {export_place} has {free / GB:.3g} GB free; "
-            f"free some, or choose another disk"
-        )
+        raise UserError(f"--export_single_file takes {needed / GB:.2g} GB, {export_place} has {free / GB:.3g} GB free")
     return 0
 
 

@@ -144,10 +144,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None, *, may_start_over: boo
         checkpoint = read_checkpoint(path)
         if checkpoint is None:
             found = ", ".join(found.path.name for found in list_checkpoints(output_dir)) or "none"
-            raise UserError(
-                f"--resume_from_checkpoint {wanted}: {path} is not a whole checkpoint of this program; "
-                f"in {output_dir} there are: {found}"
-            )
+            raise UserError(f"--resume_from_checkpoint {wanted}: {path} is no whole checkpoint; there are: {found}")
         if reason := damage(checkpoint):
             line = list_checkpoints(path.parent, lineage_of(checkpoint.state))
             whole, _ = newest_whole([each for each in line if each.path != path])

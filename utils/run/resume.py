@@ -83,10 +83,7 @@ def find_sources(
     wanted, output_dir = plan.arguments["resume_from_checkpoint"], plan.output_dir
     checkpoint = lineage.find_checkpoint(output_dir, wanted, may_start_over=plan.arguments["overwrite_output_dir"])
     if checkpoint is not None and checkpoint.step > plan.num_steps:
-        raise UserError(
-            f"{checkpoint.path} is beyond --max_train_steps {plan.num_steps}; give more steps or resume from "
-            f"an earlier checkpoint"
-        )
+        raise UserError(f"{checkpoint.path} is beyond --max_train_steps {plan.num_steps}: give more or an earlier one")
     files, hashes, replaced = base_files(base), None, {}
     if not plan.arguments["overwrite_output_dir"] and (checkpoint is None or checkpoint.path.parent != output_dir):
         replaced = result_of(output_dir)

@@ -152,10 +152,7 @@ def is_lost_rank(error: BaseException | None) -> bool:
 
 def lost_rank_line() -> str:
     """What a rank says then."""
-    return (
-        f"error: rank {rank()}: another process of this run has ended, so this one ends too; "
-        f"the cause is what that one said, and torchrun's 'Root Cause' below names it"
-    )
+    return f"error: rank {rank()}: another process of this run has ended, and said why, so this one ends too"
 
 
 @contextlib.contextmanager
