@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 
-import evaluate
-from tests.helpers.pipelines import write_pipeline
+from tests.helpers import evaluating
+from tests.helpers.pipelines import header, write_pipeline
 from tests.helpers.script import ROOT, UNET_FILE, run
 from utils import PROGRAM
 from utils.command_line import run_main
@@ -59,11 +58,6 @@ def test_a_folder_at_a_strength_is_a_whole_pipeline(tuned, tiny_pipeline_dir, tm
     assert export(target, tmp_path / "again", "--strength", 0.5) == 0
     assert equal(load_file(tmp_path / "again" / UNET_FILE), blended(tiny_pipeline_dir, tuned, 0.375))
     assert json.loads((tmp_path / "again/run.json").read_text())["strength"] == 0.375
-
-
-def header(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        return file.metadata()
 
 
 def test_an_earlier_exports_scores_and_picture_do_not_stay_beside_other_weights(tuned, tmp_path):
@@ -152,6 +146,5 @@ def test_a_base_that_was_replaced_since_is_refused(flags, base, output, tmp_path
         assert f"error: {base / UNET_FILE} is not what was trained from, by {output / 'run.json'}" in said
     assert export(*weaker, "--pretrained_model_name_or_path", base) == 0
     assert "warning: " in capsys.readouterr().err
-    drawn = ["--num_images=1", "--num_drift_images=0", "--num_inference_steps=1", "--only=generate"]
-    evaluate.main([f"--finetuned_model_name_or_path={output}", f"--output_dir={tmp_path / 'result'}", *drawn])
+    assert evaluating.run(output, tmp_path / "result", "--num_drift_images=0", "--only=generate") == 0
     assert f"warning: {base / UNET_FILE} is not what {output} was trained from" in capsys.readouterr().err

@@ -135,7 +135,8 @@ def test_weights_that_are_read_beside_the_imports_train_the_same_and_fail_in_one
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(resolution=33), "--resolution 33 is not divisible by the VAE's factor 4"),
+        (dict(resolution=33), "--resolution 33 is not divisible by the VAE's factor 4; use 32 or 36\n"),
+        (dict(resolution=3), "--resolution 3 is not divisible by the VAE's factor 4; use 4\n"),
         (dict(instance_data_dir="nowhere"), "--instance_data_dir: there is no folder nowhere"),
         (dict(pretrained_model_name_or_path="nowhere"), "--pretrained_model_name_or_path nowhere does not exist"),
         (dict(tokenizer_name="nowhere"), "--tokenizer_name nowhere is not a tokenizer's folder: no tokenizer_config"),

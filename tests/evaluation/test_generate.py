@@ -351,11 +351,6 @@ def test_a_file_is_no_output_folder(capsys, monkeypatch, trained_dir, result):
         assert f"--output_dir {folder}: {result} is a file, so no folder can be made in it" in stderr
 
 
-def test_debug_shows_the_traceback(trained_dir, result):
-    with pytest.raises(ValueError, match="--num_images"):
-        run(trained_dir, result, "--num_images", "0", "--debug")
-
-
 # What it warns of
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -148,6 +149,12 @@ def write_photos(folder: Path, count: int = 4, size: tuple[int, int] = (48, 48))
         values = np.random.default_rng(number).integers(0, 256, (size[1] // 8 or 1, size[0] // 8 or 1, 3), np.uint8)
         Image.fromarray(values).resize(size, Image.Resampling.BICUBIC).save(folder / f"photo-{number}.jpg", quality=95)
     return folder
+
+
+def header(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
 
 
 def listing(folder: Path) -> dict[str, tuple]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import evaluate
+from tests.helpers import evaluating
 from tests.helpers.pipelines import write_pipeline
 from tests.helpers.script import EMBEDDED, dry_run, run, run_json, weight_change
 from utils.errors import UserError
@@ -129,8 +129,7 @@ def test_training_and_evaluation_take_a_file(flags, tmp_path):
     assert [row["loss"] for row in found] == [row["loss"] for row in expected]
     assert run_json(output)["arguments"]["pretrained_model_name_or_path"] == str(file)
     assert weight_change(EMBEDDED, output).abs().max() > 0
-    quick = ["--num_images=1", "--num_drift_images=0", "--num_inference_steps=1", "--only=generate"]
-    evaluate.main([f"--finetuned_model_name_or_path={output}", f"--output_dir={tmp_path / 'result'}", *quick])
+    assert evaluating.run(output, tmp_path / "result", "--num_drift_images=0", "--only=generate") == 0
     assert (tmp_path / "result/baseline-1.png").is_file()
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import metadata_load
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import evaluate
-from tests.helpers.pipelines import edit_json, write_shards
+from tests.helpers import evaluating
+from tests.helpers.pipelines import edit_json, header, write_shards
 from tests.helpers.script import SHORT, run, run_json
 from utils.command_line import run_main
 from utils.models.card import MARK, file_metadata, settings_of, write_card
@@ -74,8 +73,7 @@ def test_the_four_lines_load_it(output, monkeypatch, tmp_path):
 
 
 def test_an_evaluation_adds_scores_and_picture_and_another_run_takes_them_away(output, tmp_path, flags):
-    quick = ["--num_images=1", "--num_drift_images=0", "--num_inference_steps=1"]
-    evaluate.main([f"--finetuned_model_name_or_path={output}", f"--output_dir={tmp_path / 'result'}", *quick])
+    assert evaluating.run(output, tmp_path / "result", "--num_drift_images=0") == 0
     text = (output / "README.md").read_text(encoding="utf-8")
     assert "(comparison.png)" in text and (output / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     write_card(read_base(output), metrics=dict(models=dict(baseline=dict(clip_i=dict(value=0.5)), finetuned={})))
@@ -203,11 +201,6 @@ def test_no_file_of_the_base_names_a_place(flags, base, tmp_path, path):
 # What A1111's model cards, ComfyUI's managers and SwarmUI read: required and recommended keys of ModelSpec 1.0.1.
 MODELSPEC = {"sai_model_spec", "architecture", "implementation", "title", "resolution", "date"}
 MODELSPEC |= {"trigger_phrase", "prediction_type", "description"}
-
-
-def header(file: Path) -> dict[str, str]:
-    with safe_open(file, "pt") as opened:
-        return opened.metadata()
 
 
 def test_a_trained_file_says_what_it_is_and_nothing_of_the_machine(flags, tmp_path):

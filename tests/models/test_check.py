@@ -5,7 +5,6 @@ import importlib.util
 import inspect
 import json
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from tests.helpers.script import UNET_FILE, dry_run
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
 from utils.models.check import COMPARED, V1, check_base_model, check_scheduler
-from utils.preflight.checks import check_resolution
-from utils.preflight.table import Found
 from utils.run.lineage import STATE_FILE, TENSORS_FILE
 
 
@@ -180,16 +177,6 @@ def test_configurations_may_leave_out_defaults(base):
     del config["in_channels"], config["out_channels"], config["latent_channels"], config["layers_per_block"]
     (base / "vae/config.json").write_text(json.dumps(config))
     assert check_base_model(base).vae_scale_factor == 4
-
-
-@pytest.mark.parametrize(("resolution", "near"), [(33, "32 or 36"), (3, "4"), (31, "28 or 32")])
-def test_a_resolution_that_the_vae_cannot_encode(tmp_path, base, resolution, near):
-    with pytest.raises(
-        UserError, match=f"--resolution {resolution} is not divisible by the VAE's factor 4; use {near}"
-    ):
-        found = Found(Namespace(resolution=resolution), is_quick=True)
-        found.base = check_base_model(base)
-        check_resolution(found)
 
 
 def test_stable_diffusion_1_5_as_it_is_published(base):

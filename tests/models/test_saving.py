@@ -210,41 +210,36 @@ class Crash(Exception):
     pass
 
 
-def crash_at_call(monkeypatch, module, name: str, number: int) -> None:
-    """The `number`th call (from 1) of module.name raises; later ones work, as they do for the clean-up after it."""
+def calls_of(patch, module, name: str, crash_at: int | None = None) -> list:
+    """From now on; the one of that number (from 1) raises, later ones work, as they do for the clean-up after it."""
     original, calls = getattr(module, name), []
 
     def function(*args, **kwargs):
         calls.append(args)
-        if len(calls) == number:
-            raise Crash(f"{name}, call {number}")
+        if len(calls) == crash_at:
+            raise Crash(f"{name}, call {crash_at}")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(module, name, function)
-
-
-def count_calls(monkeypatch, module, name: str, action) -> int:
-    with monkeypatch.context() as patch:
-        original, calls = getattr(module, name), []
-        patch.setattr(module, name, lambda *args, **kwargs: (calls.append(args), original(*args, **kwargs))[1])
-        action()
-    return len(calls)
+    patch.setattr(module, name, function)
+    return calls
 
 
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize(("module", "name"), [(os, "replace"), (os, "fsync"), (shutil, "copyfile")])
 def test_a_crash_anywhere_leaves_the_old_pipeline_or_none(tmp_path, base, monkeypatch, module, name, existing):
     commit(tmp_path / "counted", base, b"first")
-    num_calls = count_calls(monkeypatch, module, name, lambda: commit(tmp_path / "counted", base))
-    assert num_calls >= 1
+    with monkeypatch.context() as patch:
+        calls = calls_of(patch, module, name)
+        commit(tmp_path / "counted", base)
     before = listing(base)
-    for number in range(1, num_calls + 1):
+    assert calls
+    for number in range(1, len(calls) + 1):
         output = tmp_path / f"out-{number}"
         if existing:
             commit(output, base, b"old weights")
         old = snapshot(output)
         with monkeypatch.context() as patch:
-            crash_at_call(patch, module, name, number)
+            calls_of(patch, module, name, crash_at=number)
             try:
                 commit(output, base)
                 crashed = False

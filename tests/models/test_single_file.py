@@ -7,10 +7,9 @@ from utils.runtime.libraries import quiet_libraries
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.pipelines import PARTS, edit_json, rename_vae_attention, write_pipeline
+from tests.helpers.pipelines import PARTS, edit_json, header, rename_vae_attention, write_pipeline
 from tests.helpers.script import as_argv, run
 from train_dreambooth_colossalai import main as train
 from utils.command_line import run_main
@@ -107,8 +106,7 @@ def test_the_command_line(tmp_path, tiny_pipeline_dir, capsys):
     assert run_main(main, argv) == 0  # its own file is replaced
     assert {value.dtype for value in load_file(file).values()} == {torch.float32}
     assert [path.name for path in file.parent.iterdir()] == ["one.safetensors"]
-    with safe_open(file, "pt") as opened:
-        assert opened.metadata()["written_by"] == "train_dreambooth_colossalai"
+    assert header(file)["written_by"] == "train_dreambooth_colossalai"
 
 
 def test_a_file_of_someone_elses_is_not_replaced(tmp_path, tiny_pipeline_dir, capsys):
@@ -152,7 +150,6 @@ def test_what_a_model_predicts_stands_in_the_file(tmp_path, base, scheduler, mar
     assert run_main(main, [str(base), str(file), "--dtype=fp16"]) == 0
     found = load_file(file)
     assert {name: list(value.shape) for name, value in found.items() if "." not in name} == dict.fromkeys(marks, [0])
-    with safe_open(file, "pt") as opened:
-        assert opened.metadata()["modelspec.prediction_type"] == said
+    assert header(file)["modelspec.prediction_type"] == said
     assert [path.name for path in tmp_path.glob("one.*")] == ["one.safetensors"]
     assert_same_weights(read_back(file, base).to(torch.float16), load_folder(base).to(torch.float16))

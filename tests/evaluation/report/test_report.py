@@ -1,4 +1,4 @@
-"""The report: escaping, contrast, size; and how it looks in a real browser."""
+"""The report: escaping, size; and how it looks in a real browser."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.helpers.results import report, write_result
 from utils.evaluation.report.images import SIDES, WEBP_QUALITY, data_uri
-from utils.evaluation.report.page import SCRIPT, TEMPLATES
+from utils.evaluation.report.page import SCRIPT
 
 CHROMIUM = Path("/usr/bin/chromium")
 INJECTION = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)> \"' & {}"
@@ -124,36 +124,6 @@ def test_an_image_is_as_large_as_its_bytes_allow(most_bytes, grain):
         image.thumbnail((larger, larger), Image.Resampling.LANCZOS)
         image.save(file := io.BytesIO(), "WEBP", quality=WEBP_QUALITY)
         assert file.tell() > most_bytes
-
-
-# Colours
-
-
-def colour_schemes() -> list[dict[str, str]]:
-    """The light and the dark colours of style.css."""
-    css = TEMPLATES.get_template("style.css").render()
-    return [dict(re.findall(r"--([a-z-]+): (#\w{6});", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)]
-
-
-LIGHT, DARK = colour_schemes()
-
-
-def luminance(colour: str) -> float:
-    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
-@pytest.mark.parametrize("text", ["ink", "muted", "accent"])
-def test_text_has_contrast(colours, text):
-    for ground in ("ground", "raised"):
-        low, high = sorted((luminance(colours[text]), luminance(colours[ground])))
-        assert (high + 0.05) / (low + 0.05) >= 4.5, ground
-
-
-def test_both_colour_schemes_have_the_same_names():
-    assert set(LIGHT) == set(DARK) and len(LIGHT) == 6
 
 
 # A real browser
