@@ -144,15 +144,16 @@ def test_an_unfit_base_is_refused_by_name_and_left_as_it_was(tmp_path, base, cas
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["CompVis/stable-diffusion-v1-4", "model/stable-diffusion-v1-4"])
+@pytest.mark.parametrize("name", ["CompVis/stable-diffusion-v1-4", "model/stable-diffusion-v1-4", "another/model"])
 def test_a_name_on_the_hub_is_not_downloaded(monkeypatch, tmp_path, name):
+    """Of the recipe's base one copy of the weights is fetched; another model may have its weights as .bin alone."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    with pytest.raises(
-        UserError,
-        match="nothing is downloaded .* 'hf download CompVis/stable-diffusion-v1-4 --local-dir model/stable-",
-    ):
+    fetched = "CompVis/stable-diffusion-v1-4" if name.endswith("v1-4") else name
+    with pytest.raises(UserError, match="nothing is downloaded at run time") as error:
         check_base_model(Path(name))
+    assert f"'hf download {fetched} --local-dir model/{Path(name).name}" in str(error.value)
+    assert ('--exclude "*.bin"' in str(error.value)) == name.endswith("v1-4")
 
 
 @pytest.mark.parametrize("name", ["missing", "/no/where", "./model/sd", "../a/b", "a/b/c"])

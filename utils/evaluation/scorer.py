@@ -9,11 +9,10 @@ from utils.evaluation.image_table import ImageTable
 from utils.evaluation.metrics import LIKENESS, photo_similarity, real_similarity
 from utils.evaluation.prompts import CLASS, PLACE, SUBJECT, class_prompt, dozen_words
 from utils.evaluation.samples import BASELINE
+from utils.models.check import FETCH
 
-GET_CLIP = (
-    "git lfs install && git clone https://huggingface.co/openai/clip-vit-base-patch32 model/clip-vit-base-patch32"
-)
-GET_DINO = "git lfs install && git clone https://huggingface.co/facebook/dino-vits16 model/dino-vits16"
+GET_CLIP = FETCH.format("openai/clip-vit-base-patch32", "clip-vit-base-patch32")
+GET_DINO = FETCH.format("facebook/dino-vits16", "dino-vits16")
 A_CLIP = f"a CLIP model: {GET_CLIP}, then --clip_model model/clip-vit-base-patch32"
 NO_CLIP = f"needs {A_CLIP}"
 NO_TEXT = f"needs CLIP's text tower, which no part of the pipeline holds: {A_CLIP}"

@@ -53,9 +53,10 @@ DRAWING: dict[str, str | None] = dict.fromkeys(
     "EDMEuler EDMDPMSolverMultistep LCM TCD".split()
 ) | dict(LMSDiscrete="scipy", DPMSolverSDE="torchsde")
 MOST_BLOCKS, MOST_LAYERS = 8, 100
-# What is read of a model on the Hub, and no other copy of its weights: of v1-4 5.5 GB of 23.3.
-FETCH = 'hf download {} --local-dir model/{} --exclude "*.bin" --exclude "*.fp16.*" --exclude "*.non_ema.*"'
+FETCH = "hf download {} --local-dir model/{}"  # a model on the Hub
 RECIPES = Path("CompVis/stable-diffusion-v1-4")
+# Of the recipe's one copy of the weights, 5.5 GB of 23.3; other models may have .bin alone.
+ONE_COPY = ' --exclude "*.bin" --exclude "*.fp16.*" --exclude "*.non_ema.*"'
 ONLY_V1 = "this program trains Stable Diffusion v1 (1.1 to 1.5 and what was made from them)"
 
 
@@ -158,7 +159,7 @@ def check_is_folder(folder: Path, flag: str, advice: str) -> None:
     name, is_recipes = str(folder), folder.name == RECIPES.name
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir()
     if (is_hub_name or is_recipes) and flag != "--instance_data_dir":
-        how = FETCH.format(RECIPES if is_recipes else name, folder.name)
+        how = FETCH.format(RECIPES if is_recipes else name, folder.name) + (ONE_COPY if is_recipes else "")
         raise UserError(f"{flag}: there is no folder {name}, and nothing is downloaded at run time; get it: '{how}'")
     raise UserError(f"{flag} {folder} does not exist: {advice}")
 
