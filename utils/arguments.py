@@ -169,7 +169,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _check_concept_flags(args: argparse.Namespace) -> None:
-    """The flags that name subjects and classes are complete and do not contradict each other."""
     subject = ["instance_data_dir", "instance_prompt"]
     class_ = ["class_data_dir", "class_prompt"]
     given = [name for name in subject + class_ if getattr(args, name) is not None]

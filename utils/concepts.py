@@ -26,10 +26,7 @@ class Concept(NamedTuple):
 def read_concepts(
     subject: Concept, concepts_list: Path | None, output_dir: Path, *, with_prior_preservation: bool
 ) -> list[Concept]:
-    """The subjects that --concepts_list names, or `subject`, the flags' own; class folders may still be missing.
-
-    Raises UserError if the list is malformed, or if folders are shared that must not be.
-    """
+    """The subjects of --concepts_list, or `subject`, the flags' own. UserError if list or folders cannot be meant."""
     concepts = [subject]
     if concepts_list:
         concepts = read_list(concepts_list, with_prior_preservation=with_prior_preservation)

@@ -37,10 +37,7 @@ class Photo(NamedTuple):
 def find_photos(
     directory: Path, flag: str = "--instance_data_dir", *, may_be_empty: bool = False
 ) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Sorted photo files of a folder, and what was skipped with the reason; a file is opened only to read its header.
-
-    Raises UserError if there is no such folder, no photo in it, or a file that should be a photo but is unreadable.
-    """
+    """Sorted photo files of a folder, and what was skipped with the reason, by headers. UserError if there is none."""
     if not directory.is_dir():
         raise UserError(f"{flag}: there is no folder {directory}; put 3 to 6 photos of the subject there")
     reasons = {path: _reason_to_skip(path) for path in sorted(directory.iterdir(), key=lambda entry: entry.name)}

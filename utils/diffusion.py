@@ -32,10 +32,7 @@ def sample_latents(
 def training_target(
     noise_scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the UNet has to predict, by the prediction_type: the noise, or the velocity (Salimans & Ho 2022).
-
-    Raises ValueError for any other prediction_type.
-    """
+    """What the UNet has to predict: the noise, or the velocity (Salimans & Ho 2022); ValueError for any other type."""
     prediction_type = noise_scheduler.config.prediction_type
     if prediction_type == "epsilon":
         return noise
@@ -80,10 +77,7 @@ class Loss:
     def __call__(
         self, model_pred: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What a batch is trained on, the photos' loss in it, and the class images' (0 without any).
-
-        Each half is a mean of its own, with its own samples' weights.
-        """
+        """What a batch is trained on, the photos' loss in it, and the class images' (0 without any), a mean each."""
         weights = None if self.timestep_weights is None else self.timestep_weights.index_select(0, timesteps)
         if self.prior_loss_weight is None:
             loss = self.mean(model_pred, target, weights)

@@ -15,9 +15,10 @@ from utils.files.hashing import sha256_of_all
 from utils.files.ownership import RUN_FILE, check_export_file, run_of
 from utils.models.base import base_folder
 from utils.models.check import check_base_model, check_same_unet, replaced_file
-from utils.models.exporting import check_export_folder, export_file, export_folder, export_lora
+from utils.models.exporting import blended_weights, check_export_folder, export_folder, export_lora, exported_record
 from utils.models.folder import find_weights
 from utils.models.saving import SAVE_DTYPES
+from utils.models.single_file import export_single_file
 from utils.run.lineage import read_checkpoint
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # what ends so is meant as a file
@@ -60,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
         share = export_lora(model, tuned, base, args.target, args.lora_rank, args.strength, args.dtype)
         said = f"{share:.1%} of the squared change; read by diffusers' load_lora_weights, ComfyUI and A1111"
     elif is_file:
-        export_file(model, tuned, base, args.target, args.strength, args.dtype)
+        run, named = exported_record(args.folder, tuned, args.strength), blended_weights(base, tuned, args.strength)
+        export_single_file(model, args.target, args.dtype, named, run)
         said = "read by ComfyUI, A1111 and from_single_file"
     else:
         export_folder(model, tuned, base, args.target, args.strength, args.dtype)

@@ -97,10 +97,7 @@ def image_seed(seed: int, number: int, attempt: int) -> int:
 
 @torch.inference_mode()
 def make_batch(pipeline: Any, plan: ClassPlan, numbers: list[int], seed: int) -> None:
-    """Makes and writes these images of a plan, blank ones again with another seed.
-
-    Raises UserError if one stays blank.
-    """
+    """Makes and writes these images of a plan, blank ones with another seed; UserError if one stays blank."""
     names = ("prompt", "num_inference_steps", "guidance_scale", "height", "width")
     settings = {name: plan.settings[name] for name in names}
     for attempt in range(MAX_ATTEMPTS):

@@ -80,10 +80,7 @@ def generation_settings(base: BaseModel, model: str, prompt: str) -> dict:
 
 
 def plan_class_images(folder: Path, prompt: str, settings: dict, num_class_images: int) -> ClassPlan:
-    """What is there and what has to be made; reads headers only, writes nothing.
-
-    Raises UserError if the folder holds images of another prompt or model, or too few of unknown origin.
-    """
+    """What is there and what has to be made, by headers; UserError for images of another origin, or too few."""
     found, foreign = set(), []
     images, others = find_photos(folder, "--class_data_dir", may_be_empty=True) if folder.is_dir() else ([], [])
     if captions := [path for path, _ in others if looks_like_captions(path)]:
@@ -128,11 +125,7 @@ def plan_classes(
 
 
 def check_class_images(folder: Path, prompt: str, base: BaseModel, num_class_images: int) -> tuple[str, str]:
-    """What becomes of one class, before a model is loaded: a finding and a verdict for the preflight's table.
-
-    Whether images were made by this very base is known once its files are hashed, which takes seconds: not here.
-    Raises UserError as plan_class_images, for a damaged image, and if missing ones cannot be written there.
-    """
+    """A class's finding and verdict for the table, before the base is hashed; UserError as plan_class_images."""
     settings = generation_settings(base, "", prompt)
     del settings["model"]
     plan = plan_class_images(folder, prompt, settings, num_class_images)
@@ -152,10 +145,7 @@ def check_class_images(folder: Path, prompt: str, base: BaseModel, num_class_ima
 
 
 def read_metadata(path: Path) -> dict | None:
-    """What a class image of this program says of itself: settings, number, seed.
-
-    None for any other image, and for one that is cut short or has another name than it was given.
-    """
+    """What a class image of this program says of itself; None for others, and for one that is cut short or renamed."""
     if path.suffix != ".png":
         return None
     try:

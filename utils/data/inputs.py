@@ -98,11 +98,6 @@ class TrainingInputs(NamedTuple):
     scaling_factor: float
     sampler: Sampler | None = None
 
-    @property
-    def num_train_timesteps(self) -> int:
-        """Timesteps of the noise schedule."""
-        return self.noise_scheduler.config.num_train_timesteps
-
 
 def encode_inputs(
     base: BaseModel,
@@ -200,7 +195,7 @@ class BatchSource:
         if inputs.class_latents is not None:
             self.kinds.append((inputs.class_latents, CLASS))
         self.rank, self.spread, self.device = rank, spread, device
-        num_timesteps = inputs.num_train_timesteps
+        num_timesteps = inputs.noise_scheduler.config.num_train_timesteps
         self.draw = functools.partial(draw_sample, seed, num_train_timesteps=num_timesteps, noise_offset=noise_offset)
 
     def micro_batches(self, step: int) -> list[MicroBatch]:

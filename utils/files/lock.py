@@ -46,11 +46,7 @@ def check_not_in_use(output_dir: Path) -> None:
 
 @contextlib.contextmanager
 def hold_output(output_dir: Path, is_main: bool) -> Iterator[None]:
-    """A context in which no other run can enter `output_dir`, which is made if it is missing.
-
-    Only the main rank locks: on the others nothing happens. Raises UserError if another run is in the folder. On a
-    file system without locks a note says so.
-    """
+    """A context in which no other run enters `output_dir`, made if missing; TryAgain if one is there. For rank 0."""
     if not is_main:
         yield
         return

@@ -75,24 +75,17 @@ def nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def is_writable(folder: Path) -> bool:
-    """Whether something can be made in a folder that exists; not in a file."""
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-
-
 def check_writable(folder: Path, named: object) -> None:
     """Something can be written in `folder`, which may have to be made. Raises UserError about `named`."""
     existing = nearest_existing(folder)
     if not existing.is_dir():
         raise UserError(f"{named}: {existing} is a file, so no folder can be made in it")
-    if not is_writable(existing):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{named}: nothing can be written in {existing}")
 
 
 def run_of(folder: Path, name: str = RUN_FILE) -> dict:
-    """The run.json of an output folder, less what is of another type than we write (RUN_TYPES); empty without one that
-    can be read, as beside a base.
-    """
+    """A folder's run.json, less what is of another type than RUN_TYPES; empty without one, as beside a base."""
     found = read_json_or_none(folder / name) or {}
     run = {name: value for name, value in found.items() if isinstance(value, RUN_TYPES.get(name, object))}
     if "photos" in run:
@@ -110,10 +103,8 @@ def result_of(folder: Path) -> dict:
 
 def prompts_of(run: Mapping[str, Any]) -> dict[str, int]:
     """{prompt: number of photos} by a run.json, in the photos' order."""
-    arguments, photos = run.get("arguments"), run.get("photos")
-    said = arguments.get("instance_prompt") if isinstance(arguments, Mapping) else None
-    listed = [photo for photo in photos if isinstance(photo, Mapping)] if isinstance(photos, list) else []
-    prompts = [photo.get("prompt") or said for photo in listed] or [said]
+    said = run.get("arguments", {}).get("instance_prompt")
+    prompts = [photo.get("prompt") or said for photo in run.get("photos", [])] or [said]
     return dict(Counter(prompt for prompt in prompts if isinstance(prompt, str) and prompt))
 
 

@@ -54,9 +54,7 @@ def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]
 
 
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: value} of what was done: steps, ranks, optimizer, and of the flags that change the trained weights those
-    whose value, as it was used, is not the default.
-    """
+    """{name: value} of what was done: steps, ranks, optimizer, and flags that change weights and are no default."""
     arguments, defaults, used = (run.get(name, {}) for name in ("arguments", "defaults", "used"))
     effective = {**arguments, **{name: value for name, value in used.items() if name in defaults}}
     given = {name: effective.get(name) for name, default in defaults.items() if effective.get(name) != default}
@@ -234,10 +232,7 @@ def _settings(model: BaseModel, run: Mapping[str, Any]) -> str:
 
 
 def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json without what is of this machine and nobody's business: paths, names and hashes of photos, the command.
-
-    Of paths that say something, as the base's, the last part stays.
-    """
+    """run.json without what is of this machine: command, names and hashes of photos, paths but for their last part."""
     dropped = ("command", "determines", "launch", "skipped_files", "resumed_from", "exported_from")
     found = {key: without_paths(value) for key, value in run.items() if key not in dropped}
     if "arguments" in run:

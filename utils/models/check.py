@@ -61,10 +61,7 @@ ONLY_V1 = "this program trains Stable Diffusion v1 (1.1 to 1.5 and what was made
 
 
 def check_base_model(folder: Path, flag: str = "--pretrained_model_name_or_path") -> BaseModel:
-    """The folder is a whole pipeline, and one that can be trained: of Stable Diffusion v1's architecture.
-
-    Raises UserError naming the missing or unfit file.
-    """
+    """The folder is a whole pipeline of Stable Diffusion v1's architecture; UserError names what is not."""
     _check_index(folder, flag)
     base = read_base(folder)
     tokenizer = folder / "tokenizer"
@@ -95,10 +92,7 @@ def check_scheduler(base: BaseModel) -> None:
 
 
 def check_pipeline(folder: Path, flag: str, *, safety_checker: bool = False) -> BaseModel:
-    """The folder is a whole pipeline that can be sampled; with its safety checker if that is asked for.
-
-    Raises UserError naming the missing or unfit file.
-    """
+    """The folder can be sampled, with its safety checker if that is asked for; UserError as check_base_model."""
     base = check_base_model(folder, flag)
     check_scheduler(base)
     if safety_checker and "safety_checker" not in base.weights:
@@ -114,10 +108,7 @@ def check_same_unet(base: Path, tuned: Path) -> None:
 
 
 def replaced_file(base: Path, digests: Mapping[Path, str], run: Mapping[str, Any]) -> Path | None:
-    """The first of a base's files that is not what a run.json says was trained from; None if it says nothing of it.
-
-    `digests` are the SHA-256 of the files in `base` that are about to be used.
-    """
+    """The first of {a base's file: SHA-256} that a run.json says was another; None if it says nothing."""
     recorded = run.get("base_model", {}).get("sha256")
     if not isinstance(recorded, Mapping):
         return None

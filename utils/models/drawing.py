@@ -109,10 +109,7 @@ def sample(
 
 
 def check_numbers(batch: torch.Tensor, texts: Sequence[str], pipeline: StableDiffusionPipeline) -> None:
-    """Raises NotANumber, naming its prompt, if an image [N,...] holds a value that is none.
-
-    The pipeline's weights are all numbers: that was checked when they were loaded.
-    """
+    """Raises NotANumber, naming its prompt, if an image [N,...] holds a value that is none."""
     why = "its weights have grown too large: train again at a lower learning rate, or take an earlier checkpoint"
     if pipeline.unet.dtype == torch.float16:
         why = "they are too large for fp16: try --mixed_precision no"
@@ -160,8 +157,6 @@ def draw(
     **arguments: Any,
 ) -> torch.Tensor:
     """The pipeline's images [N,3,H,W] in [0,1], one a seed, all at once.
-
-    Each has its own CPU generator, so it does not depend on the batch, the dtype or the device.
 
     Args:
         smaller: for the UserError if the GPU's memory is too small, the flag that makes the batch smaller, and what

@@ -24,7 +24,7 @@ from utils.models.card import CHECKPOINT_STEP, STRENGTH, file_metadata, write_ca
 from utils.models.check import check_same_unet
 from utils.models.folder import UNET_STEM, BaseModel, find_weights, read_base
 from utils.models.saving import SAVE_DTYPES, commit_pipeline, write_safetensors
-from utils.models.single_file import export_single_file, read_weights
+from utils.models.single_file import read_weights
 
 LORA_PREFIX = "lora_unet_"
 
@@ -41,10 +41,7 @@ def check_export_folder(target: Path, source: Path) -> None:
 
 
 def exported_record(folder: Path, tuned: Path, strength: float) -> dict[str, Any]:
-    """The run.json of `folder`, of the weights of `tuned`, a checkpoint of it or itself, at `strength`.
-
-    What the run measured of its result is not said of other weights. Empty for a base.
-    """
+    """The run.json of `folder` for the weights of `tuned` at `strength`, less what was measured; empty for a base."""
     record = run_of(folder)
     if not record or (tuned == folder and strength == 1):
         return record
@@ -68,12 +65,6 @@ def export_folder(model: BaseModel, tuned: Path, base: Path, target: Path, stren
         target, model, lambda unet: write_safetensors(unet / f"{UNET_STEM}.safetensors", named, save_dtype), record
     )
     write_card(read_base(target))
-
-
-def export_file(model: BaseModel, tuned: Path, base: Path, path: Path, strength: float, dtype: str | None) -> None:
-    """As export_folder, as one file in the original layout; `dtype` fp32 or fp16, of all tensors."""
-    run = exported_record(model.folder, tuned, strength)
-    export_single_file(model, path, dtype, blended_weights(base, tuned, strength), run)
 
 
 def export_lora(
@@ -114,10 +105,7 @@ def blend(base: torch.Tensor, tuned: torch.Tensor, strength: float) -> torch.Ten
 
 
 def blended_weights(base: Path, tuned: Path, strength: float) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of the UNet in `tuned` at `strength`, one at a time, in the dtypes of its file.
-
-    UserError unless both folders' UNets are of one architecture. At strength 1 the base is not read.
-    """
+    """(name, tensor) of the UNet in `tuned` at `strength`, one at a time; UserError for another architecture."""
     if strength != 1:
         check_same_unet(base, tuned)
     ours = read_weights(tuned, "unet")
@@ -128,10 +116,7 @@ def blended_weights(base: Path, tuned: Path, strength: float) -> Iterator[tuple[
 
 @torch.no_grad()
 def load_weights(unet: torch.nn.Module, named: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Copies weights into a UNet's own tensors, so that a CUDA graph, which reads their addresses, has the new ones.
-
-    Raises KeyError if the names are not the UNet's.
-    """
+    """Copies weights into a UNet's own tensors, whose addresses a CUDA graph reads; KeyError for names of others."""
     own = unet.state_dict(keep_vars=True)
     for name, value in named:
         own.pop(name).copy_(value)

@@ -236,8 +236,3 @@ def part_files(folder: Path, part: str, weights: Weights | None = None) -> dict[
     names = SMALL_FILES.get(part, ("config.json",))
     found = {name: path for name in names if (path := folder / part / name).is_file()}
     return found | ((weights or find_weights(folder, part)).plain_names if part in WEIGHT_STEMS else {})
-
-
-def is_index(path: Path) -> bool:
-    """Whether the file says which shards hold which tensors."""
-    return ".index." in path.name and path.suffix == ".json"

@@ -39,8 +39,8 @@ PARTS = {
 LAYERS = (nn.Conv2d, nn.Dropout, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.SiLU)
 
 
-def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
-    """Fuses what can be fused; returns how many of each kind were. Installing twice changes nothing more.
+def install(unet: Any, equal_halves: bool = False) -> None:
+    """Fuses what can be fused. Installing twice changes nothing more.
 
     Args:
         equal_halves: every batch is the same latents and timesteps twice, for two prompts (guidance): what precedes
@@ -55,32 +55,27 @@ def install(unet: Any, equal_halves: bool = False) -> dict[str, int]:
         _replace(unet.time_embedding, partial(_shifts, unet.time_embedding.forward, time_layers))
     for number, resnet in enumerate(plain_resnets):
         _replace(resnet, partial(_resnet_forward, resnet, number if shifts_at_once else None))
-    counts = dict(resnets=len(plain_resnets), transformers=0, blocks=0, time_embedding=int(shifts_at_once))
     for transformer in _modules_of(unet, private.TRANSFORMER):
         is_whole, blocks = is_plain(transformer), list(filter(is_plain, transformer.transformer_blocks))
         for block in blocks:
             _replace(block, partial(_block_forward, block, block.forward))
         if is_whole:
             _replace(transformer, partial(_transformer_forward, transformer, transformer.forward))
-        counts["blocks"] += len(blocks)
-        counts["transformers"] += is_whole
-    counts["norm_out"] = _fuse_last_norm(unet)
+    _fuse_last_norm(unet)
     if equal_halves and shifts_at_once and is_a(unet.down_blocks[0], private.FIRST_BLOCK):
         first = unet.down_blocks[0]
         for module in (first.resnets[0], first.attentions[0].transformer_blocks[0]):
             if _is_fused(module):
                 _replace(module, partial(module.forward, equal_halves=True))
-    return counts
 
 
-def install_decoder(decoder: Any) -> int:
-    """Fuses what can be fused of a VAE's decoder, as `install` does; returns how many ResNet blocks."""
+def install_decoder(decoder: Any) -> None:
+    """Fuses what can be fused of a VAE's decoder, as `install` does."""
     uninstall(decoder)
-    resnets = [resnet for resnet in _modules_of(decoder, private.RESNET) if is_plain_resnet(resnet, has_time=False)]
-    for resnet in resnets:
-        _replace(resnet, partial(_resnet_forward, resnet, None))
+    for resnet in _modules_of(decoder, private.RESNET):
+        if is_plain_resnet(resnet, has_time=False):
+            _replace(resnet, partial(_resnet_forward, resnet, None))
     _fuse_last_norm(decoder)
-    return len(resnets)
 
 
 def uninstall(network: nn.Module) -> None:
@@ -117,13 +112,10 @@ def _is_fused(module: nn.Module) -> bool:
     return getattr(module.__dict__.get("forward"), "is_fused", False)
 
 
-def _fuse_last_norm(network: Any) -> int:
-    """Fuses a UNet's or a decoder's last norm; returns how many it had."""
+def _fuse_last_norm(network: Any) -> None:
     norm: Any = getattr(network, "conv_norm_out", None)
-    if type(norm) is not nn.GroupNorm or not has_no_hooks(norm):
-        return 0
-    _replace(norm, partial(_group_norm, norm, silu=False))
-    return 1
+    if type(norm) is nn.GroupNorm and has_no_hooks(norm):
+        _replace(norm, partial(_group_norm, norm, silu=False))
 
 
 def _attend(layer: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -177,7 +169,8 @@ def _block_forward(
         return plain_forward(hidden_states, attention_mask, encoder_hidden_states, *others, **named)
     attn2, (up, _, down) = block.attn2, block.ff.net
     if equal_halves:
-        hidden_states, normed = map(_twice, _self_attention(block, hidden_states.chunk(2)[0], input_bias))
+        halves = _self_attention(block, hidden_states.chunk(2)[0], input_bias)
+        hidden_states, normed = (torch.cat([half, half]) for half in halves)
     else:
         hidden_states, normed = _self_attention(block, hidden_states, input_bias)
     out = linear(_attend(attn2, normed, encoder_hidden_states), attn2.to_out[0].weight)
@@ -191,11 +184,6 @@ def _self_attention(block: Any, hidden_states: Tensor, input_bias: Tensor | None
     hidden_states, normed = _add_norm(block.norm1, hidden_states, None, input_bias)
     to_out = block.attn1.to_out[0]
     return _add_norm(block.norm2, linear(_attend(block.attn1, normed), to_out.weight), hidden_states, to_out.bias)
-
-
-def _twice(x: Tensor) -> Tensor:
-    """A batch [B, ...] and itself again: [2B, ...]."""
-    return torch.cat([x, x])
 
 
 def _transformer_forward(
@@ -242,7 +230,8 @@ def _resnet_forward(
     else:
         shift = None if temb is None else resnet.time_emb_proj(F.silu(temb))
     if equal_halves:
-        return _twice(_shifted_resnet(resnet, input_tensor.chunk(2)[0], shift.chunk(2)[0]))
+        half = _shifted_resnet(resnet, input_tensor.chunk(2)[0], shift.chunk(2)[0])
+        return torch.cat([half, half])
     return _shifted_resnet(resnet, input_tensor, shift)
 
 

@@ -19,7 +19,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import UserError
-from utils.models.folder import BaseModel, find_weights, is_index, part_files
+from utils.models.folder import BaseModel, find_weights, part_files
 from utils.models.weight_files import SAFETENSORS, read_onto
 
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
@@ -42,7 +42,6 @@ def _loading(cls: Any, folder: Path) -> Iterator[None]:
 
 
 def _load(cls: Any, folder: Path, **options: Any) -> Any:
-    """`cls` from its folder. Raises UserError if that fails."""
     with _loading(cls, folder):
         return cls.from_pretrained(folder, local_files_only=True, **options)
 
@@ -72,7 +71,7 @@ def _plain_folder(base: BaseModel, part: str) -> Iterator[Path]:
     """A part's folder as every version of the libraries loads it: links to the right weights under the usual names."""
     folder, weights = base.folder / part, base.weights[part]
     is_plain = not weights.index and all(name == path.name for name, path in weights.plain_names.items())
-    if is_plain and not any(is_index(path) for path in folder.iterdir()):
+    if is_plain and not any(folder.glob("*.index.*json")):
         yield folder
         return
     with tempfile.TemporaryDirectory() as made:
@@ -85,10 +84,7 @@ def _plain_folder(base: BaseModel, part: str) -> Iterator[Path]:
 
 
 def check_finite(module: torch.nn.Module, place: Path) -> None:
-    """Raises UserError naming the first tensor that holds a NaN or an infinity; `place` is where they are from.
-
-    A sum is read at the memory's speed and is finite if all values are, as good as always.
-    """
+    """UserError names the first tensor in `place` with a NaN or an infinity, by sums at the memory's speed."""
     named = list(module.named_parameters())
     sums = torch.stack([value.detach().sum(dtype=torch.float32) for _, value in named])
     for index in (~sums.isfinite()).nonzero().flatten().tolist():
@@ -126,11 +122,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def tokenize(prompt: str, tokenizer: CLIPTokenizer, text_encoder: Any) -> torch.Tensor:
-    """`input_ids` [1,77] of a prompt, padded and cut to the tokenizer's length as in the recipe.
-
-    A learned token of several vectors stands for all of them, as in diffusers' pipelines. Raises UserError if the text
-    encoder has no embedding for one of the tokens.
-    """
+    """`input_ids` [1,77] of a prompt as in the recipe, learned tokens as in diffusers; UserError if unknown."""
     length = tokenizer.model_max_length
     text = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
     ids = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids

@@ -125,10 +125,7 @@ def is_used_layer(name: str, text_encoder: Mapping[str, Any]) -> bool:
 
 
 def original_state_dict(base: BaseModel, unet_weights: Iterable[Named] | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a pipeline folder under their original names, each in the dtype of its file.
-
-    `unet_weights` take the place of those in the folder's unet/.
-    """
+    """A pipeline's tensors under their original names, in their files' dtypes; `unet_weights` replace unet/'s."""
     unet, folder = V1_UNET | base.configs["unet"], base.folder
     layers = unet["layers_per_block"]
     with_attention = {number for number, kind in enumerate(unet["up_block_types"]) if WITH_ATTENTION in kind}

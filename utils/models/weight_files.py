@@ -105,10 +105,7 @@ def tensor_entries(path: Path) -> dict[str, TensorEntry]:
 
 
 def safetensors_header(path: Path) -> dict[str, TensorEntry]:
-    """{tensor name: its entry}; reads nothing but the header, without torch.
-
-    Raises UserError if the file is shorter or longer than its header says, or the header contradicts itself.
-    """
+    """{tensor name: its entry}, by the header alone, without torch; UserError if the file is not whole."""
     try:
         with safe_open(path, "numpy") as file:
             entries = {name: file.get_slice(name) for name in file.keys()}
@@ -118,10 +115,7 @@ def safetensors_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """A file's tensors by name, on the CPU, and what its header says beside them; of that what is no text is left out.
-
-    Raises UserError if the file is no whole file of weights, or cannot be read without running code from it.
-    """
+    """A file's tensors by name, on the CPU, and the texts in its header; UserError if it is not whole."""
     if kind_of(path) == PICKLE:
         return _read_pickle(path, "cpu"), {}
     from safetensors.torch import load, load_file

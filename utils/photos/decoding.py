@@ -45,10 +45,7 @@ def decode(path: Path, *, crop_bars: bool = False) -> Image.Image:
 
 
 def read_photo(path: Path) -> DecodedPhoto:
-    """The photo upright (EXIF orientation applied), in 8-bit sRGB, on white; the first picture of several.
-
-    Raises UserError naming the file if it is truncated or corrupt, camera raw, or needs a package that is missing.
-    """
+    """The photo upright (EXIF), in 8-bit sRGB, on white; the first picture of several. UserError as open_photo."""
     with open_photo(path) as image:
         num_frames, orientation = getattr(image, "n_frames", 1), image.getexif().get(EXIF_ORIENTATION, 1)
         image.load()

@@ -40,11 +40,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of da
 
 @contextlib.contextmanager
 def open_photo(path: Path) -> Iterator[Image.Image]:
-    """The photo as Pillow opens it, whose pixels are not read yet.
-
-    Raises UserError naming the file if it is camera raw or damaged, also if that shows inside the context, or if a
-    package is missing.
-    """
+    """The photo as Pillow opens it, not read yet; UserError if damaged, camera raw, or of a missing package."""
     try:
         with _as_pillow_opens_it(path) as image:
             yield image
@@ -64,10 +60,7 @@ def _as_pillow_opens_it(path: Path) -> Iterator[Image.Image]:
 
 
 def why_not_a_photo(path: Path) -> str | None:
-    """NOT_AN_IMAGE if the file is something else; None if it is a photo. Reads its header, if the format allows.
-
-    Raises UserError as open_photo, and if a file that should be a photo by its name is none.
-    """
+    """NOT_AN_IMAGE, or None for a photo, by the header; UserError as open_photo, and if its name promises one."""
     try:
         with _as_pillow_opens_it(path):
             return None
@@ -87,10 +80,7 @@ def _reason(error: Exception) -> str:
 
 
 def prepare(path: Path) -> bool:
-    """Imports the package that reads this file, if it needs one; whether it is of such a format.
-
-    Raises UserError if that is missing, and for camera raw.
-    """
+    """Imports the package that reads this file; whether it needs one. UserError if missing, and for camera raw."""
     with path.open("rb") as file:
         head = file.read(64)
     if raw := _camera_raw(path, head):

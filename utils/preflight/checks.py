@@ -79,10 +79,7 @@ def check_resolution(found: Found) -> None:
 
 
 def check_output(found: Found) -> None:
-    """--output_dir can be written and holds nothing that is not this program's; writes nothing itself.
-
-    UserError otherwise, also if it overlaps one of INPUTS.
-    """
+    """--output_dir can be written and holds only what is this program's; writes nothing. UserError otherwise."""
     output, export_single_file = found.args.output_dir, found.args.export_single_file
     for flag in INPUTS:
         if (other := getattr(found.args, flag)) and ownership.overlap(output, other):

@@ -127,10 +127,7 @@ def _same_device(one: Path, other: Path) -> bool:
 
 
 def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
-    """Where the run would train; UserError if there are fewer GPUs than ranks, or if they cannot do what is asked.
-
-    `low_memory`: --low_memory is why things are offloaded.
-    """
+    """Where the run would train; UserError if it cannot. `low_memory`: --low_memory is why things are offloaded."""
     import torch
 
     if not torch.cuda.is_available():
@@ -151,7 +148,6 @@ def check_device(needs: MemoryNeeds, low_memory: bool) -> tuple[str, str]:
 
 
 def _compare_memory(needs: MemoryNeeds, low_memory: bool, gpu: str, free: float) -> tuple[str, str]:
-    """What the run needs of the GPU's memory and of the host's, against what is free."""
     needed, on_host = memory.memory_needed(needs), memory.host_memory_needed(needs)
     said = f"{gpu}: about {needed / GB:.1f} GB of memory needed, {free / GB:.1f} GB free"
     if low_memory:

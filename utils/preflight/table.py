@@ -40,9 +40,7 @@ Check = tuple[str, str, Callable[[Found], Iterable[Row] | None]]
 
 
 def rows_of(checks: Iterable[Check], found: Found) -> list[Row]:
-    """The rows of all checks that have what they need. One that fails is a row of its own in a dry run, else its
-    UserError is raised.
-    """
+    """The rows of all checks that have what they need; a failure is a row in a dry run, else it is raised."""
     rows: list[Row] = []
     for name, needs, check in checks:
         if not all(hasattr(found, part) for part in needs.split()):
@@ -64,11 +62,7 @@ def as_lists(rows: list[Row]) -> dict[str, list[dict[str, str]]]:
 
 
 def as_text(rows: list[Row], columns: int | None = None, *, in_full: bool = True) -> str:
-    """The table, or of it what is to be read before a run that may begin; findings that are too long for `columns` go
-    on below themselves.
-
-    What a file's name might do to a terminal is made visible.
-    """
+    """The table, or before a run what is to be read of it, in `columns`; a name can do nothing to a terminal."""
     shown = [row for row in rows if in_full or row[-1] != OK]
     width = max((len(check) for check, *_ in shown), default=0)
     lines = ["preflight"] if in_full else []

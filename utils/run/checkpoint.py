@@ -62,10 +62,7 @@ class Checkpointer:
         self._written: Future[str] | None = None
 
     def save(self, step: int) -> None:
-        """Takes the state after `step` steps and starts writing it; waits only for the checkpoint before.
-
-        If the host's memory has no room for a copy of the state, training waits until it is written.
-        """
+        """Starts to write the state after `step` steps; waits for the write before, or where memory has no room."""
         self.wait()
         arrived = self.snapshot.take()
         thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint-{step}")

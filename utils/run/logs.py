@@ -147,7 +147,6 @@ class TrainingLog:
             self._with_gaps.add(written)
 
     def _board(self, method: str, *values: Any, **options: Any) -> None:
-        """Calls a method of TensorBoard's writer, if there is one."""
         if self._tensorboard is not None:
             with self._gaps_in(TENSORBOARD):
                 getattr(self._tensorboard, method)(*values, **options)

@@ -42,10 +42,7 @@ NONFINITE = 1  # why a run ends, as its exit code; the other reasons are signals
 
 @contextlib.contextmanager
 def session(plan: Plan, sources: Sources) -> Iterator[torch.device]:
-    """Holds the output folder, joins the ranks, yields this rank's device, and waits for the ranks at the end.
-
-    Whatever ends it early ends it in one line. Ranks that are not made from the same raise UserError.
-    """
+    """Holds the output folder, joins the ranks, yields the device, waits at the end; an early end is one line."""
     with contextlib.ExitStack() as surroundings:
 
         def ready() -> dict:

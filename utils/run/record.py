@@ -61,10 +61,7 @@ class RunRecord:
         )
 
     def begin(self) -> None:
-        """Claims the output folder, and starts to hash what the run is made from.
-
-        Once and now: what is hashed may have moved when a checkpoint asks for it.
-        """
+        """Claims the output folder, and starts to hash what the run is made from, which may move later."""
         output_dir, checkpoint = self.plan.output_dir, self.sources.checkpoint
         continues = checkpoint is not None and lineage_of(run_of(output_dir)).holds(checkpoint)
         start_output(output_dir, self.entries, continues)  # another run's record and logs are set aside
@@ -184,10 +181,7 @@ def device_name(device: torch.device) -> str:
 
 
 def start_output(output_dir: Path, run: dict, continues: bool = False) -> None:
-    """Claims the output folder: makes it if needed and writes run.json. An earlier result in it stays loadable.
-
-    `continues`: the run resumes the one that the folder's logs are of. Another run's are set aside.
-    """
+    """Claims the output folder and writes run.json; logs of a run that this one does not continue are set aside."""
     output_dir.mkdir(parents=True, exist_ok=True)
     for leftover in filter(lambda path: ownership.is_half_written(path.name), list(output_dir.iterdir())):
         with contextlib.suppress(OSError):

@@ -76,10 +76,7 @@ class Sources(NamedTuple):
 def find_sources(
     plan: Plan, base: BaseModel, concepts: list[Concept], dataset: InstanceDataset, *, dry_run: bool
 ) -> Sources:
-    """Finds the checkpoint to resume from and, on rank 0, compares the run it is of with this one.
-
-    Raises UserError if the run cannot be resumed.
-    """
+    """Finds the checkpoint to resume from; rank 0 compares its run with this one. UserError if it is another."""
     wanted, output_dir = plan.arguments["resume_from_checkpoint"], plan.output_dir
     checkpoint = lineage.find_checkpoint(output_dir, wanted, may_start_over=plan.arguments["overwrite_output_dir"])
     if checkpoint is not None and checkpoint.step > plan.num_steps:
@@ -172,11 +169,7 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def changes_since(kept: Mapping, determines: dict, arguments: Mapping[str, Any]) -> list[str]:
-    """`differences` of what determines a run from what determined an earlier one.
-
-    A flag that is newer than that counts as left out then: its default is what was done before it. A flag that has
-    gone since is not compared.
-    """
+    """`differences` from an earlier run; a newer flag counts as left out then, one that has gone is passed over."""
     before = training_defaults(determines["arguments"])
     before |= {name: value for name, value in kept.get("arguments", {}).items() if name in arguments}
     return differences({**kept, "arguments": before}, determines)
@@ -185,10 +178,7 @@ def changes_since(kept: Mapping, determines: dict, arguments: Mapping[str, Any])
 def check_same_run(
     checkpoint: Checkpoint, determines: dict, arguments: Mapping[str, Any], may_spread: bool = False
 ) -> list[str]:
-    """Differences from the run that the checkpoint is of; UserError if there are some and no --allow_changes.
-
-    `may_spread`: it may have another number of ranks, as one that a node has joined or left.
-    """
+    """Differences from the checkpoint's run; UserError without --allow_changes, unless only ranks may differ."""
     found = changes_since(checkpoint.state.get("determines", {}), determines, arguments)
     is_spread_only = may_spread and all(each.startswith("num_ranks:") for each in found)
     if found and not is_spread_only and not arguments["allow_changes"]:
@@ -244,10 +234,7 @@ def in_numbered_folders(hashes: Mapping[str, str]) -> dict[str, str]:
 
 
 def determinants(plan: Plan, class_images: list[Path], dataset: InstanceDataset, base_hashes: dict[str, Any]) -> dict:
-    """Everything that the weights after a given step depend on, as {name: JSON value}.
-
-    `base_hashes` are hash_files'. Reads the class images and another tokenizer.
-    """
+    """Everything that the weights after a step depend on, as {name: JSON value}; reads class images and tokenizer."""
     name = plan.arguments["tokenizer_name"]
     tokenizer = sorted(Path(name).glob("*")) if name else []
     return dict(

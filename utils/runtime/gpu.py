@@ -48,10 +48,7 @@ def gpu_is_usable() -> bool:
 
 
 def gpu_without_bf16() -> str | None:
-    """The name of a GPU here that has no bf16 arithmetic, as those before Ampere (T4, RTX 2080); None if none is such.
-
-    torch emulates it there, slowly, and not in every operation; fp16 is what such a GPU is made for.
-    """
+    """The name of a GPU here without bf16 arithmetic (before Ampere), which torch emulates slowly; else None."""
     if not gpu_is_usable():
         return None
     import torch

@@ -49,7 +49,6 @@ DEPRECATIONS = "DREAMBOOTH_DEPRECATIONS"  # 1: what the libraries are about to r
 
 
 def import_libraries() -> None:
-    """Imports them."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with nothing_collected():
         importlib.import_module("torch")

@@ -68,10 +68,7 @@ def seconds_so_far() -> float:
 
 @contextlib.contextmanager
 def nothing_collected() -> Iterator[None]:
-    """Imports make a million objects and hardly any garbage: looking for it takes a seventh of their time.
-
-    What is there at the end is not looked at again.
-    """
+    """Without garbage collection, a seventh of the imports' time; what is there at the end is not looked at again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -157,11 +157,7 @@ def lost_rank_line() -> str:
 
 @contextlib.contextmanager
 def lost_rank_in_one_line() -> Iterator[None]:
-    """When another rank has died, this one says so in one line and exits with code 3, without a traceback.
-
-    torchrun ends the other ranks and names the one that died first, but only a moment later: until then the others
-    fail in whatever they were sending to it or waiting for.
-    """
+    """When another rank has died, this one exits with code 3 and a line: torchrun names that one a moment later."""
     try:
         yield
     except RuntimeError as error:

@@ -72,10 +72,7 @@ def enable_gradient_checkpointing(unet: Any) -> None:
 
 
 def learning_rate_table(lr: float, lr_scheduler: str, *, num_training_steps: int, **schedule: float) -> list[float]:
-    """The learning rate of each of `num_training_steps` updates, by diffusers' schedule of that name.
-
-    `schedule` are get_scheduler's: num_warmup_steps, num_cycles, power.
-    """
+    """The learning rate of each update, by diffusers' schedule of that name; `schedule` are get_scheduler's."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = get_scheduler(lr_scheduler, optimizer, num_training_steps=num_training_steps, **schedule)
     (factor,) = scheduler.lr_lambdas  # not asked for a step after the last: polynomial's may divide by zero there

@@ -44,10 +44,7 @@ def predict(
 
 
 class TrainStep:
-    """The eager definition of a step: forward and backward of every micro-batch, then one update.
-
-    `unet`, `optimizer` and `booster` are as boosted.
-    """
+    """The eager definition of a step, of what is boosted: forward and backward of every micro-batch, one update."""
 
     def __init__(self, unet: Any, optimizer: MasterWeightsOptimizer, booster: Any, inputs: TrainingInputs, loss: Loss):
         self.unet, self.optimizer, self.booster = unet, optimizer, booster

@@ -64,7 +64,7 @@ class Validation:
 
     def _fixed_batch(self, photo: int) -> tuple[torch.Tensor, ...]:
         """`predict`'s inputs of a photo at every validation timestep."""
-        latents, num_timesteps = self.inputs.latents, self.inputs.num_train_timesteps
+        latents, num_timesteps = self.inputs.latents, self.inputs.noise_scheduler.config.num_train_timesteps
         device = self.inputs.encoder_hidden_states.device
         sizes: Any = dict(num_photos=1, latent_shape=latents.shape, num_train_timesteps=num_timesteps)
         first = photo * NUM_TIMESTEPS
