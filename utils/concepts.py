@@ -26,7 +26,7 @@ class Concept(NamedTuple):
 def read_concepts(
     subject: Concept, concepts_list: Path | None, output_dir: Path, *, with_prior_preservation: bool
 ) -> list[Concept]:
-    """The subjects of --concepts_list, or `subject`, the flags' own. UserError if list or folders cannot be meant."""
+    """The subjects of --concepts_list, or `subject`, the flags' own; UserError for a wrong list or shared folders."""
     concepts = [subject]
     if concepts_list:
         concepts = read_list(concepts_list, with_prior_preservation=with_prior_preservation)

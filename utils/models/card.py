@@ -54,7 +54,7 @@ def step_and_strength(run: Mapping[str, Any]) -> tuple[int | None, float | None]
 
 
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: value} of what was done: steps, ranks, optimizer, and flags that change weights and are no default."""
+    """{name: value} of what was done: steps, ranks, optimizer, and flags of training that had no default value."""
     arguments, defaults, used = (run.get(name, {}) for name in ("arguments", "defaults", "used"))
     effective = {**arguments, **{name: value for name, value in used.items() if name in defaults}}
     given = {name: effective.get(name) for name, default in defaults.items() if effective.get(name) != default}

@@ -61,7 +61,7 @@ ONLY_V1 = "this program trains Stable Diffusion v1 (1.1 to 1.5 and what was made
 
 
 def check_base_model(folder: Path, flag: str = "--pretrained_model_name_or_path") -> BaseModel:
-    """The folder is a whole pipeline of Stable Diffusion v1's architecture; UserError names what is not."""
+    """The folder is a whole pipeline of Stable Diffusion v1's architecture; UserError names what is unfit."""
     _check_index(folder, flag)
     base = read_base(folder)
     tokenizer = folder / "tokenizer"
@@ -108,7 +108,7 @@ def check_same_unet(base: Path, tuned: Path) -> None:
 
 
 def replaced_file(base: Path, digests: Mapping[Path, str], run: Mapping[str, Any]) -> Path | None:
-    """The first of {a base's file: SHA-256} that a run.json says was another; None if it says nothing."""
+    """The first of a base's files, {path: SHA-256}, that is not what a run.json says was trained from; else None."""
     recorded = run.get("base_model", {}).get("sha256")
     if not isinstance(recorded, Mapping):
         return None

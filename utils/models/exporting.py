@@ -116,7 +116,7 @@ def blended_weights(base: Path, tuned: Path, strength: float) -> Iterator[tuple[
 
 @torch.no_grad()
 def load_weights(unet: torch.nn.Module, named: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Copies weights into a UNet's own tensors, whose addresses a CUDA graph reads; KeyError for names of others."""
+    """Copies weights into a UNet's own tensors, whose addresses a CUDA graph reads; KeyError for other names."""
     own = unet.state_dict(keep_vars=True)
     for name, value in named:
         own.pop(name).copy_(value)

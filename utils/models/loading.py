@@ -122,7 +122,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def tokenize(prompt: str, tokenizer: CLIPTokenizer, text_encoder: Any) -> torch.Tensor:
-    """`input_ids` [1,77] of a prompt as in the recipe, learned tokens as in diffusers; UserError if unknown."""
+    """`input_ids` [1,77] of a prompt as in the recipe, learned tokens as in diffusers; UserError for an unknown."""
     length = tokenizer.model_max_length
     text = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
     ids = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
