@@ -72,12 +72,12 @@ def train(plan: "Plan", sources: "Sources", argv: list[str], device: "torch.devi
     train_step = fastest_step(eager_step, first_batches, uses_cuda_graph=plan.uses_cuda_graph, say=run.log.say)
     validation = Validation(unet.unwrap(), inputs, loss, is_main=run.is_main, **plan.validation)
     if run.first_step == 0 and validation.is_due(0):
-        run.log.validation(0, *validation())
+        run.log.validation(0, validation)
     with run:
         for step in run.steps():
             run.log.step(step + 1, train_step(batches.micro_batches(step)))
             if validation.is_due(step + 1):
-                run.log.validation(step + 1, *validation())
+                run.log.validation(step + 1, validation)
         run.save_pipeline()
 
 

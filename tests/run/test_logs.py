@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from utils.run import logs
 from utils.run.logs import TrainingLog
 from utils.runtime import process
 from utils.runtime.environment import DRAWS_AFTERWARDS
+from utils.training.validation import Validation
 
 
 def test_the_metrics_file_on_a_full_disk(flags, tmp_path):
@@ -46,6 +48,12 @@ def test_a_validation_on_a_full_disk(flags, output, tmp_path):
     for name in ("validation.jsonl", "validation"):
         assert process.text().count(f"{output / name} could not be written (") == 1, name
     assert [process.text().count(f"step {step}: validation loss") for step in range(5)] == [1] * 5
+
+
+def test_what_a_validation_takes_is_no_steps_time(flags, monkeypatch):
+    measure = Validation.loss
+    monkeypatch.setattr(Validation, "loss", lambda self: time.sleep(3) or measure(self))
+    assert all(row["step_time"] < 3 for row in run(flags, validation_steps=2, max_train_steps=3))
 
 
 def test_tensorboard_on_a_full_disk(flags, tmp_path):

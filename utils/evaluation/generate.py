@@ -156,7 +156,7 @@ def draw_all(session: Session, samples: list[Sample]) -> list[dict]:
     if wanted:
         seconds = time.monotonic() - start
         rate = f"{len(wanted) / seconds:.2f} images per second ({device_type})"
-        print(f"{len(wanted)} images in {seconds:.1f} s: {rate}")
+        print(f"{len(wanted)} image{'s' * (len(wanted) > 1)} in {seconds:.1f} s: {rate}")
     return [sample._asdict() | {SETTINGS_KEY: digests[sample.file]} for sample in samples]
 
 

@@ -9,7 +9,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -170,8 +170,10 @@ class TrainingLog:
             shown["skipped"] = str(self.num_skipped)
         return shown
 
-    def validation(self, step: int, loss: float, images: list[Image.Image]) -> None:
-        """A validation's loss, and each prompt's images with the seeds --seed, ... + 1, ...; rank 0 only."""
+    def validation(self, step: int, validate: Callable[[], tuple[float, list[Image.Image]]]) -> None:
+        """Keeps the loss, and each prompt's images with the seeds --seed, ... + 1, ...; rank 0 only."""
+        self._drain(0)  # what it takes is no step's time
+        loss, images = validate()
         self.say(f"step {step}: validation loss {loss:.4f}")
         path, folder = self.plan.output_dir / VALIDATION_FILE, self.plan.output_dir / VALIDATION_FOLDER
         with self._gaps_in(str(path)), path.open("a", encoding="utf-8") as file:
@@ -184,6 +186,7 @@ class TrainingLog:
                 folder.mkdir(exist_ok=True)
                 save_png(folder / f"step-{step:06d}{of_prompt}-seed-{self.plan.seed + number}.png", image)
             self._board("add_image", f"validation{of_prompt}/{number}", np.asarray(image), step, dataformats="HWC")
+        self._last_time = time.perf_counter()
 
     def say(self, line: str) -> None:
         """A line that does not break the progress bar, also when that is closed; rank 0 only."""
