@@ -62,9 +62,12 @@ def _reason_to_skip(path: Path) -> str | None:
 
 
 def resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
-    """Bilinear, antialiased, aspect kept; the longer side is rounded down as in the recipe's transform."""
+    """By Lanczos' filter, aspect kept; the longer side is rounded down as in the recipe's transform.
+
+    The recipe's bilinear filter blurs what training is to learn (docs/decisions.md).
+    """
     size = _resized(image.size, resolution)
-    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:

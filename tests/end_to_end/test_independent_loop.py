@@ -50,7 +50,7 @@ class Loop:
     def latents(self, file, crop, latent_noise):
         image = Image.open(file).convert("RGB")
         scale = RESOLUTION / min(image.size)
-        image = image.resize([int(side * scale) for side in image.size], Image.Resampling.BILINEAR)
+        image = image.resize([int(side * scale) for side in image.size], Image.Resampling.LANCZOS)
         left, top = (int(at * (side - RESOLUTION + 1)) for at, side in zip(crop[::-1], image.size, strict=True))
         pixels = np.asarray(image.crop((left, top, left + RESOLUTION, top + RESOLUTION)), np.float32) / 255
         distribution = self.vae.encode(torch.from_numpy(pixels * 2 - 1).permute(2, 0, 1)[None]).latent_dist
