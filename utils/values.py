@@ -18,10 +18,16 @@ VARIABLE = r"\$(?P<brace>\{)?(?P<name>[A-Za-z_]\w*)(?(brace)\})"
 LIST_MARK = re.compile(r"(?:[-*•]|\d+[.)])\s+")
 # What other programs read in a prompt, and would here be words like any others.
 OF_OTHERS = (
-    (r"(?:^|\s)(--[A-Za-z][\w-]*)", "size, seed and negative prompt are flags here"),
-    (r"(<\w+:[^<>]*>)", "a prompt loads no file here"),
-    (r"([(\[][^()\[\]]*[^\d\s()\[\]:]\s*:\s*\d*\.?\d+\s*[)\]]|\)(?:\d*\.\d+|\++))", "words have no weights here"),
-    (r"(\{[^{}]*\|[^{}]*\}|__\w+__)", "nothing is chosen at random here: write each prompt out"),
+    (
+        r"(?i)((?<!\S)(?:--|—)[a-z][\w-]*|^(?:negative )?prompts?:|^steps: \d+)",
+        "size, seed and negative prompt are flags here",
+    ),
+    (r"(<\w+:[^<>]*>|\bembedding:\S+)", "a prompt loads no file here"),
+    (
+        r"([(\[][^()\[\]]*[^\d\s()\[\]:]\s*:\s*\d*\.?\d+\s*[)\]]|\)(?:\d*\.\d+|\++)|\(\(|::-?\d)",
+        "words have no weights here",
+    ),
+    (r"([{\[][^{}\[\]]*\|[^{}\[\]]*[}\]]|__\w+__)", "nothing is chosen at random here: write each prompt out"),
 )
 
 

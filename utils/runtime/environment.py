@@ -41,7 +41,7 @@ def num_ranks() -> int:
 def local_rank() -> int:
     """This process's number on its machine, which is its GPU's; a launcher that says none starts one a machine."""
     names = ("LOCAL_RANK", *(local for _, _, local in OTHERS.values()))
-    return next((_number(name, 0) for name in names if name in os.environ), 0)
+    return next((_number(name, 0) for name in names if os.environ.get(name)), 0)
 
 
 def local_world_size() -> int | None:
@@ -58,8 +58,9 @@ def check_launcher() -> Iterator[str]:
         if number and (number, count) != ("0", "1"):
             several = f"{launcher} starts several tasks ({own_rank}={number}, {size}={count})"
             raise UserError(f"{several}, each of which would be a run of its own; {HOW_TO_START}")
-    said = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name in os.environ]
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    values = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
+    said = [f"{name}={value}" for name, value in values.items() if value]  # an empty one is none
+    if values["RANK"] and values["WORLD_SIZE"]:
         raise UserError(f"{', '.join(said)}: no rank of a run, which has all three; unset them, or {HOW_TO_START}")
     if said:
         yield f"{', '.join(said)} means nothing here: this process is a run of its own; {HOW_TO_START}"
@@ -67,7 +68,7 @@ def check_launcher() -> Iterator[str]:
 
 def torchrun_flags() -> list[str]:
     """Those that start as many processes again: on each machine, and on how many machines if there are several."""
-    here = local_world_size() or (num_ranks() if "LOCAL_RANK" in os.environ else 1)
+    here = local_world_size() or (num_ranks() if os.environ.get("LOCAL_RANK") else 1)
     machines = num_ranks() // here
     return ["--nproc_per_node", str(here), *(["--nnodes", str(machines)] if machines > 1 else [])]
 
