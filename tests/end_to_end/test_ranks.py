@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.pipelines import write_photos
-from tests.helpers.processes import finish, start_ranks
+from tests.helpers.processes import finish, free_port, start_ranks
 from tests.helpers.script import (
     ROOT,
     SPREAD,
@@ -317,12 +316,6 @@ def test_class_images_killed_half_way_go_on_without_duplicates(flags, tmp_path, 
     assert seeds == expected, "as one rank would have made them"
     assert text.count("will make 6 (2 ranks") == 1, "one plan is said"
     assert text.count("0/3 [") == 1, "one progress bar is shown"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.mark.slow

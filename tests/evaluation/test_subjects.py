@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import evaluate
+from tests.helpers import evaluating
 from tests.helpers.encoders import write_clip
 from tests.helpers.pipelines import write_photos
-from utils.command_line import run_main
 from utils.concepts import read_list
 from utils.errors import UserError
 from utils.evaluation.arguments import parse_args
@@ -37,9 +36,7 @@ def trained(tmp_path, tiny_pipeline_dir) -> Path:
 
 
 def run(base: Path, trained: Path, result: Path, *more: str) -> int:
-    flags = ["--pretrained_model_name_or_path", str(base), "--finetuned_model_name_or_path", str(trained)]
-    flags += ["--num_images", "2", "--num_drift_images", "1", "--num_inference_steps", "1"]
-    return run_main(evaluate.main, [*flags, "--output_dir", str(result), *more])
+    return evaluating.run(trained, result, f"--pretrained_model_name_or_path={base}", *more)
 
 
 def test_each_subject_is_scored_with_its_own_photos(tiny_pipeline_dir, trained, concepts, tmp_path, capsys):

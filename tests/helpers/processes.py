@@ -70,14 +70,17 @@ class Process:
         return self.output.read_text() if self.output.exists() else ""
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def start_ranks(num_ranks: int, argv: list, output: Path, prepare=None, **environment: str) -> list[Process]:
     """One Process per rank, as torchrun starts them; `argv` is that of all, or a list of each rank's."""
     if num_ranks == 1:
         return [Process(argv, output, prepare, **environment)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = dict(environment, WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    shared = dict(environment, WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     shared |= dict(LOCAL_WORLD_SIZE=str(num_ranks))
     each = argv if isinstance(argv[0], list) else [argv] * num_ranks
     return [Process(each[r], output, prepare, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(num_ranks)]

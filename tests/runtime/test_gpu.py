@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-import evaluate
+from tests.helpers import evaluating
 from tests.helpers.script import dry_run
-from utils.command_line import run_main
 from utils.runtime import gpu
 
 H100 = {"NVIDIA H100": (9, 0)}
@@ -79,9 +78,9 @@ def test_training_says_that_fp16_takes_its_place(turing, tiny_pipeline_dir, phot
 
 
 def test_sampling_says_so_too(turing, tiny_pipeline_dir, tmp_path, capsys):
-    models = [f"--{kind}_model_name_or_path={tiny_pipeline_dir}" for kind in ("pretrained", "finetuned")]
-    quick = ["--num_images=1", "--num_drift_images=0", "--num_inference_steps=1", "--only=generate"]
-    argv = [*models, *quick, "--prompt=a cat", f"--output_dir={tmp_path / 'result'}", "--mixed_precision=bf16"]
-    assert run_main(evaluate.main, argv) == 0
+    more = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", "--num_drift_images=0", "--only=generate"]
+    assert (
+        evaluating.run(tiny_pipeline_dir, tmp_path / "result", *more, "--prompt=a cat", "--mixed_precision=bf16") == 0
+    )
     assert "Tesla T4 has no bf16 arithmetic: fp16 in its place" in capsys.readouterr().err
     assert '"mixed_precision": "fp16"' in (tmp_path / "result/samples.json").read_text()

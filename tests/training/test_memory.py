@@ -8,7 +8,7 @@ import torch
 
 from bench.memory import main as measure
 from bench.memory import smallest_card
-from tests.helpers.script import REQUIRED, ROOT, as_argv
+from tests.helpers.script import EMBEDDED, REQUIRED, as_argv
 from train_dreambooth_colossalai import main
 from utils.arguments import parse_args
 from utils.command_line import run_main
@@ -163,14 +163,13 @@ def test_another_rank_says_it_itself(flags, monkeypatch, capsys):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("fraction", [1e-6, 1e-3])
-def test_a_gpu_that_is_too_small(tmp_path, photos_dir, capsys, fraction):
+def test_a_gpu_that_is_too_small(flags, capsys, fraction):
     """The embedded model, on a card of which it may have next to nothing."""
-    argv = [f"--pretrained_model_name_or_path={ROOT / 'model/tiny-stable-diffusion'}", "--resolution=64"]
-    argv += [f"--instance_data_dir={photos_dir}", "--instance_prompt=a photo", f"--output_dir={tmp_path / 'output'}"]
+    flags |= dict(pretrained_model_name_or_path=EMBEDDED, resolution=64, train_batch_size=64, mixed_precision="fp16")
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(fraction)
     try:
-        assert run_main(main, [*argv, "--train_batch_size=64", "--max_train_steps=5"]) == 1
+        assert run_main(main, as_argv(flags)) == 1
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     text = capsys.readouterr().err
