@@ -1,5 +1,7 @@
 """What is said of an NVIDIA GPU, its driver and torch's build for it."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -52,6 +54,7 @@ def test_gpus(changes, level, said):
 @pytest.fixture
 def turing(monkeypatch) -> None:
     """The second of this machine's two GPUs is a T4."""
+    import_module("utils.preflight.sources")  # or it would keep the answer that is put in here
     found = {0: ("NVIDIA A100", (8, 0)), 1: ("Tesla T4", (7, 5))}
     monkeypatch.setattr(gpu, "gpu_is_usable", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
