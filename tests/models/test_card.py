@@ -173,10 +173,11 @@ def test_a_folder_to_upload(output, trained, tmp_path, capsys, flags):
 
 
 @pytest.mark.parametrize(
-    "path", ["/home/alice/acme", "~/acme", r"C:\Users\alice\acme", "file:///mnt/acme", "../acme/sd"]
+    "path", ["/home/alice/acme", "~/acme", "$HOME/acme", r"C:\Users\alice\acme", "file:///mnt/acme", "../acme/sd"]
 )
 def test_no_file_of_the_base_names_a_place(flags, base, tmp_path, path):
     words = {"_name_or_path": f"{path}/unet", "from": [f"made by {path}/x.py"], "url": "https://a.org/b/c"}
+    words |= {"hashes": {f"{path}/a.bin": "0"}}
     edit_json(base / "model_index.json", _name_or_path=f"{path}/sd")
     write_shards(base, "text_encoder")
     for name in ("unet/config.json", "scheduler/scheduler_config.json"):

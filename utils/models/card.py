@@ -40,8 +40,8 @@ SCORES = {  # key of metrics.json: name, and what it says
 LOCAL_ARGUMENTS = ["config", "instance_data_dir", "class_data_dir", "concepts_list", "output_dir", "logging_dir"]
 LOCAL_ARGUMENTS += ["export_single_file", "resume_from_checkpoint"]
 # A path that is a text of its own: absolute, of a home, relative by dots or of several folders, or with a scheme.
-PATH = re.compile(r"~|[/\\]|\.\.?[/\\]|[A-Za-z]:[/\\]|(?!https?:)\w+://|\w[\w.-]*\\\w|[\w.-]+/[\w.-]+/[^\s]+$")
-FOLDERS_IN_A_SENTENCE = re.compile(r"(file://|(?<![\w:/.\\<]))(~|\.\.?|[A-Za-z]:)?[/\\]([^\s/\\\"']+[/\\])+")
+PATH = re.compile(r"~|(\$[\w{}]+|\.\.?|[A-Za-z]:)?[/\\]|(?!https?:)\w+://|\w[\w.-]*\\\w|[\w.-]+/[\w.-]+/[^\s]+$")
+FOLDERS_IN_A_SENTENCE = re.compile(r"(file://|(?<![\w:/.\\<]))(~|\$[\w{}]+|\.\.?|[A-Za-z]:)?[/\\]([^\s/\\\"']+[/\\])+")
 MOST_BYTES = 1 << 20  # of a base's card
 V1_PARAMETERS = 859_520_964  # of its UNet
 CHECKPOINT_STEP, STRENGTH = "checkpoint_step", "strength"  # in the run.json of an export
@@ -252,7 +252,7 @@ def clean_record(run: Mapping[str, Any]) -> dict[str, Any]:
 def without_paths(value: Any) -> Any:
     """The last part of every local path in a JSON value, alone or in a sentence."""
     if isinstance(value, Mapping):
-        return {key: without_paths(each) for key, each in value.items()}
+        return {without_paths(key): without_paths(each) for key, each in value.items()}
     if isinstance(value, list):
         return [without_paths(each) for each in value]
     if not isinstance(value, str):
