@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.pipelines import largest_difference, write_pipeline
 from tests.helpers.script import UNET_FILE, run
 from utils.errors import UserError
-from utils.models.check import check_base_model
 from utils.models.drawing import is_blank, sample
 from utils.models.folder import read_base
 from utils.models.loading import (
@@ -46,12 +45,6 @@ def test_weights_that_lack_a_tensor_or_have_it_in_another_shape_are_refused_when
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(UserError, match=message):
         load_unet(read_base(base)) if part == "unet" else load_pipeline(read_base(base), torch.float32, CPU)
-
-
-def test_an_fp16_pipeline_is_loaded_in_fp32_for_the_masters(tmp_path):
-    folder = write_pipeline(tmp_path / "half", dtype=torch.float16)
-    assert check_base_model(folder).save_dtype == "fp16"
-    assert {p.dtype for p in load_unet(read_base(folder)).parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -147,15 +140,3 @@ def test_a_scheduler_configuration_that_does_not_name_its_class(base, prior):
     assert type(load_pipeline(read_base(base), torch.float32, CPU).scheduler).__name__ == "PNDMScheduler"
     run(prior | dict(pretrained_model_name_or_path=base), max_train_steps=1)
     assert len(list(prior["class_data_dir"].glob("class-*.png"))) == 5
-
-
-def test_a_sharded_unet_is_counted_and_checked_whole(base):
-    whole = check_base_model(base).num_parameters
-    unet = UNet2DConditionModel.from_pretrained(base / "unet")
-    (base / UNET_FILE).unlink()
-    unet.save_pretrained(base / "unet", max_shard_size="100KB")
-    shards = sorted((base / "unet").glob("*-of-*.safetensors"))
-    assert len(shards) > 1 and check_base_model(base).num_parameters == whole
-    shards[-1].unlink()
-    with pytest.raises(UserError, match=f"{shards[-1].name} is missing"):
-        check_base_model(base)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.pipelines import write_index, write_shards
 from tests.helpers.script import UNET_FILE, dry_run, make_args, run
 from utils.errors import TryAgain, UserError
 from utils.models.check import check_base_model
@@ -66,16 +67,18 @@ def test_a_single_file_counts(tmp_path, tiny_pipeline_dir, monkeypatch):
         resources.check_disk(plan, base, 0)
 
 
-@pytest.mark.parametrize("stored", ["bin", "fp16 variant"])
+@pytest.mark.parametrize("stored", ["bin", "fp16 variant", "shards"])
 def test_parameters_are_the_whole_models_however_it_is_stored(base, stored):
     count = check_base_model(base).num_parameters
     file = base / UNET_FILE
     half = {name: value.half() for name, value in load_file(file).items()}
     if stored == "bin":
         torch.save(half, file.with_suffix(".bin"))
-    else:
+    elif stored == "fp16 variant":
         save_file(half, file.with_suffix(".fp16.safetensors"))
-    file.unlink()
+    else:
+        write_shards(base), write_index(base)
+    file.unlink(missing_ok=True)
     assert check_base_model(base).num_parameters == count
 
 
