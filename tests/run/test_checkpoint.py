@@ -10,9 +10,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.pipelines import edit_json
 from tests.helpers.script import LATEST, UNET_FILE, as_argv, bits, run
 from train_dreambooth_colossalai import main
 from utils.errors import UserError
+from utils.files.hashing import sha256_of
 from utils.models import loading
 from utils.models.folder import read_base
 from utils.run.checkpoint import Checkpointer, restore
@@ -109,15 +111,13 @@ def test_all_are_damaged(flags, output):
 
 @pytest.mark.parametrize("file", [UNET_FILE, "training_state.safetensors"])
 def test_what_is_not_finite_is_not_resumed_from(flags, output, file):
-    """As checkpoints of before 2026-12 may hold it, which have no hashes."""
     run(flags, checkpointing_steps=2)
     path = output / "checkpoint-2" / file
     tensors = load_file(path)
     next(iter(tensors.values())).view(-1)[0] = torch.nan
     save_file(tensors, path)
-    state = json.loads((output / "checkpoint-2/state.json").read_text())
-    del state["sha256"]
-    (output / "checkpoint-2/state.json").write_text(json.dumps(state))
+    state = output / "checkpoint-2/state.json"
+    edit_json(state, sha256=json.loads(state.read_text())["sha256"] | {file: sha256_of(path)})
     with pytest.raises(UserError, match="is not finite; resume from an earlier checkpoint"):
         main(as_argv(flags | LATEST | dict(max_train_steps=4)))
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.pipelines import write_photos
+from tests.helpers.pipelines import edit_json, write_photos
 from tests.helpers.processes import Process, finish, pause_after, start_ranks, wait_for
 from tests.helpers.script import LATEST, RANK_PROGRAM, TRAIN, UNET_FILE, as_argv, bits, rows, run, run_json, start
 from train_dreambooth_colossalai import main
 from utils.diffusion import Loss
 from utils.errors import RunFailed, UserError
+from utils.files.hashing import sha256_of
 from utils.run.lineage import HASHES, list_checkpoints
 from utils.run.loop import TrainingRun
 from utils.runtime.ranks import EXIT_LOST_RANK
@@ -197,9 +198,8 @@ def test_weights_that_are_lost_are_not_kept(flags, output, changes):
     assert [found.step for found in list_checkpoints(output)] == [2] and bits(output / "checkpoint-2") == good
     file, state = output / "checkpoint-2" / UNET_FILE, output / "checkpoint-2/state.json"
     save_file({name: 3 * value for name, value in load_file(file).items()}, file)
-    state.write_text(
-        json.dumps({name: value for name, value in json.loads(state.read_text()).items() if name != HASHES})
-    )
+    hashes = json.loads(state.read_text())[HASHES] | {UNET_FILE: sha256_of(file)}
+    edit_json(state, **{HASHES: hashes})
     with pytest.raises(
         UserError, match="checkpoint-2: its weights are 3 times as large as the base's; resume from an"
     ):

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils import PROGRAM
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.files.atomic import STAGING_PREFIX
 from utils.files.hashing import sha256_of_all
 from utils.files.json_files import read_json
 from utils.files.ownership import CHECKPOINT_NAME, RUN_FILE
 from utils.models.folder import UNET_STEM
-from utils.models.weight_files import safetensors_header
 from utils.runtime import environment
 from utils.values import as_path
 
@@ -104,14 +103,10 @@ def damage(checkpoint: Checkpoint) -> str | None:
     """What is wrong with a checkpoint's files, which are read for that; None if they are as they were written."""
     files = {checkpoint.path / name: name for name in (UNET_FILE, TENSORS_FILE)}
     try:
-        for file in files:
-            safetensors_header(file)
-        if HASHES not in checkpoint.state:  # written before 2026-12
-            return None
-        digests, written = sha256_of_all(files), dict(checkpoint.state[HASHES])
-        changed = [file for file, name in files.items() if digests[file] != written.get(name)]
-    except (UserError, OSError, TypeError, ValueError) as error:
-        return str(error)
+        digests, written = sha256_of_all(files), dict(checkpoint.state.get(HASHES, {}))
+    except (OSError, TypeError, ValueError) as error:
+        return f"{checkpoint.path}: {reason_of(error)}"
+    changed = [file for file, name in files.items() if digests[file] != written.get(name)]
     return f"{changed[0]} is damaged: its SHA-256 is not that of what was written" if changed else None
 
 
