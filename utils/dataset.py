@@ -76,14 +76,11 @@ def _resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 
 
 class Crops:
-    """Square crops of images whose shorter side is `resolution`, R, in pixels; `sizes` are (height, width) of each.
-
-    `center_crop`: the middle instead of a random place.
-    """
+    """Square crops of images whose shorter side is `resolution`, R, in pixels; `center_crop`: of their middles."""
 
     resolution: int
     center_crop: bool
-    sizes: list[tuple[int, int]]
+    sizes: list[tuple[int, int]]  # (height, width) of each
 
     def __len__(self) -> int:
         return len(self.sizes)

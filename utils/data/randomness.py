@@ -86,9 +86,6 @@ def draw_sample(
 def sample_indices(
     step: int, micro_batch: int, rank: int, *, num_micro_batches: int, num_ranks: int, batch_size: int
 ) -> range:
-    """Global sample indices of one rank's micro-batch: a range of the run's one stream (docs/decisions.md).
-
-    However the product num_micro_batches x num_ranks x batch_size is factored, one step covers the same samples.
-    """
+    """Global sample indices of one rank's micro-batch; however a step is factored, it covers the same samples."""
     first = ((step * num_micro_batches + micro_batch) * num_ranks + rank) * batch_size
     return range(first, first + batch_size)

@@ -19,10 +19,7 @@ Row = tuple[str, str, str]  # what was checked, what was found, and one of these
 
 
 class Found:
-    """The parts of a run with these arguments; those that a check has found.
-
-    `is_quick`: what needs torch, whose import takes longer than all the rest, is left out.
-    """
+    """The parts of a run that checks have found; `is_quick`: without what needs torch, whose import takes long."""
 
     base: "BaseModel"
     concepts: "list[Concept]"
