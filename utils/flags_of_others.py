@@ -38,7 +38,7 @@ _REFUSED = {  # what to do: the flags
     "--offload_optimizer moments or all keeps the optimizer's state in the host's memory": "offload_optim_frac",
     "the UNet itself is trained; leave it out": "rank lora_dropout lora_alpha use_lora lora_r",
     "what is transparent in a photo lies on white; leave it out": "alpha_mask",
-    "photos are resized bilinearly, as the recipe does; leave it out": "image_interpolation_mode",
+    "photos are resized by Lanczos' filter; leave it out": "image_interpolation_mode",
     "--validation_steps N says how many steps lie between validations": "validation_epochs",
     "--gradient_accumulation_steps N": "gradient_accumulation",
     "there is no running average of the weights; leave it out": "use_ema",
